@@ -17,12 +17,15 @@ enum walsh_status walsh_pool_open(unsigned threads, struct walsh_pool **out, str
 void walsh_pool_close(struct walsh_pool **pool); /* joins; NULL-safe; sets *pool to NULL */
 unsigned walsh_pool_threads(const struct walsh_pool *pool); /* 1 for NULL */
 
-/* Run `task` over [0, count) in pieces of about `grain` indices, claimed dynamically; returns when all are done. Runs on
+/* Run `task` over [0, count) in pieces of `grain` indices (0 counts as 1; the last piece may be shorter), claimed
+ * dynamically; returns when all are done. The pieces are [i*grain, (i+1)*grain) whatever the number of threads. Runs on
  * the caller alone where the pool is NULL, has one thread, or count <= grain. One caller at a time; not reentrant
  * from a task. Workers spin briefly between runs, then sleep. */
 void walsh_pool_run(struct walsh_pool *pool, size_t count, size_t grain, walsh_task *task, void *argument);
 
 /* The CPUs this process may use (affinity mask and cgroup quota), at least 1. */
 unsigned walsh_cpu_count(void);
+/* CPUs that the text of a cgroup v2 cpu.max file allows ("QUOTA PERIOD", rounded up); 0: no limit ("max 100000"). */
+unsigned walsh_cpu_quota(const char *cpu_max);
 
 #endif

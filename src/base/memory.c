@@ -1,0 +1,114 @@
+#include "base/memory.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#define HUGE_PAGE ((size_t)2 << 20)    /* x86-64 and arm64 with 4 KiB base pages */
+#define HUGE_BLOCK ((size_t)4 << 20)   /* blocks from here on ask for huge pages */
+#define ARENA_BLOCK ((size_t)64 << 10) /* smallest block that an arena asks for */
+
+static enum walsh_status out_of_memory(struct walsh_error *err, size_t count, size_t size, const char *what)
+{
+    size_t bytes;
+    if (!walsh_mul(count, size, &bytes))
+        return walsh_fail(err, WALSH_E_MEMORY, "out of memory: %s needs %zu x %zu bytes", what, count, size);
+    return walsh_fail(err, WALSH_E_MEMORY, "out of memory: %s needs %zu bytes", what, bytes);
+}
+
+/* NULL where the system has no memory or the size does not fit. *bytes: what the caller asked for. */
+static void *allocate(size_t count, size_t size, size_t *bytes)
+{
+    size_t total;
+    if (!walsh_mul(count, size, &total)) return NULL;
+    *bytes = total;
+    size_t alignment = total >= HUGE_BLOCK ? HUGE_PAGE : WALSH_ALIGNMENT;
+    size_t padded;
+    if (!walsh_add(total ? total : 1, alignment - 1, &padded)) return NULL;
+    padded = padded / alignment * alignment;
+    void *p = aligned_alloc(alignment, padded);
+    /* Advice only: a kernel without huge pages refuses and nothing is lost. */
+    if (p && total >= HUGE_BLOCK) (void)madvise(p, padded, MADV_HUGEPAGE);
+    return p;
+}
+
+enum walsh_status walsh_alloc(size_t count, size_t size, const char *what, void *out_pointer,
+                              struct walsh_error *err)
+{
+    size_t bytes;
+    void *p = allocate(count, size, &bytes);
+    memcpy(out_pointer, &p, sizeof p);
+    return p ? WALSH_OK : out_of_memory(err, count, size, what);
+}
+
+enum walsh_status walsh_alloc_zero(size_t count, size_t size, const char *what, void *out_pointer,
+                                   struct walsh_error *err)
+{
+    size_t bytes = 0;
+    void *p = allocate(count, size, &bytes);
+    memcpy(out_pointer, &p, sizeof p);
+    if (!p) return out_of_memory(err, count, size, what);
+    memset(p, 0, bytes);
+    return WALSH_OK;
+}
+
+void walsh_free(void *p)
+{
+    free(p);
+}
+
+/* The header sits at the front of its block and takes a whole alignment unit, so that what follows is
+ * aligned. */
+struct walsh_arena_block {
+    _Alignas(WALSH_ALIGNMENT) struct walsh_arena_block *previous;
+    size_t size, used; /* bytes, header included */
+};
+
+enum walsh_status walsh_arena_alloc(struct walsh_arena *arena, size_t count, size_t size, const char *what,
+                                    void *out_pointer, struct walsh_error *err)
+{
+    void *p = NULL;
+    memcpy(out_pointer, &p, sizeof p);
+    size_t bytes, padded;
+    if (!walsh_mul(count, size, &bytes) || !walsh_add(bytes, WALSH_ALIGNMENT - 1, &padded))
+        return out_of_memory(err, count, size, what);
+    padded = padded / WALSH_ALIGNMENT * WALSH_ALIGNMENT;
+
+    struct walsh_arena_block *block = arena->last;
+    if (!block || block->size - block->used < padded) {
+        size_t wanted;
+        if (!walsh_add(padded, sizeof *block, &wanted)) return out_of_memory(err, count, size, what);
+        if (wanted < ARENA_BLOCK) wanted = ARENA_BLOCK;
+        WALSH_TRY(walsh_alloc(wanted, 1, what, &block, err));
+        block->size = wanted;
+        block->used = sizeof *block;
+        block->previous = arena->last;
+        arena->last = block;
+    }
+    p = (char *)block + block->used;
+    block->used += padded;
+    arena->bytes += padded;
+    memset(p, 0, padded);
+    memcpy(out_pointer, &p, sizeof p);
+    return WALSH_OK;
+}
+
+enum walsh_status walsh_arena_strdup(struct walsh_arena *arena, const char *text, char **out,
+                                     struct walsh_error *err)
+{
+    size_t size = strlen(text) + 1;
+    WALSH_TRY(walsh_arena_alloc(arena, size, 1, "a string", out, err));
+    memcpy(*out, text, size);
+    return WALSH_OK;
+}
+
+void walsh_arena_close(struct walsh_arena *arena)
+{
+    struct walsh_arena_block *block = arena->last;
+    while (block) {
+        struct walsh_arena_block *previous = block->previous;
+        walsh_free(block);
+        block = previous;
+    }
+    *arena = (struct walsh_arena){0};
+}
