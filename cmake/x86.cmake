@@ -1,6 +1,7 @@
 # The x86 kernels: each instruction set is its own library with its own flags; dispatch.c picks at run time.
 set(WALSH_X86_LIBRARIES "")
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  add_compile_definitions(WALSH_X86=1)
   function(walsh_x86 isa)
     file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/kernels/x86/${isa}/*.c)
     if(sources)
@@ -15,5 +16,4 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   walsh_x86(avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mbmi2)
   walsh_x86(vnni -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512vbmi -mgfni -mavx2 -mfma -mf16c -mbmi2)
   walsh_x86(bf16 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mavx2 -mfma -mf16c -mbmi2)
-  add_compile_definitions(WALSH_X86=1)
 endif()

@@ -1,0 +1,313 @@
+/* walsh: run, measure and quantize language models whose weights are rotated (randomized Hadamard transform) and low-bit.
+ *
+ * Conventions. Every call that can fail returns enum walsh_status and writes a message into the caller's struct walsh_error
+ * (NULL where none is wanted). walsh_x_open(..., &out) makes an object that walsh_x_close(&x) frees and sets to NULL; closing
+ * NULL does nothing. Options structs start with struct_size = sizeof(struct ...), set by their WALSH_..._OPTIONS macro; a zeroed
+ * member means the default that its comment gives. Strings are UTF-8. Models are immutable and may be shared by
+ * threads as long as one call runs on a context at a time; a session has one owner. Nothing here prints, exits or reads
+ * the environment. */
+#ifndef WALSH_H
+#define WALSH_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "walsh_hooks.h"
+#include "walsh_status.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define WALSH_API __attribute__((visibility("default")))
+#else
+#define WALSH_API
+#endif
+
+WALSH_API const char *walsh_version(void); /* "0.1.0" */
+
+/* ------------------------------------------------------------------------------------------------ context */
+
+/* Owns the thread pool and the kernel table. */
+struct walsh_context;
+
+struct walsh_context_options {
+    size_t struct_size;
+    unsigned threads;   /* 0: the CPUs that this process may use */
+    const char *cpu;    /* NULL or "best" | "reference" | "avx2" | "avx512" | "amx": caps the instruction sets */
+    const char *device; /* NULL or "cpu" */
+    struct walsh_hooks hooks;
+};
+#define WALSH_CONTEXT_OPTIONS {.struct_size = sizeof(struct walsh_context_options)}
+
+WALSH_API enum walsh_status walsh_context_open(const struct walsh_context_options *options, struct walsh_context **out,
+                                               struct walsh_error *err);
+WALSH_API void walsh_context_close(struct walsh_context **context);
+WALSH_API unsigned walsh_context_threads(const struct walsh_context *context);
+/* "avx512f avx512bw ..." of this machine. */
+WALSH_API const char *walsh_context_cpu_features(const struct walsh_context *context);
+/* Kernel i's name and the implementation chosen; false past the last. */
+WALSH_API bool walsh_context_kernel(const struct walsh_context *context, size_t i, const char **kernel,
+                                    const char **implementation);
+
+/* ------------------------------------------------------------------------------------------------ models */
+
+enum walsh_activations { /* how activations enter the products */
+    WALSH_ACTIVATIONS_AUTO = 0, /* int8 on rotated formats; bf16 on bf16 weights where the hardware has it; else f32 */
+    WALSH_ACTIVATIONS_F32,
+    WALSH_ACTIVATIONS_BF16,
+    WALSH_ACTIVATIONS_INT8
+};
+
+struct walsh_model;
+
+struct walsh_model_options {
+    size_t struct_size;
+    bool no_mmap;                       /* read the files instead of mapping them */
+    enum walsh_activations activations; /* AUTO */
+};
+#define WALSH_MODEL_OPTIONS {.struct_size = sizeof(struct walsh_model_options)}
+
+/* `path`: a Hugging Face directory (config.json, tokenizer.json, *.safetensors). The context outlives the model. */
+WALSH_API enum walsh_status walsh_model_open(struct walsh_context *context, const char *path,
+                                             const struct walsh_model_options *options, struct walsh_model **out,
+                                             struct walsh_error *err);
+WALSH_API void walsh_model_close(struct walsh_model **model);
+
+/* A model of random weights, for measurements without a download. The values are random, the work is real. */
+struct walsh_shape {
+    size_t struct_size;
+    const char *name; /* for messages */
+    uint32_t hidden, intermediate, layers, heads, kv_heads, head_dim, vocab, max_positions;
+    uint32_t experts, experts_per_token, expert_intermediate; /* 0: dense */
+    bool tied_embeddings;
+};
+#define WALSH_SHAPE {.struct_size = sizeof(struct walsh_shape)}
+/* Named shapes ("llama-1b", ...): fills *out; WALSH_E_NOT_FOUND lists the known names. */
+WALSH_API enum walsh_status walsh_shape_named(const char *name, struct walsh_shape *out, struct walsh_error *err);
+WALSH_API const char *walsh_shape_name(size_t i); /* the i-th known name; NULL past the last */
+/* format: "bf16" or "e8p" with bits 2..8 (ignored for bf16). Such a model has no tokenizer. */
+WALSH_API enum walsh_status walsh_model_synthesize(struct walsh_context *context, const struct walsh_shape *shape,
+                                                   const char *format, unsigned bits, uint64_t seed,
+                                                   const struct walsh_model_options *options, struct walsh_model **out,
+                                                   struct walsh_error *err);
+
+struct walsh_model_info {
+    size_t struct_size;
+    const char *architecture; /* "LlamaForCausalLM"; lives as long as the model, as all strings here */
+    const char *format;       /* of the layers' linears: "bf16", "e8p" */
+    double bits_per_weight;   /* of the layers' linears, codes only */
+    uint32_t hidden, intermediate, layers, heads, kv_heads, head_dim, vocab, max_positions, experts, experts_per_token;
+    uint64_t parameters;      /* logical weights, tied ones once */
+    uint64_t linear_parameters; /* of the layers' linears */
+    uint64_t checkpoint_bytes;  /* of all safetensors files */
+    uint64_t memory_bytes;      /* held in anonymous memory by the model (repacked weights, tables) */
+    uint64_t decode_bytes;      /* weights read by one decode step of one row */
+    double load_seconds;
+    enum walsh_activations activations; /* what AUTO became for the linears */
+    bool has_tokenizer;
+};
+WALSH_API void walsh_model_get_info(const struct walsh_model *model, struct walsh_model_info *info);
+
+/* One weight matrix or vector of the model, for `inspect`. */
+struct walsh_tensor_info {
+    size_t struct_size;
+    char name[256];
+    char format[16];    /* "bf16", "e8p" */
+    char rotation[160]; /* "in 512+64, out 1024+512" or "" */
+    uint64_t rows, cols;
+    uint64_t bytes;     /* as the decode step reads it */
+    double bits_per_weight;
+    const char *part;   /* "embedding" | "attention" | "mlp" | "experts" | "router" | "norm" | "head" */
+};
+WALSH_API bool walsh_model_tensor(const struct walsh_model *model, size_t i, struct walsh_tensor_info *info);
+
+/* Sampling defaults of generation_config.json, end-of-sequence ids of it and of config.json. */
+WALSH_API bool walsh_model_is_eos(const struct walsh_model *model, int32_t id);
+
+/* ------------------------------------------------------------------------------------------------ text */
+
+enum {
+    WALSH_TEXT_SPECIAL = 1, /* add BOS and the like as the tokenizer's post-processor says */
+    WALSH_TEXT_PLAIN = 2    /* texts of special tokens are plain text */
+};
+/* *ids: free with walsh_memory_free. */
+WALSH_API enum walsh_status walsh_model_encode(const struct walsh_model *model, const char *text, size_t size, unsigned flags,
+                                               int32_t **ids, size_t *count, struct walsh_error *err);
+/* *text: NUL-terminated, free with walsh_memory_free. */
+WALSH_API enum walsh_status walsh_model_decode(const struct walsh_model *model, const int32_t *ids, size_t count,
+                                               bool skip_special, char **text, size_t *size, struct walsh_error *err);
+WALSH_API void walsh_memory_free(void *p);
+
+/* Streaming decode: whole characters only. */
+struct walsh_text_stream;
+WALSH_API enum walsh_status walsh_text_stream_open(const struct walsh_model *model, bool skip_special,
+                                                   struct walsh_text_stream **out, struct walsh_error *err);
+/* Text completed by id; valid until the next call on the stream. */
+WALSH_API enum walsh_status walsh_text_stream_next(struct walsh_text_stream *stream, int32_t id, const char **text,
+                                                   size_t *size, struct walsh_error *err);
+WALSH_API enum walsh_status walsh_text_stream_finish(struct walsh_text_stream *stream, const char **text, size_t *size,
+                                                     struct walsh_error *err);
+WALSH_API void walsh_text_stream_close(struct walsh_text_stream **stream);
+
+/* ------------------------------------------------------------------------------------------------ sessions */
+
+enum walsh_kv { WALSH_KV_CACHE_AUTO = 0, /* f32 where activations are F32, else f16 */ WALSH_KV_CACHE_F16, WALSH_KV_CACHE_F32 };
+
+struct walsh_session_options {
+    size_t struct_size;
+    uint32_t context; /* capacity in tokens; 0: the model's maximum, at most 4096 */
+    enum walsh_kv kv;
+};
+#define WALSH_SESSION_OPTIONS {.struct_size = sizeof(struct walsh_session_options)}
+
+struct walsh_session;
+/* Bytes that the cache of such a session takes when full. */
+WALSH_API uint64_t walsh_session_bytes(const struct walsh_model *model, const struct walsh_session_options *options);
+/* Refuses with the figure (WALSH_E_MEMORY) where the full cache cannot fit into this machine's available memory. */
+WALSH_API enum walsh_status walsh_session_open(const struct walsh_model *model, const struct walsh_session_options *options,
+                                               struct walsh_session **out, struct walsh_error *err);
+WALSH_API void walsh_session_close(struct walsh_session **session);
+WALSH_API uint32_t walsh_session_length(const struct walsh_session *session);  /* tokens in the cache */
+WALSH_API uint32_t walsh_session_context(const struct walsh_session *session); /* capacity */
+/* Forget tokens [length, ...). */
+WALSH_API enum walsh_status walsh_session_trim(struct walsh_session *session, uint32_t length, struct walsh_error *err);
+
+/* Append `count` >= 1 tokens as a prompt (prefill arithmetic, chunks cut at fixed absolute positions). Afterwards
+ * walsh_session_logits is that of the last. More than the capacity: WALSH_E_CAPACITY, nothing appended. An abort between
+ * chunks leaves the session at its old length. */
+WALSH_API enum walsh_status walsh_session_prompt(struct walsh_session *session, const int32_t *ids, size_t count,
+                                                 struct walsh_error *err);
+/* One decode step: append ids[i] to sessions[i], all of one model, no session twice. A row's bits do not depend on
+ * `count` or on the others. */
+WALSH_API enum walsh_status walsh_step(struct walsh_session *const *sessions, const int32_t *ids, size_t count,
+                                       struct walsh_error *err);
+/* [vocab] logits of the last token; NULL before the first. Owned by the session, valid until its next call. */
+WALSH_API const float *walsh_session_logits(const struct walsh_session *session);
+/* Logits of `count` tokens appended as a prompt, at every position: out [count][vocab]. For evaluation and tests. */
+WALSH_API enum walsh_status walsh_session_prompt_logits(struct walsh_session *session, const int32_t *ids, size_t count,
+                                                        float *out, struct walsh_error *err);
+
+/* ------------------------------------------------------------------------------------------------ sampling */
+
+struct walsh_sampler_options {
+    size_t struct_size;
+    double temperature;    /* 0: greedy */
+    uint32_t top_k;        /* 0: off */
+    double top_p;          /* 1: off */
+    double min_p;          /* 0: off */
+    double repeat_penalty; /* 1: off; over the last repeat_last tokens */
+    uint32_t repeat_last;  /* 64 */
+    uint64_t seed;
+};
+/* The model's own defaults from generation_config.json (greedy where do_sample is false). */
+WALSH_API void walsh_sampler_defaults(const struct walsh_model *model, struct walsh_sampler_options *out);
+struct walsh_sampler;
+WALSH_API enum walsh_status walsh_sampler_open(const struct walsh_sampler_options *options, uint32_t vocab,
+                                               struct walsh_sampler **out, struct walsh_error *err);
+WALSH_API void walsh_sampler_close(struct walsh_sampler **sampler);
+/* Tell it a token of the prompt (for the repeat penalty). */
+WALSH_API void walsh_sampler_accept(struct walsh_sampler *sampler, int32_t id);
+/* Draw from logits [vocab] and accept the result. NaN among the logits: WALSH_E_INTERNAL. */
+WALSH_API enum walsh_status walsh_sampler_draw(struct walsh_sampler *sampler, const float *logits, int32_t *id,
+                                               struct walsh_error *err);
+
+/* ------------------------------------------------------------------------------------------------ evaluation */
+
+struct walsh_eval_options {
+    size_t struct_size;
+    uint32_t context; /* tokens per chunk; 0: the smaller of 2048 and the model's maximum */
+    enum walsh_kv kv;
+    uint64_t max_tokens; /* 0: all */
+    const struct walsh_model *reference; /* adds kl and top1_agreement; same tokenizer and vocabulary */
+};
+#define WALSH_EVAL_OPTIONS {.struct_size = sizeof(struct walsh_eval_options)}
+struct walsh_eval_result {
+    size_t struct_size;
+    double nll;       /* mean negative log-likelihood of the scored tokens, nats */
+    double ppl;       /* exp(nll) */
+    double ppl_error; /* one standard error of ppl, from the scored tokens' nll */
+    uint64_t tokens;  /* scored */
+    uint32_t context;
+    double seconds;
+    bool has_reference;
+    double kl;             /* mean KL(reference || model), nats */
+    double top1_agreement; /* share of positions with equal argmax */
+};
+/* The PPL protocol: the whole text is encoded once without special tokens and cut into non-overlapping chunks of `context`
+ * (the tail dropped); tokens 2..n of each chunk are scored. */
+WALSH_API enum walsh_status walsh_eval_text(const struct walsh_model *model, const char *text, size_t size,
+                                            const struct walsh_eval_options *options, struct walsh_eval_result *result,
+                                            struct walsh_error *err);
+WALSH_API enum walsh_status walsh_eval_ids(const struct walsh_model *model, const int32_t *ids, size_t count,
+                                           const struct walsh_eval_options *options, struct walsh_eval_result *result,
+                                           struct walsh_error *err);
+
+/* ------------------------------------------------------------------------------------------------ quantize */
+
+struct walsh_quantize_options {
+    size_t struct_size;
+    const char *format;         /* "e8p" */
+    unsigned bits;              /* 2..8 for e8p */
+    const char *rotation;       /* NULL or "block" | "pow2" */
+    const char *calibration;    /* path of a UTF-8 text; NULL together with identity_hessian only */
+    bool identity_hessian;      /* no calibration: nearest rounding of the rotated weights (for measurements) */
+    uint32_t samples;           /* calibration sequences; 0: 128 */
+    uint32_t sample_tokens;     /* tokens each; 0: the smaller of 1024 and the model's maximum */
+    int passes;                 /* coordinate-descent passes; -1 (set by the macro): the best measured */
+    uint64_t seed;              /* signs; 0 counts */
+    bool dry_run;               /* predict only */
+    bool resume;                /* go on with DST.partial */
+    bool no_mmap;
+};
+#define WALSH_QUANTIZE_OPTIONS {.struct_size = sizeof(struct walsh_quantize_options), .passes = -1, .seed = 42}
+
+struct walsh_quantize_layer {
+    const char *name;     /* "model.layers.0.self_attn.q_proj" */
+    uint32_t rows, cols;  /* logical */
+    double proxy;         /* tr(D H D^T) / tr(W H W^T), relative */
+    double bits_per_weight;
+    double seconds;
+};
+struct walsh_quantize_report {
+    size_t struct_size;
+    uint64_t bytes_predicted; /* all safetensors files of DST */
+    uint64_t bytes_written;   /* 0 in a dry run */
+    double bits_per_weight;   /* codes and scales of the quantized linears over their logical weights */
+    double seconds, encode_seconds, forward_seconds, hessian_seconds;
+    struct walsh_quantize_layer *linears; /* walsh_quantize_report_free */
+    size_t linear_count;
+};
+/* Read the Hugging Face directory src, write the Hugging Face directory dst (GLQ layout). dst must not exist; the work happens in
+ * dst + ".partial", which a later call with `resume` continues after an abort, a crash or kill -9. */
+WALSH_API enum walsh_status walsh_quantize(struct walsh_context *context, const char *src, const char *dst,
+                                           const struct walsh_quantize_options *options,
+                                           struct walsh_quantize_report *report, struct walsh_error *err);
+WALSH_API void walsh_quantize_report_free(struct walsh_quantize_report *report);
+
+/* ------------------------------------------------------------------------------------------------ measurements */
+
+struct walsh_bench_ceilings { /* measured in this process */
+    double read_bandwidth; /* bytes/s from DRAM */
+    double fma_f32;        /* flop/s */
+    double dot_i8;         /* op/s; 0 where the machine has no int8 dot product */
+};
+struct walsh_bench_row {
+    const char *kernel, *implementation;
+    char size[96];          /* "4096x4096, 1 row" */
+    double seconds;         /* median of one call */
+    double bytes, operations; /* of one call */
+    double ratio;           /* reference implementation's seconds / seconds */
+    double roofline;        /* share of the binding ceiling, 0..1 */
+};
+/* Run the kernels whose name contains `pattern` (NULL: all); one callback per row. */
+WALSH_API enum walsh_status walsh_bench_kernels(struct walsh_context *context, const char *pattern,
+                                                void (*row)(void *user, const struct walsh_bench_row *row), void *user,
+                                                struct walsh_bench_ceilings *ceilings, struct walsh_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
