@@ -1,0 +1,58 @@
+/* The checker: every implementation in kernels.def against the scalar reference.
+ *
+ * A kernel NAME needs a case `void check_NAME(struct check *c, walsh_kernel_NAME *reference,
+ * walsh_kernel_NAME *candidate)` in one of this folder's files. The frame calls it several times with
+ * c->round counting up; a case draws its data from c, runs both functions on sizes that include tails, on
+ * misaligned pointers and poisoned outputs inside guarded buffers, and compares. Every buffer of a round is
+ * checked (guards) and released by the frame. */
+#ifndef WALSH_TESTS_CHECKER_H
+#define WALSH_TESTS_CHECKER_H
+
+#include "base/pool.h"
+#include "base/random.h"
+#include "kernels/table.h"
+
+#define CHECK_ROUNDS 4
+
+struct check_buffer;
+struct check {
+    const char *kernel, *implementation;
+    uint64_t seed;
+    unsigned round; /* 0..CHECK_ROUNDS-1 */
+    unsigned failures;
+    struct walsh_random random;
+    struct check_buffer *buffers;
+};
+
+/* `bytes` of memory between guard bytes, poisoned with 0xA5, `misalign` bytes (< 64) beyond a 64-byte
+ * boundary. Lives until the end of the round. A write to a guard is a failure. */
+void *check_alloc(struct check *c, size_t bytes, size_t misalign);
+/* 0 in even rounds; else a random multiple of `element` bytes below 64. */
+size_t check_misalign(struct check *c, size_t element);
+size_t check_below(struct check *c, size_t n);               /* uniform in [0, n) */
+float check_normal(struct check *c);                         /* standard normal */
+void check_fill_normal(struct check *c, float *x, size_t n); /* of scale 1 */
+/* As check_fill_normal; in the last round a few elements are NaN, +-Inf, subnormal, huge or -0. */
+void check_fill_special(struct check *c, float *x, size_t n);
+
+/* Report a failure of the case: prints kernel, implementation, round, seed and the text. */
+void check_fail(struct check *c, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* EXACT: bit for bit, NaN equals NaN. */
+void check_exact_f32(struct check *c, const char *what, const float *expected, const float *got, size_t n);
+void check_exact_bytes(struct check *c, const char *what, const void *expected, const void *got,
+                       size_t bytes);
+/* TOLERANCE: |got - expected| <= factor * 2^-23 * magnitude[i] + 1e-37, where magnitude is the sum |a||b|
+ * behind element i. NaN and Inf must agree. Tracks the worst ratio for --verbose. */
+void check_close_f32(struct check *c, const char *what, const float *expected, const float *got,
+                     const float *magnitude, size_t n, double factor);
+
+/* Cases of whole ops (op_*.c): the best table on three threads against the reference table on one, equal bits
+ * for any pool. */
+struct check_queues {
+    struct walsh_queue reference; /* reference table, one thread */
+    struct walsh_queue best[3];   /* the best table on 1, 2, 3 threads */
+};
+typedef void check_op(struct check *c, const struct check_queues *queues);
+
+#endif
