@@ -191,6 +191,21 @@ static void test_writer_killed(void **state)
     expect_content(path, "newer");
 }
 
+/* What another writer of the same file has begun is left alone. */
+static void test_writers_do_not_share(void **state)
+{
+    (void)state;
+    struct walsh_writer a, b;
+    assert_int_equal(walsh_writer_open(temporary_path("shared"), &a, NULL), WALSH_OK);
+    assert_int_equal(walsh_writer_append(&a, "first", 5, NULL), WALSH_OK);
+    assert_int_equal(walsh_writer_open(temporary_path("shared"), &b, NULL), WALSH_OK);
+    assert_int_equal(walsh_writer_append(&b, "second", 6, NULL), WALSH_OK);
+    assert_int_equal(walsh_writer_commit(&b, NULL), WALSH_OK);
+    expect_content(temporary_path("shared"), "second");
+    assert_int_equal(walsh_writer_commit(&a, NULL), WALSH_OK);
+    expect_content(temporary_path("shared"), "first");
+}
+
 static void test_disk_full(void **state)
 {
     (void)state;
@@ -276,6 +291,7 @@ int main(void)
         cmocka_unit_test(test_read_text_from_pipe),
         cmocka_unit_test(test_writer),
         cmocka_unit_test(test_writer_killed),
+        cmocka_unit_test(test_writers_do_not_share),
         cmocka_unit_test(test_disk_full),
         cmocka_unit_test(test_file_size_limit),
         cmocka_unit_test(test_writer_bad_path),

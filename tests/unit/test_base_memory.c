@@ -77,13 +77,22 @@ static void test_arena(void **state)
     assert_true(arena.bytes > 1000000);
     walsh_arena_close(&arena);
     assert_null(arena.last);
-    assert_int_equal(walsh_arena_strdup(&arena, "again", &text, NULL), WALSH_OK);
+    /* Memory that was used before, as malloc hands it out again, is zeroed too. */
+    for (unsigned round = 0; round < 2; round++) {
+        assert_int_equal(walsh_arena_alloc(&arena, 30000, 1, "test", &text, NULL), WALSH_OK);
+        for (size_t j = 0; j < 30000; j++) assert_int_equal(text[j], 0);
+        memset(text, 1, 30000);
+        walsh_arena_close(&arena);
+    }
     walsh_arena_close(&arena);
 }
 
 /* Read by AddressSanitizer, which would end the program where the system's allocator returns NULL. */
 const char *__asan_default_options(void);
-const char *__asan_default_options(void) { return "allocator_may_return_null=1"; }
+const char *__asan_default_options(void)
+{
+    return "allocator_may_return_null=1";
+}
 
 int main(void)
 {
