@@ -60,13 +60,16 @@ void walsh_rotate_forward_f64(const struct walsh_rotation *r, const double *x, d
 void walsh_rotate_inverse_f64(const struct walsh_rotation *r, double *y, double *x);
 
 /* Row folding: A'[rows][size] with A'·x == A·forward(x) for all x: the inverse's order on each row of A[rows][padded]
- * (butterfly, then signs, then crop). */
-void walsh_fold_rows(const struct walsh_rotation *r, const float *a, size_t rows, float *out);
-/* Column folding: B'[padded][cols] with B'·h == forward(B·h) for B[size][cols]: forward applied to each column. */
+ * (butterfly, then signs, then crop), in double precision, rounded once. Errors: memory. */
+enum walsh_status walsh_fold_rows(const struct walsh_rotation *r, const float *a, size_t rows, float *out,
+                                  struct walsh_error *err);
+/* Column folding: B'[padded][cols] with B'·h == forward(B·h) for B[size][cols]: forward applied to each column, in double
+ * precision, rounded once. out may be b where its room suffices. */
 enum walsh_status walsh_fold_columns(const struct walsh_rotation *r, const float *b, size_t cols, float *out,
                                      struct walsh_error *err);
 /* W~ = H_m·diag(SU)·W·diag(SV)·H_n (zero-padded): w[out.size][in.size] f32 -> wt[out.padded][in.padded] f32. With
- * y = inverse_out(W~ · forward_in(x)) == W x where both rotations have ±1 signs. */
+ * y = inverse_out(W~ · forward_in(x)) == W x where both rotations have ±1 signs. Each side in double precision, rounded to
+ * f32 once. */
 enum walsh_status walsh_rotate_matrix(const struct walsh_rotation *out_rotation, const struct walsh_rotation *in_rotation,
                                       const float *w, float *wt, struct walsh_error *err);
 
