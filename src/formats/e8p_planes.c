@@ -1,0 +1,157 @@
+/* The bit planes of E8P and E81B: relabelling, packing and its inverse. The header derives the layout. */
+#include "formats/e8p_planes.h"
+
+#include <pthread.h>
+
+#define GROUPS (WALSH_PLANE_COLUMNS / 8) /* codes of one row in a block */
+#define SPARSE 128                       /* E81B labels below it: tables; from it: signs of ±1/2 */
+
+static struct walsh_plane_tables tables;
+/* Bit i of sign_plane[x]: bit of x that carries coordinate i's sign in an E8P code; sign_byte is its inverse.
+ */
+static uint8_t sign_plane[256], sign_byte[256];
+static pthread_once_t tables_once = PTHREAD_ONCE_INIT;
+
+static unsigned parity(unsigned byte)
+{
+    return (unsigned)__builtin_parity(byte);
+}
+
+/* The label of a pattern with a 2, or -1. */
+static int label_with_two(const uint8_t m[8])
+{
+    int two = -1, one = -1;
+    for (int i = 0; i < 8; i++) {
+        if (m[i] == 2) two = i;
+        if (m[i] == 1) one = i;
+    }
+    if (two < 0) return -1;
+    return 8 | two | (one < 0 ? two : one) << 4;
+}
+
+static void build_e8p(const struct walsh_e8p_tables *e8p)
+{
+    unsigned next = 0; /* labels of the plain patterns, in order */
+    for (unsigned abs = 0; abs < 256; abs++) {
+        const uint8_t *m = e8p->magnitude[abs];
+        int label = label_with_two(m);
+        unsigned ones = 0;
+        for (unsigned i = 0; i < 8; i++) ones |= (unsigned)(m[i] == 1) << i;
+        if (label < 0) {
+            while ((next & 0x88u) == 0x08u) next++;
+            label = (int)next++;
+        } else if (ones == 0) {
+            ones = 1u << (label & 7); /* as the decoder finds it: j == i, masked by b */
+        }
+        tables.label[abs] = (uint8_t)label;
+        tables.pattern[label] = (uint8_t)abs;
+        tables.ones[label] = (uint8_t)ones;
+        for (unsigned i = 0; i < 8; i++)
+            tables.nibbles[label][i] = (uint8_t)((8u + 2u * m[i]) ^ (m[i] == 1 ? 14u : 0u));
+    }
+
+    static const unsigned sign_bit[8] = {0, 4, 1, 5, 2, 6, 3, 7}; /* the format's S */
+    for (unsigned x = 0; x < 256; x++) {
+        unsigned plane = 0;
+        for (unsigned i = 0; i < 8; i++) plane |= (x >> sign_bit[i] & 1u) << i;
+        sign_plane[x] = (uint8_t)plane;
+        sign_byte[plane] = (uint8_t)x;
+    }
+}
+
+static void build_e81b(const struct walsh_e8p_tables *e8p)
+{
+    unsigned next = 0;
+    for (unsigned code = 0; code < 256; code++) {
+        const int8_t *x2 = e8p->e81b_x2[code];
+        unsigned label;
+        if (x2[0] == 1 || x2[0] == -1) { /* all ±1 */
+            label = SPARSE;
+            for (unsigned i = 0; i < 7; i++) label |= (unsigned)(x2[i] < 0) << i;
+        } else {
+            label = next++;
+            for (unsigned i = 0; i < 8; i++)
+                for (unsigned bit = 1; bit <= 3; bit++)
+                    tables.e81b[bit - 1][label] |= (uint8_t)(((unsigned)(x2[i] + 4) >> bit & 1u) << i);
+        }
+        tables.e81b_label[code] = (uint8_t)label;
+        tables.e81b_code[label] = (uint8_t)code;
+        for (unsigned i = 0; i < 8; i++) tables.e81b_nibbles[label][i] = (uint8_t)(x2[i] + 4);
+    }
+}
+
+static void build(void)
+{
+    const struct walsh_e8p_tables *e8p = walsh_e8p_tables();
+    build_e8p(e8p);
+    build_e81b(e8p);
+}
+
+const struct walsh_plane_tables *walsh_plane_tables(void)
+{
+    pthread_once(&tables_once, build);
+    return &tables;
+}
+
+size_t walsh_stage_bytes(enum walsh_stage_kind kind, uint32_t rows, uint32_t cols)
+{
+    return ((size_t)rows + 1) / 2 * walsh_stage_blocks(cols) * walsh_stage_block(kind);
+}
+
+/* The plane of an E8P label's coordinates of magnitude 1.5. */
+static unsigned ones_plane(const struct walsh_plane_tables *t, unsigned label)
+{
+    unsigned twos = (label & 0x88u) == 0x08u ? 1u << (label & 7u) : 0;
+    return t->ones[label] & ~twos;
+}
+
+/* Where a row's code of group g has its label. */
+static size_t label_offset(enum walsh_stage_kind kind, uint32_t cols, uint32_t r, uint32_t g)
+{
+    size_t block = (size_t)(r / 2) * walsh_stage_blocks(cols) + g / GROUPS;
+    return block * walsh_stage_block(kind) + walsh_plane_position(g % GROUPS, r);
+}
+
+void walsh_e8p_pack(uint32_t cols, const uint16_t *codes, uint32_t row_begin, uint32_t row_end, void *packed)
+{
+    const struct walsh_plane_tables *t = walsh_plane_tables();
+    const uint8_t *odd = walsh_e8p_tables()->odd;
+    uint32_t groups = cols / 8, padded = (uint32_t)walsh_stage_blocks(cols) * GROUPS;
+    for (uint32_t r = row_begin; r < row_end; r++) {
+        for (uint32_t g = 0; g < padded; g++) {
+            unsigned code = g < groups ? codes[(size_t)r * groups + g] : 0;
+            unsigned abs = code >> 8, signs = code & 255u, p = parity(signs);
+            unsigned s = (unsigned)sign_plane[signs ^ p] ^ (unsigned)odd[abs] << 7;
+            uint8_t *at = (uint8_t *)packed + label_offset(WALSH_STAGE_E8P, cols, r, g);
+            at[0] = t->label[abs];
+            at[64] = (uint8_t)(s ^ ones_plane(t, t->label[abs]) ^ p);
+        }
+    }
+}
+
+uint16_t walsh_e8p_unpack(uint32_t cols, const void *packed, uint32_t r, uint32_t g)
+{
+    const struct walsh_plane_tables *t = walsh_plane_tables();
+    const uint8_t *at = (const uint8_t *)packed + label_offset(WALSH_STAGE_E8P, cols, r, g);
+    unsigned p = parity(at[64]), abs = t->pattern[at[0]];
+    unsigned s = at[64] ^ p ^ ones_plane(t, at[0]) ^ (unsigned)walsh_e8p_tables()->odd[abs] << 7;
+    return (uint16_t)(abs << 8 | (sign_byte[s] ^ p));
+}
+
+void walsh_e81b_pack(uint32_t cols, const uint8_t *codes, uint32_t row_begin, uint32_t row_end, void *packed)
+{
+    const struct walsh_plane_tables *t = walsh_plane_tables();
+    uint32_t groups = cols / 8, padded = (uint32_t)walsh_stage_blocks(cols) * GROUPS;
+    for (uint32_t r = row_begin; r < row_end; r++) {
+        for (uint32_t g = 0; g < padded; g++) {
+            unsigned code = g < groups ? codes[(size_t)r * groups + g] : 0;
+            ((uint8_t *)packed)[label_offset(WALSH_STAGE_E81B, cols, r, g)] = t->e81b_label[code];
+        }
+    }
+}
+
+uint8_t walsh_e81b_unpack(uint32_t cols, const void *packed, uint32_t r, uint32_t g)
+{
+    return walsh_plane_tables()
+        ->e81b_code[((const uint8_t *)packed)[label_offset(WALSH_STAGE_E81B, cols, r, g)]];
+}
