@@ -24,6 +24,13 @@ const char *walsh_status_name(enum walsh_status status)
     return i < sizeof names / sizeof *names ? names[i] : "unknown";
 }
 
+/* Names from files reach messages, and messages reach terminals: control characters become '?'. */
+static void defuse(char *message)
+{
+    for (unsigned char *p = (unsigned char *)message; *p; p++)
+        if ((*p < 0x20 && *p != '\n' && *p != '\t') || *p == 0x7f) *p = '?';
+}
+
 enum walsh_status walsh_fail(struct walsh_error *err, enum walsh_status status, const char *format, ...)
 {
     if (err) {
@@ -31,6 +38,7 @@ enum walsh_status walsh_fail(struct walsh_error *err, enum walsh_status status, 
         va_start(args, format);
         vsnprintf(err->message, sizeof err->message, format, args);
         va_end(args);
+        defuse(err->message);
         err->status = status;
     }
     return status;
@@ -44,6 +52,7 @@ enum walsh_status walsh_fail_errno(struct walsh_error *err, int errnum, const ch
         va_start(args, format);
         vsnprintf(err->message, sizeof err->message, format, args);
         va_end(args);
+        defuse(err->message);
         size_t length = strlen(err->message);
         char text[128]; /* strerror is not thread-safe; this is the GNU strerror_r, which may return a
                            constant */
@@ -63,6 +72,7 @@ enum walsh_status walsh_fail_within(struct walsh_error *err, enum walsh_status s
     va_start(args, format);
     vsnprintf(err->message, sizeof err->message, format, args);
     va_end(args);
+    defuse(err->message);
     size_t length = strlen(err->message);
     snprintf(err->message + length, sizeof err->message - length, ": %s", inner.message);
     err->status = status;

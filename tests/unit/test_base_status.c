@@ -39,6 +39,19 @@ static void test_messages(void **state)
     assert_int_equal(walsh_fail_within(NULL, WALSH_E_IO, "x"), WALSH_E_IO);
 }
 
+/* A tensor's name may hold anything; a terminal must not obey it. */
+static void test_control_characters(void **state)
+{
+    (void)state;
+    struct walsh_error err = {0};
+    walsh_fail(&err, WALSH_E_IO, "%s", "a\x1b[2J\x7f\tb\n\xc3\xa9");
+    assert_string_equal(err.message, "a?[2J?\tb\n\xc3\xa9");
+    walsh_fail_within(&err, WALSH_E_IO, "%s", "\r");
+    assert_string_equal(err.message, "?: a?[2J?\tb\n\xc3\xa9");
+    walsh_fail_errno(&err, EIO, "%s", "\b");
+    assert_string_equal(err.message, "?: Input/output error");
+}
+
 static void test_long_messages_are_cut(void **state)
 {
     (void)state;
@@ -140,6 +153,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_names),
         cmocka_unit_test(test_messages),
+        cmocka_unit_test(test_control_characters),
         cmocka_unit_test(test_long_messages_are_cut),
         cmocka_unit_test(test_hooks),
         cmocka_unit_test(test_random_known_answers),
