@@ -27,18 +27,19 @@ struct walsh_rope_config {
 };
 
 enum walsh_quant_method { WALSH_QUANT_NONE, WALSH_QUANT_GLQ, WALSH_QUANT_WALSH };
-struct walsh_quant_config { /* config.json "quantization_config" */
+/* config.json "quantization_config": quant_method "glq" with codebook "e8p", or "walsh" with version 1 */
+struct walsh_quant_config {
     enum walsh_quant_method method;
     char codebook[16];   /* "e8p" */
-    double bits;         /* bpw */
+    double bits;         /* bpw; 0: not given */
     bool block_diagonal; /* missing = true */
-    uint32_t version;    /* of quant_method walsh */
+    uint32_t version;    /* of quant_method walsh; 0 for glq */
 };
 
 struct walsh_config {
     enum walsh_architecture architecture;
     char architecture_name[64]; /* "LlamaForCausalLM" */
-    char torch_dtype[16];       /* "bfloat16" */
+    char torch_dtype[16];       /* dtype or torch_dtype: "bfloat16"; "": not given */
     uint32_t hidden, intermediate, layers, heads, kv_heads, head_dim, vocab, max_positions;
     double rms_epsilon;
     struct walsh_rope_config rope;
@@ -48,8 +49,8 @@ struct walsh_config {
     /* mixture of experts; experts == 0: dense */
     uint32_t experts, experts_per_token, expert_intermediate;
     bool normalize_topk;
-    int32_t bos;
-    int32_t eos[WALSH_MAX_EOS];
+    int32_t bos;                /* -1: none */
+    int32_t eos[WALSH_MAX_EOS]; /* number or list */
     uint32_t eos_count;
     struct walsh_quant_config quant;
 };
@@ -67,6 +68,7 @@ struct walsh_generation_config { /* generation_config.json; absent keys keep the
     int32_t eos[WALSH_MAX_EOS];  /* number or list */
     uint32_t eos_count;
 };
+/* A NULL `json` (the file is absent) gives the defaults. */
 enum walsh_status walsh_generation_config_parse(const char *path, const char *json, size_t size,
                                                 struct walsh_generation_config *out, struct walsh_error *err);
 

@@ -1,0 +1,345 @@
+#include "checkpoint/config.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "checkpoint/json.h"
+
+const struct walsh_architecture_info walsh_architectures[WALSH_ARCH_COUNT] = {
+    [WALSH_ARCH_LLAMA] = {.name = "LlamaForCausalLM", .qk_norm = false, .moe = false},
+    [WALSH_ARCH_QWEN3_MOE] = {.name = "Qwen3MoeForCausalLM", .qk_norm = true, .moe = true},
+};
+
+/* Limits: far above any model there is, low enough that products of two fit 64 bits with room to spare */
+#define MAX_HIDDEN (1u << 20)
+#define MAX_LAYERS 4096
+#define MAX_HEADS 65536
+#define MAX_HEAD_DIM 1024
+#define MAX_VOCAB (1u << 24)
+#define MAX_POSITIONS (1u << 28)
+#define MAX_EXPERTS 65536
+#define WALSH_FORMAT_VERSION 1 /* of quant_method "walsh" */
+
+/* "A, B" of the architectures' names */
+static void list_architectures(char *buffer, size_t size)
+{
+    buffer[0] = 0;
+    for (unsigned i = 0; i < WALSH_ARCH_COUNT; i++) {
+        size_t used = strlen(buffer);
+        snprintf(buffer + used, size - used, "%s%s", i ? ", " : "", walsh_architectures[i].name);
+    }
+}
+
+static enum walsh_status read_architecture(const struct walsh_json_object *o, struct walsh_config *out,
+                                           struct walsh_error *err)
+{
+    const json_t *list = json_object_get(o->object, "architectures");
+    const char *name = json_string_value(json_array_get(list, 0));
+    if (!name || json_array_size(list) != 1)
+        return walsh_fail(err, WALSH_E_FORMAT, "%s: architectures is not a list of one name", o->where);
+    for (unsigned i = 0; i < WALSH_ARCH_COUNT; i++) {
+        if (strcmp(name, walsh_architectures[i].name) != 0) continue;
+        out->architecture = (enum walsh_architecture)i;
+        out->qk_norm = walsh_architectures[i].qk_norm;
+        snprintf(out->architecture_name, sizeof out->architecture_name, "%s", name);
+        return WALSH_OK;
+    }
+    char known[256];
+    list_architectures(known, sizeof known);
+    return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: architecture \"%.200s\" is not supported; known: %s",
+                      o->where, name, known);
+}
+
+/* A key that changes the arithmetic and must have the one value that walsh computes */
+static enum walsh_status must_be_false(const struct walsh_json_object *o, const char *key,
+                                       struct walsh_error *err)
+{
+    bool value = false;
+    WALSH_TRY(walsh_json_bool(o, key, &value, err));
+    if (value)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: %s%s is true, which walsh does not implement",
+                          o->where, o->prefix, key);
+    return WALSH_OK;
+}
+
+static enum walsh_status must_be_number(const struct walsh_json_object *o, const char *key, double expected,
+                                        struct walsh_error *err)
+{
+    double value = expected;
+    WALSH_TRY(walsh_json_double(o, key, false, -HUGE_VAL, false, HUGE_VAL, &value, err));
+    if (value != expected)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: %s%s is %g; walsh implements %g only", o->where,
+                          o->prefix, key, value, expected);
+    return WALSH_OK;
+}
+
+static enum walsh_status read_rope_type(const struct walsh_json_object *rope, struct walsh_rope_config *out,
+                                        struct walsh_error *err)
+{
+    const char *type = "default";
+    WALSH_TRY(walsh_json_string(rope, "type", false, &type, err));
+    WALSH_TRY(walsh_json_string(rope, "rope_type", false, &type, err));
+    if (strcmp(type, "default") == 0)
+        out->type = WALSH_ROPE_DEFAULT;
+    else if (strcmp(type, "linear") == 0)
+        out->type = WALSH_ROPE_LINEAR;
+    else if (strcmp(type, "llama3") == 0)
+        out->type = WALSH_ROPE_LLAMA3;
+    else
+        return walsh_fail(err, WALSH_E_UNSUPPORTED,
+                          "%s: rope type \"%.100s\" is not supported; known: default, linear, llama3",
+                          rope->where, type);
+    return WALSH_OK;
+}
+
+/* rope_parameters (transformers 5) holds the theta too; rope_scaling (before) has it beside it at the top
+ * level. */
+static enum walsh_status read_rope(const struct walsh_json_object *o, struct walsh_rope_config *out,
+                                   struct walsh_error *err)
+{
+    struct walsh_json_object rope;
+    WALSH_TRY(walsh_json_child(o, "rope_parameters", "rope_parameters.", &rope, err));
+    if (!rope.object) WALSH_TRY(walsh_json_child(o, "rope_scaling", "rope_scaling.", &rope, err));
+    const char *key;
+    json_t *value;
+    json_object_foreach(rope.object, key, value)
+    {
+        if (json_is_object(value))
+            return walsh_fail(err, WALSH_E_UNSUPPORTED,
+                              "%s: %s%.100s: rope parameters per kind of layer are not supported", o->where,
+                              rope.prefix, key);
+    }
+    out->theta = 10000; /* what both architectures' configurations default to */
+    WALSH_TRY(walsh_json_double(o, "rope_theta", false, 0, true, 1e12, &out->theta, err));
+    WALSH_TRY(walsh_json_double(&rope, "rope_theta", false, 0, true, 1e12, &out->theta, err));
+    WALSH_TRY(must_be_number(o, "partial_rotary_factor", 1, err));
+    WALSH_TRY(must_be_number(&rope, "partial_rotary_factor", 1, err));
+    WALSH_TRY(read_rope_type(&rope, out, err));
+    out->factor = 1;
+    if (out->type == WALSH_ROPE_DEFAULT) return WALSH_OK;
+    WALSH_TRY(walsh_json_double(&rope, "factor", true, 0, true, 1e6, &out->factor, err));
+    if (out->type == WALSH_ROPE_LINEAR) return WALSH_OK;
+    WALSH_TRY(
+        walsh_json_double(&rope, "low_freq_factor", true, 0, true, 1e6, &out->low_frequency_factor, err));
+    WALSH_TRY(
+        walsh_json_double(&rope, "high_freq_factor", true, 0, true, 1e6, &out->high_frequency_factor, err));
+    if (!(out->low_frequency_factor < out->high_frequency_factor))
+        return walsh_fail(err, WALSH_E_FORMAT,
+                          "%s: %slow_freq_factor is %g, expected below high_freq_factor %g", o->where,
+                          rope.prefix, out->low_frequency_factor, out->high_frequency_factor);
+    return walsh_json_u32(&rope, "original_max_position_embeddings", true, 1, MAX_POSITIONS,
+                          &out->original_max_positions, err);
+}
+
+static enum walsh_status read_id(const char *where, const char *key, const json_t *value, int32_t *out,
+                                 struct walsh_error *err)
+{
+    if (!json_is_integer(value))
+        return walsh_fail(err, WALSH_E_FORMAT, "%s: %s holds %s, expected a token's id", where, key,
+                          walsh_json_kind(value));
+    json_int_t id = json_integer_value(value);
+    if (id < 0 || id >= (json_int_t)MAX_VOCAB)
+        return walsh_fail(err, WALSH_E_FORMAT, "%s: %s is %" JSON_INTEGER_FORMAT ", expected 0 to %u", where,
+                          key, id, MAX_VOCAB - 1);
+    *out = (int32_t)id;
+    return WALSH_OK;
+}
+
+/* bos_token_id: a number or null. eos_token_id: a number, a list, or null. */
+static enum walsh_status read_special(const struct walsh_json_object *o, int32_t *bos,
+                                      int32_t eos[WALSH_MAX_EOS], uint32_t *eos_count,
+                                      struct walsh_error *err)
+{
+    *bos = -1;
+    *eos_count = 0;
+    const json_t *value = json_object_get(o->object, "bos_token_id");
+    if (value && !json_is_null(value)) WALSH_TRY(read_id(o->where, "bos_token_id", value, bos, err));
+    value = json_object_get(o->object, "eos_token_id");
+    if (!value || json_is_null(value)) return WALSH_OK;
+    if (!json_is_array(value)) {
+        *eos_count = 1;
+        return read_id(o->where, "eos_token_id", value, &eos[0], err);
+    }
+    if (json_array_size(value) > WALSH_MAX_EOS)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: eos_token_id lists %zu ids, expected at most %d",
+                          o->where, json_array_size(value), WALSH_MAX_EOS);
+    for (size_t i = 0; i < json_array_size(value); i++)
+        WALSH_TRY(read_id(o->where, "eos_token_id", json_array_get(value, i), &eos[(*eos_count)++], err));
+    return WALSH_OK;
+}
+
+static enum walsh_status read_shape(const struct walsh_json_object *o, struct walsh_config *c,
+                                    struct walsh_error *err)
+{
+    bool moe = walsh_architectures[c->architecture].moe;
+    WALSH_TRY(walsh_json_u32(o, "hidden_size", true, 1, MAX_HIDDEN, &c->hidden, err));
+    /* Qwen3Moe's experts have their own width; this one is of dense layers, which it has none of. */
+    WALSH_TRY(walsh_json_u32(o, "intermediate_size", !moe, moe ? 0 : 1, MAX_HIDDEN, &c->intermediate, err));
+    WALSH_TRY(walsh_json_u32(o, "num_hidden_layers", true, 1, MAX_LAYERS, &c->layers, err));
+    WALSH_TRY(walsh_json_u32(o, "num_attention_heads", true, 1, MAX_HEADS, &c->heads, err));
+    c->kv_heads = c->heads;
+    WALSH_TRY(walsh_json_u32(o, "num_key_value_heads", false, 1, MAX_HEADS, &c->kv_heads, err));
+    if (c->heads % c->kv_heads != 0)
+        return walsh_fail(err, WALSH_E_FORMAT,
+                          "%s: num_attention_heads %u is not a multiple of num_key_value_heads %u", o->where,
+                          c->heads, c->kv_heads);
+    WALSH_TRY(walsh_json_u32(o, "head_dim", false, 2, MAX_HEAD_DIM, &c->head_dim, err));
+    if (c->head_dim == 0) {
+        if (c->hidden % c->heads != 0 || c->hidden / c->heads > MAX_HEAD_DIM)
+            return walsh_fail(
+                err, WALSH_E_FORMAT,
+                "%s: head_dim is missing and hidden_size %u / num_attention_heads %u is not an integer of "
+                "at most %d",
+                o->where, c->hidden, c->heads, MAX_HEAD_DIM);
+        c->head_dim = c->hidden / c->heads;
+    }
+    if (c->head_dim % 2 != 0)
+        return walsh_fail(err, WALSH_E_FORMAT, "%s: head_dim is %u, expected an even number", o->where,
+                          c->head_dim);
+    WALSH_TRY(walsh_json_u32(o, "vocab_size", true, 1, MAX_VOCAB, &c->vocab, err));
+    WALSH_TRY(walsh_json_u32(o, "max_position_embeddings", true, 1, MAX_POSITIONS, &c->max_positions, err));
+    c->rms_epsilon = 1e-6;
+    return walsh_json_double(o, "rms_norm_eps", false, 0, true, 1, &c->rms_epsilon, err);
+}
+
+static enum walsh_status read_experts(const struct walsh_json_object *o, struct walsh_config *c,
+                                      struct walsh_error *err)
+{
+    if (!walsh_architectures[c->architecture].moe) return WALSH_OK;
+    WALSH_TRY(walsh_json_u32(o, "num_experts", false, 1, MAX_EXPERTS, &c->experts, err));
+    WALSH_TRY(walsh_json_u32(o, "num_local_experts", false, 1, MAX_EXPERTS, &c->experts, err));
+    if (c->experts == 0)
+        return walsh_fail(err, WALSH_E_FORMAT, "%s: num_experts (or num_local_experts) is missing", o->where);
+    WALSH_TRY(walsh_json_u32(o, "num_experts_per_tok", true, 1, c->experts, &c->experts_per_token, err));
+    WALSH_TRY(walsh_json_u32(o, "moe_intermediate_size", true, 1, MAX_HIDDEN, &c->expert_intermediate, err));
+    WALSH_TRY(walsh_json_bool(o, "norm_topk_prob", &c->normalize_topk, err));
+    WALSH_TRY(must_be_number(o, "decoder_sparse_step", 1, err));
+    const json_t *dense = json_object_get(o->object, "mlp_only_layers");
+    if (dense && !json_is_null(dense) && !(json_is_array(dense) && json_array_size(dense) == 0))
+        return walsh_fail(err, WALSH_E_UNSUPPORTED,
+                          "%s: mlp_only_layers is not empty; walsh implements models whose "
+                          "layers all have experts",
+                          o->where);
+    return WALSH_OK;
+}
+
+static enum walsh_status read_glq(const struct walsh_json_object *q, struct walsh_quant_config *out,
+                                  struct walsh_error *err)
+{
+    out->method = WALSH_QUANT_GLQ;
+    const char *codebook = NULL;
+    WALSH_TRY(walsh_json_string(q, "codebook", true, &codebook, err));
+    if (strcmp(codebook, "e8p") != 0)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED,
+                          "%s: GLQ codebook \"%.100s\" is not supported; known: e8p", q->where, codebook);
+    snprintf(out->codebook, sizeof out->codebook, "%s", codebook);
+    return WALSH_OK;
+}
+
+static enum walsh_status read_walsh(const struct walsh_json_object *q, struct walsh_quant_config *out,
+                                    struct walsh_error *err)
+{
+    out->method = WALSH_QUANT_WALSH;
+    WALSH_TRY(walsh_json_u32(q, "version", true, 0, UINT32_MAX, &out->version, err));
+    if (out->version != WALSH_FORMAT_VERSION)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED,
+                          "%s: version %u of quantization method \"walsh\" is not supported; known: %d",
+                          q->where, out->version, WALSH_FORMAT_VERSION);
+    const char *codebook = "";
+    WALSH_TRY(walsh_json_string(q, "codebook", false, &codebook, err));
+    if (strlen(codebook) >= sizeof out->codebook)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: codebook \"%.100s\" is not supported", q->where,
+                          codebook);
+    snprintf(out->codebook, sizeof out->codebook, "%s", codebook);
+    return WALSH_OK;
+}
+
+static enum walsh_status read_quantization(const struct walsh_json_object *o, struct walsh_quant_config *out,
+                                           struct walsh_error *err)
+{
+    struct walsh_json_object q;
+    WALSH_TRY(walsh_json_child(o, "quantization_config", "quantization_config.", &q, err));
+    if (!q.object) return WALSH_OK;
+    const char *method = NULL;
+    WALSH_TRY(walsh_json_string(&q, "quant_method", true, &method, err));
+    if (strcmp(method, "glq") == 0)
+        WALSH_TRY(read_glq(&q, out, err));
+    else if (strcmp(method, "walsh") == 0)
+        WALSH_TRY(read_walsh(&q, out, err));
+    else
+        return walsh_fail(err, WALSH_E_UNSUPPORTED,
+                          "%s: quantization method \"%.100s\" is not supported; known: glq, walsh", o->where,
+                          method);
+    out->block_diagonal = true;
+    WALSH_TRY(walsh_json_bool(&q, "block_diagonal", &out->block_diagonal, err));
+    return walsh_json_double(&q, "bpw", false, 0, true, 32, &out->bits, err);
+}
+
+static enum walsh_status read_dtype(const struct walsh_json_object *o, struct walsh_config *c,
+                                    struct walsh_error *err)
+{
+    const char *dtype = "";
+    WALSH_TRY(walsh_json_string(o, "torch_dtype", false, &dtype, err));
+    WALSH_TRY(walsh_json_string(o, "dtype", false, &dtype, err));
+    if (strlen(dtype) >= sizeof c->torch_dtype)
+        return walsh_fail(err, WALSH_E_FORMAT, "%s: dtype \"%.100s\" is not one", o->where, dtype);
+    snprintf(c->torch_dtype, sizeof c->torch_dtype, "%s", dtype);
+    return WALSH_OK;
+}
+
+static enum walsh_status read_config(const struct walsh_json_object *o, struct walsh_config *c,
+                                     struct walsh_error *err)
+{
+    WALSH_TRY(read_architecture(o, c, err));
+    WALSH_TRY(read_shape(o, c, err));
+    WALSH_TRY(read_experts(o, c, err));
+    WALSH_TRY(read_rope(o, &c->rope, err));
+    const char *activation = "silu";
+    WALSH_TRY(walsh_json_string(o, "hidden_act", false, &activation, err));
+    if (strcmp(activation, "silu") != 0)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: hidden_act \"%.100s\" is not supported; known: silu",
+                          o->where, activation);
+    WALSH_TRY(must_be_false(o, "use_sliding_window", err));
+    WALSH_TRY(walsh_json_bool(o, "tie_word_embeddings", &c->tied_embeddings, err));
+    WALSH_TRY(walsh_json_bool(o, "attention_bias", &c->attention_bias, err));
+    WALSH_TRY(walsh_json_bool(o, "mlp_bias", &c->mlp_bias, err));
+    WALSH_TRY(read_special(o, &c->bos, c->eos, &c->eos_count, err));
+    WALSH_TRY(read_dtype(o, c, err));
+    return read_quantization(o, &c->quant, err);
+}
+
+enum walsh_status walsh_config_parse(const char *path, const char *json, size_t size,
+                                     struct walsh_config *out, struct walsh_error *err)
+{
+    *out = (struct walsh_config){0};
+    struct walsh_json_object o = {.where = path, .prefix = ""};
+    WALSH_TRY(walsh_json_parse(path, json, size, &o.object, err));
+    enum walsh_status status = read_config(&o, out, err);
+    json_decref(o.object);
+    return status;
+}
+
+static enum walsh_status read_generation(const struct walsh_json_object *o, struct walsh_generation_config *g,
+                                         struct walsh_error *err)
+{
+    WALSH_TRY(walsh_json_bool(o, "do_sample", &g->do_sample, err));
+    WALSH_TRY(walsh_json_double(o, "temperature", false, 0, false, 1e6, &g->temperature, err));
+    WALSH_TRY(walsh_json_u32(o, "top_k", false, 0, MAX_VOCAB, &g->top_k, err));
+    WALSH_TRY(walsh_json_double(o, "top_p", false, 0, false, 1, &g->top_p, err));
+    WALSH_TRY(walsh_json_double(o, "min_p", false, 0, false, 1, &g->min_p, err));
+    WALSH_TRY(walsh_json_double(o, "repetition_penalty", false, 0, true, 1e6, &g->repetition_penalty, err));
+    return read_special(o, &g->bos, g->eos, &g->eos_count, err);
+}
+
+enum walsh_status walsh_generation_config_parse(const char *path, const char *json, size_t size,
+                                                struct walsh_generation_config *out, struct walsh_error *err)
+{
+    *out = (struct walsh_generation_config){.temperature = 1, .top_p = 1, .repetition_penalty = 1, .bos = -1};
+    if (!json) return WALSH_OK;
+    struct walsh_json_object o = {.where = path, .prefix = ""};
+    WALSH_TRY(walsh_json_parse(path, json, size, &o.object, err));
+    enum walsh_status status = read_generation(&o, out, err);
+    json_decref(o.object);
+    return status;
+}
