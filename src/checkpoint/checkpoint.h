@@ -8,6 +8,8 @@
 
 struct walsh_checkpoint {
     char *directory;
+    char *config_json; /* the text of config.json, NUL-terminated: what a quantized copy of the model starts from */
+    size_t config_size;
     struct walsh_config config;
     struct walsh_generation_config generation;
     struct walsh_safetensors *files;
@@ -20,7 +22,7 @@ struct walsh_checkpoint {
  * shards or not where the index says: errors that say what to do. */
 enum walsh_status walsh_checkpoint_open(const char *directory, bool use_mmap, struct walsh_checkpoint *out,
                                         struct walsh_error *err);
-void walsh_checkpoint_close(struct walsh_checkpoint *ck);
+void walsh_checkpoint_close(struct walsh_checkpoint *ck); /* safe on a zeroed struct */
 
 /* NULL where absent. Does not mark it used. */
 struct walsh_tensor *walsh_checkpoint_find(const struct walsh_checkpoint *ck, const char *name);
@@ -29,8 +31,15 @@ struct walsh_tensor *walsh_checkpoint_find(const struct walsh_checkpoint *ck, co
 enum walsh_status walsh_checkpoint_take(const struct walsh_checkpoint *ck, const char *name, unsigned dtypes,
                                         unsigned rank, const uint64_t *shape, const struct walsh_tensor **out,
                                         struct walsh_error *err);
-/* Every tensor used? Else an error that names the first and counts the rest. */
+/* As walsh_checkpoint_take where the caller does not know the shape: rank only. */
+enum walsh_status walsh_checkpoint_take_rank(const struct walsh_checkpoint *ck, const char *name, unsigned dtypes,
+                                             unsigned rank, const struct walsh_tensor **out, struct walsh_error *err);
+/* Every tensor used? Else an error that names the first and counts the rest. rotary_emb.inv_freq, which old checkpoints
+ * hold and everybody computes, may be left over. */
 enum walsh_status walsh_checkpoint_all_used(const struct walsh_checkpoint *ck, struct walsh_error *err);
+
+/* The dtypes of plain weights, for walsh_checkpoint_take */
+#define WALSH_FLOAT_DTYPES (1u << WALSH_F32 | 1u << WALSH_F16 | 1u << WALSH_BF16)
 /* Elements of an F32, F16 or BF16 tensor as f32 into out[elements]. */
 void walsh_tensor_to_f32(const struct walsh_tensor *t, float *out);
 
