@@ -1,8 +1,9 @@
-/* text/tokenizer: Hugging Face tokenizer.json -> ids and back. May use base. Immutable after open; all calls but open
- * and close are thread-safe.
+/* text/tokenizer: Hugging Face tokenizer.json -> ids and back. May use base. Immutable after open; all calls
+ * but open and close are thread-safe.
  *
- * Byte-level BPE as the `tokenizers` package does it: added tokens are cut out first, then the pre-tokenizer (Split by
- * regex, ByteLevel), then merges by rank within each piece. Formats: Sennrich et al. 2016; GPT-2's byte alphabet. */
+ * Byte-level BPE as the `tokenizers` package does it: added tokens are cut out first, then the pre-tokenizer
+ * (Split by regex, ByteLevel), then merges by rank within each piece. Formats: Sennrich et al. 2016; GPT-2's
+ * byte alphabet. */
 #ifndef WALSH_TEXT_TOKENIZER_H
 #define WALSH_TEXT_TOKENIZER_H
 
@@ -14,30 +15,36 @@
 
 struct walsh_tokenizer;
 
-/* Read DIRECTORY/tokenizer.json (and tokenizer_config.json where there is one: bos/eos, add_bos_token, chat template).
- * A missing file, an unknown model, normalizer, pre-tokenizer, post-processor or decoder is an error that names it. */
-enum walsh_status walsh_tokenizer_open(const char *directory, struct walsh_tokenizer **out, struct walsh_error *err);
+/* Read DIRECTORY/tokenizer.json (and tokenizer_config.json where there is one: bos/eos, add_bos_token, chat
+ * template). A missing file, an unknown model, normalizer, pre-tokenizer, post-processor or decoder is an
+ * error that names it. */
+enum walsh_status walsh_tokenizer_open(const char *directory, struct walsh_tokenizer **out,
+                                       struct walsh_error *err);
 void walsh_tokenizer_close(struct walsh_tokenizer **t);
 
-size_t walsh_tokenizer_size(const struct walsh_tokenizer *t);    /* 1 + the largest id */
-int32_t walsh_tokenizer_bos(const struct walsh_tokenizer *t);    /* -1: none named */
-int32_t walsh_tokenizer_eos(const struct walsh_tokenizer *t);    /* -1: none named */
-int32_t walsh_tokenizer_find(const struct walsh_tokenizer *t, const char *token); /* id of a token's text, or -1 */
-const char *walsh_tokenizer_chat_template(const struct walsh_tokenizer *t);       /* NULL: none */
+size_t walsh_tokenizer_size(const struct walsh_tokenizer *t); /* 1 + the largest id */
+int32_t walsh_tokenizer_bos(const struct walsh_tokenizer *t); /* -1: none named */
+int32_t walsh_tokenizer_eos(const struct walsh_tokenizer *t); /* -1: none named */
+int32_t walsh_tokenizer_find(const struct walsh_tokenizer *t,
+                             const char *token);                            /* id of a token's text, or -1 */
+const char *walsh_tokenizer_chat_template(const struct walsh_tokenizer *t); /* NULL: none */
 
 enum {
     WALSH_ENCODE_SPECIAL = 1, /* run the post-processor: adds BOS and the like, as add_special_tokens=True */
     WALSH_ENCODE_PLAIN = 2    /* the text of an added special token is plain text (untrusted input) */
 };
-/* Encode size bytes of text. Invalid UTF-8 is replaced as Python's decode("utf-8", "replace") does before encoding.
- * *ids (walsh_free) has *count entries; count 0 gives a valid pointer. */
-enum walsh_status walsh_tokenizer_encode(const struct walsh_tokenizer *t, const char *text, size_t size, unsigned flags,
-                                         int32_t **ids, size_t *count, struct walsh_error *err);
+/* Encode size bytes of text. Invalid UTF-8 is replaced as Python's decode("utf-8", "replace") does before
+ * encoding. *ids (walsh_free) has *count entries; count 0 gives a valid pointer. */
+enum walsh_status walsh_tokenizer_encode(const struct walsh_tokenizer *t, const char *text, size_t size,
+                                         unsigned flags, int32_t **ids, size_t *count,
+                                         struct walsh_error *err);
 
-/* Decode count ids to text (walsh_free; NUL-terminated, *size excludes the NUL); invalid UTF-8 becomes U+FFFD as in
- * `tokenizers`. An id outside the vocabulary is an error. skip_special leaves special added tokens out. */
+/* Decode count ids to text (walsh_free; NUL-terminated, *size excludes the NUL); invalid UTF-8 becomes U+FFFD
+ * as in `tokenizers`. An id outside the vocabulary is an error. skip_special leaves special added tokens out.
+ */
 enum walsh_status walsh_tokenizer_decode(const struct walsh_tokenizer *t, const int32_t *ids, size_t count,
-                                         bool skip_special, char **text, size_t *size, struct walsh_error *err);
+                                         bool skip_special, char **text, size_t *size,
+                                         struct walsh_error *err);
 
 /* Streaming decode: bytes of a character that is not complete yet are held back. */
 struct walsh_decode_stream {
@@ -47,10 +54,11 @@ struct walsh_decode_stream {
     unsigned held_size;
     bool started; /* decoders that treat the first token apart */
 };
-void walsh_decode_stream_init(struct walsh_decode_stream *s, const struct walsh_tokenizer *t, bool skip_special);
+void walsh_decode_stream_init(struct walsh_decode_stream *s, const struct walsh_tokenizer *t,
+                              bool skip_special);
 /* The text that `id` completes: *text (walsh_free) of *size bytes, whole characters only; may be empty. */
-enum walsh_status walsh_decode_stream_next(struct walsh_decode_stream *s, int32_t id, char **text, size_t *size,
-                                           struct walsh_error *err);
+enum walsh_status walsh_decode_stream_next(struct walsh_decode_stream *s, int32_t id, char **text,
+                                           size_t *size, struct walsh_error *err);
 /* What is still held, each undecodable part as U+FFFD. */
 enum walsh_status walsh_decode_stream_finish(struct walsh_decode_stream *s, char **text, size_t *size,
                                              struct walsh_error *err);

@@ -1,0 +1,172 @@
+#include <string.h>
+
+#include "base/memory.h"
+#include "text/tokenizer_internal.h"
+#include "text/utf8.h"
+
+/* Pieces repeat: a direct-mapped table remembers where in this call's output the ids of a piece already
+ * stand. */
+struct cached_piece {
+    const uint8_t *piece; /* NULL: free */
+    uint32_t size, count;
+    size_t first; /* index in ids */
+};
+#define CACHED_BYTES 64   /* longer pieces hardly repeat */
+#define CACHE_SLOTS 16384 /* at most; a short text has fewer */
+
+/* One call of walsh_tokenizer_encode. */
+struct encoder {
+    const struct walsh_tokenizer *t;
+    struct walsh_ids ids;
+    struct cached_piece *cache;
+    size_t cache_mask;
+    struct walsh_bpe_scratch bpe;
+    struct walsh_regex_scratch *regex;
+    struct walsh_buffer space;
+};
+
+/* A stretch of text that is ordinary (id -1) or was cut out as an added token. */
+struct segment {
+    size_t offset, size; /* in the buffer that the text was copied to */
+    int32_t id;
+};
+
+static enum walsh_status encode_piece(void *argument, const uint8_t *piece, size_t size, bool stable,
+                                      struct walsh_error *err)
+{
+    struct encoder *e = argument;
+    if (!stable || size > CACHED_BYTES)
+        return walsh_bpe_encode(&e->t->bpe, &e->t->vocabulary, &e->bpe, piece, size, &e->ids, err);
+    struct cached_piece *c = &e->cache[walsh_text_hash(piece, size) & e->cache_mask];
+    if (c->piece && c->size == size && memcmp(c->piece, piece, size) == 0) {
+        /* Room first: the source is in the list that grows. */
+        WALSH_TRY(walsh_ids_reserve(&e->ids, c->count, err));
+        return walsh_ids_append(&e->ids, e->ids.data + c->first, c->count, err);
+    }
+    size_t first = e->ids.size;
+    WALSH_TRY(walsh_bpe_encode(&e->t->bpe, &e->t->vocabulary, &e->bpe, piece, size, &e->ids, err));
+    *c = (struct cached_piece){piece, (uint32_t)size, (uint32_t)(e->ids.size - first), first};
+    return WALSH_OK;
+}
+
+static enum walsh_status add_segment(struct walsh_buffer *segments, size_t offset, size_t size, int32_t id,
+                                     struct walsh_error *err)
+{
+    const struct segment s = {offset, size, id};
+    return walsh_buffer_append(segments, &s, sizeof s, err);
+}
+
+/* Cut text[offset, +size) at the added tokens of `set` and append the parts to `segments`. */
+static enum walsh_status cut(struct encoder *e, const struct walsh_added_set *set, const uint8_t *text,
+                             size_t offset, size_t size, bool plain, struct walsh_buffer *segments,
+                             struct walsh_error *err)
+{
+    struct walsh_added_scan scan = {.set = set,
+                                    .word = e->t->word,
+                                    .scratch = e->regex,
+                                    .text = text + offset,
+                                    .size = size,
+                                    .plain = plain};
+    int32_t id;
+    do {
+        size_t start, end;
+        WALSH_TRY(walsh_added_next(&scan, &id, &start, &end, err));
+        if (scan.done < start)
+            WALSH_TRY(add_segment(segments, offset + scan.done, start - scan.done, -1, err));
+        if (id >= 0) WALSH_TRY(add_segment(segments, offset + start, end - start, id, err));
+        scan.done = end;
+    } while (id >= 0);
+    return WALSH_OK;
+}
+
+/* The text in segments: the tokens that are matched as written are cut out first, the rest is normalized into
+ * `normal`, and the tokens that are matched in normal form are cut out of that. */
+static enum walsh_status plan(struct encoder *e, const struct walsh_buffer *clean, bool plain,
+                              struct walsh_buffer *normal, struct walsh_buffer *segments,
+                              struct walsh_error *err)
+{
+    struct walsh_buffer raw = {0};
+    enum walsh_status status = cut(e, &e->t->added, clean->data, 0, clean->size, plain, &raw, err);
+    const struct segment *s = (const struct segment *)(const void *)raw.data;
+    /* Normalize everything before cutting further: the buffer moves while it grows. */
+    for (size_t i = 0; i < raw.size / sizeof *s && status == WALSH_OK; i++) {
+        size_t offset = normal->size;
+        if (s[i].id < 0 && e->t->nfc)
+            status = walsh_normalize_nfc(clean->data + s[i].offset, s[i].size, normal, err);
+        if (s[i].id < 0 && !e->t->nfc)
+            status = walsh_buffer_append(normal, clean->data + s[i].offset, s[i].size, err);
+        if (status == WALSH_OK) status = add_segment(segments, offset, normal->size - offset, s[i].id, err);
+    }
+    walsh_buffer_free(&raw);
+    if (status != WALSH_OK || e->t->added_normalized.tokens.size == 0) return status;
+
+    struct walsh_buffer fine = {0};
+    s = (const struct segment *)(const void *)segments->data;
+    for (size_t i = 0; i < segments->size / sizeof *s && status == WALSH_OK; i++) {
+        if (s[i].id >= 0)
+            status = add_segment(&fine, s[i].offset, s[i].size, s[i].id, err);
+        else
+            status = cut(e, &e->t->added_normalized, normal->data, s[i].offset, s[i].size, plain, &fine, err);
+    }
+    walsh_buffer_free(segments);
+    *segments = fine;
+    return status;
+}
+
+static enum walsh_status encode_clean(struct encoder *e, const struct walsh_buffer *clean, unsigned flags,
+                                      struct walsh_error *err)
+{
+    const struct walsh_tokenizer *t = e->t;
+    bool special = (flags & WALSH_ENCODE_SPECIAL) != 0;
+    size_t slots = 16;
+    while (slots < CACHE_SLOTS && slots < clean->size / 4) slots *= 2;
+    e->cache_mask = slots - 1;
+    WALSH_TRY(walsh_alloc_zero(slots, sizeof *e->cache, "piece cache", &e->cache, err));
+    WALSH_TRY(walsh_regex_scratch_open(&e->regex, err));
+    WALSH_TRY(walsh_ids_reserve(&e->ids, clean->size / 4 + WALSH_MAX_TEMPLATE, err));
+    if (special) WALSH_TRY(walsh_ids_append(&e->ids, t->before, t->before_count, err));
+
+    struct walsh_buffer normal = {0}, segments = {0};
+    enum walsh_status status = plan(e, clean, (flags & WALSH_ENCODE_PLAIN) != 0, &normal, &segments, err);
+    const struct segment *s = (const struct segment *)(const void *)segments.data;
+    for (size_t i = 0; i < segments.size / sizeof *s && status == WALSH_OK; i++) {
+        if (s[i].id >= 0)
+            status = walsh_ids_append(&e->ids, &s[i].id, 1, err);
+        else
+            status = walsh_pretokenize(&t->pretokenizer, e->regex, &e->space, normal.data + s[i].offset,
+                                       s[i].size, encode_piece, e, err);
+    }
+    walsh_buffer_free(&normal);
+    walsh_buffer_free(&segments);
+    if (status == WALSH_OK && special) status = walsh_ids_append(&e->ids, t->behind, t->behind_count, err);
+    return status;
+}
+
+enum walsh_status walsh_tokenizer_encode(const struct walsh_tokenizer *t, const char *text, size_t size,
+                                         unsigned flags, int32_t **ids, size_t *count,
+                                         struct walsh_error *err)
+{
+    struct encoder e = {.t = t};
+    struct walsh_buffer clean = {0};
+    *ids = NULL;
+    *count = 0;
+    size_t clean_size = walsh_utf8_clean((const uint8_t *)text, size, NULL);
+    enum walsh_status status = walsh_buffer_reserve(&clean, clean_size + 1, err);
+    if (status == WALSH_OK) {
+        clean.size = walsh_utf8_clean((const uint8_t *)text, size, clean.data);
+        status = encode_clean(&e, &clean, flags, err);
+    }
+    walsh_buffer_free(&clean);
+    walsh_buffer_free(&e.bpe.symbols);
+    walsh_buffer_free(&e.bpe.heap);
+    walsh_buffer_free(&e.space);
+    walsh_regex_scratch_close(&e.regex);
+    walsh_free(e.cache);
+    if (status != WALSH_OK) {
+        walsh_free(e.ids.data);
+        return status;
+    }
+    *ids = e.ids.data;
+    *count = e.ids.size;
+    return WALSH_OK;
+}

@@ -1,0 +1,72 @@
+#include "text/tokenizer.h"
+
+#include <string.h>
+
+#include "base/file.h"
+#include "base/memory.h"
+#include "text/tokenizer_internal.h"
+
+static enum walsh_status load(struct walsh_tokenizer *t, const char *directory, struct walsh_error *err)
+{
+    char *path;
+    WALSH_TRY(walsh_path_join(directory, "tokenizer.json", &path, err));
+    enum walsh_status status;
+    if (walsh_path_exists(path))
+        status = walsh_tokenizer_load(t, path, err);
+    else
+        status = walsh_fail(err, WALSH_E_NOT_FOUND,
+                            "%s: no such file (a model directory needs its tokenizer.json)", path);
+    walsh_free(path);
+    WALSH_TRY(status);
+    return walsh_tokenizer_load_config(t, directory, err);
+}
+
+enum walsh_status walsh_tokenizer_open(const char *directory, struct walsh_tokenizer **out,
+                                       struct walsh_error *err)
+{
+    WALSH_TRY(walsh_alloc_zero(1, sizeof **out, "tokenizer", out, err));
+    (*out)->bos = (*out)->eos = -1;
+    enum walsh_status status = load(*out, directory, err);
+    if (status != WALSH_OK) walsh_tokenizer_close(out);
+    return status;
+}
+
+void walsh_tokenizer_close(struct walsh_tokenizer **t)
+{
+    if (!*t) return;
+    walsh_vocabulary_close(&(*t)->vocabulary);
+    walsh_bpe_close(&(*t)->bpe);
+    walsh_added_set_close(&(*t)->added);
+    walsh_added_set_close(&(*t)->added_normalized);
+    walsh_regex_close(&(*t)->word);
+    for (size_t i = 0; i < (*t)->pretokenizer.split_count; i++)
+        walsh_regex_close(&(*t)->pretokenizer.splits[i].regex);
+    walsh_free((*t)->chat_template);
+    walsh_free(*t);
+    *t = NULL;
+}
+
+size_t walsh_tokenizer_size(const struct walsh_tokenizer *t)
+{
+    return t->vocabulary.size;
+}
+
+int32_t walsh_tokenizer_bos(const struct walsh_tokenizer *t)
+{
+    return t->bos;
+}
+
+int32_t walsh_tokenizer_eos(const struct walsh_tokenizer *t)
+{
+    return t->eos;
+}
+
+int32_t walsh_tokenizer_find(const struct walsh_tokenizer *t, const char *token)
+{
+    return walsh_vocabulary_find_text(&t->vocabulary, token, strlen(token));
+}
+
+const char *walsh_tokenizer_chat_template(const struct walsh_tokenizer *t)
+{
+    return t->chat_template;
+}

@@ -1,0 +1,252 @@
+#include "text/tokenizer_parts.h"
+
+#include <string.h>
+
+#include "text/json_read.h"
+
+#define MAX_DEPTH 8 /* of sequences in sequences */
+
+static enum walsh_status type_of(const json_t *part, const char *where, const char **type,
+                                 struct walsh_error *err)
+{
+    if (!json_is_object(part))
+        return walsh_fail(err, WALSH_E_FORMAT, "%s: found %s, expected an object", where,
+                          walsh_json_type_name(part));
+    return walsh_json_string(part, where, "type", type, err);
+}
+
+static enum walsh_status unknown_type(struct walsh_error *err, const char *where, const char *type,
+                                      const char *known)
+{
+    return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s type \"%.100s\" is not supported (known: %s)", where,
+                      type, known);
+}
+
+/* The list of a Sequence. */
+static enum walsh_status members_of(const json_t *sequence, const char *where, const char *key,
+                                    unsigned depth, const json_t **list, struct walsh_error *err)
+{
+    *list = json_object_get(sequence, key);
+    if (!json_is_array(*list))
+        return walsh_fail(err, WALSH_E_FORMAT, "%s.%s: found %s, expected an array", where, key,
+                          walsh_json_type_name(*list));
+    if (depth >= MAX_DEPTH)
+        return walsh_fail(err, WALSH_E_FORMAT, "%s: sequences are nested more than %d deep", where,
+                          MAX_DEPTH);
+    return WALSH_OK;
+}
+
+static enum walsh_status load_normalizer(struct walsh_tokenizer *t, const json_t *normalizer,
+                                         struct walsh_error *err)
+{
+    const char *type;
+    if (!normalizer) return WALSH_OK;
+    WALSH_TRY(type_of(normalizer, "normalizer", &type, err));
+    if (strcmp(type, "NFC") != 0) return unknown_type(err, "normalizer", type, "NFC, null");
+    t->nfc = true;
+    return WALSH_OK;
+}
+
+/* ---- pre_tokenizer ---- */
+
+static enum walsh_status add_split(struct walsh_pretokenizer *p, const char *pattern, bool literal,
+                                   enum walsh_split_behavior behavior, bool invert, struct walsh_error *err)
+{
+    if (p->split_count == WALSH_MAX_SPLITS)
+        return walsh_fail(err, WALSH_E_FORMAT, "pre_tokenizer: more than %d splits", WALSH_MAX_SPLITS);
+    struct walsh_split *split = &p->splits[p->split_count];
+    WALSH_TRY(walsh_regex_open(pattern, literal, &split->regex, err));
+    split->behavior = behavior;
+    split->invert = invert;
+    split->fast = literal ? NULL : walsh_fast_pattern_find(pattern);
+    p->split_count++;
+    return WALSH_OK;
+}
+
+static enum walsh_status load_split(struct walsh_pretokenizer *p, const json_t *split,
+                                    struct walsh_error *err)
+{
+    static const char *const names[] = {
+        [WALSH_SPLIT_ISOLATED] = "Isolated",
+        [WALSH_SPLIT_REMOVED] = "Removed",
+        [WALSH_SPLIT_MERGED_WITH_PREVIOUS] = "MergedWithPrevious",
+        [WALSH_SPLIT_MERGED_WITH_NEXT] = "MergedWithNext",
+        [WALSH_SPLIT_CONTIGUOUS] = "Contiguous",
+    };
+    const char *where = "pre_tokenizer Split", *name;
+    WALSH_TRY(walsh_json_string(split, where, "behavior", &name, err));
+    size_t behavior = 0;
+    while (behavior < sizeof names / sizeof *names && strcmp(names[behavior], name) != 0) behavior++;
+    if (behavior == sizeof names / sizeof *names)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: behavior \"%.100s\" is not supported", where, name);
+    bool invert;
+    WALSH_TRY(walsh_json_bool(split, where, "invert", false, &invert, err));
+    const json_t *pattern = json_object_get(split, "pattern");
+    const char *regex = json_string_value(json_object_get(pattern, "Regex"));
+    const char *literal = json_string_value(json_object_get(pattern, "String"));
+    if (!regex == !literal)
+        return walsh_fail(err, WALSH_E_FORMAT, "%s.pattern: expected {\"Regex\": ...} or {\"String\": ...}",
+                          where);
+    return add_split(p, regex ? regex : literal, regex == NULL, (enum walsh_split_behavior)behavior, invert,
+                     err);
+}
+
+static enum walsh_status load_byte_level(struct walsh_pretokenizer *p, const json_t *part,
+                                         struct walsh_error *err)
+{
+    const char *where = "pre_tokenizer ByteLevel";
+    bool use_regex;
+    WALSH_TRY(walsh_json_bool(part, where, "add_prefix_space", true, &p->add_prefix_space, err));
+    WALSH_TRY(walsh_json_bool(part, where, "use_regex", true, &use_regex, err));
+    p->prefix_before = p->split_count;
+    if (use_regex) WALSH_TRY(add_split(p, walsh_gpt2_pattern, false, WALSH_SPLIT_ISOLATED, false, err));
+    return WALSH_OK;
+}
+
+/* *complete: ByteLevel was there, and nothing may follow it. */
+static enum walsh_status load_pretokenizer(struct walsh_pretokenizer *p, const json_t *part, unsigned depth,
+                                           bool *complete, struct walsh_error *err)
+{
+    const char *where = "pre_tokenizer", *type;
+    WALSH_TRY(type_of(part, where, &type, err));
+    if (strcmp(type, "Sequence") == 0) {
+        const json_t *list;
+        WALSH_TRY(members_of(part, where, "pretokenizers", depth, &list, err));
+        for (size_t i = 0; i < json_array_size(list); i++)
+            WALSH_TRY(load_pretokenizer(p, json_array_get(list, i), depth + 1, complete, err));
+        return WALSH_OK;
+    }
+    if (*complete)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED,
+                          "pre_tokenizer: \"%.100s\" behind ByteLevel is not supported", type);
+    if (strcmp(type, "Split") == 0) return load_split(p, part, err);
+    if (strcmp(type, "Digits") == 0) {
+        bool individual;
+        WALSH_TRY(
+            walsh_json_bool(part, "pre_tokenizer Digits", "individual_digits", false, &individual, err));
+        return add_split(p, "\\p{N}", false, individual ? WALSH_SPLIT_ISOLATED : WALSH_SPLIT_CONTIGUOUS,
+                         false, err);
+    }
+    if (strcmp(type, "ByteLevel") != 0)
+        return unknown_type(err, where, type, "ByteLevel, Digits, Sequence, Split");
+    *complete = true;
+    return load_byte_level(p, part, err);
+}
+
+/* ---- decoder ---- */
+
+static enum walsh_status load_decoder(struct walsh_tokenizer *t, const json_t *decoder, unsigned depth,
+                                      struct walsh_error *err)
+{
+    const char *where = "decoder", *type;
+    WALSH_TRY(type_of(decoder, where, &type, err));
+    if (strcmp(type, "Sequence") == 0) {
+        const json_t *list;
+        WALSH_TRY(members_of(decoder, where, "decoders", depth, &list, err));
+        if (json_array_size(list) != 1)
+            return walsh_fail(err, WALSH_E_UNSUPPORTED,
+                              "decoder: a Sequence of %zu is not supported (expected: 1)",
+                              json_array_size(list));
+        return load_decoder(t, json_array_get(list, 0), depth + 1, err);
+    }
+    if (strcmp(type, "ByteLevel") != 0) return unknown_type(err, where, type, "ByteLevel, Sequence, null");
+    t->byte_level_decoder = true;
+    return WALSH_OK;
+}
+
+enum walsh_status walsh_load_parts(struct walsh_tokenizer *t, const json_t *root, struct walsh_error *err)
+{
+    const json_t *version = walsh_json_member(root, "version");
+    if (version && !(json_is_string(version) && strcmp(json_string_value(version), "1.0") == 0))
+        return walsh_fail(err, WALSH_E_UNSUPPORTED, "version \"%.100s\" is not supported (known: 1.0)",
+                          json_is_string(version) ? json_string_value(version)
+                                                  : walsh_json_type_name(version));
+    WALSH_TRY(load_normalizer(t, walsh_json_member(root, "normalizer"), err));
+    const json_t *pretokenizer = walsh_json_member(root, "pre_tokenizer"),
+                 *decoder = walsh_json_member(root, "decoder");
+    bool complete = false;
+    if (pretokenizer) WALSH_TRY(load_pretokenizer(&t->pretokenizer, pretokenizer, 0, &complete, err));
+    if (!complete)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED,
+                          "pre_tokenizer: no ByteLevel (only byte-level BPE is supported)");
+    return decoder ? load_decoder(t, decoder, 0, err) : WALSH_OK;
+}
+
+/* ---- post_processor ---- */
+
+/* Append the ids of a template's special token, in front of the text or behind it. */
+static enum walsh_status add_template_token(struct walsh_tokenizer *t, const json_t *tokens, const char *name,
+                                            bool behind, struct walsh_error *err)
+{
+    const json_t *ids = json_object_get(json_object_get(tokens, name), "ids");
+    if (!json_is_array(ids))
+        return walsh_fail(err, WALSH_E_FORMAT, "post_processor: no ids for the special token \"%.100s\"",
+                          name);
+    int32_t *out = behind ? t->behind : t->before;
+    size_t *count = behind ? &t->behind_count : &t->before_count;
+    for (size_t i = 0; i < json_array_size(ids); i++) {
+        uint32_t id;
+        WALSH_TRY(walsh_json_index(json_array_get(ids, i), "post_processor: an id",
+                                   (uint32_t)t->vocabulary.size, &id, err));
+        if (*count == WALSH_MAX_TEMPLATE)
+            return walsh_fail(err, WALSH_E_FORMAT, "post_processor: more than %d tokens", WALSH_MAX_TEMPLATE);
+        out[(*count)++] = (int32_t)id;
+    }
+    return WALSH_OK;
+}
+
+/* The template of a single text: special tokens around exactly one sequence A. */
+static enum walsh_status load_template(struct walsh_tokenizer *t, const json_t *part, struct walsh_error *err)
+{
+    const json_t *single = json_object_get(part, "single"), *tokens = json_object_get(part, "special_tokens");
+    size_t sequences = 0;
+    if (!json_is_array(single))
+        return walsh_fail(err, WALSH_E_FORMAT, "post_processor.single: found %s, expected an array",
+                          walsh_json_type_name(single));
+    for (size_t i = 0; i < json_array_size(single); i++) {
+        const json_t *piece = json_array_get(single, i);
+        const char *sequence = json_string_value(json_object_get(json_object_get(piece, "Sequence"), "id"));
+        const char *special =
+            json_string_value(json_object_get(json_object_get(piece, "SpecialToken"), "id"));
+        if (sequence && !special && strcmp(sequence, "A") == 0)
+            sequences++;
+        else if (special && !sequence)
+            WALSH_TRY(add_template_token(t, tokens, special, sequences > 0, err));
+        else
+            return walsh_fail(err, WALSH_E_FORMAT,
+                              "post_processor.single[%zu]: expected a SpecialToken or the Sequence \"A\"", i);
+    }
+    if (sequences != 1)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED, "post_processor.single: %zu sequences are not supported",
+                          sequences);
+    return WALSH_OK;
+}
+
+static enum walsh_status load_processor(struct walsh_tokenizer *t, const json_t *part, unsigned depth,
+                                        bool *templated, struct walsh_error *err)
+{
+    const char *where = "post_processor", *type;
+    WALSH_TRY(type_of(part, where, &type, err));
+    if (strcmp(type, "Sequence") == 0) {
+        const json_t *list;
+        WALSH_TRY(members_of(part, where, "processors", depth, &list, err));
+        for (size_t i = 0; i < json_array_size(list); i++)
+            WALSH_TRY(load_processor(t, json_array_get(list, i), depth + 1, templated, err));
+        return WALSH_OK;
+    }
+    if (strcmp(type, "ByteLevel") == 0) return WALSH_OK; /* it moves offsets, which walsh does not report */
+    if (strcmp(type, "TemplateProcessing") != 0)
+        return unknown_type(err, where, type, "ByteLevel, Sequence, TemplateProcessing, null");
+    if (*templated)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED,
+                          "post_processor: two TemplateProcessing parts are not supported");
+    *templated = true;
+    return load_template(t, part, err);
+}
+
+enum walsh_status walsh_load_post_processor(struct walsh_tokenizer *t, const json_t *processor,
+                                            struct walsh_error *err)
+{
+    bool templated = false;
+    return processor ? load_processor(t, processor, 0, &templated, err) : WALSH_OK;
+}

@@ -1,0 +1,74 @@
+#include "text/utf8.h"
+
+#include <string.h>
+
+size_t walsh_utf8_step(const uint8_t *text, size_t size, enum walsh_utf8 *kind)
+{
+    uint8_t lead = text[0];
+    if (lead < 0x80) {
+        *kind = WALSH_UTF8_VALID;
+        return 1;
+    }
+    if (lead < 0xc2 || lead > 0xf4) {
+        *kind = WALSH_UTF8_BROKEN;
+        return 1;
+    }
+    size_t length = lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4;
+    /* The second byte is narrower after four leads: no overlong forms, no surrogates, nothing above U+10FFFF.
+     */
+    uint8_t low = lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80;
+    uint8_t high = lead == 0xed ? 0x9f : lead == 0xf4 ? 0x8f : 0xbf;
+    for (size_t i = 1; i < length; i++) {
+        if (i == size) {
+            *kind = WALSH_UTF8_CUT;
+            return i;
+        }
+        if (text[i] < low || text[i] > high) {
+            *kind = WALSH_UTF8_BROKEN;
+            return i;
+        }
+        low = 0x80;
+        high = 0xbf;
+    }
+    *kind = WALSH_UTF8_VALID;
+    return length;
+}
+
+uint32_t walsh_utf8_decode(const uint8_t *character)
+{
+    uint32_t lead = character[0];
+    if (lead < 0x80) return lead;
+    if (lead < 0xe0) return (lead & 0x1f) << 6 | (character[1] & 0x3fu);
+    if (lead < 0xf0) return (lead & 0x0f) << 12 | (character[1] & 0x3fu) << 6 | (character[2] & 0x3fu);
+    return (lead & 0x07) << 18 | (character[1] & 0x3fu) << 12 | (character[2] & 0x3fu) << 6 |
+           (character[3] & 0x3fu);
+}
+
+/* The length of the ASCII run at the start. */
+static size_t ascii_run(const uint8_t *text, size_t size)
+{
+    size_t i = 0;
+    for (; size - i >= 8; i += 8) {
+        uint64_t word;
+        memcpy(&word, text + i, 8);
+        if (word & UINT64_C(0x8080808080808080)) break;
+    }
+    while (i < size && text[i] < 0x80) i++;
+    return i;
+}
+
+size_t walsh_utf8_clean(const uint8_t *text, size_t size, uint8_t *out)
+{
+    size_t written = 0;
+    for (size_t i = 0; i < size;) {
+        enum walsh_utf8 kind = WALSH_UTF8_VALID;
+        size_t length = ascii_run(text + i, size - i);
+        if (length == 0) length = walsh_utf8_step(text + i, size - i, &kind);
+        const uint8_t *from = kind == WALSH_UTF8_VALID ? text + i : (const uint8_t *)"\xef\xbf\xbd";
+        size_t bytes = kind == WALSH_UTF8_VALID ? length : 3;
+        if (out) memcpy(out + written, from, bytes);
+        written += bytes;
+        i += length;
+    }
+    return written;
+}
