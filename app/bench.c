@@ -1,0 +1,371 @@
+/* walsh bench: tokens per second of a model or of a synthetic one, or the speed of each kernel. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "app.h"
+#include "bench_kernels.h"
+#include "output.h"
+#include "shape.h"
+
+struct bench_settings {
+    struct command command;
+    const char *shape, *format, *kernels, *kv;
+    int64_t bits, prompt, generate, repeat;
+    struct option_integers batch, depth;
+};
+
+#define AT(member) offsetof(struct bench_settings, member)
+
+static const struct option bench_options[] = {
+    {.name = "shape",
+     .argument = "NAME|FILE",
+     .kind = OPTION_TEXT,
+     .offset = AT(shape),
+     .help = "measure a synthetic model instead of MODEL: a known shape, or a config.json"},
+    {.name = "format",
+     .argument = "FORMAT",
+     .kind = OPTION_CHOICE,
+     .choices = "bf16|e8p",
+     .fallback = "e8p",
+     .offset = AT(format),
+     .help = "weights of the synthetic model"},
+    {.name = "bits",
+     .letter = 'b',
+     .aliases = "bpw",
+     .argument = "N",
+     .kind = OPTION_INTEGER,
+     .least = 2,
+     .most = 8,
+     .fallback = "4",
+     .offset = AT(bits),
+     .help = "bits per weight of the synthetic model in format e8p"},
+    {.name = "prompt",
+     .letter = 'p',
+     .aliases = "n-prompt",
+     .argument = "N",
+     .kind = OPTION_INTEGER,
+     .least = 0,
+     .most = 1e7,
+     .fallback = "512",
+     .offset = AT(prompt),
+     .help = "tokens of the prompt test; 0 leaves it out"},
+    {.name = "generate",
+     .letter = 'n',
+     .aliases = "n-gen",
+     .argument = "N",
+     .kind = OPTION_INTEGER,
+     .least = 0,
+     .most = 1e7,
+     .fallback = "128",
+     .offset = AT(generate),
+     .help = "tokens per sequence of the generation test; 0 leaves it out"},
+    {.name = "batch",
+     .aliases = "batch-size",
+     .argument = "N,...",
+     .kind = OPTION_INTEGERS,
+     .least = 1,
+     .most = 4096,
+     .fallback = "1",
+     .offset = AT(batch),
+     .help = "sequences that generate together"},
+    {.name = "depth",
+     .letter = 'd',
+     .aliases = "n-depth",
+     .argument = "N,...",
+     .kind = OPTION_INTEGERS,
+     .least = 0,
+     .most = 1e7,
+     .fallback = "0",
+     .offset = AT(depth),
+     .help = "tokens in the cache before the test"},
+    {.name = "repeat",
+     .letter = 'r',
+     .aliases = "repetitions",
+     .argument = "N",
+     .kind = OPTION_INTEGER,
+     .least = 1,
+     .most = 1000,
+     .fallback = "3",
+     .offset = AT(repeat),
+     .help = "times that each test runs; the median is reported"},
+    {.name = "kv",
+     .argument = "TYPE",
+     .kind = OPTION_CHOICE,
+     .choices = "auto|f16|f32",
+     .fallback = "auto",
+     .offset = AT(kv),
+     .help = "type of the key-value cache"},
+    {.name = "kernels",
+     .argument = "PATTERN",
+     .kind = OPTION_MAYBE,
+     .offset = AT(kernels),
+     .help = "measure each kernel whose name contains PATTERN instead; also as an argument"},
+    {0},
+};
+
+/* The model under test and where the results go. */
+struct bench {
+    struct bench_settings *settings;
+    struct walsh_model *model;
+    struct walsh_model_info info;
+    json_t *results;
+};
+
+enum { MAX_REPEAT = 1000 };
+
+static int compare_doubles(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *values, size_t count)
+{
+    qsort(values, count, sizeof *values, compare_doubles);
+    return count % 2 ? values[count / 2] : (values[count / 2 - 1] + values[count / 2]) / 2;
+}
+
+/* Ids that look like a text to the embedding table: spread over the vocabulary, the same in every run. */
+static int32_t some_id(const struct bench *bench, uint64_t i)
+{
+    return (int32_t)((i * 2654435761u + 12345) % bench->info.vocab);
+}
+
+static enum walsh_status prompt_tokens(const struct bench *bench, struct walsh_session *session, size_t count,
+                                       struct walsh_error *err)
+{
+    if (count == 0) return WALSH_OK;
+    int32_t *ids = calloc(count, sizeof *ids);
+    if (!ids) return fail(err, WALSH_E_MEMORY, "out of memory for %zu tokens", count);
+    for (size_t i = 0; i < count; i++) ids[i] = some_id(bench, i);
+    enum walsh_status status = walsh_session_prompt(session, ids, count, err);
+    free(ids);
+    return status;
+}
+
+static enum walsh_status put_result(struct bench *bench, const char *test, int64_t tokens, int64_t batch,
+                                    int64_t depth, double seconds, struct walsh_error *err)
+{
+    struct command *command = &bench->settings->command;
+    bool decode = strcmp(test, "generate") == 0;
+    double rate = (double)(tokens * batch) / seconds;
+    double bandwidth = decode ? (double)bench->info.decode_bytes * (double)tokens / seconds / 1e9 : NAN;
+    if (command->json) {
+        json_t *item = json_object();
+        json_put_text(item, "test", test);
+        json_put_integer(item, "tokens", (unsigned long long)tokens);
+        json_put_integer(item, "batch", (unsigned long long)batch);
+        json_put_integer(item, "depth", (unsigned long long)depth);
+        json_put_real(item, "tokens_per_second", rate);
+        json_put_integer(item, "weight_bytes", bench->info.decode_bytes);
+        json_put_real(item, "bandwidth_gbps", bandwidth);
+        json_array_append_new(bench->results, item);
+        return WALSH_OK;
+    }
+    progress_clear(&command->progress);
+    printf("%-9s %7lld %6lld %7lld %12.2f", test, (long long)tokens, (long long)batch, (long long)depth,
+           rate);
+    if (decode)
+        printf(" %8.2f\n", bandwidth);
+    else
+        printf(" %8s\n", "-");
+    return fflush(stdout) == 0 ? WALSH_OK : fail_errno(err, "cannot write to standard output");
+}
+
+static enum walsh_status check_interrupt(struct walsh_error *err)
+{
+    return interrupted() ? fail(err, WALSH_E_ABORTED, "stopped on request") : WALSH_OK;
+}
+
+static enum walsh_status time_prompt(struct bench *bench, struct walsh_session *session, int64_t depth,
+                                     struct walsh_error *err)
+{
+    const struct bench_settings *settings = bench->settings;
+    double seconds[MAX_REPEAT];
+    for (int64_t r = 0; r < settings->repeat; r++) {
+        TRY(check_interrupt(err));
+        double started = seconds_now();
+        TRY(prompt_tokens(bench, session, (size_t)settings->prompt, err));
+        seconds[r] = seconds_now() - started;
+        TRY(walsh_session_trim(session, (uint32_t)depth, err));
+    }
+    return put_result(bench, "prompt", settings->prompt, 1, depth, median(seconds, (size_t)settings->repeat),
+                      err);
+}
+
+/* `count` decode steps of all sessions; *seconds is their time. */
+static enum walsh_status generate_tokens(struct bench *bench, struct walsh_session *const *sessions,
+                                         size_t batch, int64_t count, double *seconds,
+                                         struct walsh_error *err)
+{
+    int32_t *ids = calloc(batch, sizeof *ids);
+    if (!ids) return fail(err, WALSH_E_MEMORY, "out of memory for %zu tokens", batch);
+    enum walsh_status status = WALSH_OK;
+    double started = seconds_now();
+    for (int64_t t = 0; t < count && status == WALSH_OK; t++) {
+        for (size_t i = 0; i < batch; i++) ids[i] = some_id(bench, (uint64_t)t * batch + i);
+        status = walsh_step(sessions, ids, batch, err);
+        if (status == WALSH_OK) status = check_interrupt(err);
+    }
+    *seconds = seconds_now() - started;
+    free(ids);
+    return status;
+}
+
+static enum walsh_status time_generation(struct bench *bench, struct walsh_session *const *sessions,
+                                         size_t batch, int64_t depth, struct walsh_error *err)
+{
+    const struct bench_settings *settings = bench->settings;
+    double seconds[MAX_REPEAT];
+    for (int64_t r = -1; r < settings->repeat; r++) { /* -1: two steps to warm up, not counted */
+        double unused;
+        TRY(r < 0 ? generate_tokens(bench, sessions, batch, settings->generate < 2 ? 1 : 2, &unused, err)
+                  : generate_tokens(bench, sessions, batch, settings->generate, &seconds[r], err));
+        for (size_t i = 0; i < batch; i++) TRY(walsh_session_trim(sessions[i], (uint32_t)depth, err));
+    }
+    return put_result(bench, "generate", settings->generate, (int64_t)batch, depth,
+                      median(seconds, (size_t)settings->repeat), err);
+}
+
+/* Both tests at one depth and batch; the prompt test does not depend on the batch and runs with the first
+ * only. */
+static enum walsh_status time_point(struct bench *bench, struct walsh_session **sessions, size_t batch,
+                                    int64_t depth, bool with_prompt, struct walsh_error *err)
+{
+    const struct bench_settings *settings = bench->settings;
+    int64_t longest = settings->prompt > settings->generate ? settings->prompt : settings->generate;
+    struct walsh_session_options options = WALSH_SESSION_OPTIONS;
+    options.context = (uint32_t)(depth + longest);
+    options.kv = kv_from_name(settings->kv);
+    for (size_t i = 0; i < batch; i++) {
+        TRY(walsh_session_open(bench->model, &options, &sessions[i], err));
+        TRY(prompt_tokens(bench, sessions[i], (size_t)depth, err));
+    }
+    if (with_prompt && settings->prompt) TRY(time_prompt(bench, sessions[0], depth, err));
+    return settings->generate ? time_generation(bench, sessions, batch, depth, err) : WALSH_OK;
+}
+
+static enum walsh_status time_model(struct bench *bench, struct walsh_error *err)
+{
+    const struct bench_settings *settings = bench->settings;
+    enum walsh_status status = WALSH_OK;
+    for (size_t d = 0; d < settings->depth.count && status == WALSH_OK; d++) {
+        for (size_t b = 0; b < settings->batch.count && status == WALSH_OK; b++) {
+            size_t batch = (size_t)settings->batch.values[b];
+            struct walsh_session **sessions = calloc(batch, sizeof(struct walsh_session *));
+            if (!sessions) return fail(err, WALSH_E_MEMORY, "out of memory for %zu sessions", batch);
+            status = time_point(bench, sessions, batch, settings->depth.values[d], b == 0, err);
+            for (size_t i = 0; i < batch; i++) walsh_session_close(&sessions[i]);
+            free(sessions);
+        }
+    }
+    return status;
+}
+
+static void print_heading(const struct bench *bench, const struct walsh_context *context, const char *name)
+{
+    const struct walsh_model_info *info = &bench->info;
+    char weights[32];
+    printf("%s: %.2f million parameters, %s, %.2f bits per weight, %s activations, %s read per decoded "
+           "token, %u threads\n",
+           name, (double)info->parameters / 1e6, info->format, info->bits_per_weight,
+           activations_name(info->activations),
+           bytes_text((double)info->decode_bytes, weights, sizeof weights), walsh_context_threads(context));
+    printf("\n%-9s %7s %6s %7s %12s %8s\n", "test", "tokens", "batch", "depth", "tokens/s", "GB/s");
+}
+
+static enum walsh_status print_json(struct bench *bench, const struct walsh_context *context,
+                                    const char *name, struct walsh_error *err)
+{
+    const struct walsh_model_info *info = &bench->info;
+    json_t *object = json_object();
+    json_put_text(object, "model", name);
+    json_put_text(object, "format", info->format);
+    json_put_real(object, "bits_per_weight", info->bits_per_weight);
+    json_put_text(object, "activations", activations_name(info->activations));
+    json_put_integer(object, "parameters", info->parameters);
+    json_put_integer(object, "memory_bytes", info->memory_bytes);
+    json_put_real(object, "load_seconds", info->load_seconds);
+    json_put_integer(object, "threads", walsh_context_threads(context));
+    json_object_set(object, "results", bench->results);
+    return json_print(object, err);
+}
+
+static enum walsh_status open_model(struct bench *bench, struct walsh_context *context,
+                                    struct walsh_error *err)
+{
+    struct bench_settings *settings = bench->settings;
+    struct command *command = &settings->command;
+    if (!settings->shape)
+        return command_open_model(command, context, command->arguments[0], &bench->model, err);
+    struct walsh_shape shape;
+    TRY(shape_find(settings->shape, &shape, err));
+    struct walsh_model_options options = WALSH_MODEL_OPTIONS;
+    options.activations = command_activations(command);
+    return walsh_model_synthesize(context, &shape, settings->format, (unsigned)settings->bits, 1, &options,
+                                  &bench->model, err);
+}
+
+static enum walsh_status bench_model(struct bench_settings *settings, struct walsh_context *context,
+                                     struct walsh_error *err)
+{
+    struct command *command = &settings->command;
+    struct bench bench = {
+        .settings = settings, .info = {.struct_size = sizeof bench.info}, .results = json_array()};
+    const char *name = settings->shape ? settings->shape : command->arguments[0];
+    enum walsh_status status = open_model(&bench, context, err);
+    if (status == WALSH_OK) {
+        progress_clear(&command->progress);
+        walsh_model_get_info(bench.model, &bench.info);
+        if (!command->json) print_heading(&bench, context, name);
+        status = time_model(&bench, err);
+    }
+    if (status == WALSH_OK && command->json) status = print_json(&bench, context, name, err);
+    json_decref(bench.results);
+    walsh_model_close(&bench.model);
+    return status;
+}
+
+static enum walsh_status run_bench(struct command *command, struct walsh_error *err)
+{
+    struct bench_settings *settings = (struct bench_settings *)command;
+    const char *argument = command->argument_count ? command->arguments[0] : NULL;
+    if (settings->kernels && settings->shape)
+        return fail(err, WALSH_E_ARGUMENT, "--kernels and --shape exclude each other");
+    if (settings->shape && argument) return fail(err, WALSH_E_ARGUMENT, "give MODEL or --shape, not both");
+    if (!settings->kernels && !settings->shape && !argument)
+        return fail(err, WALSH_E_ARGUMENT, "MODEL is missing (or --shape, or --kernels)");
+    if (settings->kernels && *settings->kernels && argument)
+        return fail(err, WALSH_E_ARGUMENT, "unexpected argument '%s'", argument);
+    if (!settings->kernels && !settings->prompt && !settings->generate)
+        return fail(err, WALSH_E_ARGUMENT, "--prompt 0 and --generate 0 leave nothing to measure");
+    struct walsh_context *context;
+    TRY(command_open_context(command, &context, err));
+    enum walsh_status status;
+    if (settings->kernels)
+        status = bench_kernels(command, context, *settings->kernels ? settings->kernels : argument, err);
+    else
+        status = bench_model(settings, context, err);
+    walsh_context_close(&context);
+    return status;
+}
+
+const struct verb verb_bench = {
+    .name = "bench",
+    .usage = "MODEL | --shape NAME|FILE | --kernels [PATTERN]",
+    .summary = "measure tokens per second of a model, or the speed of each kernel",
+    .details =
+        "The prompt test appends tokens as a prompt; the generation test decodes them one by one, for each "
+        "--batch, "
+        "both with --depth tokens in the cache. GB/s: bytes of weights that a decode step reads, times steps "
+        "per "
+        "second. A synthetic model has random weights and needs no download; its time per token is real.",
+    .positionals = {"MODEL"},
+    .least_arguments = 0,
+    .options = bench_options,
+    .uses = USES_MODEL,
+    .settings_size = sizeof(struct bench_settings),
+    .run = run_bench,
+};

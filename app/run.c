@@ -1,0 +1,420 @@
+/* walsh run: a prompt in, text out. One turn, or a conversation with the same session on a terminal. */
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include "app.h"
+#include "files.h"
+#include "stop.h"
+
+struct run_settings {
+    struct command command;
+    const char *prompt, *file, *kv;
+    int64_t tokens, top_k, repeat_last, seed;
+    double temperature, top_p, min_p, repeat_penalty;
+    struct option_texts stops;
+};
+
+#define AT(member) offsetof(struct run_settings, member)
+
+static const struct option run_options[] = {
+    {.name = "prompt",
+     .letter = 'p',
+     .argument = "TEXT",
+     .kind = OPTION_TEXT,
+     .offset = AT(prompt),
+     .help = "the prompt"},
+    {.name = "file",
+     .letter = 'f',
+     .argument = "FILE",
+     .kind = OPTION_TEXT,
+     .offset = AT(file),
+     .help = "read the prompt from FILE, - for standard input"},
+    {.name = "tokens",
+     .letter = 'n',
+     .aliases = "n-predict predict max-new-tokens max-tokens",
+     .argument = "N",
+     .kind = OPTION_INTEGER,
+     .least = 1,
+     .most = INT32_MAX,
+     .fallback = "256",
+     .offset = AT(tokens),
+     .help = "generate at most N tokens"},
+    {.name = "temp",
+     .aliases = "temperature",
+     .argument = "T",
+     .kind = OPTION_REAL,
+     .least = 0,
+     .most = 100,
+     .offset = AT(temperature),
+     .help = "temperature, 0 for the likeliest token; default: the model's"},
+    {.name = "top-k",
+     .argument = "K",
+     .kind = OPTION_INTEGER,
+     .least = 0,
+     .most = INT32_MAX,
+     .offset = AT(top_k),
+     .help = "draw from the K likeliest tokens, 0 for all; default: the model's"},
+    {.name = "top-p",
+     .argument = "P",
+     .kind = OPTION_REAL,
+     .least = 0,
+     .most = 1,
+     .offset = AT(top_p),
+     .help = "draw from the likeliest tokens that hold probability P; default: the model's"},
+    {.name = "min-p",
+     .argument = "P",
+     .kind = OPTION_REAL,
+     .least = 0,
+     .most = 1,
+     .offset = AT(min_p),
+     .help = "drop tokens less likely than P times the likeliest; default: the model's"},
+    {.name = "repeat-penalty",
+     .aliases = "repetition-penalty",
+     .argument = "R",
+     .kind = OPTION_REAL,
+     .least = 0.01,
+     .most = 100,
+     .offset = AT(repeat_penalty),
+     .help = "make recent tokens less likely, 1 for off"},
+    {.name = "repeat-last",
+     .aliases = "repeat-last-n",
+     .argument = "N",
+     .kind = OPTION_INTEGER,
+     .least = 0,
+     .most = INT32_MAX,
+     .offset = AT(repeat_last),
+     .help = "tokens that the repeat penalty looks at"},
+    {.name = "stop",
+     .aliases = "reverse-prompt",
+     .argument = "TEXT",
+     .kind = OPTION_TEXTS,
+     .offset = AT(stops),
+     .help = "end before TEXT; may be repeated"},
+    {.name = "seed",
+     .letter = 's',
+     .argument = "N",
+     .kind = OPTION_INTEGER,
+     .least = 0,
+     .most = 9e18,
+     .offset = AT(seed),
+     .help = "seed of the draws; default: a new one each time, which is reported"},
+    {.name = "kv",
+     .argument = "TYPE",
+     .kind = OPTION_CHOICE,
+     .choices = "auto|f16|f32",
+     .fallback = "auto",
+     .offset = AT(kv),
+     .help = "type of the key-value cache"},
+    {0},
+};
+
+/* A session and what belongs to it. */
+struct talk {
+    struct run_settings *settings;
+    struct walsh_context *context;
+    struct walsh_model *model;
+    struct walsh_session *session;
+    struct walsh_sampler *sampler;
+    uint64_t seed;
+    int32_t pending; /* a generated token that is not in the session yet; -1: none */
+};
+
+/* One answer. */
+struct answer {
+    struct text text;
+    const char *finish; /* "eos" | "stop" | "length" | "context" | "interrupted" */
+    uint64_t prompt_tokens, tokens, steps;
+    double prompt_seconds, step_seconds;
+};
+
+static enum walsh_status open_sampler(struct talk *talk, struct walsh_error *err)
+{
+    const struct run_settings *settings = talk->settings;
+    struct walsh_sampler_options options = {.struct_size = sizeof options};
+    walsh_sampler_defaults(talk->model, &options);
+    if (!isnan(settings->temperature)) options.temperature = settings->temperature;
+    if (settings->top_k != OPTION_UNSET) options.top_k = (uint32_t)settings->top_k;
+    if (!isnan(settings->top_p)) options.top_p = settings->top_p;
+    if (!isnan(settings->min_p)) options.min_p = settings->min_p;
+    if (!isnan(settings->repeat_penalty)) options.repeat_penalty = settings->repeat_penalty;
+    if (settings->repeat_last != OPTION_UNSET) options.repeat_last = (uint32_t)settings->repeat_last;
+    if (settings->seed != OPTION_UNSET) {
+        talk->seed = (uint64_t)settings->seed;
+    } else {
+        uint32_t fresh = 0; /* 32 bits: a number that one can type again */
+        if (getrandom(&fresh, sizeof fresh, 0) != (ssize_t)sizeof fresh) fresh = (uint32_t)getpid();
+        talk->seed = fresh;
+    }
+    options.seed = talk->seed;
+    struct walsh_model_info info = {.struct_size = sizeof info};
+    walsh_model_get_info(talk->model, &info);
+    return walsh_sampler_open(&options, info.vocab, &talk->sampler, err);
+}
+
+static enum walsh_status open_talk(struct talk *talk, struct walsh_error *err)
+{
+    struct command *command = &talk->settings->command;
+    TRY(command_open_context(command, &talk->context, err));
+    TRY(command_open_model(command, talk->context, command->arguments[0], &talk->model, err));
+    struct walsh_session_options options = WALSH_SESSION_OPTIONS;
+    options.context = command->context == OPTION_UNSET ? 0 : (uint32_t)command->context;
+    options.kv = kv_from_name(talk->settings->kv);
+    TRY(walsh_session_open(talk->model, &options, &talk->session, err));
+    talk->pending = -1;
+    return open_sampler(talk, err);
+}
+
+static void close_talk(struct talk *talk)
+{
+    walsh_sampler_close(&talk->sampler);
+    walsh_session_close(&talk->session);
+    walsh_model_close(&talk->model);
+    walsh_context_close(&talk->context);
+}
+
+/* Append the text (and the token that the last answer left over) to the session. */
+static enum walsh_status take_prompt(struct talk *talk, const char *text, size_t size, struct answer *answer,
+                                     struct walsh_error *err)
+{
+    int32_t *ids = NULL;
+    size_t count = 0;
+    unsigned flags = walsh_session_length(talk->session) == 0 ? WALSH_TEXT_SPECIAL : 0;
+    TRY(walsh_model_encode(talk->model, text, size, flags, &ids, &count, err));
+    double started = seconds_now();
+    enum walsh_status status = WALSH_OK;
+    if (count == 0) status = fail(err, WALSH_E_ARGUMENT, "the prompt is empty");
+    if (status == WALSH_OK && talk->pending >= 0) {
+        status = walsh_session_prompt(talk->session, &talk->pending, 1, err);
+        if (status == WALSH_OK) talk->pending = -1;
+    }
+    if (status == WALSH_OK) status = walsh_session_prompt(talk->session, ids, count, err);
+    answer->prompt_seconds = seconds_now() - started;
+    answer->prompt_tokens = count;
+    for (size_t i = 0; status == WALSH_OK && i < count; i++) walsh_sampler_accept(talk->sampler, ids[i]);
+    walsh_memory_free(ids);
+    return status;
+}
+
+/* Show the text now, or keep it for the JSON object. */
+static enum walsh_status show(struct talk *talk, struct answer *answer, const char *text, size_t size,
+                              struct walsh_error *err)
+{
+    if (!text_append(&answer->text, text, size))
+        return fail(err, WALSH_E_MEMORY, "out of memory for the text");
+    if (talk->settings->command.json || size == 0) return WALSH_OK;
+    progress_clear(&talk->settings->command.progress);
+    if (fwrite(text, 1, size, stdout) != size || fflush(stdout) != 0)
+        return fail_errno(err, "cannot write to standard output");
+    return WALSH_OK;
+}
+
+/* One decode step, timed. A Ctrl-C that arrives inside ends the answer, it is not a failure. */
+static enum walsh_status step(struct talk *talk, int32_t id, struct answer *answer, struct walsh_error *err)
+{
+    double started = seconds_now();
+    enum walsh_status status = walsh_step(&talk->session, &id, 1, err);
+    if (status == WALSH_E_ABORTED) {
+        answer->finish = "interrupted";
+        return WALSH_OK;
+    }
+    answer->step_seconds += seconds_now() - started;
+    answer->steps++;
+    return status;
+}
+
+static enum walsh_status generate(struct talk *talk, struct walsh_text_stream *stream,
+                                  struct stop_filter *filter, struct answer *answer, struct walsh_error *err)
+{
+    uint64_t limit = (uint64_t)talk->settings->tokens;
+    const char *text;
+    size_t size;
+    while (!answer->finish) {
+        int32_t id;
+        TRY(walsh_sampler_draw(talk->sampler, walsh_session_logits(talk->session), &id, err));
+        if (walsh_model_is_eos(talk->model, id)) {
+            answer->finish = "eos";
+            break;
+        }
+        answer->tokens++;
+        talk->pending = id;
+        TRY(walsh_text_stream_next(stream, id, &text, &size, err));
+        if (!stop_filter_push(filter, text, size, &text, &size))
+            return fail(err, WALSH_E_MEMORY, "out of memory");
+        TRY(show(talk, answer, text, size, err));
+        if (filter->found)
+            answer->finish = "stop";
+        else if (answer->tokens == limit)
+            answer->finish = "length";
+        else if (walsh_session_length(talk->session) == walsh_session_context(talk->session))
+            answer->finish = "context";
+        else if (interrupted())
+            answer->finish = "interrupted";
+        else
+            TRY(step(talk, id, answer, err));
+        if (!answer->finish) talk->pending = -1;
+    }
+    TRY(walsh_text_stream_finish(stream, &text, &size, err));
+    if (!stop_filter_push(filter, text, size, &text, &size))
+        return fail(err, WALSH_E_MEMORY, "out of memory");
+    TRY(show(talk, answer, text, size, err));
+    stop_filter_finish(filter, &text, &size);
+    return show(talk, answer, text, size, err);
+}
+
+static double per_second(uint64_t count, double seconds)
+{
+    return count && seconds > 0 ? (double)count / seconds : NAN;
+}
+
+/* " (12.3 tokens/s)" or nothing. */
+static const char *rate_text(double rate, char *buffer, size_t size)
+{
+    *buffer = 0;
+    if (isfinite(rate)) snprintf(buffer, size, " (%.1f tokens/s)", rate);
+    return buffer;
+}
+
+static void report_speed(struct talk *talk, const struct answer *answer)
+{
+    char prompt[48], decode[48];
+    progress_note(&talk->settings->command.progress,
+                  "prompt %llu tokens%s, generated %llu tokens%s, end: %s, seed %llu",
+                  (unsigned long long)answer->prompt_tokens,
+                  rate_text(per_second(answer->prompt_tokens, answer->prompt_seconds), prompt, sizeof prompt),
+                  (unsigned long long)answer->tokens,
+                  rate_text(per_second(answer->steps, answer->step_seconds), decode, sizeof decode),
+                  answer->finish, (unsigned long long)talk->seed);
+}
+
+static enum walsh_status print_json(const struct talk *talk, const struct answer *answer,
+                                    struct walsh_error *err)
+{
+    json_t *object = json_object();
+    json_put_text(object, "text", answer->text.data ? answer->text.data : "");
+    json_put_integer(object, "tokens", answer->tokens);
+    json_put_integer(object, "prompt_tokens", answer->prompt_tokens);
+    json_put_real(object, "prompt_tokens_per_second",
+                  per_second(answer->prompt_tokens, answer->prompt_seconds));
+    json_put_real(object, "tokens_per_second", per_second(answer->steps, answer->step_seconds));
+    json_put_text(object, "finish", answer->finish);
+    json_put_integer(object, "seed", talk->seed);
+    return json_print(object, err);
+}
+
+static enum walsh_status reply(struct talk *talk, const char *prompt, size_t size, struct walsh_error *err)
+{
+    struct answer answer = {0};
+    struct stop_filter filter = {.stops = &talk->settings->stops};
+    struct walsh_text_stream *stream = NULL;
+    enum walsh_status status = take_prompt(talk, prompt, size, &answer, err);
+    if (status == WALSH_OK) status = walsh_text_stream_open(talk->model, true, &stream, err);
+    if (status == WALSH_OK) status = generate(talk, stream, &filter, &answer, err);
+    if (status == WALSH_OK && talk->settings->command.json) status = print_json(talk, &answer, err);
+    if (!talk->settings->command.json && answer.text.size) {
+        putchar('\n');
+        fflush(stdout);
+    }
+    if (status == WALSH_OK) report_speed(talk, &answer);
+    walsh_text_stream_close(&stream);
+    stop_filter_free(&filter);
+    text_free(&answer.text);
+    return status;
+}
+
+/* Lines from the terminal until Ctrl-D, each appended to the same session; a full session starts afresh. */
+static enum walsh_status converse(struct talk *talk, struct walsh_error *err)
+{
+    struct progress *progress = &talk->settings->command.progress;
+    progress_note(progress, "Type a text to continue. Ctrl-C stops an answer, Ctrl-D ends.");
+    char *line = NULL;
+    size_t capacity = 0;
+    enum walsh_status status = WALSH_OK;
+    while (status == WALSH_OK) {
+        interrupt_arm();
+        fputs("> ", stderr);
+        ssize_t length = getline(&line, &capacity, stdin);
+        if (length < 0) break;
+        if (length > 0 && line[length - 1] == '\n') length--;
+        if (length == 0) continue;
+        status = reply(talk, line, (size_t)length, err);
+        if (status == WALSH_E_CAPACITY && walsh_session_length(talk->session) > 0) {
+            progress_note(progress, "The context of %u tokens is full; starting afresh.",
+                          walsh_session_context(talk->session));
+            talk->pending = -1;
+            status = walsh_session_trim(talk->session, 0, err);
+            if (status == WALSH_OK) status = reply(talk, line, (size_t)length, err);
+        }
+        if (status == WALSH_E_ABORTED) status = WALSH_OK;
+    }
+    fputc('\n', stderr);
+    free(line);
+    return status;
+}
+
+/* The prompt's text: argument, -p, -f or standard input. *found is false where the terminal is to be asked.
+ */
+static enum walsh_status find_prompt(const struct run_settings *settings, struct text *prompt, bool *found,
+                                     struct walsh_error *err)
+{
+    const struct command *command = &settings->command;
+    const char *argument = command->argument_count > 1 ? command->arguments[1] : NULL;
+    const char *file = settings->file;
+    if (argument && strcmp(argument, "-") == 0) {
+        file = argument;
+        argument = NULL;
+    }
+    if ((argument != NULL) + (settings->prompt != NULL) + (settings->file != NULL) > 1 ||
+        (file != settings->file && (settings->prompt || settings->file)))
+        return fail(err, WALSH_E_ARGUMENT, "give one prompt: PROMPT, --prompt or --file");
+    *found = true;
+    if (settings->prompt) argument = settings->prompt;
+    if (argument) {
+        if (!text_append(prompt, argument, strlen(argument)))
+            return fail(err, WALSH_E_MEMORY, "out of memory");
+    } else if (file || !isatty(STDIN_FILENO)) {
+        return file_read(file ? file : "-", prompt, err);
+    } else if (command->json) {
+        return fail(err, WALSH_E_ARGUMENT, "--json needs a prompt: PROMPT, --prompt or --file");
+    } else {
+        *found = false;
+    }
+    return WALSH_OK;
+}
+
+static enum walsh_status run_run(struct command *command, struct walsh_error *err)
+{
+    struct talk talk = {.settings = (struct run_settings *)command};
+    struct text prompt = {0};
+    bool found = false;
+    TRY(find_prompt(talk.settings, &prompt, &found, err));
+    enum walsh_status status = open_talk(&talk, err);
+    progress_clear(&command->progress);
+    if (status == WALSH_OK)
+        status = found ? reply(&talk, prompt.data, prompt.size, err) : converse(&talk, err);
+    close_talk(&talk);
+    text_free(&prompt);
+    return status;
+}
+
+const struct verb verb_run = {
+    .name = "run",
+    .usage = "MODEL [PROMPT | -]",
+    .summary = "continue a prompt",
+    .details = "The prompt is an argument, --prompt, --file or standard input; without one, on a terminal, "
+               "lines are read "
+               "and continued in one session. The text goes to standard output as it is generated, without "
+               "the prompt; "
+               "speeds go to standard error. Ctrl-C ends the text.\n\n"
+               "Sampling options that are not given are those of the model's generation_config.json.",
+    .positionals = {"MODEL", "PROMPT"},
+    .least_arguments = 1,
+    .options = run_options,
+    .uses = USES_MODEL | USES_CONTEXT,
+    .settings_size = sizeof(struct run_settings),
+    .run = run_run,
+};
