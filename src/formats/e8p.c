@@ -185,26 +185,27 @@ static unsigned nearest_signs(const double u[8], const uint8_t magnitude[8], uns
 uint16_t walsh_e8p_encode(const float x[8], float w[8])
 {
     const struct walsh_e8p_tables *t = walsh_e8p_tables();
-    double y[8], u[2][8], quarter_sum = 0;
+    /* Minimise |u - a|^2/2 = |u|^2/2 - <u, a> + |a|^2/2 over cosets (u = x -+ 1/4), rows and signs; term
+     * holds what a coordinate of magnitude m + 1/2 with u's own sign adds to it. */
+    double y[8], u[2][8], term[2][8][3], quarter_sum = 0;
     grid_point(x, y);
     for (int i = 0; i < 8; i++) {
         u[0][i] = y[i] - 0.25;
         u[1][i] = y[i] + 0.25;
         quarter_sum += 0.25 * y[i];
+        for (int coset = 0; coset < 2; coset++)
+            for (int m = 0; m < 3; m++)
+                term[coset][i][m] = 0.5 * (m + 0.5) * (m + 0.5) - fabs(u[coset][i]) * (m + 0.5);
     }
     const double half_norm[2] = {-quarter_sum, quarter_sum}; /* |u|^2/2 less what the cosets share */
 
-    /* minimise |u - a|^2/2 = |u|^2/2 - <u, a> + |a|^2/2 over cosets, rows, signs */
     double best = DBL_MAX;
     unsigned code = 0;
     for (unsigned row = 0; row < 256; row++) {
         const uint8_t *m = t->magnitude[row];
         for (unsigned coset = 0; coset < 2; coset++) {
             double distance = half_norm[coset], cost;
-            for (int i = 0; i < 8; i++) {
-                double a = m[i] + 0.5;
-                distance += 0.5 * a * a - fabs(u[coset][i]) * a;
-            }
+            for (int i = 0; i < 8; i++) distance += term[coset][i][m[i]];
             if (distance > best) continue;
             unsigned candidate = row << 8 | nearest_signs(u[coset], m, t->odd[row], coset, &cost);
             distance += cost;
