@@ -1,14 +1,16 @@
-/* checkpoint/peft: a LoRA adapter as the PEFT library writes it: DIR/adapter_config.json and DIR/adapter_model.safetensors.
- * y = W x + scale * B (A x), everything in the model's original space. May use base, formats.
+/* checkpoint/peft: a LoRA adapter as the PEFT library writes it: DIR/adapter_config.json and
+ * DIR/adapter_model.safetensors. y = W x + scale * B (A x), everything in the model's original space. May use
+ * base, formats.
  *
- * The caller lists the linears of its model; what comes back is a table of low-rank updates, at most one for each of them.
- * Every tensor of the file is consumed or named in an error; shapes, ranks, dtypes (F32, F16, BF16) and finiteness are
- * checked. Linears that the adapter leaves alone are simply absent.
+ * The caller lists the linears of its model; what comes back is a table of low-rank updates, at most one for
+ * each of them. Every tensor of the file is consumed or named in an error; shapes, ranks, dtypes (F32, F16,
+ * BF16) and finiteness are checked. Linears that the adapter leaves alone are simply absent.
  *
- * Experts come in two ways: as linears of their own (`experts.3.up_proj.lora_A.weight`), or, through target_parameters (PEFT
- * 0.19 and later), as one LoRA for a stacked parameter [experts][out][in]: lora_A [experts*r][in], rows e*r.. of expert e;
- * lora_B [out][r*experts], column j*experts + e for rank j of expert e. Several stacked parameters of one module nest: the
- * last one in the module's order of declaration is `MODULE.lora_*`, the one before `MODULE.base_layer.lora_*`, and so on. */
+ * Experts come in two ways: as linears of their own (`experts.3.up_proj.lora_A.weight`), or, through
+ * target_parameters (PEFT 0.19 and later), as one LoRA for a stacked parameter [experts][out][in]: lora_A
+ * [experts*r][in], rows e*r.. of expert e; lora_B [out][r*experts], column j*experts + e for rank j of expert
+ * e. Several stacked parameters of one module nest: the last one in the module's order of declaration is
+ * `MODULE.lora_*`, the one before `MODULE.base_layer.lora_*`, and so on. */
 #ifndef WALSH_CHECKPOINT_PEFT_H
 #define WALSH_CHECKPOINT_PEFT_H
 
@@ -19,14 +21,16 @@
 struct walsh_peft_linear {
     const char *name; /* module path: "model.layers.0.mlp.experts.3.up_proj" */
     uint32_t in, out;
-    /* Where the Hugging Face model keeps the experts' weights in one parameter [experts][stack_out][in]; else NULL. Linears
-     * are listed in the module's order of declaration (gate_up_proj before down_proj). */
-    const char *stack;                         /* "model.layers.0.mlp.experts.gate_up_proj" */
-    uint32_t expert, experts;                  /* this linear's index, and how many there are */
-    uint32_t stack_out, stack_row, stack_step; /* row i of W is row stack_row + i*stack_step of the expert's */
+    /* Where the Hugging Face model keeps the experts' weights in one parameter [experts][stack_out][in]; else
+     * NULL. Linears are listed in the module's order of declaration (gate_up_proj before down_proj). */
+    const char *stack;        /* "model.layers.0.mlp.experts.gate_up_proj" */
+    uint32_t expert, experts; /* this linear's index, and how many there are */
+    uint32_t stack_out, stack_row,
+        stack_step; /* row i of W is row stack_row + i*stack_step of the expert's */
 };
 
-/* A strided view of a tensor: element (i, j) is element `offset + i*row_stride + j*column_stride` of the tensor's data. */
+/* A strided view of a tensor: element (i, j) is element `offset + i*row_stride + j*column_stride` of the
+ * tensor's data. */
 struct walsh_peft_matrix {
     const struct walsh_tensor *tensor;
     uint32_t rows, columns;
@@ -46,8 +50,9 @@ struct walsh_peft {
     struct walsh_arena arena;
 };
 /* `linears` is borrowed for the call only. Leaves *out zeroed on failure. */
-enum walsh_status walsh_peft_open(const char *directory, bool use_mmap, const struct walsh_peft_linear *linears,
-                                  size_t count, struct walsh_peft *out, struct walsh_error *err);
+enum walsh_status walsh_peft_open(const char *directory, bool use_mmap,
+                                  const struct walsh_peft_linear *linears, size_t count,
+                                  struct walsh_peft *out, struct walsh_error *err);
 void walsh_peft_close(struct walsh_peft *peft); /* safe on a zeroed struct */
 /* out [rows][columns] <- the view, as f32. */
 void walsh_peft_read(const struct walsh_peft_matrix *matrix, float *out);

@@ -1,8 +1,9 @@
-/* checkpoint/peft_config: adapter_config.json of a LoRA as the PEFT library writes it (peft 0.21, class LoraConfig).
+/* checkpoint/peft_config: adapter_config.json of a LoRA as the PEFT library writes it (peft 0.21, class
+ * LoraConfig).
  *
- * Keys that matter only for training or as a record are skipped. Every other key that walsh does not read, known or not, must
- * be off (null, false, [], {} or ""): else an error that names key and value, because a feature that is silently skipped
- * gives wrong text. */
+ * Keys that matter only for training or as a record are skipped. Every other key that walsh does not read,
+ * known or not, must be off (null, false, [], {} or ""): else an error that names key and value, because a
+ * feature that is silently skipped gives wrong text. */
 #ifndef WALSH_CHECKPOINT_PEFT_CONFIG_H
 #define WALSH_CHECKPOINT_PEFT_CONFIG_H
 
@@ -18,7 +19,8 @@ struct walsh_peft_override {
     struct walsh_peft_pattern pattern;
     double value;
 };
-/* Which modules: none, names (a whole name, or its last components), a regular expression, or all linears but lm_head. */
+/* Which modules: none, names (a whole name, or its last components), a regular expression, or all linears but
+ * lm_head. */
 enum walsh_peft_selection { WALSH_PEFT_NONE, WALSH_PEFT_NAMES, WALSH_PEFT_REGEX, WALSH_PEFT_ALL_LINEAR };
 struct walsh_peft_selector {
     enum walsh_peft_selection kind;
@@ -41,17 +43,19 @@ struct walsh_peft_config {
     struct walsh_arena arena;
 };
 /* Parse `size` bytes of adapter_config.json; `path` is for messages. Closes *out itself on failure. */
-enum walsh_status walsh_peft_config_parse(const char *path, const char *json, size_t size, struct walsh_peft_config *out,
-                                          struct walsh_error *err);
+enum walsh_status walsh_peft_config_parse(const char *path, const char *json, size_t size,
+                                          struct walsh_peft_config *out, struct walsh_error *err);
 void walsh_peft_config_close(struct walsh_peft_config *config); /* safe on a zeroed struct */
 
-/* Does the adapter target this module ("model.layers.0.mlp.up_proj") through target_modules and exclude_modules? */
-enum walsh_status walsh_peft_config_targets(const struct walsh_peft_config *config, const char *module, bool *targeted,
-                                            struct walsh_error *err);
-/* Does it target this stacked parameter ("model.layers.0.mlp.experts.down_proj") through target_parameters? */
+/* Does the adapter target this module ("model.layers.0.mlp.up_proj") through target_modules and
+ * exclude_modules? */
+enum walsh_status walsh_peft_config_targets(const struct walsh_peft_config *config, const char *module,
+                                            bool *targeted, struct walsh_error *err);
+/* Does it target this stacked parameter ("model.layers.0.mlp.experts.down_proj") through target_parameters?
+ */
 bool walsh_peft_config_targets_parameter(const struct walsh_peft_config *config, const char *parameter);
 /* Rank and scale (alpha/r or alpha/sqrt(r)) of a module or a stacked parameter. */
-enum walsh_status walsh_peft_config_rank(const struct walsh_peft_config *config, const char *name, uint32_t *rank,
-                                         double *scale, struct walsh_error *err);
+enum walsh_status walsh_peft_config_rank(const struct walsh_peft_config *config, const char *name,
+                                         uint32_t *rank, double *scale, struct walsh_error *err);
 
 #endif

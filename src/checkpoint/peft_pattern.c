@@ -6,8 +6,8 @@
 #include <string.h>
 
 #define MAX_PATTERN_BYTES 65536
-#define MAX_MATCH_STEPS 1000000 /* a pattern of a published adapter takes some hundreds */
-#define MAX_MATCH_KIB 20000     /* of PCRE2's heap */
+#define MAX_MATCH_STEPS 100000 /* a pattern of a published adapter takes some hundreds */
+#define MAX_MATCH_KIB 20000    /* of PCRE2's heap */
 
 /* Most keys are plain names. They need no engine, only '.', which stands for any character. */
 static bool is_plain(const char *text)
@@ -42,26 +42,29 @@ enum walsh_status walsh_peft_pattern_compile(const char *text, enum walsh_peft_m
     char *copy = NULL;
     memset(out, 0, sizeof *out);
     if (length > MAX_PATTERN_BYTES)
-        return walsh_fail(err, WALSH_E_FORMAT, "\"%.40s...\" has %zu bytes, expected at most %d", text, length,
-                          MAX_PATTERN_BYTES);
+        return walsh_fail(err, WALSH_E_FORMAT, "\"%.40s...\" has %zu bytes, expected at most %d", text,
+                          length, MAX_PATTERN_BYTES);
     WALSH_TRY(walsh_arena_strdup(arena, text, &copy, err));
     out->text = copy;
     out->kind = kind;
     if (is_plain(text)) return WALSH_OK;
 
-    /* The group keeps an alternation together, and start-of-pattern verbs of PCRE2, which Python lacks, without effect. */
+    /* The group keeps an alternation together, and start-of-pattern verbs of PCRE2, which Python lacks,
+     * without effect. */
     char *wrapped = NULL;
     WALSH_TRY(walsh_alloc(length + 16, 1, "a pattern", &wrapped, err));
     snprintf(wrapped, length + 16, kind == WALSH_PEFT_SUFFIX ? "(.*\\.)?(%s)" : "(?:%s)", text);
     int code = 0;
     PCRE2_SIZE offset = 0;
-    out->code = pcre2_compile((PCRE2_SPTR)wrapped, PCRE2_ZERO_TERMINATED,
-                              PCRE2_ANCHORED | PCRE2_ENDANCHORED | PCRE2_NEVER_BACKSLASH_C, &code, &offset, NULL);
+    out->code =
+        pcre2_compile((PCRE2_SPTR)wrapped, PCRE2_ZERO_TERMINATED,
+                      PCRE2_ANCHORED | PCRE2_ENDANCHORED | PCRE2_NEVER_BACKSLASH_C, &code, &offset, NULL);
     walsh_free(wrapped);
     if (out->code) return WALSH_OK;
     PCRE2_UCHAR reason[128] = {0};
     pcre2_get_error_message(code, reason, sizeof reason);
-    return walsh_fail(err, WALSH_E_FORMAT, "\"%.200s\" is not a regular expression: %s", text, (const char *)reason);
+    return walsh_fail(err, WALSH_E_FORMAT, "\"%.200s\" is not a regular expression: %s", text,
+                      (const char *)reason);
 }
 
 void walsh_peft_pattern_close(struct walsh_peft_pattern *pattern)
@@ -87,9 +90,11 @@ enum walsh_status walsh_peft_pattern_match(const struct walsh_peft_pattern *patt
     }
     pcre2_match_data_free(data);
     pcre2_match_context_free(limits);
-    if (result == PCRE2_ERROR_NOMEMORY) return walsh_fail(err, WALSH_E_MEMORY, "no memory to match a pattern");
+    if (result == PCRE2_ERROR_NOMEMORY)
+        return walsh_fail(err, WALSH_E_MEMORY, "no memory to match a pattern");
     if (result < 0 && result != PCRE2_ERROR_NOMATCH)
-        return walsh_fail(err, WALSH_E_UNSUPPORTED, "\"%.200s\" takes too many steps on \"%.200s\"", pattern->text, name);
+        return walsh_fail(err, WALSH_E_UNSUPPORTED, "\"%.200s\" takes too many steps on \"%.200s\"",
+                          pattern->text, name);
     *matched = result >= 0;
     return WALSH_OK;
 }
