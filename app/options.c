@@ -122,10 +122,12 @@ static const char *nearest_option(const struct verb *verb, const char *word)
 
 /* ---------------------------------------------------------------------------------------- values */
 
-/* "1 to 64" or "at least 1" into buffer. */
+#define UNBOUNDED 1e6
+
+/* "1 to 64", or "at least 1" where the bound is only there to keep the arithmetic safe. */
 static const char *range_text(const struct option *option, char *buffer, size_t size)
 {
-    if (isinf(option->most))
+    if (option->most >= UNBOUNDED)
         snprintf(buffer, size, "at least %.15g", option->least);
     else
         snprintf(buffer, size, "%.15g to %.15g", option->least, option->most);
@@ -380,7 +382,7 @@ static void print_option(FILE *to, const struct option *option)
     if (option->choices && argument != option->choices)
         n += snprintf(right + n, sizeof right - (size_t)n, ": %s", option->choices);
     bool number = option->kind == OPTION_INTEGER || option->kind == OPTION_REAL;
-    if (number && !(isinf(option->most) && option->least <= 0))
+    if (number && option->most < UNBOUNDED)
         n += snprintf(right + n, sizeof right - (size_t)n, "; %s", range_text(option, range, sizeof range));
     if (option->fallback) n += snprintf(right + n, sizeof right - (size_t)n, " [%s]", option->fallback);
     if (option->environment) n += snprintf(right + n, sizeof right - (size_t)n, " (%s)", option->environment);
@@ -403,7 +405,7 @@ static void print_option(FILE *to, const struct option *option)
 void options_help(const struct verb *verb, FILE *to)
 {
     fprintf(to, "Usage: walsh %s [OPTIONS]%s%s\n\n", verb->name, *verb->usage ? " " : "", verb->usage);
-    print_wrapped(to, verb->summary, 0, 0);
+    fprintf(to, "%c%s.\n", verb->summary[0] - 'a' + 'A', verb->summary + 1);
     if (verb->details) {
         fputc('\n', to);
         print_wrapped(to, verb->details, 0, 0);
