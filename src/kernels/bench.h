@@ -34,6 +34,12 @@ struct walsh_bench_result {
 typedef void walsh_bench_callback(void *user, const struct walsh_bench_result *result);
 
 struct walsh_bench;
+/* The cases' prototypes. */
+#define WALSH_KERNEL(name, result, parameters, comparison)                                                        \
+    void walsh_bench_##name(struct walsh_bench *b, walsh_kernel_##name *f);
+#define WALSH_IMPL(name, isa)
+#include "kernels/kernels.def"
+
 /* Time `run(argument)`, which moves `bytes` and does `operations` each call. `size` is copied. */
 void walsh_bench_run(struct walsh_bench *b, const char *size, double bytes, double operations,
                      enum walsh_ceiling ceiling, void (*run)(void *argument), void *argument);

@@ -112,7 +112,7 @@ const char *walsh_cpu_features(void)
 const char *walsh_kernel_name(size_t id)
 {
     static const char *const names[WALSH_KERNEL_COUNT + 1] = {
-#define WALSH_KERNEL(name, result, parameters, check) #name,
+#define WALSH_KERNEL(name, result, parameters, comparison) #name,
 #define WALSH_IMPL(name, isa)
 #include "kernels/kernels.def"
         NULL};
@@ -123,7 +123,7 @@ void walsh_kernels_select(unsigned mask, struct walsh_kernels *out)
 {
     memset(out, 0, sizeof *out);
     out->isa = mask;
-#define WALSH_KERNEL(name, result, parameters, check)
+#define WALSH_KERNEL(name, result, parameters, comparison)
 #define WALSH_IMPL(kernel, set)                                                                              \
     if ((WALSH_ISA_##set & ~mask) == 0) {                                                                    \
         out->kernel = walsh_##kernel##_##set;                                                                \

@@ -25,6 +25,7 @@ enum walsh_activation_type { WALSH_ACTIVATION_F32, WALSH_ACTIVATION_BF16, WALSH_
 
 /* Prepared activations [rows][cols] of a product: rotated, rounded, zero beyond `cols` up to `stride`. stride is a multiple
  * of 256 elements; data is 64-byte aligned. */
+#define WALSH_MAX_COLUMNS (1u << 18) /* of activations: whoever builds a linear checks it */
 struct walsh_activations {
     enum walsh_activation_type type;
     size_t rows, cols, stride; /* elements */
@@ -56,6 +57,8 @@ struct walsh_attention_row {
     const struct walsh_kv_view *kv;
     uint32_t position;
 };
+#define WALSH_MAX_HEAD_DIM 1024  /* what the ops' scratch is made for; whoever builds a shape checks it */
+#define WALSH_MAX_HEAD_GROUP 256 /* heads / kv_heads */
 struct walsh_attention_shape {
     uint32_t heads, kv_heads, head_dim;
     float scale;     /* 1/sqrt(head_dim) */
@@ -111,7 +114,8 @@ struct walsh_ops {
      * cosine, sine [max_positions][head_dim/2]. (Su et al. 2021, in Hugging Face's half-split order.) */
     void (*rope)(const struct walsh_queue *q, float *x, size_t ldx, const uint32_t *positions, size_t rows, uint32_t heads,
                  uint32_t head_dim, const float *cosine, const float *sine);
-    /* Store k, v [rows][kv_heads*head_dim] at rows[i].position of rows[i].kv. */
+    /* Store k, v [rows][kv_heads*head_dim] at rows[i].position of rows[i].kv. F16 saturates: what lies beyond +-65504, Inf
+     * too, is stored as +-65504. */
     void (*kv_append)(const struct walsh_queue *q, const struct walsh_attention_row *rows, size_t count, const float *k,
                       const float *v, size_t ld, const struct walsh_attention_shape *shape);
     /* out [count][heads*head_dim] = softmax(scale q·K^T) V for each row. PREFILL: all rows share one kv and their positions

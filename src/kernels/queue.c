@@ -5,9 +5,6 @@
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/table.h"
 
-/* Scratch of a worker: tiles of attention and products; within a private L2 of today's cores. */
-#define SCRATCH_BYTES ((size_t)1 << 20)
-
 static const char *const level_name[] = {"reference", "avx2", "avx512", "amx", "best"};
 
 /* The mask of implementations that `level` admits on this machine; false where the machine lacks the level
@@ -55,7 +52,7 @@ enum walsh_status walsh_queue_open(enum walsh_cpu_level level, struct walsh_pool
     size_t table = walsh_round_up(sizeof(struct walsh_kernels), WALSH_ALIGNMENT);
     size_t pointers = walsh_round_up(threads * sizeof(uint8_t *), WALSH_ALIGNMENT);
     size_t bytes;
-    if (!walsh_mul(threads, SCRATCH_BYTES, &bytes) || !walsh_add(bytes, table + pointers, &bytes))
+    if (!walsh_mul(threads, WALSH_SCRATCH_BYTES, &bytes) || !walsh_add(bytes, table + pointers, &bytes))
         return walsh_fail(err, WALSH_E_MEMORY, "scratch of %zu threads: too many", threads);
     uint8_t *block;
     WALSH_TRY(walsh_alloc(bytes, 1, "the queue's scratch", &block, err));
@@ -65,8 +62,8 @@ enum walsh_status walsh_queue_open(enum walsh_cpu_level level, struct walsh_pool
     out->kernels = kernels;
     out->pool = pool;
     out->scratch = (uint8_t **)(void *)(block + table);
-    out->scratch_bytes = SCRATCH_BYTES;
-    for (size_t i = 0; i < threads; i++) out->scratch[i] = block + table + pointers + i * SCRATCH_BYTES;
+    out->scratch_bytes = WALSH_SCRATCH_BYTES;
+    for (size_t i = 0; i < threads; i++) out->scratch[i] = block + table + pointers + i * WALSH_SCRATCH_BYTES;
     return WALSH_OK;
 }
 

@@ -3,6 +3,7 @@
 #ifndef WALSH_KERNELS_TABLE_H
 #define WALSH_KERNELS_TABLE_H
 
+#include "kernels/attention.h"
 #include "kernels/kernels.h"
 
 /* The instruction sets by which implementations are named, as bits of a feature mask. Each needs everything
@@ -17,18 +18,18 @@ enum walsh_isa {
 };
 
 /* walsh_kernel_NAME: the function type of kernel NAME. */
-#define WALSH_KERNEL(name, result, parameters, check) typedef result walsh_kernel_##name parameters;
+#define WALSH_KERNEL(name, result, parameters, comparison) typedef result walsh_kernel_##name parameters;
 #define WALSH_IMPL(name, isa)
 #include "kernels/kernels.def"
 
 /* walsh_NAME_ISA: the prototypes of all implementations. */
-#define WALSH_KERNEL(name, result, parameters, check)
+#define WALSH_KERNEL(name, result, parameters, comparison)
 #define WALSH_IMPL(name, isa) walsh_kernel_##name walsh_##name##_##isa;
 #include "kernels/kernels.def"
 
 /* WALSH_KERNEL_ID_NAME: kernel NAME's place in the list. */
 enum walsh_kernel_id {
-#define WALSH_KERNEL(name, result, parameters, check) WALSH_KERNEL_ID_##name,
+#define WALSH_KERNEL(name, result, parameters, comparison) WALSH_KERNEL_ID_##name,
 #define WALSH_IMPL(name, isa)
 #include "kernels/kernels.def"
     WALSH_KERNEL_COUNT
@@ -36,7 +37,7 @@ enum walsh_kernel_id {
 
 /* One implementation of each kernel. */
 struct walsh_kernels {
-#define WALSH_KERNEL(name, result, parameters, check) walsh_kernel_##name *name;
+#define WALSH_KERNEL(name, result, parameters, comparison) walsh_kernel_##name *name;
 #define WALSH_IMPL(name, isa)
 #include "kernels/kernels.def"
     unsigned isa;                               /* the mask from which it was selected */

@@ -5,9 +5,35 @@
 
 #include "kernels/table.h"
 
+/* Scratch of a worker, for a product's tiles, attention's tiles or a rotated row. Only what an op uses
+ * becomes resident. */
+#define WALSH_SCRATCH_BYTES ((size_t)4 << 20)
+_Static_assert(WALSH_MAX_COLUMNS * sizeof(float) <= WALSH_SCRATCH_BYTES, "a rotated row");
+
 extern const struct walsh_ops walsh_cpu_ops;
 
+void walsh_cpu_embed(const struct walsh_queue *q, float *out, const struct walsh_weights *table,
+                     const int32_t *ids, size_t rows);
+void walsh_cpu_rms_norm(const struct walsh_queue *q, float *y, size_t ldy, const float *x, size_t ldx,
+                        const float *weight, size_t rows, size_t n, float eps);
+void walsh_cpu_add(const struct walsh_queue *q, float *x, const float *d, size_t n);
+void walsh_cpu_prepare(const struct walsh_queue *q, struct walsh_activations *a, const float *x, size_t ldx,
+                       const struct walsh_rotation *rotation);
 void walsh_cpu_product(const struct walsh_queue *q, const struct walsh_product *list, size_t count,
                        const struct walsh_activations *a, enum walsh_role role);
+void walsh_cpu_unrotate(const struct walsh_queue *q, float *y, size_t ldy, float *z, size_t ldz,
+                        const struct walsh_rotation *rotation, const float *bias, size_t rows);
+void walsh_cpu_rope(const struct walsh_queue *q, float *x, size_t ldx, const uint32_t *positions, size_t rows,
+                    uint32_t heads, uint32_t head_dim, const float *cosine, const float *sine);
+void walsh_cpu_kv_append(const struct walsh_queue *q, const struct walsh_attention_row *rows, size_t count,
+                         const float *k, const float *v, size_t ld,
+                         const struct walsh_attention_shape *shape);
+void walsh_cpu_attention(const struct walsh_queue *q, float *out, size_t ldo, const float *query, size_t ldq,
+                         const struct walsh_attention_row *rows, size_t count,
+                         const struct walsh_attention_shape *shape, enum walsh_role role);
+void walsh_cpu_swiglu(const struct walsh_queue *q, float *y, size_t ldy, const float *gate, const float *up,
+                      size_t ld, size_t rows, size_t n);
+void walsh_cpu_route(const struct walsh_queue *q, int32_t *index, float *weight, const float *logits,
+                     size_t rows, uint32_t experts, uint32_t k, bool normalize);
 
 #endif

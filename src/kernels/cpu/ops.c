@@ -1,6 +1,27 @@
 /* The CPU's table of ops. */
 #include "kernels/cpu/cpu_ops.h"
 
+#include "kernels/cpu/attention.h"
+
+void walsh_cpu_attention(const struct walsh_queue *q, float *out, size_t ldo, const float *query, size_t ldq,
+                         const struct walsh_attention_row *rows, size_t count,
+                         const struct walsh_attention_shape *shape, enum walsh_role role)
+{
+    if (role == WALSH_PREFILL)
+        walsh_cpu_prefill_attention(q, out, ldo, query, ldq, rows, count, shape);
+    else
+        walsh_cpu_decode_attention(q, out, ldo, query, ldq, rows, count, shape);
+}
+
 const struct walsh_ops walsh_cpu_ops = {
-    0,
+    .embed = walsh_cpu_embed,
+    .rms_norm = walsh_cpu_rms_norm,
+    .add = walsh_cpu_add,
+    .prepare = walsh_cpu_prepare,
+    .unrotate = walsh_cpu_unrotate,
+    .rope = walsh_cpu_rope,
+    .kv_append = walsh_cpu_kv_append,
+    .attention = walsh_cpu_attention,
+    .swiglu = walsh_cpu_swiglu,
+    .route = walsh_cpu_route,
 };

@@ -1,0 +1,15 @@
+/* Sizes of prepared activations. */
+#include "base/memory.h"
+#include "kernels/kernels.h"
+
+#define STRIDE_ELEMENTS 256
+
+size_t walsh_activations_stride(size_t cols)
+{
+    return walsh_round_up(cols, STRIDE_ELEMENTS);
+}
+
+size_t walsh_activation_size(enum walsh_activation_type type)
+{
+    return type == WALSH_ACTIVATION_F32 ? 4 : type == WALSH_ACTIVATION_BF16 ? 2 : 1;
+}

@@ -1,0 +1,128 @@
+/* Attention of prefill rows, in tiles: QUERIES rows by a tile of keys at fixed absolute positions, each row
+ * with a running softmax (Dao et al. 2022, "FlashAttention"; Milakov and Gimelshein 2018, "Online normalizer
+ * calculation for softmax"). A tile of keys and values is widened once for all query heads that share it. A
+ * row's arithmetic follows from its own position: keys that it may not see carry the weight 0 (so a NaN or
+ * Inf in a later row of the same chunk reaches it, and nothing else of that row does). */
+#include <math.h>
+#include <string.h>
+
+#include "kernels/cpu/attention.h"
+#include "kernels/cpu/split.h"
+
+#define QUERIES 64     /* rows of a tile */
+#define WIDE_KEYS 128  /* keys of a tile up to head_dim 256 */
+#define NARROW_KEYS 32 /* beyond */
+
+struct prefill {
+    const struct walsh_queue *q;
+    const struct walsh_kv_view *kv;
+    const struct walsh_attention_shape *shape;
+    uint32_t first; /* position of row 0 */
+    size_t count, ldq, ldo, tiles;
+    const float *query;
+    float *out;
+};
+
+/* A worker's scratch. */
+struct tiles {
+    float scores[QUERIES * WIDE_KEYS];
+    float keys[WIDE_KEYS * 256];   /* [head_dim][keys]: transposed */
+    float values[WIDE_KEYS * 256]; /* [keys][head_dim] */
+    float keep[QUERIES];
+    float maximum[WALSH_MAX_HEAD_GROUP][QUERIES], sum[WALSH_MAX_HEAD_GROUP][QUERIES];
+};
+_Static_assert(sizeof(struct tiles) <= WALSH_SCRATCH_BYTES, "a worker's scratch");
+_Static_assert(NARROW_KEYS *WALSH_MAX_HEAD_DIM <= WIDE_KEYS * 256, "the tiles of keys and values");
+
+/* out[n][head_dim] = f32 of tokens [from, from + n) of a head. */
+static void load_tokens(const struct prefill *t, void *const *pages, uint32_t kv_head, uint32_t from,
+                        uint32_t n, float *out)
+{
+    uint32_t dim = t->shape->head_dim, page_tokens = t->kv->page_tokens;
+    for (uint32_t i = 0; i < n;) {
+        uint32_t token = from + i, run = page_tokens - token % page_tokens;
+        if (run > n - i) run = n - i;
+        const void *page = pages[token / page_tokens];
+        size_t at = walsh_kv_offset(t->kv, kv_head, token, dim), elements = (size_t)run * dim;
+        if (t->kv->type == WALSH_KV_F32)
+            memcpy(out, (const float *)page + at, elements * sizeof *out);
+        else
+            t->q->kernels->f32_from_f16(out, (const uint16_t *)page + at, elements);
+        out += elements;
+        i += run;
+    }
+}
+
+/* The scores of one head become weights; s->keep what its rows' earlier values are multiplied by. */
+static void softmax_rows(const struct prefill *t, struct tiles *s, uint32_t head, size_t row, size_t rows,
+                         uint32_t from, uint32_t keys)
+{
+    for (size_t i = 0; i < rows; i++) {
+        uint32_t position = t->first + (uint32_t)(row + i), begin = walsh_first_key(t->shape, position);
+        uint32_t low = begin > from ? begin - from : 0, high = position + 1 > from ? position + 1 - from : 0;
+        if (high > keys) high = keys;
+        if (low > high) low = high;
+        float *score = s->scores + i * keys;
+        memset(score, 0, low * sizeof *score);
+        memset(score + high, 0, (keys - high) * sizeof *score);
+        s->keep[i] = t->q->kernels->softmax_step_f32(score + low, high - low, t->shape->scale,
+                                                     &s->maximum[head][i], &s->sum[head][i]);
+    }
+}
+
+/* Rows [row, row + rows) of all query heads of one head of keys and values. */
+static void attend(const struct prefill *t, struct tiles *s, uint32_t kv_head, size_t row, size_t rows)
+{
+    const struct walsh_attention_shape *shape = t->shape;
+    const struct walsh_kernels *k = t->q->kernels;
+    uint32_t group = shape->heads / shape->kv_heads, dim = shape->head_dim;
+    uint32_t tile = dim <= 256 ? WIDE_KEYS : NARROW_KEYS;
+    uint32_t end = t->first + (uint32_t)(row + rows);
+    uint32_t first_tile = walsh_first_key(shape, t->first + (uint32_t)row) / tile * tile;
+    float *out = t->out + row * t->ldo + (size_t)kv_head * group * dim;
+    const float *query = t->query + row * t->ldq + (size_t)kv_head * group * dim;
+    for (uint32_t g = 0; g < group; g++)
+        for (size_t i = 0; i < rows; i++) {
+            s->maximum[g][i] = -INFINITY;
+            s->sum[g][i] = 0;
+        }
+    for (uint32_t from = first_tile; from < end; from += tile) {
+        uint32_t keys = end - from < tile ? end - from : tile;
+        load_tokens(t, t->kv->k_pages, kv_head, from, keys, s->values);
+        k->transpose_f32(s->keys, keys, s->values, dim, keys, dim);
+        load_tokens(t, t->kv->v_pages, kv_head, from, keys, s->values);
+        for (uint32_t g = 0; g < group; g++) {
+            k->multiply_tile_f32(s->scores, keys, NULL, query + (size_t)g * dim, t->ldq, s->keys, keys, rows,
+                                 keys, dim);
+            softmax_rows(t, s, g, row, rows, from, keys);
+            k->multiply_tile_f32(out + (size_t)g * dim, t->ldo, from == first_tile ? NULL : s->keep,
+                                 s->scores, keys, s->values, dim, rows, dim, keys);
+        }
+    }
+    for (uint32_t g = 0; g < group; g++)
+        for (size_t i = 0; i < rows; i++) {
+            float *y = out + i * t->ldo + (size_t)g * dim, inverse = 1.0f / s->sum[g][i];
+            for (uint32_t d = 0; d < dim; d++) y[d] *= inverse;
+        }
+}
+
+/* Units count down from the last rows: those see the most keys, and a long unit must not come last. */
+static void attend_units(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    const struct prefill *t = argument;
+    for (size_t i = begin; i < end; i++) {
+        size_t row = (t->tiles - 1 - i / t->shape->kv_heads) * QUERIES;
+        attend(t, (struct tiles *)(void *)t->q->scratch[worker], (uint32_t)(i % t->shape->kv_heads), row,
+               walsh_min(QUERIES, t->count - row));
+    }
+}
+
+void walsh_cpu_prefill_attention(const struct walsh_queue *q, float *out, size_t ldo, const float *query,
+                                 size_t ldq, const struct walsh_attention_row *rows, size_t count,
+                                 const struct walsh_attention_shape *shape)
+{
+    if (count == 0) return;
+    struct prefill t = {
+        q, rows[0].kv, shape, rows[0].position, count, ldq, ldo, walsh_div_up(count, QUERIES), query, out};
+    walsh_pool_run(q->pool, t.tiles * shape->kv_heads, 1, attend_units, &t);
+}

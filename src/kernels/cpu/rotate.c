@@ -1,0 +1,97 @@
+/* Rotations around a product: prepare before it, unrotate behind it. */
+#include <string.h>
+
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/split.h"
+
+struct prepare {
+    const struct walsh_queue *q;
+    const struct walsh_activations *a;
+    const float *x;
+    size_t ldx;
+    const struct walsh_rotation *rotation;
+};
+
+/* y[padded] = forward(rotation, x), block by block. Padding is less than any block, so each holds some of x.
+ */
+static void rotate_forward(const struct walsh_kernels *k, const struct walsh_rotation *r, const float *x,
+                           float *y)
+{
+    uint32_t at = 0;
+    for (uint32_t b = 0; b < r->blocks.count; b++) {
+        uint32_t n = r->blocks.block[b];
+        k->rotate_forward_f32(y + at, x + at, r->signs + at, walsh_min(n, r->size - at), n);
+        at += n;
+    }
+}
+
+/* Row r of t->x, rotated, into `data` of the activations' type. `rotated` [padded] is scratch or, for F32,
+ * data itself. */
+static void prepare_row(const struct prepare *t, size_t r, float *rotated)
+{
+    const struct walsh_kernels *k = t->q->kernels;
+    const struct walsh_activations *a = t->a;
+    const float *x = t->x + r * t->ldx;
+    size_t element = walsh_activation_size(a->type), cols = a->cols;
+    uint8_t *data = (uint8_t *)a->data + r * a->stride * element;
+    if (a->type == WALSH_ACTIVATION_F32) rotated = (float *)(void *)data;
+    if (t->rotation->kind == WALSH_ROTATION_BLOCKS) {
+        rotate_forward(k, t->rotation, x, rotated);
+        x = rotated;
+    }
+    if (a->type == WALSH_ACTIVATION_INT8)
+        a->scale[r] = k->quantize_i8((int8_t *)data, &a->sum[r], x, cols);
+    else if (a->type == WALSH_ACTIVATION_BF16)
+        k->bf16_from_f32((uint16_t *)(void *)data, x, cols);
+    else if (x != rotated)
+        memcpy(data, x, cols * element);
+    memset(data + cols * element, 0, (a->stride - cols) * element);
+}
+
+static void prepare_rows(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    const struct prepare *t = argument;
+    for (size_t r = begin; r < end; r++) prepare_row(t, r, (float *)(void *)t->q->scratch[worker]);
+}
+
+void walsh_cpu_prepare(const struct walsh_queue *q, struct walsh_activations *a, const float *x, size_t ldx,
+                       const struct walsh_rotation *rotation)
+{
+    struct prepare t = {q, a, x, ldx, rotation};
+    walsh_run_rows(q, a->rows, a->cols, prepare_rows, &t);
+}
+
+struct unrotate {
+    const struct walsh_queue *q;
+    float *y, *z;
+    size_t ldy, ldz;
+    const struct walsh_rotation *rotation;
+    const float *bias;
+};
+
+static void unrotate_rows(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    (void)worker;
+    const struct unrotate *t = argument;
+    const struct walsh_kernels *k = t->q->kernels;
+    const struct walsh_rotation *rotation = t->rotation;
+    for (size_t r = begin; r < end; r++) {
+        float *y = t->y + r * t->ldy, *z = t->z + r * t->ldz;
+        uint32_t at = 0;
+        for (uint32_t b = 0; b < rotation->blocks.count; b++) {
+            uint32_t n = rotation->blocks.block[b];
+            k->rotate_inverse_f32(y + at, z + at, rotation->signs + at, walsh_min(n, rotation->size - at), n);
+            at += n;
+        }
+        if (rotation->kind == WALSH_ROTATION_NONE && y != z) memcpy(y, z, rotation->size * sizeof *y);
+        if (t->bias != NULL) k->add_f32(y, t->bias, rotation->size);
+    }
+}
+
+void walsh_cpu_unrotate(const struct walsh_queue *q, float *y, size_t ldy, float *z, size_t ldz,
+                        const struct walsh_rotation *rotation, const float *bias, size_t rows)
+{
+    if (rotation->kind == WALSH_ROTATION_NONE && y == z && bias == NULL) return;
+    struct unrotate t = {q, y, z, ldy, ldz, rotation, bias};
+    walsh_run_rows(q, rows, rotation->blocks.padded, unrotate_rows, &t);
+}

@@ -1,0 +1,192 @@
+/* Ops that treat rows one by one. */
+#include <string.h>
+
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/split.h"
+
+struct embed {
+    const struct walsh_queue *q;
+    float *out;
+    const struct walsh_weights *table;
+    const int32_t *ids;
+};
+
+static void embed_rows(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    (void)worker;
+    const struct embed *t = argument;
+    size_t cols = t->table->cols;
+    for (size_t r = begin; r < end; r++) {
+        float *out = t->out + r * cols;
+        const uint8_t *data = t->table->data;
+        size_t at = (size_t)t->ids[r] * cols;
+        if (t->table->format == WALSH_FORMAT_F32)
+            memcpy(out, data + at * sizeof *out, cols * sizeof *out);
+        else if (t->table->format == WALSH_FORMAT_F16)
+            t->q->kernels->f32_from_f16(out, data + at * 2, cols);
+        else
+            t->q->kernels->f32_from_bf16(out, data + at * 2, cols);
+    }
+}
+
+void walsh_cpu_embed(const struct walsh_queue *q, float *out, const struct walsh_weights *table,
+                     const int32_t *ids, size_t rows)
+{
+    struct embed t = {q, out, table, ids};
+    walsh_run_rows(q, rows, table->cols, embed_rows, &t);
+}
+
+struct rms_norm {
+    const struct walsh_queue *q;
+    float *y;
+    const float *x, *weight;
+    size_t ldy, ldx, n;
+    float eps;
+};
+
+static void rms_norm_rows(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    (void)worker;
+    const struct rms_norm *t = argument;
+    for (size_t r = begin; r < end; r++)
+        t->q->kernels->rms_norm_f32(t->y + r * t->ldy, t->x + r * t->ldx, t->weight, t->n, t->eps);
+}
+
+void walsh_cpu_rms_norm(const struct walsh_queue *q, float *y, size_t ldy, const float *x, size_t ldx,
+                        const float *weight, size_t rows, size_t n, float eps)
+{
+    struct rms_norm t = {q, y, x, weight, ldy, ldx, n, eps};
+    walsh_run_rows(q, rows, n, rms_norm_rows, &t);
+}
+
+struct add {
+    const struct walsh_queue *q;
+    float *x;
+    const float *d;
+};
+
+static void add_elements(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    (void)worker;
+    const struct add *t = argument;
+    t->q->kernels->add_f32(t->x + begin, t->d + begin, end - begin);
+}
+
+void walsh_cpu_add(const struct walsh_queue *q, float *x, const float *d, size_t n)
+{
+    struct add t = {q, x, d};
+    walsh_pool_run(q->pool, n, WALSH_PIECE_ELEMENTS, add_elements, &t);
+}
+
+struct rope {
+    const struct walsh_queue *q;
+    float *x;
+    size_t ldx;
+    const uint32_t *positions;
+    uint32_t heads, half;
+    const float *cosine, *sine;
+};
+
+static void rope_rows(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    (void)worker;
+    const struct rope *t = argument;
+    for (size_t r = begin; r < end; r++) {
+        size_t at = (size_t)t->positions[r] * t->half;
+        t->q->kernels->rope_f32(t->x + r * t->ldx, t->heads, t->half, t->cosine + at, t->sine + at);
+    }
+}
+
+void walsh_cpu_rope(const struct walsh_queue *q, float *x, size_t ldx, const uint32_t *positions, size_t rows,
+                    uint32_t heads, uint32_t head_dim, const float *cosine, const float *sine)
+{
+    struct rope t = {q, x, ldx, positions, heads, head_dim / 2, cosine, sine};
+    walsh_run_rows(q, rows, (size_t)heads * head_dim, rope_rows, &t);
+}
+
+struct swiglu {
+    const struct walsh_queue *q;
+    float *y;
+    const float *gate, *up;
+    size_t ldy, ld, n;
+};
+
+static void swiglu_rows(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    (void)worker;
+    const struct swiglu *t = argument;
+    for (size_t r = begin; r < end; r++)
+        t->q->kernels->swiglu_f32(t->y + r * t->ldy, t->gate + r * t->ld, t->up + r * t->ld, t->n);
+}
+
+void walsh_cpu_swiglu(const struct walsh_queue *q, float *y, size_t ldy, const float *gate, const float *up,
+                      size_t ld, size_t rows, size_t n)
+{
+    struct swiglu t = {q, y, gate, up, ldy, ld, n};
+    walsh_run_rows(q, rows, n, swiglu_rows, &t);
+}
+
+struct route {
+    const struct walsh_queue *q;
+    int32_t *index;
+    float *weight;
+    const float *logits;
+    uint32_t experts, k;
+    bool normalize;
+};
+
+static void route_rows(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    (void)worker;
+    const struct route *t = argument;
+    for (size_t r = begin; r < end; r++)
+        t->q->kernels->route_f32(t->index + r * t->k, t->weight + r * t->k, t->logits + r * t->experts,
+                                 t->experts, t->k, t->normalize);
+}
+
+void walsh_cpu_route(const struct walsh_queue *q, int32_t *index, float *weight, const float *logits,
+                     size_t rows, uint32_t experts, uint32_t k, bool normalize)
+{
+    struct route t = {q, index, weight, logits, experts, k, normalize};
+    walsh_run_rows(q, rows, (size_t)experts * 16, route_rows, &t); /* an exponential per expert */
+}
+
+struct kv_append {
+    const struct walsh_queue *q;
+    const struct walsh_attention_row *rows;
+    const float *k, *v;
+    size_t ld;
+    const struct walsh_attention_shape *shape;
+};
+
+/* One row of keys or values into its page. */
+static void store(const struct kv_append *t, size_t r, void *const *pages, const float *x)
+{
+    const struct walsh_kv_view *kv = t->rows[r].kv;
+    uint32_t position = t->rows[r].position, dim = t->shape->head_dim;
+    void *page = pages[position / kv->page_tokens];
+    for (uint32_t h = 0; h < t->shape->kv_heads; h++, x += dim) {
+        size_t at = walsh_kv_offset(kv, h, position, dim);
+        if (kv->type == WALSH_KV_F32)
+            memcpy((float *)page + at, x, dim * sizeof *x);
+        else
+            t->q->kernels->f16_from_f32((uint16_t *)page + at, x, dim);
+    }
+}
+
+static void kv_append_rows(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    (void)worker;
+    const struct kv_append *t = argument;
+    for (size_t r = begin; r < end; r++) {
+        store(t, r, t->rows[r].kv->k_pages, t->k + r * t->ld);
+        store(t, r, t->rows[r].kv->v_pages, t->v + r * t->ld);
+    }
+}
+
+void walsh_cpu_kv_append(const struct walsh_queue *q, const struct walsh_attention_row *rows, size_t count,
+                         const float *k, const float *v, size_t ld, const struct walsh_attention_shape *shape)
+{
+    struct kv_append t = {q, rows, k, v, ld, shape};
+    walsh_run_rows(q, count, (size_t)shape->kv_heads * shape->head_dim * 2, kv_append_rows, &t);
+}

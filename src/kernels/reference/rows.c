@@ -1,0 +1,58 @@
+/* Norm, position, gate and routing of one row; sums in double. */
+#include <math.h>
+
+#include "kernels/table.h"
+
+void walsh_add_f32_reference(float *x, const float *d, size_t n)
+{
+    for (size_t i = 0; i < n; i++) x[i] += d[i];
+}
+
+void walsh_rms_norm_f32_reference(float *y, const float *x, const float *weight, size_t n, float eps)
+{
+    double squares = 0;
+    for (size_t i = 0; i < n; i++) squares += (double)x[i] * x[i];
+    double scale = 1.0 / sqrt(squares / (double)n + (double)eps);
+    for (size_t i = 0; i < n; i++) y[i] = (float)(x[i] * scale * weight[i]);
+}
+
+void walsh_rope_f32_reference(float *x, size_t heads, size_t half, const float *cosine, const float *sine)
+{
+    for (size_t h = 0; h < heads; h++, x += 2 * half)
+        for (size_t i = 0; i < half; i++) {
+            float a = x[i], b = x[i + half];
+            x[i] = a * cosine[i] - b * sine[i];
+            x[i + half] = b * cosine[i] + a * sine[i];
+        }
+}
+
+void walsh_swiglu_f32_reference(float *y, const float *gate, const float *up, size_t n)
+{
+    for (size_t i = 0; i < n; i++) y[i] = (float)(gate[i] / (1.0 + exp(-(double)gate[i])) * up[i]);
+}
+
+void walsh_route_f32_reference(int32_t *index, float *weight, const float *logits, uint32_t experts,
+                               uint32_t k, bool normalize)
+{
+    /* Insert each expert into the k best so far; an equal one stays behind. */
+    uint32_t found = 0;
+    for (uint32_t e = 0; e < experts; e++) {
+        float x = isnan(logits[e]) ? -INFINITY : logits[e];
+        uint32_t at = found < k ? found++ : k;
+        while (at > 0 && weight[at - 1] < x) at--;
+        if (at == k) continue;
+        for (uint32_t j = found - 1; j > at; j--) {
+            weight[j] = weight[j - 1];
+            index[j] = index[j - 1];
+        }
+        weight[at] = x;
+        index[at] = (int32_t)e;
+    }
+    /* No finite logit at all leaves no sensible choice: NaN weights say so. */
+    double top = k > 0 ? (double)weight[0] : 0, sum = 0, chosen = 0;
+    for (uint32_t e = 0; e < experts; e++)
+        if (!isnan(logits[e])) sum += exp((double)logits[e] - top);
+    for (uint32_t j = 0; j < k; j++) chosen += exp((double)weight[j] - top);
+    for (uint32_t j = 0; j < k; j++)
+        weight[j] = (float)(exp((double)weight[j] - top) / (normalize ? chosen : sum));
+}

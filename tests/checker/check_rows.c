@@ -1,0 +1,126 @@
+/* Cases of the row kernels. */
+#include <math.h>
+#include <string.h>
+
+#include "checker.h"
+
+static const size_t lengths[] = {1, 2, 7, 15, 16, 17, 33, 64, 100, 256, 1000, 4096, 11008};
+#define LENGTHS (sizeof lengths / sizeof lengths[0])
+
+static float *row(struct check *c, size_t n)
+{
+    return check_alloc(c, n * sizeof(float), check_misalign(c, sizeof(float)));
+}
+
+static float *copy(struct check *c, const float *x, size_t n)
+{
+    float *p = row(c, n);
+    memcpy(p, x, n * sizeof *p);
+    return p;
+}
+
+void check_add_f32(struct check *c, walsh_kernel_add_f32 *reference, walsh_kernel_add_f32 *candidate)
+{
+    for (size_t l = 0; l < LENGTHS; l++) {
+        size_t n = lengths[l];
+        float *x = row(c, n), *d = row(c, n);
+        check_fill_special(c, x, n);
+        check_fill_special(c, d, n);
+        float *y = copy(c, x, n);
+        reference(x, d, n);
+        candidate(y, d, n);
+        check_exact_f32(c, "x", x, y, n);
+    }
+}
+
+/* The sum of squares has an error below log2(n) units; the root halves it; three roundings follow. */
+#define RMS_NORM_FACTOR 8
+
+void check_rms_norm_f32(struct check *c, walsh_kernel_rms_norm_f32 *reference,
+                        walsh_kernel_rms_norm_f32 *candidate)
+{
+    for (size_t l = 0; l < LENGTHS; l++) {
+        size_t n = lengths[l];
+        float *x = row(c, n), *weight = row(c, n), *expected = row(c, n), *got = row(c, n),
+              *magnitude = row(c, n);
+        check_fill_normal(c, x, n);
+        check_fill_normal(c, weight, n);
+        if (c->round == CHECK_ROUNDS - 1) x[check_below(c, n)] = NAN;
+        float eps = c->round == 1 ? 1e-5f : 1e-6f;
+        float *in_place = copy(c, x, n);
+        reference(expected, x, weight, n, eps);
+        candidate(got, x, weight, n, eps);
+        candidate(in_place, in_place, weight, n, eps);
+        for (size_t i = 0; i < n; i++) magnitude[i] = fabsf(expected[i]);
+        check_close_f32(c, "y", expected, got, magnitude, n, RMS_NORM_FACTOR);
+        check_exact_f32(c, "y in place", got, in_place, n);
+    }
+}
+
+void check_rope_f32(struct check *c, walsh_kernel_rope_f32 *reference, walsh_kernel_rope_f32 *candidate)
+{
+    static const size_t halves[] = {1, 3, 4, 8, 16, 20, 32, 48, 64, 128};
+    for (size_t h = 0; h < sizeof halves / sizeof halves[0]; h++) {
+        size_t half = halves[h], heads = check_below(c, 5) + 1, n = heads * 2 * half;
+        float *x = row(c, n), *cosine = row(c, half), *sine = row(c, half);
+        check_fill_special(c, x, n);
+        for (size_t i = 0; i < half; i++) {
+            double angle = 6.28 * walsh_random_uniform(&c->random);
+            cosine[i] = (float)cos(angle);
+            sine[i] = (float)sin(angle);
+        }
+        float *y = copy(c, x, n);
+        reference(x, heads, half, cosine, sine);
+        candidate(y, heads, half, cosine, sine);
+        check_exact_f32(c, "x", x, y, n);
+    }
+}
+
+/* exp within 2 units, then 1 +, /, * with half a unit each. */
+#define SWIGLU_FACTOR 4
+
+void check_swiglu_f32(struct check *c, walsh_kernel_swiglu_f32 *reference, walsh_kernel_swiglu_f32 *candidate)
+{
+    for (size_t l = 0; l < LENGTHS; l++) {
+        size_t n = lengths[l];
+        float *gate = row(c, n), *up = row(c, n), *expected = row(c, n), *got = row(c, n),
+              *magnitude = row(c, n);
+        check_fill_normal(c, gate, n);
+        check_fill_normal(c, up, n);
+        if (c->round > 0)
+            for (size_t i = 0; i < n; i++) gate[i] *= c->round == 1 ? 100.0f : 10.0f;
+        if (c->round == CHECK_ROUNDS - 1) {
+            gate[check_below(c, n)] = NAN;
+            up[check_below(c, n)] = INFINITY;
+            gate[check_below(c, n)] = INFINITY;
+        }
+        float *in_place = copy(c, gate, n);
+        reference(expected, gate, up, n);
+        candidate(got, gate, up, n);
+        candidate(in_place, in_place, up, n);
+        /* below 1e-30 the exponential's end of range matters, the result does not */
+        for (size_t i = 0; i < n; i++) magnitude[i] = fabsf(expected[i]) + 1e-30f;
+        check_close_f32(c, "y", expected, got, magnitude, n, SWIGLU_FACTOR);
+        check_exact_f32(c, "y in place", got, in_place, n);
+    }
+}
+
+void check_route_f32(struct check *c, walsh_kernel_route_f32 *reference, walsh_kernel_route_f32 *candidate)
+{
+    for (uint32_t experts = 1; experts <= 256; experts = experts * 2 + 1) {
+        uint32_t k = (uint32_t)check_below(c, experts < 9 ? experts : 9) + 1;
+        if (k > experts) k = experts;
+        bool normalize = check_below(c, 2) != 0;
+        float *logits = row(c, experts), *expected = row(c, k), *got = row(c, k), *magnitude = row(c, k);
+        int32_t *index = check_alloc(c, k * 4, check_misalign(c, 4)),
+                *index2 = check_alloc(c, k * 4, check_misalign(c, 4));
+        /* few distinct values: ties */
+        for (uint32_t e = 0; e < experts; e++)
+            logits[e] = c->round % 2 ? check_normal(c) : (float)check_below(c, 4);
+        reference(index, expected, logits, experts, k, normalize);
+        candidate(index2, got, logits, experts, k, normalize);
+        check_exact_bytes(c, "index", index, index2, k * 4);
+        for (uint32_t j = 0; j < k; j++) magnitude[j] = fabsf(expected[j]);
+        check_close_f32(c, "weight", expected, got, magnitude, k, 4);
+    }
+}

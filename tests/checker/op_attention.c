@@ -1,0 +1,180 @@
+/* kv_append and attention as ops: against the definition in double, equal bits for any pool and any batch. */
+#include <math.h>
+#include <string.h>
+
+#include "base/scalar.h"
+#include "checker.h"
+
+static float *row(struct check *c, size_t n)
+{
+    return check_alloc(c, n * sizeof(float), check_misalign(c, sizeof(float)));
+}
+
+/* A cache whose pages hold poison until a row is stored. */
+static struct walsh_kv_view empty_cache(struct check *c, enum walsh_kv_type type, uint32_t page_tokens,
+                                        uint32_t tokens, const struct walsh_attention_shape *shape)
+{
+    uint32_t pages = (tokens + page_tokens - 1) / page_tokens;
+    size_t bytes = (size_t)shape->kv_heads * page_tokens * shape->head_dim * (type == WALSH_KV_F32 ? 4 : 2);
+    void **k = check_alloc_private(c, pages * sizeof *k), **v = check_alloc_private(c, pages * sizeof *v);
+    for (uint32_t p = 0; p < pages; p++) {
+        k[p] = check_alloc(c, bytes, 0);
+        v[p] = check_alloc(c, bytes, 0);
+        memset(k[p], 0xff, bytes); /* NaN */
+        memset(v[p], 0xff, bytes);
+    }
+    return (struct walsh_kv_view){type, page_tokens, k, v};
+}
+
+/* The definition for one query head: out[head_dim], and per element its magnitude for the tolerance. */
+static void define(const struct walsh_attention_shape *s, const float *query, const float *k, const float *v,
+                   uint32_t kv_head, uint32_t position, bool half, double *weight, float *out,
+                   float *magnitude)
+{
+    uint32_t begin = s->window != 0 && position >= s->window ? position + 1 - s->window : 0,
+             dim = s->head_dim;
+    size_t ld = (size_t)s->kv_heads * dim;
+    double largest = -INFINITY, score_unit = 0, sum = 0;
+    for (uint32_t j = begin; j <= position; j++) {
+        double dot = 0, absolute = 0;
+        for (uint32_t d = 0; d < dim; d++) {
+            float x = k[j * ld + kv_head * dim + d];
+            double product =
+                (double)query[d] * (double)(half ? walsh_f32_from_f16(walsh_f16_from_f32(x)) : x);
+            dot += product;
+            absolute += fabs(product);
+        }
+        weight[j] = dot * (double)s->scale;
+        largest = fmax(largest, weight[j]);
+        score_unit = fmax(score_unit, absolute * (double)s->scale);
+    }
+    for (uint32_t j = begin; j <= position; j++) sum += weight[j] = exp(weight[j] - largest);
+    for (uint32_t d = 0; d < dim; d++) {
+        double value = 0, absolute = 0;
+        for (uint32_t j = begin; j <= position; j++) {
+            float x = v[j * ld + kv_head * dim + d];
+            double product = weight[j] / sum * (double)(half ? walsh_f32_from_f16(walsh_f16_from_f32(x)) : x);
+            value += product;
+            absolute += fabs(product);
+        }
+        out[d] = (float)value;
+        magnitude[d] = (float)((1 + score_unit) * absolute);
+    }
+}
+
+#define FACTOR 8
+
+struct setting {
+    struct walsh_attention_shape shape;
+    struct walsh_kv_view kv;
+    uint32_t tokens;
+    float *k, *v, *query; /* [tokens][...] */
+    size_t ldq;
+};
+
+static struct setting make_setting(struct check *c, const struct walsh_queue *q,
+                                   struct walsh_attention_shape shape, uint32_t tokens,
+                                   enum walsh_kv_type type)
+{
+    struct setting s = {.shape = shape, .tokens = tokens};
+    size_t ld = (size_t)shape.kv_heads * shape.head_dim;
+    s.ldq = (size_t)shape.heads * shape.head_dim + 8;
+    s.kv = empty_cache(c, type, c->round % 2 ? 256 : 48, tokens, &shape);
+    s.k = row(c, tokens * ld);
+    s.v = row(c, tokens * ld);
+    s.query = row(c, tokens * s.ldq);
+    check_fill_normal(c, s.k, tokens * ld);
+    check_fill_normal(c, s.v, tokens * ld);
+    check_fill_normal(c, s.query, tokens * s.ldq);
+    struct walsh_attention_row *rows = check_alloc_private(c, tokens * sizeof *rows);
+    for (uint32_t i = 0; i < tokens; i++) rows[i] = (struct walsh_attention_row){&s.kv, i};
+    q->ops->kv_append(q, rows, tokens, s.k, s.v, ld, &shape);
+    return s;
+}
+
+/* A few rows of `out` against the definition; row i is that of position first + i. */
+static void compare_rows(struct check *c, const struct setting *s, const float *out, uint32_t first,
+                         uint32_t count)
+{
+    uint32_t dim = s->shape.head_dim, group = s->shape.heads / s->shape.kv_heads;
+    float *expected = row(c, dim), *magnitude = row(c, dim);
+    double *weight = check_alloc_private(c, s->tokens * sizeof *weight);
+    for (uint32_t n = 0; n < 6; n++) {
+        uint32_t i = n == 0 ? 0 : n == 1 ? count - 1 : (uint32_t)check_below(c, count);
+        uint32_t h = (uint32_t)check_below(c, s->shape.heads);
+        define(&s->shape, s->query + (first + i) * s->ldq + (size_t)h * dim, s->k, s->v, h / group, first + i,
+               s->kv.type == WALSH_KV_F16, weight, expected, magnitude);
+        check_close_f32(c, "attention", expected, out + i * s->ldq + (size_t)h * dim, magnitude, dim, FACTOR);
+    }
+}
+
+static void check_prefill(struct check *c, const struct check_queues *queues, const struct setting *s)
+{
+    uint32_t first = (uint32_t)check_below(c, s->tokens), count = s->tokens - first;
+    struct walsh_attention_row *rows = check_alloc_private(c, count * sizeof *rows);
+    for (uint32_t i = 0; i < count; i++) rows[i] = (struct walsh_attention_row){&s->kv, first + i};
+    float *out[3];
+    for (unsigned t = 0; t < 3; t++) {
+        const struct walsh_queue *q = &queues->best[t];
+        out[t] = row(c, count * s->ldq);
+        q->ops->attention(q, out[t], s->ldq, s->query + first * s->ldq, s->ldq, rows, count, &s->shape,
+                          WALSH_PREFILL);
+        check_exact_f32(c, "prefill with another pool", out[0], out[t], count * s->ldq);
+    }
+    compare_rows(c, s, out[0], first, count);
+    /* a part of the rows has the bits that it has among all */
+    uint32_t from = (uint32_t)check_below(c, count), part = (uint32_t)check_below(c, count - from) + 1;
+    size_t used = (size_t)s->shape.heads * s->shape.head_dim;
+    float *some = row(c, part * s->ldq);
+    queues->best[1].ops->attention(&queues->best[1], some, s->ldq, s->query + (first + from) * s->ldq, s->ldq,
+                                   rows + from, part, &s->shape, WALSH_PREFILL);
+    for (uint32_t i = 0; i < part; i++)
+        check_exact_f32(c, "prefill of a part", out[0] + (from + i) * s->ldq, some + i * s->ldq, used);
+}
+
+/* Rows at scattered positions, in batches of 1, 2 and all. */
+static void check_decode(struct check *c, const struct check_queues *queues, const struct setting *s)
+{
+    enum { BATCH = 5 };
+    struct walsh_attention_row rows[BATCH];
+    size_t used = (size_t)s->shape.heads * s->shape.head_dim;
+    float *query = row(c, BATCH * s->ldq), *out[4];
+    for (uint32_t b = 0; b < BATCH; b++) {
+        uint32_t position = b == 0 ? s->tokens - 1 : (uint32_t)check_below(c, s->tokens);
+        rows[b] = (struct walsh_attention_row){&s->kv, position};
+        memcpy(query + b * s->ldq, s->query + position * s->ldq, s->ldq * sizeof *query);
+    }
+    for (unsigned t = 0; t < 4; t++) {
+        out[t] = row(c, BATCH * s->ldq);
+        for (uint32_t b = 0, n = 0; b < BATCH; b += n) {
+            const struct walsh_queue *q = &queues->best[t < 3 ? t : 2];
+            n = t == 1 ? 1 : t == 3 && b < 4 ? 2 : BATCH - b;
+            q->ops->attention(q, out[t] + b * s->ldq, s->ldq, query + b * s->ldq, s->ldq, rows + b, n,
+                              &s->shape, WALSH_DECODE);
+        }
+        for (uint32_t b = 0; b < BATCH; b++)
+            check_exact_f32(c, "decode with another pool or batch", out[0] + b * s->ldq, out[t] + b * s->ldq,
+                            used);
+    }
+    for (uint32_t b = 0; b < BATCH; b++) compare_rows(c, s, out[0] + b * s->ldq, rows[b].position, 1);
+}
+
+void check_op_attention(struct check *c, const struct check_queues *queues)
+{
+    static const struct walsh_attention_shape shapes[] = {
+        {.heads = 4, .kv_heads = 4, .head_dim = 64},
+        {.heads = 4, .kv_heads = 1, .head_dim = 128, .window = 200},
+        {.heads = 20, .kv_heads = 1, .head_dim = 40},
+        {.heads = 7, .kv_heads = 1, .head_dim = 80, .window = 1},
+        {.heads = 2, .kv_heads = 2, .head_dim = 320, .window = 600},
+    };
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        struct walsh_attention_shape shape = shapes[i];
+        shape.scale = 1.0f / sqrtf((float)shape.head_dim);
+        uint32_t tokens = (i + c->round) % 3 == 0 ? 1700 : (uint32_t)check_below(c, 600) + 1;
+        struct setting s = make_setting(c, &queues->best[c->round % 3], shape, tokens,
+                                        check_below(c, 2) ? WALSH_KV_F16 : WALSH_KV_F32);
+        check_decode(c, queues, &s);
+        check_prefill(c, queues, &s);
+    }
+}

@@ -1,0 +1,127 @@
+/* Ops that treat rows one by one: the best table against the reference, equal bits for any pool. */
+#include <math.h>
+#include <string.h>
+
+#include "base/scalar.h"
+#include "checker.h"
+
+/* Enough rows that the pool takes part: more than one piece of 32768 elements. */
+#define ROWS 24
+#define N 4100
+
+static float *row(struct check *c, size_t n)
+{
+    return check_alloc(c, n * sizeof(float), check_misalign(c, sizeof(float)));
+}
+
+static float *copy(struct check *c, const float *x, size_t n)
+{
+    float *p = row(c, n);
+    memcpy(p, x, n * sizeof *p);
+    return p;
+}
+
+static const struct walsh_queue *queue(const struct check_queues *queues, unsigned i)
+{
+    return i == 0 ? &queues->reference : &queues->best[i - 1];
+}
+
+static void compare(struct check *c, const char *what, float *const out[4], size_t n, double factor,
+                    float floor)
+{
+    float *magnitude = row(c, n);
+    for (size_t i = 0; i < n; i++) magnitude[i] = fabsf(out[0][i]) + floor;
+    if (factor > 0)
+        check_close_f32(c, what, out[0], out[1], magnitude, n, factor);
+    else
+        check_exact_f32(c, what, out[0], out[1], n);
+    check_exact_f32(c, what, out[1], out[2], n);
+    check_exact_f32(c, what, out[1], out[3], n);
+}
+
+static void check_embed(struct check *c, const struct check_queues *queues)
+{
+    enum { VOCAB = 50, COLS = 1500 };
+    static const enum walsh_format formats[] = {WALSH_FORMAT_F32, WALSH_FORMAT_F16, WALSH_FORMAT_BF16};
+    int32_t ids[ROWS];
+    for (size_t r = 0; r < ROWS; r++) ids[r] = (int32_t)check_below(c, VOCAB);
+    for (size_t f = 0; f < 3; f++) {
+        size_t bytes = (size_t)VOCAB * COLS * (f == 0 ? 4 : 2);
+        uint8_t *data = check_alloc(c, bytes, check_misalign(c, 1));
+        for (size_t i = 0; i < bytes; i++) data[i] = (uint8_t)walsh_random_u64(&c->random);
+        struct walsh_weights table = {.format = formats[f], .rows = VOCAB, .cols = COLS, .data = data};
+        float *out[4];
+        for (unsigned i = 0; i < 4; i++) {
+            out[i] = row(c, (size_t)ROWS * COLS);
+            queue(queues, i)->ops->embed(queue(queues, i), out[i], &table, ids, ROWS);
+        }
+        compare(c, "embed", out, (size_t)ROWS * COLS, 0, 0);
+        float first;
+        memcpy(&first, data + (size_t)ids[3] * COLS * 4 % bytes, sizeof first);
+        if (f == 0) check_exact_f32(c, "embed's row 3", &first, out[1] + (size_t)3 * COLS, 1);
+    }
+}
+
+static void check_norm_gate_add(struct check *c, const struct check_queues *queues)
+{
+    size_t ld = N + 3, total = (ROWS - 1) * ld + N;
+    float *x = row(c, total), *up = row(c, total), *weight = row(c, N), *norm[4], *gate[4], *sum[4];
+    check_fill_normal(c, x, total);
+    check_fill_normal(c, up, total);
+    check_fill_normal(c, weight, N);
+    for (unsigned i = 0; i < 4; i++) {
+        const struct walsh_queue *q = queue(queues, i);
+        norm[i] = copy(c, x, total);
+        q->ops->rms_norm(q, norm[i], ld, norm[i], ld, weight, ROWS, N, 1e-5f);
+        gate[i] = copy(c, x, total);
+        q->ops->swiglu(q, gate[i], ld, x, up, ld, ROWS, N);
+        sum[i] = copy(c, x, total);
+        q->ops->add(q, sum[i], up, total);
+    }
+    compare(c, "rms_norm", norm, total, 8, 0);
+    compare(c, "swiglu", gate, total, 4, 1e-30f);
+    compare(c, "add", sum, total, 0, 0);
+}
+
+static void check_rope(struct check *c, const struct check_queues *queues)
+{
+    enum { HEADS = 30, DIM = 64, POSITIONS = 40 };
+    size_t ld = HEADS * DIM + 5, total = ROWS * ld;
+    float *x = row(c, total), *cosine = row(c, POSITIONS * DIM / 2), *sine = row(c, POSITIONS * DIM / 2),
+          *out[4];
+    uint32_t positions[ROWS];
+    check_fill_normal(c, x, total);
+    check_fill_normal(c, cosine, POSITIONS * DIM / 2);
+    check_fill_normal(c, sine, POSITIONS * DIM / 2);
+    for (size_t r = 0; r < ROWS; r++) positions[r] = (uint32_t)check_below(c, POSITIONS);
+    for (unsigned i = 0; i < 4; i++) {
+        const struct walsh_queue *q = queue(queues, i);
+        out[i] = copy(c, x, total);
+        q->ops->rope(q, out[i], ld, positions, ROWS, HEADS, DIM, cosine, sine);
+    }
+    compare(c, "rope", out, total, 0, 0);
+}
+
+static void check_route(struct check *c, const struct check_queues *queues)
+{
+    enum { EXPERTS = 100, K = 6, TOKENS = 90 };
+    float *logits = row(c, TOKENS * EXPERTS), *weight[4];
+    int32_t *index[4];
+    check_fill_normal(c, logits, TOKENS * EXPERTS);
+    for (unsigned i = 0; i < 4; i++) {
+        const struct walsh_queue *q = queue(queues, i);
+        weight[i] = row(c, TOKENS * K);
+        index[i] = check_alloc(c, TOKENS * K * sizeof **index, 0);
+        q->ops->route(q, index[i], weight[i], logits, TOKENS, EXPERTS, K, c->round % 2 != 0);
+        check_exact_bytes(c, "route's index", index[0], index[i], TOKENS * K * sizeof **index);
+    }
+    compare(c, "route", weight, TOKENS * K, 4, 0);
+}
+
+void check_op_rows(struct check *c, const struct check_queues *queues)
+{
+    check_embed(c, queues);
+    check_norm_gate_add(c, queues);
+    check_rope(c, queues);
+    check_route(c, queues);
+}
