@@ -1,5 +1,5 @@
-/* cache/kv: keys and values of one sequence, in pages of WALSH_KV_PAGE tokens, allocated as the sequence grows. May use
- * checkpoint, kernels and below. */
+/* cache/kv: keys and values of one sequence, in pages of WALSH_KV_PAGE tokens, allocated as the sequence
+ * grows. May use checkpoint, kernels and below. */
 #ifndef WALSH_CACHE_KV_H
 #define WALSH_CACHE_KV_H
 
@@ -22,9 +22,11 @@ struct walsh_kv_cache {
     uint32_t pages;              /* allocated, per layer */
     struct walsh_kv_view *views; /* [layers] */
 };
-enum walsh_status walsh_kv_open(const struct walsh_kv_shape *shape, struct walsh_kv_cache **out, struct walsh_error *err);
+enum walsh_status walsh_kv_open(const struct walsh_kv_shape *shape, struct walsh_kv_cache **out,
+                                struct walsh_error *err);
 void walsh_kv_close(struct walsh_kv_cache **kv);
-/* Make room for tokens [0, length): WALSH_E_CAPACITY beyond the capacity, with both figures; the cache is then unchanged. */
+/* Make room for tokens [0, length): WALSH_E_CAPACITY beyond the capacity, with both figures; the cache is
+ * then unchanged. */
 enum walsh_status walsh_kv_reserve(struct walsh_kv_cache *kv, uint32_t length, struct walsh_error *err);
 /* Forget tokens [length, ...); pages stay allocated. */
 void walsh_kv_trim(struct walsh_kv_cache *kv, uint32_t length);

@@ -1,4 +1,5 @@
-/* model/linear: the rotated low-bit linear  y = inverse_out(W^ · round(forward_in(x))) + bias. May use cache and below. */
+/* model/linear: the rotated low-bit linear  y = inverse_out(W^ · round(forward_in(x))) + bias. May use cache
+ * and below. */
 #ifndef WALSH_MODEL_LINEAR_H
 #define WALSH_MODEL_LINEAR_H
 
@@ -7,19 +8,20 @@
 #include "kernels/kernels.h"
 
 struct walsh_linear {
-    const char *name;    /* module path: "model.layers.0.mlp.up_proj" */
-    uint32_t in, out;    /* logical */
+    const char *name;                                /* module path: "model.layers.0.mlp.up_proj" */
+    uint32_t in, out;                                /* logical */
     struct walsh_rotation in_rotation, out_rotation; /* kind NONE where the weights are not rotated */
     struct walsh_weights weights;                    /* [out padded][in padded] */
-    const float *bias;   /* [out] or NULL */
-    enum walsh_activation_type activation; /* how its input is rounded */
+    const float *bias;                               /* [out] or NULL */
+    enum walsh_activation_type activation;           /* how its input is rounded */
 };
 
-/* Take `name` from the checkpoint: dense `name.weight`, or a GLQ E8P group, and `name.bias` where has_bias. Dense data stays in
- * the mapped file; E8P codes are repacked into `arena`. `pool` shares the repacking. */
-enum walsh_status walsh_linear_load(struct walsh_linear *linear, const struct walsh_checkpoint *ck, const char *name,
-                                    uint32_t in, uint32_t out, bool has_bias, enum walsh_activation_type rotated,
-                                    enum walsh_activation_type dense, struct walsh_pool *pool, struct walsh_arena *arena,
+/* Take `name` from the checkpoint: dense `name.weight`, or a GLQ E8P group, and `name.bias` where has_bias.
+ * Dense data stays in the mapped file; E8P codes are repacked into `arena`. `pool` shares the repacking. */
+enum walsh_status walsh_linear_load(struct walsh_linear *linear, const struct walsh_checkpoint *ck,
+                                    const char *name, uint32_t in, uint32_t out, bool has_bias,
+                                    enum walsh_activation_type rotated, enum walsh_activation_type dense,
+                                    struct walsh_pool *pool, struct walsh_arena *arena,
                                     struct walsh_error *err);
 
 /* Scratch of a forward call, sized once for `rows` rows of the widest linear; see model/workspace.c. */
@@ -31,9 +33,15 @@ struct walsh_linear_call {
     float *y; /* [rows][ldy], `linear->out` written */
     size_t ldy;
 };
-/* y_i = linear_i(x) for each of the list. Linears with equal input rotation and activation type share one preparation of x;
- * products that share it run in one dispatch. */
-void walsh_linear_apply(const struct walsh_queue *q, struct walsh_workspace *ws, const struct walsh_linear_call *calls,
-                        size_t count, const float *x, size_t ldx, size_t rows, enum walsh_role role);
+/* Calls that share one dispatch at most; a longer list takes several. */
+#define WALSH_LINEAR_CALLS 32
+
+/* y_i = linear_i(x) for each of the list; all have the same `in`. Linears with equal input rotation and
+ * activation type share one preparation of x; products that share it run in one dispatch. rows is at most the
+ * workspace's. ldx == walsh_activations_stride(in) with x on a 64-byte boundary says that the rows of x are
+ * zero from `in` to there: an unrotated f32 product then reads x in place. */
+void walsh_linear_apply(const struct walsh_queue *q, struct walsh_workspace *ws,
+                        const struct walsh_linear_call *calls, size_t count, const float *x, size_t ldx,
+                        size_t rows, enum walsh_role role);
 
 #endif

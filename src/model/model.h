@@ -1,5 +1,5 @@
-/* model: the graph of a checkpoint and its forward pass. One forward serves every backend: it calls only ops. May use cache
- * and below. */
+/* model: the graph of a checkpoint and its forward pass. One forward serves every backend: it calls only ops.
+ * May use cache and below. */
 #ifndef WALSH_MODEL_MODEL_H
 #define WALSH_MODEL_MODEL_H
 
@@ -14,42 +14,66 @@ struct walsh_expert {
 struct walsh_layer {
     const float *input_norm, *post_norm; /* [hidden] */
     struct walsh_linear q, k, v, o;
-    const float *q_norm, *k_norm;        /* [head_dim] or NULL */
-    struct walsh_linear gate, up, down;  /* dense; name NULL where the layer has experts */
-    struct walsh_linear router;          /* [experts][hidden] */
-    struct walsh_expert *experts;        /* [config.experts] or NULL */
+    const float *q_norm, *k_norm;       /* [head_dim] or NULL */
+    struct walsh_linear gate, up, down; /* dense; name NULL where the layer has experts */
+    struct walsh_linear router;         /* [experts][hidden] */
+    struct walsh_expert *experts;       /* [config.experts] or NULL */
+};
+
+/* One weight matrix or vector of a graph, for reports. */
+struct walsh_graph_tensor {
+    const char *name;    /* "model.layers.0.mlp.up_proj.weight" */
+    const char *part;    /* "embedding" | "attention" | "mlp" | "experts" | "router" | "norm" | "head" */
+    uint32_t rows, cols; /* logical; a vector is [n][1] */
+    const struct walsh_linear *linear;   /* NULL: embedding, norms, biases */
+    const struct walsh_weights *weights; /* NULL: an f32 vector */
+};
+/* Sums over a graph's tensors. "Linears" are the projections of the layers: without router, embedding and
+ * head. */
+struct walsh_graph_totals {
+    uint64_t parameters; /* logical weights, tied ones once */
+    uint64_t linear_parameters;
+    double linear_bits; /* stored code or value bits of the linears, padding included, scales not */
+    uint64_t
+        decode_bytes; /* read by a decode step of one row: with k of the experts, one row of the embedding */
 };
 
 struct walsh_model_graph {
     struct walsh_checkpoint checkpoint; /* keeps the mapping alive; zeroed for a synthetic model */
     struct walsh_config config;
     struct walsh_generation_config generation;
-    struct walsh_tokenizer *tokenizer;  /* NULL: synthetic */
-    struct walsh_weights embedding;     /* [vocab][hidden] */
+    struct walsh_tokenizer *tokenizer; /* NULL: synthetic */
+    struct walsh_weights embedding;    /* [vocab][hidden] */
     struct walsh_layer *layers;
     const float *final_norm;
     struct walsh_linear head;           /* shares embedding's data where tied */
     float *rope_cosine, *rope_sine;     /* [max_positions][head_dim/2] */
     struct walsh_arena arena;           /* everything repacked or converted */
+    struct walsh_graph_tensor *tensors; /* in the order of use */
+    size_t tensor_count;
+    struct walsh_graph_totals totals;
     double load_seconds;
 };
 
 struct walsh_load_options {
     bool use_mmap;
-    bool tokenizer;                             /* read tokenizer.json too: missing is an error */
-    enum walsh_activation_type rotated, dense;  /* activation type of rotated and of dense linears */
+    bool tokenizer;                            /* read tokenizer.json too: missing is an error */
+    enum walsh_activation_type rotated, dense; /* activation type of rotated and of dense linears */
 };
-/* Open the directory, build every layer through the table of architectures, check that every tensor was used. */
+/* Open the directory, build every layer through the table of architectures, check that every tensor was used.
+ */
 enum walsh_status walsh_graph_open(const char *directory, const struct walsh_load_options *options,
-                                   const struct walsh_queue *queue, struct walsh_model_graph **out, struct walsh_error *err);
+                                   const struct walsh_queue *queue, struct walsh_model_graph **out,
+                                   struct walsh_error *err);
 void walsh_graph_close(struct walsh_model_graph **graph);
 
 /* Rows of one forward call, all of one role. PREFILL: one sequence, consecutive positions. */
 struct walsh_rows {
     enum walsh_role role;
     size_t count;
-    const struct walsh_kv_view *const *kv;  /* [count] view of the layer being run is kv[i] + layer index (views are [layers]) */
-    const uint32_t *positions;              /* [count] */
+    const struct walsh_kv_view *const
+        *kv; /* [count] view of the layer being run is kv[i] + layer index (views are [layers]) */
+    const uint32_t *positions; /* [count] */
 };
 
 /* Where calibration looks: raw inputs of linears, before rotation and rounding. */
@@ -64,8 +88,8 @@ enum walsh_tap_point {
 struct walsh_tap {
     void *user;
     /* x [rows][ldx], `cols` used; `expert` is 0 for dense points. */
-    void (*input)(void *user, enum walsh_tap_point point, uint32_t expert, const float *x, size_t ldx, size_t rows,
-                  size_t cols);
+    void (*input)(void *user, enum walsh_tap_point point, uint32_t expert, const float *x, size_t ldx,
+                  size_t rows, size_t cols);
     bool skip_last; /* the caller wants the inputs only: leave out the last product (down) and its residual */
 };
 
@@ -74,20 +98,23 @@ enum walsh_status walsh_workspace_open(const struct walsh_model_graph *graph, si
                                        struct walsh_workspace **out, struct walsh_error *err);
 void walsh_workspace_close(struct walsh_workspace **ws);
 
-/* x [rows.count][hidden] <- layer(x). `kv_layer` indexes the kv views (a calibration cache has one layer). `layer` need not be
- * graph->layers[i]: the quantizer runs replaced ones. tap may be NULL. */
-void walsh_layer_forward(const struct walsh_model_graph *graph, const struct walsh_queue *q, const struct walsh_layer *layer,
-                         uint32_t kv_layer, float *x, const struct walsh_rows *rows, struct walsh_workspace *ws,
+/* x [rows.count][hidden] <- layer(x). `kv_layer` indexes the kv views (a calibration cache has one layer).
+ * `layer` need not be graph->layers[i]: the quantizer runs replaced ones. tap may be NULL. */
+void walsh_layer_forward(const struct walsh_model_graph *graph, const struct walsh_queue *q,
+                         const struct walsh_layer *layer, uint32_t kv_layer, float *x,
+                         const struct walsh_rows *rows, struct walsh_workspace *ws,
                          const struct walsh_tap *tap);
 /* x [count][hidden] <- embedding rows. */
-void walsh_embed(const struct walsh_model_graph *graph, const struct walsh_queue *q, const int32_t *ids, size_t count, float *x);
+void walsh_embed(const struct walsh_model_graph *graph, const struct walsh_queue *q, const int32_t *ids,
+                 size_t count, float *x);
 /* logits [count][vocab] of x [count][hidden] (final norm and head); x is overwritten. */
 void walsh_logits(const struct walsh_model_graph *graph, const struct walsh_queue *q, float *x, size_t count,
                   enum walsh_role role, struct walsh_workspace *ws, float *logits);
 
 /* Random weights in the given format, for measurements (see walsh_model_synthesize). bits 0: bf16. */
 enum walsh_status walsh_graph_synthesize(const struct walsh_config *config, unsigned bits, uint64_t seed,
-                                         const struct walsh_load_options *options, const struct walsh_queue *queue,
-                                         struct walsh_model_graph **out, struct walsh_error *err);
+                                         const struct walsh_load_options *options,
+                                         const struct walsh_queue *queue, struct walsh_model_graph **out,
+                                         struct walsh_error *err);
 
 #endif

@@ -1,0 +1,303 @@
+#include "model/adapter.h"
+
+#include <math.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "checkpoint/peft.h"
+
+/* All linears of a graph, twice: as the model has them, and as the reader of PEFT wants to know them. */
+struct catalogue {
+    const struct walsh_linear **linears;
+    struct walsh_peft_linear *targets;
+    size_t count;
+    struct walsh_arena arena;
+};
+
+static void catalogue_add(struct catalogue *c, const struct walsh_linear *linear)
+{
+    if (!linear->name) return; /* gate, up, down of a layer of experts; the router of a dense one */
+    c->linears[c->count] = linear;
+    c->targets[c->count++] =
+        (struct walsh_peft_linear){.name = linear->name, .in = linear->in, .out = linear->out};
+}
+
+/* Hugging Face keeps the experts' gate and up in one parameter, gate first, and down in another. */
+static enum walsh_status catalogue_add_expert(struct catalogue *c, const struct walsh_expert *expert,
+                                              uint32_t e, uint32_t experts, struct walsh_error *err)
+{
+    const struct walsh_linear *parts[] = {&expert->gate, &expert->up, &expert->down};
+    for (unsigned i = 0; i < 3; i++) {
+        /* "model.layers.0.mlp.experts.3.gate_proj": what stands before the expert's number is the module */
+        const char *name = parts[i]->name, *end = name + strlen(name),
+                   *parameter = i < 2 ? "gate_up_proj" : "down_proj";
+        char *stack = NULL;
+        for (unsigned dots = 0; end > name && dots < 2;) dots += *--end == '.';
+        const size_t module = (size_t)(end - name), size = module + strlen(parameter) + 2;
+        WALSH_TRY(walsh_arena_alloc(&c->arena, size, 1, "a parameter's name", &stack, err));
+        snprintf(stack, size, "%.*s.%s", (int)module, name, parameter);
+        catalogue_add(c, parts[i]);
+        struct walsh_peft_linear *target = &c->targets[c->count - 1];
+        target->stack = stack;
+        target->expert = e;
+        target->experts = experts;
+        target->stack_out = i < 2 ? expert->gate.out + expert->up.out : expert->down.out;
+        target->stack_row = i == 1 ? expert->gate.out : 0;
+        target->stack_step = 1;
+    }
+    return WALSH_OK;
+}
+
+static enum walsh_status catalogue_build(struct catalogue *c, const struct walsh_model_graph *graph,
+                                         struct walsh_error *err)
+{
+    const struct walsh_config *config = &graph->config;
+    size_t room = 0;
+    if (!walsh_mul(config->experts, 3, &room) || !walsh_add(room, 8, &room) ||
+        !walsh_mul(room, config->layers, &room) || !walsh_add(room, 1, &room))
+        return walsh_fail(err, WALSH_E_MEMORY, "too many linears");
+    WALSH_TRY(
+        walsh_arena_alloc(&c->arena, room, sizeof *c->linears, "the model's linears", &c->linears, err));
+    WALSH_TRY(
+        walsh_arena_alloc(&c->arena, room, sizeof *c->targets, "the model's linears", &c->targets, err));
+    for (uint32_t i = 0; i < config->layers; i++) {
+        const struct walsh_layer *layer = &graph->layers[i];
+        const struct walsh_linear *own[] = {&layer->q,    &layer->k,  &layer->v,    &layer->o,
+                                            &layer->gate, &layer->up, &layer->down, &layer->router};
+        for (size_t j = 0; j < sizeof own / sizeof *own; j++) catalogue_add(c, own[j]);
+        for (uint32_t e = 0; layer->experts && e < config->experts; e++)
+            WALSH_TRY(catalogue_add_expert(c, &layer->experts[e], e, config->experts, err));
+    }
+    catalogue_add(c, &graph->head);
+    return WALSH_OK;
+}
+
+/* Does the last component of "hub/Base-1B" stand in the model's path? */
+static void warn_of_other_base(const struct walsh_adapter *adapter, const char *directory,
+                               const struct walsh_hooks *hooks)
+{
+    const char *base = adapter->base_model, *model = adapter->graph->checkpoint.directory;
+    const char *slash = strrchr(base, '/');
+    if (slash) base = slash + 1;
+    if (*base == 0 || !model || strstr(model, base)) return;
+    walsh_log(hooks, WALSH_LOG_WARNING, "%s: the adapter was made for %s; the model is %s", directory,
+              adapter->base_model, model);
+}
+
+static bool same_view(const struct walsh_peft_matrix *a, const struct walsh_peft_matrix *b)
+{
+    return a->tensor == b->tensor && a->offset == b->offset && a->rows == b->rows && a->columns == b->columns;
+}
+
+struct opening {
+    const struct walsh_adapter_options *options;
+    const struct walsh_hooks *hooks;
+    const struct catalogue *catalogue;
+    const struct walsh_peft *peft;
+    struct walsh_adapter *adapter;
+    struct walsh_error *err;
+};
+
+/* Update i of the file becomes adapter->updates[i]; gate and up of a stacked expert share their A. */
+static enum walsh_status open_update(const struct opening *o, size_t i)
+{
+    struct walsh_adapter *adapter = o->adapter;
+    const struct walsh_peft_update *u = &o->peft->updates[i];
+    const bool same = i > 0 && same_view(&u->a, &u[-1].a);
+    const size_t a_size = (size_t)u->a.rows * u->a.columns, b_size = (size_t)u->b.rows * u->b.columns;
+    const size_t before = adapter->arena.bytes;
+    float *values = NULL;
+    WALSH_TRY(walsh_alloc(a_size + b_size, sizeof *values, "an adapter's weights", &values, o->err));
+    if (!same) walsh_peft_read(&u->a, values);
+    walsh_peft_read(&u->b, values + a_size);
+    const struct walsh_adapter_source source = {.convention = WALSH_ADAPTER_PEFT,
+                                                .rank = u->rank,
+                                                .scale = u->scale,
+                                                .a = same ? NULL : values,
+                                                .b = values + a_size,
+                                                .same_a = same ? &adapter->updates[i - 1] : NULL};
+    adapter->linears[i] = o->catalogue->linears[u->linear];
+    const enum walsh_status status = walsh_adapter_linear_build(
+        adapter->linears[i], &source, o->options->storage, &adapter->arena, &adapter->updates[i], o->err);
+    walsh_free(values);
+    adapter->parameters += b_size + (same ? 0 : a_size);
+    adapter->bytes += adapter->arena.bytes - before;
+    adapter->count++;
+    return status;
+}
+
+struct slot {
+    const struct walsh_linear *linear;
+    struct walsh_adapter_linear update;
+};
+
+static int compare_slots(const void *a, const void *b)
+{
+    const uintptr_t x = (uintptr_t)((const struct slot *)a)->linear,
+                    y = (uintptr_t)((const struct slot *)b)->linear;
+    return (x > y) - (x < y);
+}
+
+/* By the linears' addresses, for walsh_adapter_find. */
+static enum walsh_status sort_updates(struct walsh_adapter *adapter, struct walsh_error *err)
+{
+    struct slot *slots = NULL;
+    WALSH_TRY(walsh_alloc(adapter->count, sizeof *slots, "an adapter's linears", &slots, err));
+    for (size_t i = 0; i < adapter->count; i++)
+        slots[i] = (struct slot){adapter->linears[i], adapter->updates[i]};
+    qsort(slots, adapter->count, sizeof *slots, compare_slots);
+    for (size_t i = 0; i < adapter->count; i++) {
+        adapter->linears[i] = slots[i].linear;
+        adapter->updates[i] = slots[i].update;
+    }
+    walsh_free(slots);
+    return WALSH_OK;
+}
+
+static enum walsh_status open_updates(const struct opening *o)
+{
+    struct walsh_adapter *adapter = o->adapter;
+    const size_t count = o->peft->count;
+    char *base = NULL;
+    WALSH_TRY(walsh_arena_strdup(&adapter->arena, o->peft->config.base_model, &base, o->err));
+    adapter->base_model = base;
+    WALSH_TRY(walsh_arena_alloc(&adapter->arena, count, sizeof *adapter->linears, "an adapter's linears",
+                                &adapter->linears, o->err));
+    WALSH_TRY(walsh_arena_alloc(&adapter->arena, count, sizeof *adapter->updates, "an adapter's linears",
+                                &adapter->updates, o->err));
+    for (size_t i = 0; i < count; i++) {
+        WALSH_TRY(walsh_check_abort(o->hooks, o->err));
+        WALSH_TRY(open_update(o, i));
+    }
+    return sort_updates(adapter, o->err);
+}
+
+static enum walsh_status adapter_new(const char *name, const struct walsh_model_graph *graph,
+                                     struct walsh_adapter **out, struct walsh_error *err)
+{
+    char *copy = NULL;
+    WALSH_TRY(walsh_alloc_zero(1, sizeof **out, "an adapter", out, err));
+    (*out)->graph = graph;
+    atomic_init(&(*out)->references, 1);
+    const enum walsh_status status = walsh_arena_strdup(&(*out)->arena, name, &copy, err);
+    if (status != WALSH_OK) walsh_adapter_release(out);
+    if (*out) (*out)->name = copy;
+    return status;
+}
+
+enum walsh_status walsh_adapter_open(const char *name, const char *directory,
+                                     const struct walsh_model_graph *graph,
+                                     const struct walsh_adapter_options *options,
+                                     const struct walsh_hooks *hooks, struct walsh_adapter **out,
+                                     struct walsh_error *err)
+{
+    struct catalogue catalogue = {0};
+    struct walsh_peft peft = {0};
+    *out = NULL;
+    struct walsh_adapter *adapter = NULL;
+    WALSH_TRY(adapter_new(name, graph, &adapter, err));
+    enum walsh_status status = catalogue_build(&catalogue, graph, err);
+    if (status == WALSH_OK)
+        status =
+            walsh_peft_open(directory, options->use_mmap, catalogue.targets, catalogue.count, &peft, err);
+    const struct opening opening = {options, hooks, &catalogue, &peft, adapter, err};
+    if (status == WALSH_OK) status = open_updates(&opening);
+    if (status == WALSH_OK) warn_of_other_base(adapter, directory, hooks);
+    walsh_peft_close(&peft);
+    walsh_arena_close(&catalogue.arena);
+    if (status != WALSH_OK) walsh_adapter_release(&adapter);
+    *out = adapter;
+    return status;
+}
+
+struct walsh_adapter *walsh_adapter_retain(struct walsh_adapter *adapter)
+{
+    atomic_fetch_add_explicit(&adapter->references, 1, memory_order_relaxed);
+    return adapter;
+}
+
+void walsh_adapter_release(struct walsh_adapter **adapter)
+{
+    struct walsh_adapter *a = *adapter;
+    *adapter = NULL;
+    if (!a || atomic_fetch_sub_explicit(&a->references, 1, memory_order_acq_rel) != 1) return;
+    walsh_arena_close(&a->arena);
+    walsh_free(a);
+}
+
+const struct walsh_adapter_linear *walsh_adapter_find(const struct walsh_adapter *adapter,
+                                                      const struct walsh_linear *linear)
+{
+    size_t begin = 0, end = adapter->count;
+    while (begin < end) {
+        const size_t middle = begin + (end - begin) / 2;
+        if (adapter->linears[middle] == linear) return &adapter->updates[middle];
+        if ((uintptr_t)adapter->linears[middle] < (uintptr_t)linear)
+            begin = middle + 1;
+        else
+            end = middle;
+    }
+    return NULL;
+}
+
+static enum walsh_status check_choices(const struct walsh_adapter_choice *choices, size_t count,
+                                       struct walsh_error *err)
+{
+    if (count < 1 || count > WALSH_MAX_ADAPTERS)
+        return walsh_fail(err, WALSH_E_ARGUMENT, "%zu adapters together, expected 1 to %d", count,
+                          WALSH_MAX_ADAPTERS);
+    for (size_t i = 0; i < count; i++) {
+        const struct walsh_adapter *adapter = choices[i].adapter;
+        if (!isfinite(choices[i].scale))
+            return walsh_fail(err, WALSH_E_ARGUMENT, "adapter %s: scale %g, expected a finite number",
+                              adapter->name, (double)choices[i].scale);
+        if (adapter->graph != choices[0].adapter->graph)
+            return walsh_fail(err, WALSH_E_ARGUMENT, "adapters %s and %s belong to different models",
+                              choices[0].adapter->name, adapter->name);
+        for (size_t j = 0; j < i; j++)
+            if (strcmp(choices[j].adapter->name, adapter->name) == 0)
+                return walsh_fail(err, WALSH_E_EXISTS, "adapter %s is given twice", adapter->name);
+    }
+    return WALSH_OK;
+}
+
+enum walsh_status walsh_adapter_set_open(const struct walsh_adapter_choice *choices, size_t count,
+                                         struct walsh_adapter_set **out, struct walsh_error *err)
+{
+    *out = NULL;
+    WALSH_TRY(check_choices(choices, count, err));
+    WALSH_TRY(walsh_alloc_zero(1, sizeof **out, "a set of adapters", out, err));
+    (*out)->count = count;
+    for (size_t i = 0; i < count; i++)
+        (*out)->choices[i] =
+            (struct walsh_adapter_choice){walsh_adapter_retain(choices[i].adapter), choices[i].scale};
+    return WALSH_OK;
+}
+
+void walsh_adapter_set_close(struct walsh_adapter_set **set)
+{
+    if (!*set) return;
+    for (size_t i = 0; i < (*set)->count; i++) walsh_adapter_release(&(*set)->choices[i].adapter);
+    walsh_free(*set);
+    *set = NULL;
+}
+
+/* Is the adapter of choice `c` of set `s` among those that come before it? */
+static bool seen_before(const struct walsh_adapter_set *const *sets, size_t s, size_t c)
+{
+    for (size_t i = 0; i <= s; i++)
+        for (size_t j = 0; sets[i] && j < (i == s ? c : sets[i]->count); j++)
+            if (sets[i]->choices[j].adapter == sets[s]->choices[c].adapter) return true;
+    return false;
+}
+
+uint64_t walsh_adapter_sets_bytes(const struct walsh_adapter_set *const *sets, size_t count)
+{
+    uint64_t bytes = 0;
+    for (size_t s = 0; s < count; s++)
+        for (size_t c = 0; sets[s] && c < sets[s]->count; c++)
+            if (!seen_before(sets, s, c)) bytes += sets[s]->choices[c].adapter->bytes;
+    return bytes;
+}

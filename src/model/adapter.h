@@ -1,0 +1,110 @@
+/* model/adapter: low-rank updates (LoRA, Hu et al. 2021) of a model's linears in one canonical form:
+ *
+ *   y = inverse_out(W^·round(forward_in(x)) + sum_i s_i·B'_i(A_i x)) + bias
+ *
+ * A reads the raw x, so that whatever produces x can compute A x; B' writes in rotated output space, so that
+ * the product's epilogue can add it before the one inverse; the adapter's own scale is in B'. s_i is the
+ * caller's. May use cache and below. */
+#ifndef WALSH_MODEL_ADAPTER_H
+#define WALSH_MODEL_ADAPTER_H
+
+#include "base/hooks.h"
+#include "model/model.h"
+
+#define WALSH_ADAPTER_RANK_STEP 8 /* ranks are padded to a multiple of this */
+#define WALSH_ADAPTER_ROW_STEP 16 /* rows of B' likewise: an output block is never smaller */
+#define WALSH_MAX_ADAPTERS 16     /* of one set */
+
+/* The update of one linear. Both matrices are row-major, 64-byte aligned, in `storage` (WALSH_F32 or
+ * WALSH_BF16), and zero wherever they are padded, so that a kernel may run over whole vectors in all four
+ * directions. */
+struct walsh_adapter_linear {
+    uint32_t rank;        /* 1..256 */
+    uint32_t padded_rank; /* rounded up to WALSH_ADAPTER_RANK_STEP */
+    uint32_t in;          /* the linear's */
+    uint32_t out;         /* rows of B' that mean something: the linear's padded outputs, weights.rows */
+    uint32_t a_stride;    /* elements from row to row of A: `in` rounded up to 64 bytes */
+    enum walsh_dtype storage;
+    const void *a; /* [padded_rank][a_stride] */
+    const void *b; /* [out rounded up to WALSH_ADAPTER_ROW_STEP][padded_rank] */
+};
+
+/* What the A and B of a source mean, with R_in and R_out the linear's rotations and z its rotated output. */
+enum walsh_adapter_convention {
+    WALSH_ADAPTER_PEFT, /* y += scale·B(A x): A [rank][in], B [out][rank]. Every published adapter */
+    WALSH_ADAPTER_ROTATED_INPUT, /* y += scale·B(A R_in x): A [rank][in padded], B [out][rank]. uzu in April
+                                  */
+    WALSH_ADAPTER_ROTATED_OUTPUT /* z += scale·B(A x): A [rank][in], B [out padded][rank]. lalamo, uzu since
+                                    May */
+};
+struct walsh_adapter_source {
+    enum walsh_adapter_convention convention;
+    uint32_t rank; /* 1..256 */
+    double scale;
+    const float
+        *a; /* NULL: the A of `same_a`, a linear of the same inputs, rank and storage, is this one's too */
+    const float *b;
+    const struct walsh_adapter_linear *same_a;
+};
+/* Fold a source into the canonical form: A' = A·R_in for ROTATED_INPUT, B' = scale·R_out·B (with reciprocal
+ * signs, which for ±1 are the signs) but for ROTATED_OUTPUT. In double precision, rounded to `storage` once.
+ * Memory comes from `arena`. Errors name the linear: rank out of range, a fold that does not fit `storage`, a
+ * sign of 0 in R_out. */
+enum walsh_status walsh_adapter_linear_build(const struct walsh_linear *linear,
+                                             const struct walsh_adapter_source *source,
+                                             enum walsh_dtype storage, struct walsh_arena *arena,
+                                             struct walsh_adapter_linear *out, struct walsh_error *err);
+/* Elements as f32: row j, column i of A; row o, column j of B'. For tests and for whoever merges. */
+float walsh_adapter_a(const struct walsh_adapter_linear *l, size_t j, size_t i);
+float walsh_adapter_b(const struct walsh_adapter_linear *l, size_t o, size_t j);
+
+/* The updates of one adapter for one graph. Immutable after open; counted references, from any thread. */
+struct walsh_adapter {
+    const char *name;                      /* the caller's, unique in a set */
+    const char *base_model;                /* whom its author trained it on; "" unknown */
+    const struct walsh_model_graph *graph; /* borrowed: outlives the adapter */
+    const struct walsh_linear **linears;   /* [count] by ascending address */
+    struct walsh_adapter_linear *updates;  /* [count], of linears[i] */
+    size_t count;
+    uint64_t parameters; /* values of A and B as stored in the file; an A that two linears share once */
+    uint64_t bytes;      /* of all A and B' in memory, padding included */
+    struct walsh_arena arena;
+    _Atomic unsigned references;
+};
+struct walsh_adapter_options {
+    bool use_mmap;
+    enum walsh_dtype storage; /* WALSH_BF16 or WALSH_F32 */
+};
+/* Read a PEFT directory (checkpoint/peft.h) for `graph`. *out has one reference, the caller's. An adapter
+ * whose base model's name is not in the path of the graph's directory is a warning to `hooks` (NULL: none);
+ * an abort hook is asked once per linear. Nothing but *out is touched, and *out is NULL on failure. */
+enum walsh_status walsh_adapter_open(const char *name, const char *directory,
+                                     const struct walsh_model_graph *graph,
+                                     const struct walsh_adapter_options *options,
+                                     const struct walsh_hooks *hooks, struct walsh_adapter **out,
+                                     struct walsh_error *err);
+struct walsh_adapter *walsh_adapter_retain(struct walsh_adapter *adapter);
+void walsh_adapter_release(
+    struct walsh_adapter **adapter); /* frees with the last reference; NULL-safe; *adapter = NULL */
+/* The adapter's update of one of its graph's linears; NULL: none. */
+const struct walsh_adapter_linear *walsh_adapter_find(const struct walsh_adapter *adapter,
+                                                      const struct walsh_linear *linear);
+
+/* Adapters that act together on a row, each with its own scale. */
+struct walsh_adapter_choice {
+    struct walsh_adapter *adapter;
+    float scale; /* finite; on top of the scale in B' */
+};
+struct walsh_adapter_set {
+    size_t count; /* 1..WALSH_MAX_ADAPTERS */
+    struct walsh_adapter_choice choices[WALSH_MAX_ADAPTERS];
+};
+/* Takes a reference to each. Errors: none or too many, a name twice, adapters of different graphs, a scale
+ * that is not finite. */
+enum walsh_status walsh_adapter_set_open(const struct walsh_adapter_choice *choices, size_t count,
+                                         struct walsh_adapter_set **out, struct walsh_error *err);
+void walsh_adapter_set_close(struct walsh_adapter_set **set); /* NULL-safe */
+/* Bytes of all the adapters of some sets, each adapter once. NULL sets count nothing. */
+uint64_t walsh_adapter_sets_bytes(const struct walsh_adapter_set *const *sets, size_t count);
+
+#endif

@@ -1,0 +1,26 @@
+/* model/architectures: where each architecture keeps its tensors. Private to model/.
+ *
+ * To add an architecture: an enumerator and a line in checkpoint/config (its name there, the flags that its
+ * config.json implies) and an entry here. What the arithmetic shares with the others needs nothing else; a
+ * new operation goes into layer.c behind a flag of walsh_config. */
+#ifndef WALSH_MODEL_ARCHITECTURES_H
+#define WALSH_MODEL_ARCHITECTURES_H
+
+#include "checkpoint/config.h"
+
+/* Module paths. A layer's are below `layers`.N, an expert's below those of its layer and `experts`.E; a
+ * tensor is the path with ".weight" or ".bias". NULL: the architecture has no such module. */
+struct walsh_architecture_names {
+    const char *embedding, *final_norm, *head;
+    const char *layers; /* "model.layers" */
+    const char *input_norm, *post_norm;
+    const char *q, *k, *v, *o;
+    const char *q_norm, *k_norm;
+    const char *gate, *up, *down; /* dense */
+    const char *router, *experts; /* mixture of experts */
+    const char *expert_gate, *expert_up, *expert_down;
+};
+
+extern const struct walsh_architecture_names walsh_architecture_names[WALSH_ARCH_COUNT];
+
+#endif

@@ -1,0 +1,149 @@
+#include "model/build.h"
+
+#include <stdio.h>
+
+#include "model/architectures.h"
+#include "model/rope.h"
+
+#define NAME_SIZE 256 /* of a module path; those of the table of architectures are far shorter */
+
+struct builder {
+    struct walsh_model_graph *graph;
+    struct walsh_source *source;
+    const struct walsh_architecture_names *names;
+    struct walsh_error *err;
+};
+
+/* "LAYERS.layer.module" */
+static const char *layer_path(const struct builder *b, char *name, uint32_t layer, const char *module)
+{
+    snprintf(name, NAME_SIZE, "%s.%u.%s", b->names->layers, layer, module);
+    return name;
+}
+
+static enum walsh_status layer_linear(const struct builder *b, uint32_t layer, const char *module,
+                                      enum walsh_linear_role role, uint32_t in, uint32_t out, bool bias,
+                                      struct walsh_linear *linear)
+{
+    char name[NAME_SIZE];
+    return b->source->linear(b->source, layer_path(b, name, layer, module), role, in, out, bias, linear,
+                             b->err);
+}
+
+/* Nothing where the architecture has no such module. */
+static enum walsh_status layer_vector(const struct builder *b, uint32_t layer, const char *module, uint32_t n,
+                                      const float **values)
+{
+    if (!module) return WALSH_OK;
+    char name[NAME_SIZE];
+    return b->source->vector(b->source, layer_path(b, name, layer, module), n, values, b->err);
+}
+
+/* Equal signs become one vector, so that an apply sees by the pointer that two linears share their input's
+ * rotation. */
+static void share_signs(const struct walsh_linear *first, struct walsh_linear *other)
+{
+    if (walsh_rotation_equal(&first->in_rotation, &other->in_rotation))
+        other->in_rotation.signs = first->in_rotation.signs;
+}
+
+static enum walsh_status build_attention(const struct builder *b, uint32_t i, struct walsh_layer *layer)
+{
+    const struct walsh_architecture_names *n = b->names;
+    const struct walsh_config *c = &b->graph->config;
+    uint32_t heads = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
+    bool bias = c->attention_bias;
+    enum walsh_linear_role role = WALSH_LINEAR_LAYER;
+    WALSH_TRY(layer_vector(b, i, n->input_norm, c->hidden, &layer->input_norm));
+    WALSH_TRY(layer_linear(b, i, n->q, role, c->hidden, heads, bias, &layer->q));
+    WALSH_TRY(layer_linear(b, i, n->k, role, c->hidden, kv, bias, &layer->k));
+    WALSH_TRY(layer_linear(b, i, n->v, role, c->hidden, kv, bias, &layer->v));
+    WALSH_TRY(layer_linear(b, i, n->o, role, heads, c->hidden, bias, &layer->o));
+    share_signs(&layer->q, &layer->k);
+    share_signs(&layer->q, &layer->v);
+    WALSH_TRY(layer_vector(b, i, n->q_norm, c->head_dim, &layer->q_norm));
+    return layer_vector(b, i, n->k_norm, c->head_dim, &layer->k_norm);
+}
+
+static enum walsh_status build_dense(const struct builder *b, uint32_t i, struct walsh_layer *layer)
+{
+    const struct walsh_architecture_names *n = b->names;
+    const struct walsh_config *c = &b->graph->config;
+    enum walsh_linear_role role = WALSH_LINEAR_LAYER;
+    WALSH_TRY(layer_linear(b, i, n->gate, role, c->hidden, c->intermediate, c->mlp_bias, &layer->gate));
+    WALSH_TRY(layer_linear(b, i, n->up, role, c->hidden, c->intermediate, c->mlp_bias, &layer->up));
+    WALSH_TRY(layer_linear(b, i, n->down, role, c->intermediate, c->hidden, c->mlp_bias, &layer->down));
+    share_signs(&layer->gate, &layer->up);
+    return WALSH_OK;
+}
+
+static enum walsh_status build_experts(const struct builder *b, uint32_t i, struct walsh_layer *layer)
+{
+    const struct walsh_architecture_names *n = b->names;
+    const struct walsh_config *c = &b->graph->config;
+    WALSH_TRY(
+        layer_linear(b, i, n->router, WALSH_LINEAR_ROUTER, c->hidden, c->experts, false, &layer->router));
+    WALSH_TRY(walsh_arena_alloc(&b->graph->arena, c->experts, sizeof *layer->experts, "the experts",
+                                &layer->experts, b->err));
+    for (uint32_t e = 0; e < c->experts; e++) {
+        struct walsh_expert *expert = &layer->experts[e];
+        const struct {
+            const char *name;
+            uint32_t in, out;
+            struct walsh_linear *linear;
+        } parts[] = {{n->expert_gate, c->hidden, c->expert_intermediate, &expert->gate},
+                     {n->expert_up, c->hidden, c->expert_intermediate, &expert->up},
+                     {n->expert_down, c->expert_intermediate, c->hidden, &expert->down}};
+        for (size_t p = 0; p < sizeof parts / sizeof *parts; p++) {
+            char module[NAME_SIZE];
+            snprintf(module, sizeof module, "%s.%u.%s", n->experts, e, parts[p].name);
+            WALSH_TRY(layer_linear(b, i, module, WALSH_LINEAR_LAYER, parts[p].in, parts[p].out, false,
+                                   parts[p].linear));
+        }
+        share_signs(&expert->gate, &expert->up);
+        share_signs(&layer->experts[0].gate, &expert->gate);
+        share_signs(&layer->experts[0].gate, &expert->up);
+    }
+    return WALSH_OK;
+}
+
+/* Tied embeddings: the table is the head's weight too. */
+static enum walsh_status build_head(const struct builder *b, enum walsh_activation_type dense)
+{
+    struct walsh_model_graph *g = b->graph;
+    const struct walsh_config *c = &g->config;
+    if (!c->tied_embeddings)
+        return b->source->linear(b->source, b->names->head, WALSH_LINEAR_HEAD, c->hidden, c->vocab, false,
+                                 &g->head, b->err);
+    g->head = (struct walsh_linear){
+        .name = b->names->head,
+        .in = c->hidden,
+        .out = c->vocab,
+        .in_rotation = {.size = c->hidden, .blocks = {.padded = c->hidden}},
+        .out_rotation = {.size = c->vocab, .blocks = {.padded = c->vocab}},
+        .weights = g->embedding,
+        .activation = walsh_linear_activation(g->embedding.format, dense, dense),
+    };
+    return WALSH_OK;
+}
+
+enum walsh_status walsh_graph_build(struct walsh_model_graph *graph, struct walsh_source *source,
+                                    enum walsh_activation_type dense, struct walsh_pool *pool,
+                                    struct walsh_error *err)
+{
+    const struct walsh_config *c = &graph->config;
+    const struct builder b = {graph, source, &walsh_architecture_names[c->architecture], err};
+    WALSH_TRY(source->table(source, b.names->embedding, c->vocab, c->hidden, &graph->embedding, err));
+    WALSH_TRY(walsh_arena_alloc(&graph->arena, c->layers, sizeof *graph->layers, "the layers", &graph->layers,
+                                err));
+    for (uint32_t i = 0; i < c->layers; i++) {
+        struct walsh_layer *layer = &graph->layers[i];
+        WALSH_TRY(build_attention(&b, i, layer));
+        WALSH_TRY(layer_vector(&b, i, b.names->post_norm, c->hidden, &layer->post_norm));
+        WALSH_TRY(c->experts ? build_experts(&b, i, layer) : build_dense(&b, i, layer));
+    }
+    WALSH_TRY(source->vector(source, b.names->final_norm, c->hidden, &graph->final_norm, err));
+    WALSH_TRY(build_head(&b, dense));
+    WALSH_TRY(walsh_rope_tables(c, pool, &graph->arena, &graph->rope_cosine, &graph->rope_sine, err));
+    return walsh_graph_list(graph, err);
+}

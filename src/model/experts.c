@@ -1,0 +1,124 @@
+/* Mixture of experts: every row picks k experts (Shazeer et al. 2017, top-k of a softmax as in Qwen3Moe). A
+ * *slot* is one (row, expert) pair; slots are sorted by expert, so that an expert computes its rows together.
+ * A row's result is summed in the order of its own k, so that its bits never depend on the rows beside it. */
+#include <string.h>
+
+#include "model/layer.h"
+
+/* Route the rows and sort the slots by expert, rows ascending within one. */
+static void route(const struct walsh_config *c, const struct walsh_queue *q, const struct walsh_layer *layer,
+                  const struct walsh_rows *rows, struct walsh_workspace *ws)
+{
+    uint32_t k = c->experts_per_token;
+    const struct walsh_linear_call router = {&layer->router, ws->router_logits, c->experts};
+    walsh_linear_apply(q, ws, &router, 1, ws->normed, ws->normed_ld, rows->count, rows->role);
+    q->ops->route(q, ws->expert_index, ws->expert_weight, ws->router_logits, rows->count, c->experts, k,
+                  c->normalize_topk);
+
+    memset(ws->expert_begin, 0, ((size_t)c->experts + 1) * sizeof *ws->expert_begin);
+    size_t slots = rows->count * k;
+    for (size_t i = 0; i < slots; i++) ws->expert_begin[ws->expert_index[i] + 1]++;
+    for (uint32_t e = 0; e < c->experts; e++) ws->expert_begin[e + 1] += ws->expert_begin[e];
+    for (size_t i = 0; i < slots; i++) { /* begin[e] runs ahead to begin[e + 1] ... */
+        uint32_t slot = ws->expert_begin[ws->expert_index[i]]++;
+        ws->slot_row[slot] = (uint32_t)(i / k);
+        ws->row_slot[i] = slot;
+    }
+    for (uint32_t e = c->experts; e > 0; e--)
+        ws->expert_begin[e] = ws->expert_begin[e - 1]; /* ... and back */
+    ws->expert_begin[0] = 0;
+}
+
+/* gate and up of a single row's experts: they read the same x, so that they share its preparation and one
+ * dispatch. */
+static void gate_up_one_row(const struct walsh_queue *q, const struct walsh_layer *layer,
+                            const struct walsh_rows *rows, const struct walsh_config *c,
+                            struct walsh_workspace *ws)
+{
+    struct walsh_linear_call calls[WALSH_LINEAR_CALLS];
+    size_t count = 0;
+    for (uint32_t k = 0; k < c->experts_per_token; k++) {
+        const struct walsh_expert *expert = &layer->experts[ws->expert_index[k]];
+        size_t at = ws->row_slot[k] * ws->gate_ld;
+        calls[count++] = (struct walsh_linear_call){&expert->gate, ws->gate + at, ws->gate_ld};
+        calls[count++] = (struct walsh_linear_call){&expert->up, ws->up + at, ws->gate_ld};
+        if (count + 2 <= WALSH_LINEAR_CALLS && k + 1 < c->experts_per_token) continue;
+        walsh_linear_apply(q, ws, calls, count, ws->normed, ws->normed_ld, 1, rows->role);
+        count = 0;
+    }
+}
+
+static void gate_up(const struct walsh_config *c, const struct walsh_queue *q,
+                    const struct walsh_layer *layer, const struct walsh_rows *rows,
+                    struct walsh_workspace *ws, const struct walsh_tap *tap)
+{
+    if (rows->count == 1 && !tap) {
+        gate_up_one_row(q, layer, rows, c, ws);
+        return;
+    }
+    for (uint32_t e = 0; e < c->experts; e++) {
+        size_t begin = ws->expert_begin[e], n = ws->expert_begin[e + 1] - begin;
+        if (n == 0) continue;
+        for (size_t i = 0; i < n; i++)
+            memcpy(ws->gathered + i * ws->normed_ld, ws->normed + ws->slot_row[begin + i] * ws->normed_ld,
+                   c->hidden * sizeof(float));
+        walsh_tap_input(tap, WALSH_TAP_EXPERT, e, ws->gathered, ws->normed_ld, n, c->hidden);
+        const struct walsh_expert *expert = &layer->experts[e];
+        const struct walsh_linear_call calls[] = {
+            {&expert->gate, ws->gate + begin * ws->gate_ld, ws->gate_ld},
+            {&expert->up, ws->up + begin * ws->gate_ld, ws->gate_ld}};
+        walsh_linear_apply(q, ws, calls, 2, ws->gathered, ws->normed_ld, n, rows->role);
+    }
+}
+
+/* The rows' sums, shared by the pool. */
+struct combine {
+    const struct walsh_workspace *ws;
+    float *x;
+    size_t hidden;
+    uint32_t k;
+};
+
+static void combine_rows(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    (void)worker;
+    const struct combine *c = argument;
+    for (size_t row = begin; row < end; row++) {
+        float *x = c->x + row * c->hidden;
+        const uint32_t *slot = c->ws->row_slot + row * c->k;
+        const float *weight = c->ws->expert_weight + row * c->k;
+        float *sum = c->ws->delta + slot[0] * c->hidden;
+        for (size_t j = 0; j < c->hidden; j++) sum[j] *= weight[0];
+        for (uint32_t k = 1; k < c->k; k++) {
+            const float *y = c->ws->delta + slot[k] * c->hidden, w = weight[k];
+            for (size_t j = 0; j < c->hidden; j++) sum[j] += w * y[j];
+        }
+        for (size_t j = 0; j < c->hidden; j++) x[j] += sum[j];
+    }
+}
+
+void walsh_experts_block(const struct walsh_model_graph *graph, const struct walsh_queue *q,
+                         const struct walsh_layer *layer, float *x, const struct walsh_rows *rows,
+                         struct walsh_workspace *ws, const struct walsh_tap *tap)
+{
+    const struct walsh_config *c = &graph->config;
+    uint32_t k = c->experts_per_token, wide = c->expert_intermediate;
+    route(c, q, layer, rows, ws);
+    gate_up(c, q, layer, rows, ws, tap);
+    q->ops->swiglu(q, ws->gate, ws->gate_ld, ws->gate, ws->up, ws->gate_ld, rows->count * k, wide);
+
+    bool skip = tap && tap->skip_last;
+    for (uint32_t e = 0; e < c->experts; e++) {
+        size_t begin = ws->expert_begin[e], n = ws->expert_begin[e + 1] - begin;
+        if (n == 0) continue;
+        const float *input = ws->gate + begin * ws->gate_ld;
+        walsh_tap_input(tap, WALSH_TAP_EXPERT_DOWN, e, input, ws->gate_ld, n, wide);
+        if (skip) continue;
+        const struct walsh_linear_call down = {&layer->experts[e].down, ws->delta + begin * c->hidden,
+                                               c->hidden};
+        walsh_linear_apply(q, ws, &down, 1, input, ws->gate_ld, n, rows->role);
+    }
+    if (skip) return;
+    struct combine sums = {ws, x, c->hidden, k};
+    walsh_pool_run(q->pool, rows->count, 16, combine_rows, &sums);
+}

@@ -1,0 +1,123 @@
+/* Graphs from a checkpoint. */
+#include <string.h>
+
+#include "base/clock.h"
+#include "model/build.h"
+#include "model/architectures.h"
+
+#define FLOAT_DTYPES (1u << WALSH_F32 | 1u << WALSH_F16 | 1u << WALSH_BF16)
+
+struct checkpoint_source {
+    struct walsh_source source;
+    struct walsh_model_graph *graph;
+    const struct walsh_load_options *options;
+    struct walsh_pool *pool;
+};
+
+static enum walsh_status load_linear(struct walsh_source *source, const char *name,
+                                     enum walsh_linear_role role, uint32_t in, uint32_t out, bool bias,
+                                     struct walsh_linear *linear, struct walsh_error *err)
+{
+    const struct checkpoint_source *s = (const struct checkpoint_source *)source;
+    enum walsh_activation_type dense = role == WALSH_LINEAR_ROUTER ? WALSH_ACTIVATION_F32 : s->options->dense;
+    return walsh_linear_load(linear, &s->graph->checkpoint, name, in, out, bias, s->options->rotated, dense,
+                             s->pool, &s->graph->arena, err);
+}
+
+static enum walsh_status load_vector(struct walsh_source *source, const char *name, uint32_t n,
+                                     const float **values, struct walsh_error *err)
+{
+    const struct checkpoint_source *s = (const struct checkpoint_source *)source;
+    char tensor[256];
+    snprintf(tensor, sizeof tensor, "%s.weight", name);
+    const uint64_t shape[] = {n};
+    const struct walsh_tensor *t;
+    WALSH_TRY(walsh_checkpoint_take(&s->graph->checkpoint, tensor, FLOAT_DTYPES, 1, shape, &t, err));
+    float *copy;
+    WALSH_TRY(walsh_arena_alloc(&s->graph->arena, n, sizeof *copy, tensor, &copy, err));
+    walsh_tensor_to_f32(t, copy);
+    *values = copy;
+    return WALSH_OK;
+}
+
+static enum walsh_status load_table(struct walsh_source *source, const char *name, uint32_t rows,
+                                    uint32_t cols, struct walsh_weights *table, struct walsh_error *err)
+{
+    struct walsh_linear linear; /* dense, without bias: all that a table is */
+    WALSH_TRY(load_linear(source, name, WALSH_LINEAR_HEAD, cols, rows, false, &linear, err));
+    if (linear.in_rotation.kind != WALSH_ROTATION_NONE)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED,
+                          "%s is quantized; walsh reads embeddings in f32, f16 or bf16 only", name);
+    *table = linear.weights;
+    return WALSH_OK;
+}
+
+/* Tensors that carry nothing: rotary frequencies that old checkpoints store, and a head that repeats the tied
+ * embedding. */
+static enum walsh_status use_redundant(const struct walsh_model_graph *graph, struct walsh_error *err)
+{
+    static const char suffix[] = ".rotary_emb.inv_freq";
+    const struct walsh_checkpoint *ck = &graph->checkpoint;
+    for (size_t i = 0; i < ck->tensor_count; i++) {
+        size_t size = strlen(ck->tensors[i]->name);
+        if (size >= sizeof suffix && strcmp(ck->tensors[i]->name + size - (sizeof suffix - 1), suffix) == 0)
+            ck->tensors[i]->used = true;
+    }
+    if (!graph->config.tied_embeddings) return WALSH_OK;
+    const struct walsh_architecture_names *names = &walsh_architecture_names[graph->config.architecture];
+    char head_name[256], table_name[256];
+    snprintf(head_name, sizeof head_name, "%s.weight", names->head);
+    snprintf(table_name, sizeof table_name, "%s.weight", names->embedding);
+    struct walsh_tensor *head = walsh_checkpoint_find(ck, head_name);
+    if (!head) return WALSH_OK;
+    const struct walsh_tensor *table = walsh_checkpoint_find(ck, table_name);
+    if (!table || head->dtype != table->dtype || head->bytes != table->bytes ||
+        memcmp(head->data, table->data, head->bytes) != 0)
+        return walsh_fail(err, WALSH_E_FORMAT, "%s: %s differs from %s although tie_word_embeddings is true",
+                          head->file, head_name, table_name);
+    head->used = true;
+    return WALSH_OK;
+}
+
+static enum walsh_status load(struct walsh_model_graph *graph, const char *directory,
+                              const struct walsh_load_options *options, struct walsh_pool *pool,
+                              struct walsh_error *err)
+{
+    WALSH_TRY(walsh_checkpoint_open(directory, options->use_mmap, &graph->checkpoint, err));
+    graph->config = graph->checkpoint.config;
+    graph->generation = graph->checkpoint.generation;
+    if (options->tokenizer) WALSH_TRY(walsh_tokenizer_open(directory, &graph->tokenizer, err));
+    struct checkpoint_source source = {
+        .source = {load_linear, load_vector, load_table}, .graph = graph, .options = options, .pool = pool};
+    WALSH_TRY(walsh_graph_build(graph, &source.source, options->dense, pool, err));
+    WALSH_TRY(use_redundant(graph, err));
+    return walsh_checkpoint_all_used(&graph->checkpoint, err);
+}
+
+enum walsh_status walsh_graph_open(const char *directory, const struct walsh_load_options *options,
+                                   const struct walsh_queue *queue, struct walsh_model_graph **out,
+                                   struct walsh_error *err)
+{
+    *out = NULL;
+    double start = walsh_now();
+    struct walsh_model_graph *graph;
+    WALSH_TRY(walsh_alloc_zero(1, sizeof *graph, "the model", &graph, err));
+    enum walsh_status status = load(graph, directory, options, queue->pool, err);
+    if (status != WALSH_OK) {
+        walsh_graph_close(&graph);
+        return status;
+    }
+    graph->load_seconds = walsh_now() - start;
+    *out = graph;
+    return WALSH_OK;
+}
+
+void walsh_graph_close(struct walsh_model_graph **graph)
+{
+    if (!graph || !*graph) return;
+    walsh_tokenizer_close(&(*graph)->tokenizer);
+    walsh_arena_close(&(*graph)->arena);
+    walsh_checkpoint_close(&(*graph)->checkpoint);
+    walsh_free(*graph);
+    *graph = NULL;
+}

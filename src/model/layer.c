@@ -1,0 +1,106 @@
+/* One decoder layer: x += o(attention(norm(x))), then x += mlp(norm(x)); and the two ends of the model,
+ * embedding and head. (Touvron et al. 2023, "LLaMA"; per-head q/k norm as in Qwen3.) */
+#include "model/layer.h"
+
+#include <math.h>
+
+void walsh_tap_input(const struct walsh_tap *tap, enum walsh_tap_point point, uint32_t expert, const float *x,
+                     size_t ldx, size_t rows, size_t cols)
+{
+    if (tap && tap->input) tap->input(tap->user, point, expert, x, ldx, rows, cols);
+}
+
+/* Norm of each head of [rows][heads * head_dim], in place. */
+static void norm_heads(const struct walsh_model_graph *graph, const struct walsh_queue *q, float *x,
+                       const float *weight, size_t heads)
+{
+    size_t n = graph->config.head_dim;
+    q->ops->rms_norm(q, x, n, x, n, weight, heads, n, (float)graph->config.rms_epsilon);
+}
+
+static void attention_block(const struct walsh_model_graph *graph, const struct walsh_queue *q,
+                            const struct walsh_layer *layer, uint32_t kv_layer, float *x,
+                            const struct walsh_rows *rows, struct walsh_workspace *ws,
+                            const struct walsh_tap *tap)
+{
+    const struct walsh_config *c = &graph->config;
+    size_t n = rows->count, q_width = (size_t)c->heads * c->head_dim,
+           kv_width = (size_t)c->kv_heads * c->head_dim;
+
+    q->ops->rms_norm(q, ws->normed, ws->normed_ld, x, c->hidden, layer->input_norm, n, c->hidden,
+                     (float)c->rms_epsilon);
+    walsh_tap_input(tap, WALSH_TAP_ATTENTION, 0, ws->normed, ws->normed_ld, n, c->hidden);
+    const struct walsh_linear_call projections[] = {
+        {&layer->q, ws->query, q_width}, {&layer->k, ws->key, kv_width}, {&layer->v, ws->value, kv_width}};
+    walsh_linear_apply(q, ws, projections, 3, ws->normed, ws->normed_ld, n, rows->role);
+    if (layer->q_norm) norm_heads(graph, q, ws->query, layer->q_norm, n * c->heads);
+    if (layer->k_norm) norm_heads(graph, q, ws->key, layer->k_norm, n * c->kv_heads);
+    q->ops->rope(q, ws->query, q_width, rows->positions, n, c->heads, c->head_dim, graph->rope_cosine,
+                 graph->rope_sine);
+    q->ops->rope(q, ws->key, kv_width, rows->positions, n, c->kv_heads, c->head_dim, graph->rope_cosine,
+                 graph->rope_sine);
+
+    const struct walsh_attention_shape shape = {.heads = c->heads,
+                                                .kv_heads = c->kv_heads,
+                                                .head_dim = c->head_dim,
+                                                .scale = (float)(1 / sqrt((double)c->head_dim))};
+    for (size_t i = 0; i < n; i++)
+        ws->rows[i] = (struct walsh_attention_row){rows->kv[i] + kv_layer, rows->positions[i]};
+    q->ops->kv_append(q, ws->rows, n, ws->key, ws->value, kv_width, &shape);
+    q->ops->attention(q, ws->attention, ws->attention_ld, ws->query, q_width, ws->rows, n, &shape,
+                      rows->role);
+
+    walsh_tap_input(tap, WALSH_TAP_OUTPUT, 0, ws->attention, ws->attention_ld, n, q_width);
+    const struct walsh_linear_call output = {&layer->o, ws->delta, c->hidden};
+    walsh_linear_apply(q, ws, &output, 1, ws->attention, ws->attention_ld, n, rows->role);
+    q->ops->add(q, x, ws->delta, n * c->hidden);
+}
+
+static void dense_block(const struct walsh_model_graph *graph, const struct walsh_queue *q,
+                        const struct walsh_layer *layer, float *x, const struct walsh_rows *rows,
+                        struct walsh_workspace *ws, const struct walsh_tap *tap)
+{
+    size_t n = rows->count, hidden = graph->config.hidden, wide = layer->gate.out;
+    walsh_tap_input(tap, WALSH_TAP_MLP, 0, ws->normed, ws->normed_ld, n, hidden);
+    const struct walsh_linear_call gate_up[] = {{&layer->gate, ws->gate, ws->gate_ld},
+                                                {&layer->up, ws->up, ws->gate_ld}};
+    walsh_linear_apply(q, ws, gate_up, 2, ws->normed, ws->normed_ld, n, rows->role);
+    q->ops->swiglu(q, ws->gate, ws->gate_ld, ws->gate, ws->up, ws->gate_ld, n, wide);
+
+    walsh_tap_input(tap, WALSH_TAP_DOWN, 0, ws->gate, ws->gate_ld, n, wide);
+    if (tap && tap->skip_last) return;
+    const struct walsh_linear_call down = {&layer->down, ws->delta, hidden};
+    walsh_linear_apply(q, ws, &down, 1, ws->gate, ws->gate_ld, n, rows->role);
+    q->ops->add(q, x, ws->delta, n * hidden);
+}
+
+void walsh_layer_forward(const struct walsh_model_graph *graph, const struct walsh_queue *q,
+                         const struct walsh_layer *layer, uint32_t kv_layer, float *x,
+                         const struct walsh_rows *rows, struct walsh_workspace *ws,
+                         const struct walsh_tap *tap)
+{
+    const struct walsh_config *c = &graph->config;
+    attention_block(graph, q, layer, kv_layer, x, rows, ws, tap);
+    q->ops->rms_norm(q, ws->normed, ws->normed_ld, x, c->hidden, layer->post_norm, rows->count, c->hidden,
+                     (float)c->rms_epsilon);
+    if (layer->experts)
+        walsh_experts_block(graph, q, layer, x, rows, ws, tap);
+    else
+        dense_block(graph, q, layer, x, rows, ws, tap);
+}
+
+void walsh_embed(const struct walsh_model_graph *graph, const struct walsh_queue *q, const int32_t *ids,
+                 size_t count, float *x)
+{
+    q->ops->embed(q, x, &graph->embedding, ids, count);
+}
+
+void walsh_logits(const struct walsh_model_graph *graph, const struct walsh_queue *q, float *x, size_t count,
+                  enum walsh_role role, struct walsh_workspace *ws, float *logits)
+{
+    size_t hidden = graph->config.hidden;
+    q->ops->rms_norm(q, x, hidden, x, hidden, graph->final_norm, count, hidden,
+                     (float)graph->config.rms_epsilon);
+    const struct walsh_linear_call head = {&graph->head, logits, graph->config.vocab};
+    walsh_linear_apply(q, ws, &head, 1, x, hidden, count, role);
+}

@@ -1,0 +1,18 @@
+/* model/layer: what the files of a layer's forward pass share. Private to model/. */
+#ifndef WALSH_MODEL_LAYER_H
+#define WALSH_MODEL_LAYER_H
+
+#include "model/model.h"
+#include "model/workspace.h"
+
+/* Show x to the tap; nothing where there is none. */
+void walsh_tap_input(const struct walsh_tap *tap, enum walsh_tap_point point, uint32_t expert, const float *x,
+                     size_t ldx, size_t rows, size_t cols);
+
+/* The mixture of experts of a layer: x [rows][hidden] += sum over a row's k experts of weight *
+ * expert(ws->normed). */
+void walsh_experts_block(const struct walsh_model_graph *graph, const struct walsh_queue *q,
+                         const struct walsh_layer *layer, float *x, const struct walsh_rows *rows,
+                         struct walsh_workspace *ws, const struct walsh_tap *tap);
+
+#endif

@@ -1,0 +1,246 @@
+#include "model/linear.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/scalar.h"
+#include "checkpoint/glq.h"
+#include "formats/e8p_planes.h"
+#include "model/build.h"
+#include "model/workspace.h"
+
+#define FLOAT_DTYPES (1u << WALSH_F32 | 1u << WALSH_F16 | 1u << WALSH_BF16)
+#define NAME_SIZE 300
+#define TILE_ROWS 16 /* rows of a tile of the stored layout */
+
+enum walsh_activation_type walsh_linear_activation(enum walsh_format format,
+                                                   enum walsh_activation_type rotated,
+                                                   enum walsh_activation_type dense)
+{
+    if (format == WALSH_FORMAT_E8P) return rotated == WALSH_ACTIVATION_INT8 ? rotated : WALSH_ACTIVATION_F32;
+    if (format == WALSH_FORMAT_BF16) return dense == WALSH_ACTIVATION_BF16 ? dense : WALSH_ACTIVATION_F32;
+    return WALSH_ACTIVATION_F32;
+}
+
+static struct walsh_rotation no_rotation(uint32_t size)
+{
+    return (struct walsh_rotation){.kind = WALSH_ROTATION_NONE, .size = size, .blocks = {.padded = size}};
+}
+
+static enum walsh_status load_dense(struct walsh_linear *linear, const struct walsh_checkpoint *ck,
+                                    const char *name, struct walsh_error *err)
+{
+    char tensor[NAME_SIZE];
+    snprintf(tensor, sizeof tensor, "%s.weight", name);
+    const uint64_t shape[] = {linear->out, linear->in};
+    const struct walsh_tensor *t;
+    WALSH_TRY(walsh_checkpoint_take(ck, tensor, FLOAT_DTYPES, 2, shape, &t, err));
+    linear->weights = (struct walsh_weights){
+        .format = t->dtype == WALSH_F32   ? WALSH_FORMAT_F32
+                  : t->dtype == WALSH_F16 ? WALSH_FORMAT_F16
+                                          : WALSH_FORMAT_BF16,
+        .rows = linear->out,
+        .cols = linear->in,
+        .data = t->data,
+    };
+    linear->in_rotation = no_rotation(linear->in);
+    linear->out_rotation = no_rotation(linear->out);
+    return WALSH_OK;
+}
+
+/* One stage, from the stored layout to that of the kernels, tile row by tile row. */
+struct repack {
+    const uint8_t *stored;
+    enum walsh_stage_kind kind;
+    uint32_t cols;
+    uint16_t *codes; /* [threads][TILE_ROWS][cols/8]: plain codes between the two */
+    uint8_t *packed;
+};
+
+static void repack_tiles(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    const struct repack *r = argument;
+    size_t tile_codes = (size_t)TILE_ROWS * (r->cols / 8);
+    uint16_t *codes = r->codes + worker * tile_codes;
+    for (size_t tile = begin; tile < end; tile++) {
+        /* pairs of rows follow each other in the packed layout, so that a tile is a small matrix of its own
+         */
+        uint8_t *packed = r->packed + walsh_stage_bytes(r->kind, (uint32_t)tile * TILE_ROWS, r->cols);
+        if (r->kind == WALSH_STAGE_E8P) {
+            walsh_glq_unpack_e8p(r->stored + tile * tile_codes * 2, TILE_ROWS, r->cols, codes);
+            walsh_e8p_pack(r->cols, codes, 0, TILE_ROWS, packed);
+        } else {
+            walsh_glq_unpack_e81b(r->stored + tile * tile_codes, TILE_ROWS, r->cols, (uint8_t *)codes);
+            walsh_e81b_pack(r->cols, (const uint8_t *)codes, 0, TILE_ROWS, packed);
+        }
+    }
+}
+
+static enum walsh_status repack_stages(struct walsh_linear *linear, const struct walsh_glq_linear *glq,
+                                       struct walsh_pool *pool, struct walsh_arena *arena,
+                                       struct walsh_error *err)
+{
+    struct walsh_weights *w = &linear->weights;
+    uint16_t *codes;
+    WALSH_TRY(walsh_alloc((size_t)walsh_pool_threads(pool) * TILE_ROWS, glq->n_pad / 8 * sizeof *codes,
+                          "codes while repacking", &codes, err));
+    enum walsh_status status = WALSH_OK;
+    for (unsigned k = 0; k < glq->stages && status == WALSH_OK; k++) {
+        uint8_t *packed;
+        status = walsh_arena_alloc(arena, walsh_stage_bytes(glq->stage[k].kind, w->rows, w->cols), 1,
+                                   linear->name, &packed, err);
+        if (status != WALSH_OK) break;
+        struct repack r = {glq->stage[k].codes->data, glq->stage[k].kind, w->cols, codes, packed};
+        walsh_pool_run(pool, w->rows / TILE_ROWS, 4, repack_tiles, &r);
+        w->stage[k].kind = glq->stage[k].kind;
+        w->stage[k].data = packed;
+        w->stage[k].scale = glq->wscale * glq->inv_resid_scale[k];
+    }
+    walsh_free(codes);
+    return status;
+}
+
+/* The blocks follow from the stored, padded size: its binary expansion, which for a power of two is one
+ * block. */
+static enum walsh_status load_rotation(struct walsh_rotation *rotation, const struct walsh_tensor *signs,
+                                       uint32_t size, uint32_t stored, uint32_t min_block,
+                                       struct walsh_arena *arena, struct walsh_error *err)
+{
+    *rotation = (struct walsh_rotation){.kind = WALSH_ROTATION_BLOCKS, .size = size};
+    WALSH_TRY(walsh_blocks_binary(stored, min_block, &rotation->blocks, err));
+    float *values;
+    WALSH_TRY(walsh_arena_alloc(arena, stored, sizeof *values, signs->name, &values, err));
+    walsh_tensor_to_f32(signs, values);
+    rotation->signs = values;
+    return WALSH_OK;
+}
+
+static enum walsh_status load_glq(struct walsh_linear *linear, const struct walsh_checkpoint *ck,
+                                  const char *name, struct walsh_pool *pool, struct walsh_arena *arena,
+                                  struct walsh_error *err)
+{
+    struct walsh_glq_linear glq;
+    WALSH_TRY(walsh_glq_take(ck, name, linear->out, linear->in, &glq, err));
+    WALSH_TRY(load_rotation(&linear->in_rotation, glq.sv, linear->in, glq.n_pad, WALSH_MIN_BLOCK_COLUMNS,
+                            arena, err));
+    WALSH_TRY(load_rotation(&linear->out_rotation, glq.su, linear->out, glq.m_pad, WALSH_MIN_BLOCK_ROWS,
+                            arena, err));
+    linear->weights = (struct walsh_weights){
+        .format = WALSH_FORMAT_E8P, .rows = glq.m_pad, .cols = glq.n_pad, .stages = glq.stages};
+    return repack_stages(linear, &glq, pool, arena, err);
+}
+
+static enum walsh_status load_bias(struct walsh_linear *linear, const struct walsh_checkpoint *ck,
+                                   struct walsh_arena *arena, struct walsh_error *err)
+{
+    char tensor[NAME_SIZE];
+    snprintf(tensor, sizeof tensor, "%s.bias", linear->name);
+    const uint64_t shape[] = {linear->out};
+    const struct walsh_tensor *t;
+    WALSH_TRY(walsh_checkpoint_take(ck, tensor, FLOAT_DTYPES, 1, shape, &t, err));
+    float *bias;
+    WALSH_TRY(walsh_arena_alloc(arena, linear->out, sizeof *bias, tensor, &bias, err));
+    walsh_tensor_to_f32(t, bias);
+    linear->bias = bias;
+    return WALSH_OK;
+}
+
+enum walsh_status walsh_linear_load(struct walsh_linear *linear, const struct walsh_checkpoint *ck,
+                                    const char *name, uint32_t in, uint32_t out, bool has_bias,
+                                    enum walsh_activation_type rotated, enum walsh_activation_type dense,
+                                    struct walsh_pool *pool, struct walsh_arena *arena,
+                                    struct walsh_error *err)
+{
+    *linear = (struct walsh_linear){.in = in, .out = out};
+    char *copy;
+    WALSH_TRY(walsh_arena_strdup(arena, name, &copy, err));
+    linear->name = copy;
+    if (walsh_glq_present(ck, name))
+        WALSH_TRY(load_glq(linear, ck, name, pool, arena, err));
+    else
+        WALSH_TRY(load_dense(linear, ck, name, err));
+    linear->activation = walsh_linear_activation(linear->weights.format, rotated, dense);
+    return has_bias ? load_bias(linear, ck, arena, err) : WALSH_OK;
+}
+
+/* x as the products of `linear` read it: in place, or prepared in the workspace. */
+static struct walsh_activations prepare(const struct walsh_queue *q, struct walsh_workspace *ws,
+                                        const struct walsh_linear *linear, const float *x, size_t ldx,
+                                        size_t rows)
+{
+    size_t cols = linear->in_rotation.blocks.padded;
+    struct walsh_activations a = {.type = linear->activation,
+                                  .rows = rows,
+                                  .cols = cols,
+                                  .stride = walsh_activations_stride(cols),
+                                  .data = ws->activations,
+                                  .scale = ws->scale,
+                                  .sum = ws->sum};
+    if (a.type == WALSH_ACTIVATION_F32 && linear->in_rotation.kind == WALSH_ROTATION_NONE &&
+        ldx == a.stride && (uintptr_t)x % WALSH_ALIGNMENT == 0)
+        a.data = (void *)(uintptr_t)x; /* products only read it */
+    else
+        q->ops->prepare(q, &a, x, ldx, &linear->in_rotation);
+    return a;
+}
+
+static bool same_input(const struct walsh_linear *a, const struct walsh_linear *b)
+{
+    if (a->activation != b->activation) return false;
+    if (a->in_rotation.signs == b->in_rotation.signs && a->in_rotation.kind == b->in_rotation.kind &&
+        a->in_rotation.blocks.padded == b->in_rotation.blocks.padded)
+        return true; /* what the graph's builder made one vector */
+    return walsh_rotation_equal(&a->in_rotation, &b->in_rotation);
+}
+
+/* The products of calls that share the prepared `a`, then what comes behind each of them. */
+static void run_products(const struct walsh_queue *q, struct walsh_workspace *ws,
+                         const struct walsh_linear_call *const *calls, size_t count,
+                         const struct walsh_activations *a, enum walsh_role role)
+{
+    struct walsh_product list[WALSH_LINEAR_CALLS];
+    size_t z = 0;
+    for (size_t i = 0; i < count; i++) {
+        const struct walsh_linear *linear = calls[i]->linear;
+        list[i] = (struct walsh_product){&linear->weights, calls[i]->y, calls[i]->ldy};
+        if (linear->out_rotation.kind == WALSH_ROTATION_NONE) continue;
+        list[i].y = ws->z + z;
+        list[i].ldy = linear->weights.rows;
+        z += a->rows * linear->weights.rows;
+    }
+    q->ops->product(q, list, count, a, role);
+    for (size_t i = 0; i < count; i++) {
+        const struct walsh_linear *linear = calls[i]->linear;
+        q->ops->unrotate(q, calls[i]->y, calls[i]->ldy, list[i].y, list[i].ldy, &linear->out_rotation,
+                         linear->bias, a->rows);
+    }
+}
+
+void walsh_linear_apply(const struct walsh_queue *q, struct walsh_workspace *ws,
+                        const struct walsh_linear_call *calls, size_t count, const float *x, size_t ldx,
+                        size_t rows, enum walsh_role role)
+{
+    for (; count > WALSH_LINEAR_CALLS; calls += WALSH_LINEAR_CALLS, count -= WALSH_LINEAR_CALLS)
+        walsh_linear_apply(q, ws, calls, WALSH_LINEAR_CALLS, x, ldx, rows, role);
+    bool done[WALSH_LINEAR_CALLS] = {false};
+    for (size_t first = 0; first < count; first++) {
+        if (done[first]) continue;
+        const struct walsh_activations a = prepare(q, ws, calls[first].linear, x, ldx, rows);
+        const struct walsh_linear_call *group[WALSH_LINEAR_CALLS];
+        size_t members = 0, z = 0;
+        for (size_t i = first; i < count; i++) {
+            const struct walsh_linear *linear = calls[i].linear;
+            if (done[i] || (i != first && !same_input(calls[first].linear, linear))) continue;
+            size_t wanted =
+                linear->out_rotation.kind == WALSH_ROTATION_NONE ? 0 : rows * linear->weights.rows;
+            if (members > 0 && z + wanted > ws->z_elements) { /* one always fits; a list of many may not */
+                run_products(q, ws, group, members, &a, role);
+                members = z = 0;
+            }
+            group[members++] = &calls[i];
+            z += wanted;
+            done[i] = true;
+        }
+        run_products(q, ws, group, members, &a, role);
+    }
+}

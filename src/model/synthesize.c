@@ -1,0 +1,182 @@
+/* Models of random weights: the work and the memory traffic of a real one, without a checkpoint. Every piece
+ * of a tensor is drawn from its own seed, so that threads share the work and the result does not depend on
+ * them. */
+#include <math.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/random.h"
+#include "base/scalar.h"
+#include "formats/e8p_planes.h"
+#include "model/build.h"
+
+#define PIECE ((size_t)1 << 16) /* bytes that one draw fills */
+#define E8P_RMS 1.0937          /* of a component of the E8P code points: sqrt(9.5703 / 8) */
+
+struct random_source {
+    struct walsh_source source;
+    struct walsh_model_graph *graph;
+    const struct walsh_load_options *options;
+    struct walsh_pool *pool;
+    uint64_t seed;
+    uint64_t tensors; /* drawn so far; a tensor's seed is made of it */
+    unsigned bits;    /* 0: bf16 */
+};
+
+struct fill {
+    uint8_t *data;
+    size_t bytes;
+    uint64_t seed;
+    float scale; /* of bf16 values; 0: raw bytes */
+};
+
+static void fill_pieces(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    (void)worker;
+    const struct fill *f = argument;
+    for (size_t piece = begin; piece < end; piece++) {
+        struct walsh_random random;
+        walsh_random_seed(&random, walsh_mix64(f->seed ^ walsh_mix64(piece)));
+        uint8_t *p = f->data + piece * PIECE;
+        size_t bytes = walsh_min(PIECE, f->bytes - piece * PIECE);
+        for (size_t i = 0; i < bytes; i += 8) {
+            uint64_t u = walsh_random_u64(&random);
+            if (f->scale != 0) {
+                uint16_t lane[4];
+                memcpy(lane, &u, sizeof lane);
+                for (unsigned j = 0; j < 4; j++)
+                    lane[j] = walsh_bf16_from_f32((float)(int16_t)lane[j] * f->scale);
+                memcpy(&u, lane, sizeof lane);
+            }
+            memcpy(p + i, &u, walsh_min(8, bytes - i));
+        }
+    }
+}
+
+/* `bytes` random bytes, or bf16 values uniform with standard deviation `deviation` where that is not 0. */
+static enum walsh_status draw(struct random_source *s, size_t bytes, double deviation, const void **out,
+                              struct walsh_error *err)
+{
+    uint8_t *data;
+    WALSH_TRY(walsh_arena_alloc(&s->graph->arena, bytes, 1, "random weights", &data, err));
+    struct fill f = {data, bytes, walsh_mix64(s->seed + s->tensors++), 0};
+    if (deviation != 0)
+        f.scale = (float)(deviation * sqrt(3) / 32768); /* of an int16: uniform in +-deviation*sqrt(3) */
+    walsh_pool_run(s->pool, walsh_div_up(bytes, PIECE), 1, fill_pieces, &f);
+    *out = data;
+    return WALSH_OK;
+}
+
+static enum walsh_status random_table(struct walsh_source *source, const char *name, uint32_t rows,
+                                      uint32_t cols, struct walsh_weights *table, struct walsh_error *err)
+{
+    (void)name;
+    struct random_source *s = (struct random_source *)source;
+    *table = (struct walsh_weights){.format = WALSH_FORMAT_BF16, .rows = rows, .cols = cols};
+    size_t bytes;
+    if (!walsh_mul((size_t)rows * 2, cols, &bytes))
+        return walsh_fail(err, WALSH_E_MEMORY, "random weights: %u x %u do not fit", rows, cols);
+    return draw(s, bytes, 1 / sqrt(cols), &table->data, err);
+}
+
+static enum walsh_status random_rotation(struct random_source *s, const char *name, const char *side,
+                                         uint32_t size, uint32_t min_block, struct walsh_rotation *out,
+                                         struct walsh_error *err)
+{
+    *out = (struct walsh_rotation){.kind = WALSH_ROTATION_BLOCKS, .size = size};
+    WALSH_TRY(walsh_blocks_binary(size, min_block, &out->blocks, err));
+    float *signs;
+    WALSH_TRY(walsh_arena_alloc(&s->graph->arena, out->blocks.padded, sizeof *signs, "signs", &signs, err));
+    char stream[300];
+    snprintf(stream, sizeof stream, "%s.%s", name, side);
+    walsh_random_signs(s->seed, stream, signs, out->blocks.padded);
+    out->signs = signs;
+    return WALSH_OK;
+}
+
+/* Codes are drawn in the run-time layout, where every byte is a code; only the columns that pad a block
+ * differ from a packed matrix, and products multiply them by zero. */
+static enum walsh_status random_e8p(struct random_source *s, const char *name, uint32_t in, uint32_t out,
+                                    struct walsh_linear *linear, struct walsh_error *err)
+{
+    struct walsh_e8p_plan plan;
+    WALSH_TRY(walsh_e8p_plan_bits(s->bits, &plan, err));
+    /* The rotation of an input is that of the layer's input, not of the linear: real checkpoints made by
+     * walsh share it. */
+    WALSH_TRY(random_rotation(s, "input", "SV", in, WALSH_MIN_BLOCK_COLUMNS, &linear->in_rotation, err));
+    WALSH_TRY(random_rotation(s, name, "SU", out, WALSH_MIN_BLOCK_ROWS, &linear->out_rotation, err));
+    struct walsh_weights *w = &linear->weights;
+    *w = (struct walsh_weights){.format = WALSH_FORMAT_E8P,
+                                .rows = linear->out_rotation.blocks.padded,
+                                .cols = linear->in_rotation.blocks.padded,
+                                .stages = plan.stages};
+    for (unsigned k = 0; k < plan.stages; k++) {
+        w->stage[k].kind = plan.kind[k];
+        w->stage[k].scale = (float)(plan.cumulative_inverse[k] / (E8P_RMS * sqrt(in)));
+        WALSH_TRY(draw(s, walsh_stage_bytes(plan.kind[k], w->rows, w->cols), 0, &w->stage[k].data, err));
+    }
+    return WALSH_OK;
+}
+
+static enum walsh_status random_linear(struct walsh_source *source, const char *name,
+                                       enum walsh_linear_role role, uint32_t in, uint32_t out, bool bias,
+                                       struct walsh_linear *linear, struct walsh_error *err)
+{
+    (void)bias; /* no shape has one */
+    struct random_source *s = (struct random_source *)source;
+    *linear = (struct walsh_linear){.in = in, .out = out};
+    char *copy;
+    WALSH_TRY(walsh_arena_strdup(&s->graph->arena, name, &copy, err));
+    linear->name = copy;
+    if (role == WALSH_LINEAR_LAYER && s->bits != 0) {
+        WALSH_TRY(random_e8p(s, name, in, out, linear, err));
+    } else {
+        linear->in_rotation = (struct walsh_rotation){.size = in, .blocks = {.padded = in}};
+        linear->out_rotation = (struct walsh_rotation){.size = out, .blocks = {.padded = out}};
+        WALSH_TRY(random_table(source, name, out, in, &linear->weights, err));
+    }
+    linear->activation =
+        role == WALSH_LINEAR_ROUTER
+            ? WALSH_ACTIVATION_F32
+            : walsh_linear_activation(linear->weights.format, s->options->rotated, s->options->dense);
+    return WALSH_OK;
+}
+
+static enum walsh_status unit_vector(struct walsh_source *source, const char *name, uint32_t n,
+                                     const float **values, struct walsh_error *err)
+{
+    struct random_source *s = (struct random_source *)source;
+    float *ones;
+    WALSH_TRY(walsh_arena_alloc(&s->graph->arena, n, sizeof *ones, name, &ones, err));
+    for (uint32_t i = 0; i < n; i++) ones[i] = 1;
+    *values = ones;
+    return WALSH_OK;
+}
+
+enum walsh_status walsh_graph_synthesize(const struct walsh_config *config, unsigned bits, uint64_t seed,
+                                         const struct walsh_load_options *options,
+                                         const struct walsh_queue *queue, struct walsh_model_graph **out,
+                                         struct walsh_error *err)
+{
+    *out = NULL;
+    double start = walsh_now();
+    struct walsh_model_graph *graph;
+    WALSH_TRY(walsh_alloc_zero(1, sizeof *graph, "the model", &graph, err));
+    graph->config = *config;
+    graph->generation =
+        (struct walsh_generation_config){.temperature = 1, .top_p = 1, .repetition_penalty = 1, .bos = -1};
+    struct random_source source = {.source = {random_linear, unit_vector, random_table},
+                                   .graph = graph,
+                                   .options = options,
+                                   .pool = queue->pool,
+                                   .seed = seed,
+                                   .bits = bits};
+    enum walsh_status status = walsh_graph_build(graph, &source.source, options->dense, queue->pool, err);
+    if (status != WALSH_OK) {
+        walsh_graph_close(&graph);
+        return status;
+    }
+    graph->load_seconds = walsh_now() - start;
+    *out = graph;
+    return WALSH_OK;
+}

@@ -1,0 +1,107 @@
+#include "model/workspace.h"
+
+/* The largest padding that a rotation may give a dimension: the next power of two. A dense graph is sized for
+ * it too, because the quantizer runs rotated layers in the place of dense ones. */
+static size_t padded(size_t n)
+{
+    size_t p = WALSH_MIN_BLOCK_COLUMNS;
+    while (p < n) p *= 2;
+    return p;
+}
+
+/* rows x cols elements. Zeroed only where `zero`: a large buffer that a short prompt never touches then takes
+ * no memory. */
+static enum walsh_status buffer(size_t rows, size_t cols, size_t element, bool zero, void *out,
+                                struct walsh_error *err)
+{
+    size_t count;
+    if (!walsh_mul(rows, cols, &count))
+        return walsh_fail(err, WALSH_E_MEMORY, "workspace: %zu rows of %zu elements do not fit", rows, cols);
+    if (zero) return walsh_alloc_zero(count, element, "the workspace", out, err);
+    return walsh_alloc(count, element, "the workspace", out, err);
+}
+
+/* A buffer that products may read in place: [rows][stride(cols)] with zero tails. */
+static enum walsh_status input_buffer(size_t rows, size_t cols, float **out, size_t *ld,
+                                      struct walsh_error *err)
+{
+    *ld = walsh_activations_stride(cols);
+    return buffer(rows, *ld, sizeof(float), *ld != cols, out, err);
+}
+
+static enum walsh_status allocate_experts(struct walsh_workspace *ws, const struct walsh_config *c,
+                                          size_t rows, size_t slots, struct walsh_error *err)
+{
+    size_t ld;
+    WALSH_TRY(input_buffer(rows, c->hidden, &ws->gathered, &ld, err));
+    WALSH_TRY(buffer(rows, c->experts, sizeof(float), false, &ws->router_logits, err));
+    WALSH_TRY(buffer(slots, 1, sizeof(int32_t), false, &ws->expert_index, err));
+    WALSH_TRY(buffer(slots, 1, sizeof(float), false, &ws->expert_weight, err));
+    WALSH_TRY(buffer(slots, 1, sizeof(uint32_t), false, &ws->slot_row, err));
+    WALSH_TRY(buffer(slots, 1, sizeof(uint32_t), false, &ws->row_slot, err));
+    return buffer((size_t)c->experts + 1, 1, sizeof(uint32_t), false, &ws->expert_begin, err);
+}
+
+static enum walsh_status allocate(struct walsh_workspace *ws, const struct walsh_config *c, size_t rows,
+                                  struct walsh_error *err)
+{
+    size_t heads = (size_t)c->heads * c->head_dim, kv = (size_t)c->kv_heads * c->head_dim;
+    bool sparse = c->experts > 0;
+    size_t wide = sparse ? c->expert_intermediate : c->intermediate;
+    size_t slots = rows;
+    if (sparse && !walsh_mul(rows, c->experts_per_token, &slots))
+        return walsh_fail(err, WALSH_E_MEMORY, "workspace: %zu rows x %u experts do not fit", rows,
+                          c->experts_per_token);
+
+    WALSH_TRY(input_buffer(rows, c->hidden, &ws->normed, &ws->normed_ld, err));
+    WALSH_TRY(buffer(rows, heads, sizeof(float), false, &ws->query, err));
+    WALSH_TRY(buffer(rows, kv, sizeof(float), false, &ws->key, err));
+    WALSH_TRY(buffer(rows, kv, sizeof(float), false, &ws->value, err));
+    WALSH_TRY(input_buffer(rows, heads, &ws->attention, &ws->attention_ld, err));
+    WALSH_TRY(input_buffer(slots, wide, &ws->gate, &ws->gate_ld, err));
+    WALSH_TRY(buffer(slots, ws->gate_ld, sizeof(float), false, &ws->up, err));
+    WALSH_TRY(buffer(slots, c->hidden, sizeof(float), false, &ws->delta, err));
+    WALSH_TRY(buffer(rows, 1, sizeof *ws->rows, false, &ws->rows, err));
+
+    size_t in = walsh_max(walsh_max(padded(c->hidden), padded(heads)), padded(wide));
+    WALSH_TRY(buffer(rows, walsh_activations_stride(in), sizeof(float), false, &ws->activations, err));
+    WALSH_TRY(buffer(rows, 1, sizeof(float), false, &ws->scale, err));
+    WALSH_TRY(buffer(rows, 1, sizeof(int32_t), false, &ws->sum, err));
+
+    size_t z = walsh_max(walsh_max(padded(heads) + 2 * padded(kv), 2 * padded(wide)), padded(c->hidden));
+    z = walsh_max(z, c->experts); /* a router is never rotated today, but it is a linear like all others */
+    if (!walsh_mul(rows, z, &ws->z_elements))
+        return walsh_fail(err, WALSH_E_MEMORY, "workspace: %zu rows of %zu elements do not fit", rows, z);
+    WALSH_TRY(buffer(rows, z, sizeof(float), false, &ws->z, err));
+    return sparse ? allocate_experts(ws, c, rows, slots, err) : WALSH_OK;
+}
+
+enum walsh_status walsh_workspace_open(const struct walsh_model_graph *graph, size_t max_rows,
+                                       struct walsh_workspace **out, struct walsh_error *err)
+{
+    *out = NULL;
+    struct walsh_workspace *ws;
+    WALSH_TRY(walsh_alloc_zero(1, sizeof *ws, "the workspace", &ws, err));
+    ws->max_rows = max_rows;
+    enum walsh_status status = allocate(ws, &graph->config, max_rows, err);
+    if (status != WALSH_OK) {
+        walsh_workspace_close(&ws);
+        return status;
+    }
+    *out = ws;
+    return WALSH_OK;
+}
+
+void walsh_workspace_close(struct walsh_workspace **ws)
+{
+    if (!ws || !*ws) return;
+    struct walsh_workspace *w = *ws;
+    void *const buffers[] = {
+        w->normed,   w->query,    w->key,           w->value,        w->attention,     w->gate,
+        w->up,       w->delta,    w->rows,          w->activations,  w->scale,         w->sum,
+        w->z,        w->gathered, w->router_logits, w->expert_index, w->expert_weight, w->expert_begin,
+        w->slot_row, w->row_slot};
+    for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) walsh_free(buffers[i]);
+    walsh_free(w);
+    *ws = NULL;
+}

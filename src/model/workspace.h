@@ -1,0 +1,39 @@
+/* model/workspace: the scratch of a forward call. Private to model/. */
+#ifndef WALSH_MODEL_WORKSPACE_H
+#define WALSH_MODEL_WORKSPACE_H
+
+#include "model/model.h"
+
+/* Row strides marked `ld` are walsh_activations_stride of the width, the tail zero and never written: such a
+ * buffer is the input of an unrotated f32 product without a copy. The other buffers are dense. */
+struct walsh_workspace {
+    size_t max_rows;
+    float *normed; /* [max_rows][normed_ld] of hidden: what q, k, v, gate, up and the router read */
+    size_t normed_ld;
+    float *query, *key, *value; /* [max_rows][heads or kv_heads * head_dim] */
+    float *attention;           /* [max_rows][attention_ld] of heads * head_dim */
+    size_t attention_ld;
+    float *gate, *up; /* [slots][gate_ld] of intermediate; slots: max_rows, of experts max_rows * k */
+    size_t gate_ld;
+    float *delta;                     /* [slots][hidden]: what a residual adds */
+    struct walsh_attention_row *rows; /* [max_rows] */
+
+    /* one set of prepared activations; scale and sum: [max_rows] */
+    void *activations;
+    float *scale;
+    int32_t *sum;
+    /* rotated products before unrotate */
+    float *z;
+    size_t z_elements;
+
+    /* experts; NULL where the model has none */
+    float *router_logits;   /* [max_rows][experts] */
+    int32_t *expert_index;  /* [max_rows][k], as routed */
+    float *expert_weight;   /* [max_rows][k] */
+    uint32_t *expert_begin; /* [experts + 1]: the slots of expert e are [begin[e], begin[e+1]) */
+    uint32_t *slot_row;     /* [max_rows * k]: the row that a slot computes */
+    uint32_t *row_slot;     /* [max_rows][k]: the slot of a row's k-th expert */
+    float *gathered;        /* [max_rows][normed_ld]: the rows of one expert */
+};
+
+#endif

@@ -1,0 +1,180 @@
+#include "runtime/eval.h"
+
+#include <math.h>
+
+#define LOGIT_ELEMENTS ((size_t)1 << 24) /* 64 MiB of logits at once, per model */
+
+double walsh_negative_log_likelihood(const float *logits, size_t n, int32_t target, double *normalizer)
+{
+    float best = logits[0];
+    for (size_t i = 1; i < n; i++) best = logits[i] > best ? logits[i] : best;
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) sum += exp((double)(logits[i]) - (double)best);
+    double log_sum = (double)best + log(sum);
+    if (normalizer) *normalizer = log_sum;
+    return log_sum - (double)logits[target];
+}
+
+static size_t argmax(const float *x, size_t n)
+{
+    size_t best = 0;
+    for (size_t i = 1; i < n; i++)
+        if (x[i] > x[best]) best = i;
+    return best;
+}
+
+/* One model of an evaluation. */
+struct subject {
+    struct walsh_runner *runner;
+    struct walsh_session *session;
+    float *hidden; /* [context - 1][hidden]: the last token of a chunk predicts nothing */
+    float *logits; /* [slice][vocab] */
+};
+
+struct score {
+    double nll, kl;
+    bool agree;
+};
+
+struct evaluation {
+    struct subject model, reference; /* reference.runner NULL: none */
+    uint32_t context;
+    size_t vocab, slice;
+    struct score *scores; /* [context - 1] */
+};
+
+static enum walsh_status open_subject(struct subject *s, struct walsh_runner *runner,
+                                      const struct evaluation *e, enum walsh_kv_type type,
+                                      struct walsh_error *err)
+{
+    s->runner = runner;
+    WALSH_TRY(walsh_runtime_session_open(runner, e->context, type, &s->session, err));
+    WALSH_TRY(walsh_alloc((size_t)e->context * runner->graph->config.hidden, sizeof(float), "hidden states",
+                          &s->hidden, err));
+    return walsh_alloc(e->slice * e->vocab, sizeof(float), "logits", &s->logits, err);
+}
+
+static void close_subject(struct subject *s)
+{
+    walsh_runtime_session_close(&s->session);
+    walsh_free(s->hidden);
+    walsh_free(s->logits);
+}
+
+/* A slice of rows to score, shared by the pool. */
+struct scoring {
+    const struct evaluation *e;
+    const int32_t *targets;
+    struct score *scores;
+};
+
+static void score_rows(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    (void)worker;
+    const struct scoring *t = argument;
+    size_t vocab = t->e->vocab;
+    for (size_t row = begin; row < end; row++) {
+        const float *logits = t->e->model.logits + row * vocab;
+        struct score *score = &t->scores[row];
+        double log_sum, reference_log_sum;
+        score->nll = walsh_negative_log_likelihood(logits, vocab, t->targets[row], &log_sum);
+        if (!t->e->reference.runner) continue;
+        const float *reference = t->e->reference.logits + row * vocab;
+        walsh_negative_log_likelihood(reference, vocab, t->targets[row], &reference_log_sum);
+        score->kl = 0;
+        for (size_t i = 0; i < vocab; i++) {
+            double log_p = (double)reference[i] - reference_log_sum, log_q = (double)logits[i] - log_sum;
+            double p = exp(log_p);
+            if (p > 0) score->kl += p * (log_p - log_q); /* p log p is 0 at 0, where log_p may be -inf */
+        }
+        score->agree = argmax(reference, vocab) == argmax(logits, vocab);
+    }
+}
+
+static enum walsh_status run_subject(struct subject *s, const int32_t *ids, size_t count,
+                                     struct walsh_error *err)
+{
+    const struct walsh_prompt_outputs outputs = {.hidden = s->hidden};
+    WALSH_TRY(walsh_runtime_trim(s->session, 0, err));
+    return walsh_runtime_prompt(s->session, ids, count, &outputs, NULL, err);
+}
+
+static void slice_logits(const struct subject *s, size_t begin, size_t n)
+{
+    const struct walsh_runner *r = s->runner;
+    walsh_logits(r->graph, r->queue, s->hidden + begin * r->graph->config.hidden, n, WALSH_PREFILL,
+                 r->workspace, s->logits);
+}
+
+/* scores[0 .. context - 1) of one chunk */
+static enum walsh_status score_chunk(struct evaluation *e, const int32_t *ids, struct walsh_error *err)
+{
+    size_t rows = e->context - 1;
+    WALSH_TRY(run_subject(&e->model, ids, rows, err));
+    if (e->reference.runner) WALSH_TRY(run_subject(&e->reference, ids, rows, err));
+    for (size_t begin = 0, n; begin < rows; begin += n) {
+        n = walsh_min(rows - begin, e->slice);
+        slice_logits(&e->model, begin, n);
+        if (e->reference.runner) slice_logits(&e->reference, begin, n);
+        struct scoring task = {e, ids + begin + 1, e->scores + begin};
+        walsh_pool_run(e->model.runner->queue->pool, n, 4, score_rows, &task);
+    }
+    return WALSH_OK;
+}
+
+static enum walsh_status score_text(struct evaluation *e, const int32_t *ids, size_t chunks,
+                                    struct walsh_evaluation *result, struct walsh_error *err)
+{
+    double nll = 0, squares = 0, kl = 0;
+    uint64_t agree = 0, n = 0;
+    for (size_t chunk = 0; chunk < chunks; chunk++) {
+        WALSH_TRY(score_chunk(e, ids + chunk * e->context, err));
+        for (size_t i = 0; i + 1 < e->context; i++, n++) {
+            const struct score *s = &e->scores[i];
+            nll += s->nll;
+            squares += s->nll * s->nll;
+            kl += s->kl;
+            agree += s->agree;
+        }
+        walsh_progress(e->model.runner->hooks, "eval", (double)((chunk + 1) * e->context),
+                       (double)(chunks * e->context), "tokens");
+    }
+    double mean = nll / (double)n;
+    double variance = n > 1 ? (squares - (double)n * mean * mean) / (double)(n - 1) : 0;
+    *result = (struct walsh_evaluation){.tokens = n,
+                                        .nll = mean,
+                                        .nll_error = sqrt(fmax(variance, 0) / (double)n),
+                                        .kl = kl / (double)n,
+                                        .top1_agreement = (double)agree / (double)n};
+    return WALSH_OK;
+}
+
+enum walsh_status walsh_runtime_eval(struct walsh_runner *runner, struct walsh_runner *reference,
+                                     const int32_t *ids, size_t count, uint32_t context,
+                                     enum walsh_kv_type type, struct walsh_evaluation *result,
+                                     struct walsh_error *err)
+{
+    const struct walsh_config *c = &runner->graph->config;
+    if (context < 2)
+        return walsh_fail(err, WALSH_E_ARGUMENT, "evaluation needs chunks of at least 2 tokens, not %u",
+                          context);
+    if (count < context)
+        return walsh_fail(err, WALSH_E_ARGUMENT,
+                          "the text has %zu tokens, one chunk of the context %u: use a smaller context",
+                          count, context);
+    if (reference && reference->graph->config.vocab != c->vocab)
+        return walsh_fail(err, WALSH_E_ARGUMENT,
+                          "the reference model has a vocabulary of %u, the model one of %u",
+                          reference->graph->config.vocab, c->vocab);
+    WALSH_TRY(walsh_runner_check_ids(runner, ids, count, err));
+    struct evaluation e = {.context = context, .vocab = c->vocab};
+    e.slice = walsh_min(walsh_max(LOGIT_ELEMENTS / c->vocab, 16), WALSH_CHUNK_ROWS);
+    enum walsh_status status = open_subject(&e.model, runner, &e, type, err);
+    if (status == WALSH_OK && reference) status = open_subject(&e.reference, reference, &e, type, err);
+    if (status == WALSH_OK) status = walsh_alloc_zero(context, sizeof *e.scores, "scores", &e.scores, err);
+    if (status == WALSH_OK) status = score_text(&e, ids, count / context, result, err);
+    close_subject(&e.model);
+    close_subject(&e.reference);
+    walsh_free(e.scores);
+    return status;
+}

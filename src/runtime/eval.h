@@ -1,0 +1,26 @@
+/* runtime/eval: how well a model predicts a text. May use model and below. */
+#ifndef WALSH_RUNTIME_EVAL_H
+#define WALSH_RUNTIME_EVAL_H
+
+#include "runtime/session.h"
+
+struct walsh_evaluation {
+    uint64_t tokens;  /* scored */
+    double nll;       /* mean negative log-likelihood, nats */
+    double nll_error; /* its standard error: sqrt(variance / tokens) */
+    double kl;        /* mean KL(reference || model), nats; 0 without a reference */
+    double top1_agreement;
+};
+/* ids are cut into non-overlapping chunks of `context` (the tail dropped), each run as a prompt from an empty
+ * cache; tokens 2..context of each are scored. Log-softmax in double; sums in the order of the text.
+ * `reference` may be NULL; it needs the same vocabulary. Fewer ids than one chunk: WALSH_E_ARGUMENT. */
+enum walsh_status walsh_runtime_eval(struct walsh_runner *runner, struct walsh_runner *reference,
+                                     const int32_t *ids, size_t count, uint32_t context,
+                                     enum walsh_kv_type type, struct walsh_evaluation *result,
+                                     struct walsh_error *err);
+
+/* Negative log-likelihood of `target` under softmax(logits[n]); *normalizer receives log(sum exp), may be
+ * NULL. */
+double walsh_negative_log_likelihood(const float *logits, size_t n, int32_t target, double *normalizer);
+
+#endif

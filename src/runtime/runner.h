@@ -1,0 +1,39 @@
+/* runtime/runner: a graph with what it needs to run: the queue, the caller's hooks and scratch. One call at a
+ * time may use it; its sessions share it. May use model and below. */
+#ifndef WALSH_RUNTIME_RUNNER_H
+#define WALSH_RUNTIME_RUNNER_H
+
+#include "model/model.h"
+
+/* Prompts are cut at absolute positions that are multiples of this, so that a token's arithmetic does not
+ * depend on how the prompt arrived. Also the rows of one decode step at most; more take several. */
+#define WALSH_CHUNK_ROWS 512
+
+struct walsh_runner {
+    const struct walsh_model_graph *graph;
+    const struct walsh_queue *queue;
+    const struct walsh_hooks *hooks;
+    struct walsh_workspace *workspace;
+    float *x;                        /* [WALSH_CHUNK_ROWS][hidden] */
+    const struct walsh_kv_view **kv; /* [WALSH_CHUNK_ROWS] */
+    uint32_t *positions;             /* [WALSH_CHUNK_ROWS] */
+    float *logits; /* [logit_rows][vocab]: logits of a step, before each session takes its row */
+    size_t logit_rows;
+};
+
+/* graph, queue and hooks are borrowed and must outlive the runner. */
+enum walsh_status walsh_runner_open(const struct walsh_model_graph *graph, const struct walsh_queue *queue,
+                                    const struct walsh_hooks *hooks, struct walsh_runner **out,
+                                    struct walsh_error *err);
+void walsh_runner_close(struct walsh_runner **runner);
+
+/* x [count][hidden] <- all layers of the embedded ids; count <= WALSH_CHUNK_ROWS. The caller has filled
+ * runner->kv and runner->positions, reserved the caches and checked the ids. */
+void walsh_runner_forward(struct walsh_runner *runner, const int32_t *ids, size_t count, enum walsh_role role,
+                          float *x);
+
+/* WALSH_E_ARGUMENT where an id is outside the vocabulary. */
+enum walsh_status walsh_runner_check_ids(const struct walsh_runner *runner, const int32_t *ids, size_t count,
+                                         struct walsh_error *err);
+
+#endif

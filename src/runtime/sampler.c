@@ -1,0 +1,181 @@
+#include "runtime/sampler.h"
+
+#include <math.h>
+#include <stdbool.h>
+
+#include "base/memory.h"
+
+static enum walsh_status check(const char *name, double value, bool valid, const char *range,
+                               struct walsh_error *err)
+{
+    if (valid) return WALSH_OK;
+    return walsh_fail(err, WALSH_E_ARGUMENT, "%s is %g, expected %s", name, value, range);
+}
+
+static enum walsh_status allocate(struct walsh_sampler *s, struct walsh_error *err)
+{
+    WALSH_TRY(walsh_alloc(s->vocab, sizeof *s->candidates, "the sampler", &s->candidates, err));
+    WALSH_TRY(walsh_alloc(s->vocab, sizeof *s->mass, "the sampler", &s->mass, err));
+    return walsh_alloc(s->options.repeat_last, sizeof *s->recent, "the sampler", &s->recent, err);
+}
+
+enum walsh_status walsh_sampler_create(const struct walsh_sampling *o, uint32_t vocab,
+                                       struct walsh_sampler **out, struct walsh_error *err)
+{
+    *out = NULL;
+    WALSH_TRY(check("temperature", o->temperature, o->temperature >= 0 && isfinite(o->temperature),
+                    "0 or more", err));
+    WALSH_TRY(check("top_p", o->top_p, o->top_p > 0 && o->top_p <= 1, "more than 0, at most 1", err));
+    WALSH_TRY(check("min_p", o->min_p, o->min_p >= 0 && o->min_p <= 1, "0 to 1", err));
+    WALSH_TRY(check("repeat_penalty", o->repeat_penalty, o->repeat_penalty > 0 && isfinite(o->repeat_penalty),
+                    "more than 0", err));
+    if (vocab == 0) return walsh_fail(err, WALSH_E_ARGUMENT, "a sampler needs a vocabulary");
+    struct walsh_sampler *s;
+    WALSH_TRY(walsh_alloc_zero(1, sizeof *s, "the sampler", &s, err));
+    s->options = *o;
+    s->vocab = vocab;
+    walsh_random_seed(&s->random, o->seed);
+    enum walsh_status status = allocate(s, err);
+    if (status != WALSH_OK) {
+        walsh_sampler_destroy(&s);
+        return status;
+    }
+    *out = s;
+    return WALSH_OK;
+}
+
+void walsh_sampler_destroy(struct walsh_sampler **sampler)
+{
+    if (!sampler || !*sampler) return;
+    walsh_free((*sampler)->candidates);
+    walsh_free((*sampler)->mass);
+    walsh_free((*sampler)->recent);
+    walsh_free(*sampler);
+    *sampler = NULL;
+}
+
+void walsh_sampler_note(struct walsh_sampler *s, int32_t id)
+{
+    if (s->options.repeat_last > 0) s->recent[s->accepted % s->options.repeat_last] = id;
+    s->accepted++;
+}
+
+/* The penalty once per distinct recent token (Keskar et al. 2019, CTRL). `logits` gives what was before it.
+ */
+static void penalize(struct walsh_sampler *s, const float *logits)
+{
+    double penalty = s->options.repeat_penalty;
+    if (penalty == 1) return;
+    uint64_t known = s->accepted < s->options.repeat_last ? s->accepted : s->options.repeat_last;
+    for (uint64_t i = 0; i < known; i++) {
+        int32_t id = s->recent[i];
+        if (id < 0 || (uint32_t)id >= s->vocab) continue;
+        double logit = (double)logits[id]; /* of the model: a second occurrence gives the same value again */
+        s->candidates[id].logit = (float)(logit > 0 ? logit / penalty : logit * penalty);
+    }
+}
+
+/* a comes before b: a larger logit, or an equal one and a lower id. */
+static bool before(struct walsh_candidate a, struct walsh_candidate b)
+{
+    return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
+}
+
+/* A heap with the first candidate on top: taking k of n costs n + k log n, where sorting costs n log n. */
+static void sift_down(struct walsh_candidate *heap, size_t n, size_t i)
+{
+    struct walsh_candidate moved = heap[i];
+    for (size_t child; (child = 2 * i + 1) < n; i = child) {
+        if (child + 1 < n && before(heap[child + 1], heap[child])) child++;
+        if (!before(heap[child], moved)) break;
+        heap[i] = heap[child];
+    }
+    heap[i] = moved;
+}
+
+static struct walsh_candidate take_first(struct walsh_candidate *heap, size_t *n)
+{
+    struct walsh_candidate top = heap[0];
+    heap[0] = heap[--*n];
+    sift_down(heap, *n, 0);
+    return top;
+}
+
+/* The candidates in descending order as far as the filters keep them: ids at the end of the array, masses
+ * from the front. Returns how many; *total is their mass. Where nothing filters, *total is the mass of all,
+ * and those behind the one where `share` of it is reached are left in the heap. */
+static size_t filter(struct walsh_sampler *s, float best, double share, double *total)
+{
+    const struct walsh_sampling *o = &s->options;
+    size_t n = s->vocab, limit = o->top_k > 0 && o->top_k < s->vocab ? o->top_k : s->vocab;
+    for (size_t i = n / 2; i-- > 0;) sift_down(s->candidates, n, i);
+    double whole = 0; /* the mass that top-p is a share of: of what top-k keeps */
+    if (limit == s->vocab)
+        for (size_t i = 0; i < n; i++)
+            whole += exp(((double)s->candidates[i].logit - (double)best) / o->temperature);
+    size_t kept = 0;
+    struct walsh_candidate *sorted =
+        s->candidates + s->vocab; /* grows downwards into the room that the heap leaves */
+    bool need_whole = limit < s->vocab && o->top_p < 1;
+    bool unfiltered = limit == s->vocab && o->top_p == 1 && o->min_p == 0;
+    *total = 0;
+    while (kept < limit) {
+        struct walsh_candidate c = take_first(s->candidates, &n);
+        double mass = exp(((double)c.logit - (double)best) / o->temperature);
+        if (kept > 0 && (mass < o->min_p || mass == 0) && !need_whole) break;
+        *--sorted = c;
+        s->mass[kept++] = mass;
+        *total += mass;
+        if (!need_whole && o->top_p < 1 && *total >= o->top_p * whole) break;
+        if (unfiltered && *total > share * whole) break;
+    }
+    if (unfiltered) *total = whole;
+    if (!need_whole) return kept;
+    whole = *total; /* all of top-k are there; now cut them by top-p and min-p */
+    size_t candidates = kept;
+    *total = 0;
+    for (kept = 0; kept < candidates; kept++) {
+        if (kept > 0 && (s->mass[kept] < o->min_p || s->mass[kept] == 0 || *total >= o->top_p * whole)) break;
+        *total += s->mass[kept];
+    }
+    return kept;
+}
+
+static enum walsh_status find_best(const struct walsh_sampler *s, struct walsh_candidate *best,
+                                   struct walsh_error *err)
+{
+    *best = s->candidates[0];
+    for (uint32_t i = 0; i < s->vocab; i++) {
+        float logit = s->candidates[i].logit;
+        if (isnan(logit) || logit == INFINITY)
+            return walsh_fail(err, WALSH_E_INTERNAL, "the logit of token %u is %g", i, (double)logit);
+        if (logit > best->logit) *best = s->candidates[i];
+    }
+    if (best->logit == -INFINITY) return walsh_fail(err, WALSH_E_INTERNAL, "all logits are -inf");
+    return WALSH_OK;
+}
+
+enum walsh_status walsh_sampler_choose(struct walsh_sampler *s, const float *logits, int32_t *id,
+                                       struct walsh_error *err)
+{
+    for (uint32_t i = 0; i < s->vocab; i++)
+        s->candidates[i] = (struct walsh_candidate){logits[i], (int32_t)i};
+    penalize(s, logits);
+    struct walsh_candidate best;
+    WALSH_TRY(find_best(s, &best, err));
+    if (s->options.temperature == 0) {
+        *id = best.id;
+    } else {
+        double total;
+        double share = walsh_random_uniform(&s->random);
+        size_t kept = filter(s, best.logit, share, &total), chosen = 0;
+        double point = share * total;
+        for (; chosen + 1 < kept; chosen++) {
+            point -= s->mass[chosen];
+            if (point < 0) break;
+        }
+        *id = s->candidates[s->vocab - 1 - chosen].id;
+    }
+    walsh_sampler_note(s, *id);
+    return WALSH_OK;
+}

@@ -1,0 +1,49 @@
+/* runtime/sampler: the next token from logits. May use base. */
+#ifndef WALSH_RUNTIME_SAMPLER_H
+#define WALSH_RUNTIME_SAMPLER_H
+
+#include <stdint.h>
+
+#include "base/random.h"
+#include "base/status.h"
+
+/* Applied in this order: repeat penalty, temperature, top-k, top-p, min-p, as in Hugging Face's logits
+ * processors. */
+struct walsh_sampling {
+    double temperature;    /* >= 0; 0: the largest logit, ties to the lowest id */
+    uint32_t top_k;        /* 0: off */
+    double top_p;          /* in (0, 1]; 1: off (Holtzman et al. 2020, nucleus sampling) */
+    double min_p;          /* in [0, 1]: drop tokens below min_p * the largest probability; 0: off */
+    double repeat_penalty; /* > 0: positive logits of recent tokens are divided by it, negative ones
+                              multiplied; 1: off */
+    uint32_t repeat_last;  /* tokens that count as recent */
+    uint64_t seed;
+};
+
+struct walsh_candidate {
+    float logit; /* after the repeat penalty */
+    int32_t id;
+};
+
+struct walsh_sampler {
+    struct walsh_sampling options;
+    uint32_t vocab;
+    struct walsh_random random;
+    struct walsh_candidate *candidates; /* [vocab] */
+    double *mass;                       /* [vocab]: unnormalised probabilities of the sorted candidates */
+    int32_t *recent;                    /* ring [repeat_last] */
+    uint64_t accepted;                  /* tokens so far */
+};
+
+/* Options out of their ranges: WALSH_E_ARGUMENT, naming option, value and range. */
+enum walsh_status walsh_sampler_create(const struct walsh_sampling *options, uint32_t vocab,
+                                       struct walsh_sampler **out, struct walsh_error *err);
+void walsh_sampler_destroy(struct walsh_sampler **sampler);
+/* A token that was seen. */
+void walsh_sampler_note(struct walsh_sampler *sampler, int32_t id);
+/* Draw from logits [vocab] and note the result. NaN or +Inf among them, or nothing but -Inf:
+ * WALSH_E_INTERNAL. */
+enum walsh_status walsh_sampler_choose(struct walsh_sampler *sampler, const float *logits, int32_t *id,
+                                       struct walsh_error *err);
+
+#endif

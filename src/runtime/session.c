@@ -1,0 +1,171 @@
+#include "runtime/session.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/machine.h"
+
+struct walsh_kv_shape walsh_session_kv_shape(const struct walsh_model_graph *graph, uint32_t capacity,
+                                             enum walsh_kv_type type)
+{
+    const struct walsh_config *c = &graph->config;
+    return (struct walsh_kv_shape){.type = type,
+                                   .layers = c->layers,
+                                   .kv_heads = c->kv_heads,
+                                   .head_dim = c->head_dim,
+                                   .capacity = capacity};
+}
+
+static enum walsh_status open_members(struct walsh_session *s, const struct walsh_kv_shape *shape,
+                                      struct walsh_error *err)
+{
+    WALSH_TRY(walsh_kv_open(shape, &s->kv, err));
+    return walsh_alloc(s->runner->graph->config.vocab, sizeof(float), "a session's logits", &s->logits, err);
+}
+
+enum walsh_status walsh_runtime_session_open(struct walsh_runner *runner, uint32_t capacity,
+                                             enum walsh_kv_type type, struct walsh_session **out,
+                                             struct walsh_error *err)
+{
+    *out = NULL;
+    uint32_t positions = runner->graph->config.max_positions;
+    if (capacity == 0 || capacity > positions)
+        return walsh_fail(err, WALSH_E_ARGUMENT, "context of %u tokens: the model has positions for 1 to %u",
+                          capacity, positions);
+    const struct walsh_kv_shape shape = walsh_session_kv_shape(runner->graph, capacity, type);
+    char what[80];
+    snprintf(what, sizeof what, "the KV cache of a context of %u tokens", capacity);
+    WALSH_TRY(walsh_memory_check(what, walsh_kv_bytes(&shape), err));
+    struct walsh_session *session;
+    WALSH_TRY(walsh_alloc_zero(1, sizeof *session, "a session", &session, err));
+    session->runner = runner;
+    enum walsh_status status = open_members(session, &shape, err);
+    if (status != WALSH_OK) {
+        walsh_runtime_session_close(&session);
+        return status;
+    }
+    *out = session;
+    return WALSH_OK;
+}
+
+void walsh_runtime_session_close(struct walsh_session **session)
+{
+    if (!session || !*session) return;
+    walsh_kv_close(&(*session)->kv);
+    walsh_free((*session)->logits);
+    walsh_free(*session);
+    *session = NULL;
+}
+
+/* Run tokens [kv->length, kv->length + n) of one chunk into x [n][hidden]. */
+static void run_chunk(struct walsh_session *s, const int32_t *ids, size_t n, float *x)
+{
+    for (size_t i = 0; i < n; i++) {
+        s->runner->kv[i] = s->kv->views;
+        s->runner->positions[i] = s->kv->length + (uint32_t)i;
+    }
+    walsh_runner_forward(s->runner, ids, n, WALSH_PREFILL, x);
+    s->kv->length += (uint32_t)n;
+}
+
+/* Logits of x [n][hidden], which is overwritten. */
+static void prompt_logits(struct walsh_session *s, float *x, size_t n, float *logits)
+{
+    walsh_logits(s->runner->graph, s->runner->queue, x, n, WALSH_PREFILL, s->runner->workspace, logits);
+}
+
+enum walsh_status walsh_runtime_prompt(struct walsh_session *session, const int32_t *ids, size_t count,
+                                       const struct walsh_prompt_outputs *outputs, const char *stage,
+                                       struct walsh_error *err)
+{
+    struct walsh_runner *runner = session->runner;
+    size_t hidden = runner->graph->config.hidden, vocab = runner->graph->config.vocab;
+    uint32_t start = session->kv->length, capacity = session->kv->shape.capacity;
+    if (count == 0) return walsh_fail(err, WALSH_E_ARGUMENT, "a prompt has at least one token");
+    if (count > capacity - start)
+        return walsh_fail(err, WALSH_E_CAPACITY, "prompt of %zu tokens: the context holds %u, %u are in use",
+                          count, capacity, start);
+    WALSH_TRY(walsh_runner_check_ids(runner, ids, count, err));
+    WALSH_TRY(walsh_kv_reserve(session->kv, start + (uint32_t)count, err));
+    float *keep = outputs ? outputs->hidden : NULL, *logits = outputs ? outputs->logits : NULL, *last = NULL;
+    for (size_t done = 0, n; done < count; done += n) {
+        enum walsh_status status = walsh_check_abort(runner->hooks, err);
+        if (status != WALSH_OK) {
+            walsh_kv_trim(session->kv, start);
+            return status;
+        }
+        n = walsh_min(count - done, WALSH_CHUNK_ROWS - session->kv->length % WALSH_CHUNK_ROWS);
+        float *x = keep ? keep + done * hidden : runner->x;
+        run_chunk(session, ids + done, n, x);
+        last = x + (n - 1) * hidden;
+        if (logits) prompt_logits(session, x, n, logits + done * vocab);
+        if (stage) walsh_progress(runner->hooks, stage, (double)(done + n), (double)count, "tokens");
+    }
+    session->has_logits = keep == NULL;
+    if (logits)
+        memcpy(session->logits, logits + (count - 1) * vocab, vocab * sizeof *logits);
+    else if (!keep)
+        prompt_logits(session, last, 1, session->logits);
+    return WALSH_OK;
+}
+
+/* Every session once, of one runner, with room for one token more, and every id known. */
+static enum walsh_status check_step(struct walsh_session *const *sessions, const int32_t *ids, size_t count,
+                                    struct walsh_error *err)
+{
+    WALSH_TRY(walsh_runner_check_ids(sessions[0]->runner, ids, count, err));
+    for (size_t i = 0; i < count; i++) {
+        struct walsh_session *s = sessions[i];
+        if (s->runner != sessions[0]->runner)
+            return walsh_fail(err, WALSH_E_ARGUMENT, "step: sessions 0 and %zu are of different models", i);
+        if (s->stepping)
+            return walsh_fail(err, WALSH_E_ARGUMENT, "step: session %zu is in the list twice", i);
+        s->stepping = true;
+        WALSH_TRY(walsh_kv_reserve(s->kv, s->kv->length + 1, err));
+    }
+    return WALSH_OK;
+}
+
+/* count <= WALSH_CHUNK_ROWS */
+static void step_rows(struct walsh_session *const *sessions, const int32_t *ids, size_t count)
+{
+    struct walsh_runner *r = sessions[0]->runner;
+    size_t hidden = r->graph->config.hidden, vocab = r->graph->config.vocab;
+    for (size_t i = 0; i < count; i++) {
+        r->kv[i] = sessions[i]->kv->views;
+        r->positions[i] = sessions[i]->kv->length;
+    }
+    walsh_runner_forward(r, ids, count, WALSH_DECODE, r->x);
+    for (size_t i = 0, n; i < count; i += n) {
+        n = walsh_min(count - i, r->logit_rows);
+        float *logits = n == 1 ? sessions[i]->logits : r->logits;
+        walsh_logits(r->graph, r->queue, r->x + i * hidden, n, WALSH_DECODE, r->workspace, logits);
+        for (size_t j = 0; j < n && n > 1; j++)
+            memcpy(sessions[i + j]->logits, logits + j * vocab, vocab * sizeof *logits);
+    }
+    for (size_t i = 0; i < count; i++) {
+        sessions[i]->kv->length++;
+        sessions[i]->has_logits = true;
+    }
+}
+
+enum walsh_status walsh_runtime_step(struct walsh_session *const *sessions, const int32_t *ids, size_t count,
+                                     struct walsh_error *err)
+{
+    if (count == 0) return WALSH_OK;
+    for (size_t i = 0; i < count; i++) sessions[i]->stepping = false;
+    WALSH_TRY(check_step(sessions, ids, count, err));
+    for (size_t i = 0; i < count; i += WALSH_CHUNK_ROWS)
+        step_rows(sessions + i, ids + i, walsh_min(count - i, WALSH_CHUNK_ROWS));
+    return WALSH_OK;
+}
+
+enum walsh_status walsh_runtime_trim(struct walsh_session *session, uint32_t length, struct walsh_error *err)
+{
+    if (length > session->kv->length)
+        return walsh_fail(err, WALSH_E_ARGUMENT, "trim to %u tokens: the session has %u", length,
+                          session->kv->length);
+    if (length < session->kv->length) session->has_logits = false;
+    walsh_kv_trim(session->kv, length);
+    return WALSH_OK;
+}

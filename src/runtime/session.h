@@ -1,0 +1,48 @@
+/* runtime/session: one sequence of tokens: its cache and the logits of its last token. May use model and
+ * below. */
+#ifndef WALSH_RUNTIME_SESSION_H
+#define WALSH_RUNTIME_SESSION_H
+
+#include "runtime/runner.h"
+
+struct walsh_session {
+    struct walsh_runner *runner;
+    struct walsh_kv_cache *kv;
+    float *logits;   /* [vocab] */
+    bool has_logits; /* of the token at kv->length - 1 */
+    bool stepping;   /* seen in the list of the step that runs */
+};
+
+/* The shape of a cache of `capacity` tokens for this graph. */
+struct walsh_kv_shape walsh_session_kv_shape(const struct walsh_model_graph *graph, uint32_t capacity,
+                                             enum walsh_kv_type type);
+
+/* Refuses a capacity beyond the model's positions (WALSH_E_ARGUMENT) and a cache that does not fit into this
+ * machine's available memory (WALSH_E_MEMORY, with both figures). */
+enum walsh_status walsh_runtime_session_open(struct walsh_runner *runner, uint32_t capacity,
+                                             enum walsh_kv_type type, struct walsh_session **out,
+                                             struct walsh_error *err);
+void walsh_runtime_session_close(struct walsh_session **session);
+
+/* What to keep of the tokens of a prompt besides the logits of the last; both may be NULL. */
+struct walsh_prompt_outputs {
+    float *hidden; /* [count][hidden]: each token's state behind the last layer, before the final norm. The
+                    * session then has no logits of its own */
+    float *logits; /* [count][vocab] */
+};
+/* Append `count` >= 1 tokens by prefill arithmetic, in chunks cut at absolute positions that are multiples of
+ * WALSH_CHUNK_ROWS. On failure (WALSH_E_CAPACITY, WALSH_E_ABORTED between chunks) the session is as before.
+ * `stage` names the work in the progress hook; NULL: none is reported. */
+enum walsh_status walsh_runtime_prompt(struct walsh_session *session, const int32_t *ids, size_t count,
+                                       const struct walsh_prompt_outputs *outputs, const char *stage,
+                                       struct walsh_error *err);
+
+/* One decode step: append ids[i] to sessions[i]. All of one runner, none twice. On failure all are as before.
+ */
+enum walsh_status walsh_runtime_step(struct walsh_session *const *sessions, const int32_t *ids, size_t count,
+                                     struct walsh_error *err);
+
+/* Forget tokens [length, ...); the logits too unless nothing was forgotten. */
+enum walsh_status walsh_runtime_trim(struct walsh_session *session, uint32_t length, struct walsh_error *err);
+
+#endif
