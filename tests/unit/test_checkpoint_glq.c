@@ -62,7 +62,6 @@ static void test_inverses(void **state)
 #define M "model.layers.0.mlp.up_proj."
 
 /* A linear whose tensors a test bends; 20 outputs and 70 inputs are padded to 32 and 128 either way. */
- * powers */
 struct stored {
     struct planned tensor[16];
     size_t count;
