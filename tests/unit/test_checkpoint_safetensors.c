@@ -241,6 +241,8 @@ static void test_ranges(void **state)
     refuse("{}", 1, WALSH_E_FORMAT, "DIR/x.safetensors: bytes 0 to 1 of the data belong to no tensor");
     refuse("{'b':{'dtype':'U8','shape':[4],'data_offsets':[6,10]}," A "}", 10, WALSH_E_FORMAT,
            "DIR/x.safetensors: tensors a and b overlap: bytes 6 to 8 of the data");
+    refuse("{" A ",'b':{'dtype':'U8','shape':[4],'data_offsets':[7,11]}}", 11, WALSH_E_FORMAT,
+           "DIR/x.safetensors: tensors a and b overlap: bytes 7 to 8 of the data");
     refuse("{" A ",'b':{'dtype':'U8','shape':[8],'data_offsets':[0,8]}}", 8, WALSH_E_FORMAT,
            "DIR/x.safetensors: tensors a and b overlap: bytes 0 to 8 of the data");
     refuse("{'b':{'dtype':'U8','shape':[4],'data_offsets':[10,14]}," A "}", 14, WALSH_E_FORMAT,
