@@ -87,7 +87,7 @@ fi
 
 install() {
     # shellcheck disable=SC2086 # a list of names
-    $sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o Dpkg::Use-Pty=0 --no-install-recommends install $names
+    $sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o Dpkg::Use-Pty=0 --no-install-recommends install $names >/dev/null
 }
 known() {
     for name in $names; do

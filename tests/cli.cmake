@@ -1,0 +1,13 @@
+# Black-box tests of the program: shell scripts that check exit codes, exact messages and JSON.
+add_executable(json_check cli/json_check.c)
+target_link_libraries(json_check PRIVATE walsh_flags PkgConfig::JANSSON)
+
+file(GLOB cli_scripts CONFIGURE_DEPENDS RELATIVE ${CMAKE_CURRENT_SOURCE_DIR}/cli cli/test_*.sh)
+foreach(script ${cli_scripts})
+  string(REGEX REPLACE "^test_(.*)\\.sh$" "cli_\\1" name ${script})
+  add_test(NAME ${name} COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/cli/${script})
+  set_tests_properties(${name} PROPERTIES ENVIRONMENT
+    "CLI_WALSH=$<TARGET_FILE:walsh>;CLI_JSON_CHECK=$<TARGET_FILE:json_check>;CLI_SOURCE=${CMAKE_SOURCE_DIR}")
+endforeach()
+
+add_test(NAME layers COMMAND ${CMAKE_SOURCE_DIR}/tools/check_layers.sh)

@@ -1,0 +1,110 @@
+# walsh quantize on the embedded model: predicted bytes, resuming after kill -9 and Ctrl-C, threads, full disks.
+. "$(dirname "$0")/lib.sh"
+quick="--bits 2 --samples 4 --sample-tokens 128 --passes 0"
+
+# All files of two directories, byte for byte.
+same_files() { # what a b
+    diff -r "$2" "$3" >"$work/diff" 2>&1 || fails "$1: $(cat "$work/diff")"
+}
+
+tensor_bytes() { cat "$1"/*.safetensors | wc -c | tr -d ' '; }
+
+# shellcheck disable=SC2086 # $quick is a list of options
+{
+    # --- the prediction is exact
+    works quantize "$model" "$work/whole" $quick --dry-run --json
+    has bytes_predicted bytes_written bpw seconds layers
+    predicted=$(value bytes_predicted)
+    same "nothing written" "$(value bytes_written)" 0
+    [ ! -e "$work/whole" ] && [ ! -e "$work/whole.partial" ] || fails "a dry run leaves files"
+    works quantize "$model" "$work/whole" $quick --json
+    same "predicted and reported bytes" "$(value bytes_written)" "$predicted"
+    same "predicted and real bytes" "$(tensor_bytes "$work/whole")" "$predicted"
+    same linears "$(value layers)" 35
+    has layers.0.name layers.0.proxy layers.0.bpw layers.0.seconds
+    [ ! -e "$work/whole.partial" ] || fails "the working directory stays behind"
+    grep -q "^walsh quantize: calibrating with the text that ships with walsh (.*/data/calibration.txt)\$" "$work/err" ||
+        fails "it says which text calibrates"
+    works run "$work/whole" "It was late" -n 4 --json
+    works inspect "$work/whole" --json
+    same format "$(value format)" e8p
+    true_that "two bits" "$(value bits_per_weight) == 2"
+
+    # --- threads change nothing
+    for threads in 1 3; do
+        works quantize "$model" "$work/threads-$threads" $quick --threads $threads
+        same_files "$threads threads" "$work/whole" "$work/threads-$threads"
+        rm -r "$work/threads-$threads"
+    done
+
+    # --- stopped at different places, then resumed: the bytes of an uninterrupted run
+    for signal in KILL INT TERM; do
+        for steps in 1 3 5; do
+            "$CLI_WALSH" quantize "$model" "$work/stopped" $quick --threads 1 >"$work/out" 2>"$work/err" &
+            pid=$!
+            last="quantize, SIG$signal after $steps files"
+            for _ in $(seq 600); do
+                [ "$(ls "$work/stopped.partial" 2>/dev/null | wc -l)" -ge $steps ] && break
+                [ -e "$work/stopped" ] && break
+                sleep 0.02
+            done
+            kill -$signal $pid 2>/dev/null
+            wait $pid 2>/dev/null
+            code=$?
+            if [ -e "$work/stopped" ]; then # it was faster
+                exits 0
+            else
+                case $signal in
+                KILL) exits 137 ;;
+                *)
+                    exits 1
+                    says "walsh quantize: calibrating with the text that ships with walsh (SOURCE/data/calibration.txt)
+walsh quantize: stopped; finished layers are kept in WORK/stopped.partial: the same command with --resume goes on"
+                    ;;
+                esac
+                [ ! -e "$work/stopped" ] || fails "a stopped job leaves a directory that looks whole"
+                works quantize "$model" "$work/stopped" $quick --resume --threads 2
+            fi
+            same_files "resumed after SIG$signal, $steps files" "$work/whole" "$work/stopped"
+            rm -rf "$work/stopped" "$work/stopped.partial"
+        done
+    done
+
+    # --- what it refuses
+    walsh quantize "$model" "$work/whole" $quick
+    exits 1
+    silent
+    cp "$work/err" "$work/exists"
+    refuses "'no/model' is neither a directory nor in the Hugging Face cache (WORK/no-cache/hub); walsh does not download" \
+        quantize no/model "$work/new" $quick
+    walsh quantize "$model" "$work/new" $quick --calibration "$work/missing"
+    exits 1
+    silent
+    walsh quantize "$work/whole" "$work/new" $quick
+    exits 1
+    silent
+    [ ! -e "$work/new" ] || fails "a refused job leaves a directory"
+    rm -rf "$work/new.partial"
+
+    # --- a full disk: a message, no directory that looks whole, and the job can go on where there is room
+    last="quantize under a limit of the file size"
+    (
+        ulimit -f 1000 # blocks of 512 bytes, or of 1024
+        exec "$CLI_WALSH" quantize "$model" "$work/full" $quick >"$work/out" 2>"$work/err"
+    )
+    code=$?
+    exits 1
+    grep -q 'File too large' "$work/err" || fails "the reason"
+    [ ! -e "$work/full" ] || fails "a directory that looks whole"
+    works quantize "$model" "$work/full" $quick --resume
+    same_files "after a full disk" "$work/whole" "$work/full"
+    if [ "$(id -u)" -eq 0 ] && mkdir "$work/small" && mount -t tmpfs -o size=4m tmpfs "$work/small" 2>/dev/null; then
+        walsh quantize "$model" "$work/small/out" $quick
+        exits 1
+        grep -q 'No space left on device' "$work/err" || fails "the reason"
+        [ ! -e "$work/small/out" ] || fails "a directory that looks whole"
+        umount "$work/small"
+    fi
+}
+
+finish

@@ -1,0 +1,106 @@
+# Wrong usage, help, version, the environment, and how a MODEL is found. Needs no working model.
+. "$(dirname "$0")/lib.sh"
+
+# --- help and version
+walsh
+exits 2
+silent
+works help
+grep -q '^  quantize ' "$work/out" || fails "the overview lists the verbs"
+for verb in quantize run eval bench inspect devices version; do
+    works help "$verb"
+    grep -q "^Usage: walsh $verb" "$work/out" || fails "usage line"
+    grep -q -- '--json  ' "$work/out" || fails "the options of every verb"
+    cp "$work/out" "$work/help"
+    works "$verb" -h
+    cmp -s "$work/out" "$work/help" || fails "$verb -h differs from help $verb"
+    [ "$(awk 'length > 100' "$work/out" | wc -l)" -eq 0 ] || fails "a help line is longer than 100 columns"
+done
+works --version
+same version "$(cat "$work/out")" "walsh $(sed -n 's/^project(walsh VERSION \([0-9.]*\).*/\1/p' "$CLI_SOURCE/CMakeLists.txt")"
+works version --json
+has version
+
+# --- verbs and options
+walsh evla
+exits 2
+says "walsh: unknown verb 'evla'; did you mean 'eval'?
+See 'walsh help'."
+walsh help zzzzzz
+exits 2
+says "walsh: unknown verb 'zzzzzz'
+See 'walsh help'."
+misuse "MODEL is missing" run
+misuse "SRC is missing" quantize
+misuse "DST is missing" quantize a
+misuse "unexpected argument 'c'" quantize a b c
+misuse "unknown option '--tmep'; did you mean '--temp'?" run m --tmep 1
+misuse "unknown option '--temperatur'; did you mean '--temp'?" run m --temperatur 1
+misuse "unknown option '--zzzzzzzz'" run m --zzzzzzzz
+misuse "unknown option '--group-size'" quantize a b --group-size 32
+misuse "unknown option '-z'" run m -z
+misuse "--temp needs an argument: T" run m --temp
+misuse "-n needs an argument: N" run m -n
+misuse "-n: '12x' is not a whole number" run m -n 12x
+misuse "-n: 0 is out of range: at least 1" run m -n 0
+misuse "--top_p: 1.5 is out of range: 0 to 1" run m --top_p 1.5
+misuse "--temperature: 'hot' is not a number" run m --temperature=hot
+misuse "--temp: 'nan' is not a number" run m --temp nan
+misuse "--json takes no argument" run m --json=yes
+misuse "--bits: 9 is out of range: 2 to 8" quantize a b --bits 9
+misuse "--bits: 1 is out of range: 2 to 8" quantize a b --bits 1
+misuse "--format: 'mxfp4' is not supported; supported: e8p" quantize a b --format mxfp4
+misuse "--rotation: 'overlap' is not supported; supported: block|pow2" quantize a b --rotation overlap
+misuse "--calibration and --no-hessian exclude each other" quantize a b --no-hessian --calibration c
+misuse "--device: 'cuda' is not supported; supported: cpu" run m --device cuda
+misuse "--activations: 'int4' is not supported; supported: auto|f32|bf16|int8" run m --activations int4
+misuse "--batch: 'x' is not a whole number" bench m --batch 1,x
+misuse "--batch: '' is not a whole number" bench m --batch 1,
+misuse "MODEL is missing (or --shape, or --kernels)" bench
+misuse "give MODEL or --shape, not both" bench m --shape llama-1b
+misuse "--text FILE is missing" eval m
+misuse "give one prompt: PROMPT, --prompt or --file" run m hello -p hello
+misuse "give one prompt: PROMPT, --prompt or --file" run m - -f x
+misuse "-t: 0 is out of range: 1 to 1024" devices -t 0
+
+# --- the environment
+export WALSH_THREADS=many
+misuse "WALSH_THREADS: 'many' is not a whole number" devices
+export WALSH_THREADS=2 WALSH_JSON=maybe
+misuse "WALSH_JSON: 'maybe' is neither 1 nor 0" devices
+export WALSH_JSON=1
+works devices
+same threads "$(value devices.0.threads)" 2
+works devices --threads 1
+same threads "$(value devices.0.threads)" 1
+unset WALSH_THREADS WALSH_JSON
+works devices --context 5
+says "walsh devices: --context has no effect here"
+
+# --- output that does not arrive
+last="--version >/dev/full"
+"$CLI_WALSH" --version >/dev/full 2>"$work/err"
+code=$?
+exits 1
+says "walsh: cannot write to standard output"
+
+# --- devices
+works devices
+grep -q '^hadamard_f32 ' "$work/out" || fails "devices lists the kernels"
+works devices --json --cpu reference
+has devices.0.features devices.0.kernels.hadamard_f32
+same kernel "$(value devices.0.kernels.hadamard_f32)" reference
+
+# --- MODEL as a Hugging Face id, offline
+refuses "'org/name' is neither a directory nor in the Hugging Face cache (WORK/no-cache/hub); walsh does not download" \
+    inspect org/name
+mkdir -p "$work/cache/hub/models--org--name/refs" "$work/cache/hub/models--org--name/snapshots"
+export HF_HOME="$work/cache"
+refuses "cannot open 'WORK/cache/hub/models--org--name/refs/main': No such file or directory" inspect org/name
+echo abc123 >"$work/cache/hub/models--org--name/refs/main"
+refuses "org/name: WORK/cache/hub/models--org--name/snapshots/abc123, which refs/main names, is missing" inspect org/name
+ln -s "$model" "$work/cache/hub/models--org--name/snapshots/abc123"
+works inspect org/name --json
+same architecture "$(value architecture)" LlamaForCausalLM
+
+finish

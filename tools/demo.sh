@@ -1,0 +1,63 @@
+#!/bin/sh
+# The main job on the embedded model: quantize it, compare before and after, write with it. Usage: tools/demo.sh WALSH
+set -eu
+walsh=${1:-build/walsh}
+root=$(cd "$(dirname "$0")/.." && pwd)
+model=$root/models/bookworm-8m
+text=$root/data/valid.txt
+work=$(mktemp -d "${TMPDIR:-/tmp}/walsh-demo.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+trap 'exit 1' INT TERM
+small=$work/bookworm-8m-e8p-3bpw
+
+# The last number under a key of a JSON object.
+number() { sed -n "s/.*\"$1\": \([-+0-9.e]*\).*/\1/p"; }
+# The tokens per second of one test of `walsh bench --json`.
+speed() { tr '{' '\n' | grep "\"test\": \"$1\"" | number tokens_per_second; }
+
+heading() { printf '\n%-22s %11s %9s %6s %8s %11s %10s\n' "$1" "$2" "MB/token" "bits" "PPL" "prompt t/s" "decode t/s"; }
+row() { # name disk-bytes ppl bench-json
+    printf '%s' "$4" >"$work/bench.json"
+    awk -v name="$1" -v disk="$2" -v ppl="$3" \
+        -v read="$(number weight_bytes <"$work/bench.json")" -v bits="$(number bits_per_weight <"$work/bench.json")" \
+        -v prompt="$(speed prompt <"$work/bench.json")" -v decode="$(speed generate <"$work/bench.json")" 'BEGIN {
+        printf "  %-20s %11s %9.1f %6.2f %8s %11.1f %10.1f\n", name, disk == "" ? "-" : sprintf("%.2f MB", disk / 1e6),
+            read / 1e6, bits, ppl == "" ? "-" : sprintf("%.2f", ppl), prompt, decode }'
+}
+
+echo
+echo "1. Quantize models/bookworm-8m to 3 bits per weight:"
+echo "   \$ walsh quantize models/bookworm-8m bookworm-8m-e8p-3bpw --format e8p --bits 3"
+"$walsh" quantize "$model" "$small" --format e8p --bits 3
+
+echo
+echo "2. Before and after: perplexity of data/valid.txt (walsh eval), tokens per second (walsh bench)."
+heading bookworm-8m "on disk"
+for side in before after; do
+    case $side in
+    before) directory=$model name="bf16, before" ;;
+    after) directory=$small name="e8p, after" ;;
+    esac
+    row "$name" "$("$walsh" inspect "$directory" --json --quiet | number checkpoint_bytes)" \
+        "$("$walsh" eval "$directory" --text "$text" --json | number ppl)" \
+        "$("$walsh" bench "$directory" --prompt 512 --generate 64 --json)"
+done
+heading "synthetic llama-1b" ""
+memory=$(awk '/^MemAvailable/ { print int($2 / 1000) }' /proc/meminfo 2>/dev/null || echo 0)
+for weights in "bf16" "e8p --bits 3" "e8p --bits 2"; do
+    if [ "$weights" = bf16 ] && [ "$memory" -lt 4000 ]; then
+        echo "  bf16                 left out: it needs 4 GB of memory, $memory MB are free"
+        continue
+    fi
+    # shellcheck disable=SC2086 # the format and its bits
+    row "$(echo "$weights" | sed 's/ --bits \(.\)/, \1 bits/')" "" "" \
+        "$("$walsh" bench --shape llama-1b --format $weights --prompt 128 --generate 16 --repeat 1 --json)"
+done
+
+prompt="It was late in the evening when"
+echo
+echo "3. Write with the quantized model:"
+echo "   \$ walsh run bookworm-8m-e8p-3bpw \"$prompt\" -n 80 --seed 1"
+echo
+printf '%s' "$prompt"
+"$walsh" run "$small" "$prompt" -n 80 --seed 1
