@@ -4,6 +4,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "checkpoint/peft.h"
+
 #define LINE_BYTES WALSH_ALIGNMENT
 
 static size_t element_bytes(enum walsh_dtype storage)

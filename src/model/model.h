@@ -27,6 +27,7 @@ struct walsh_graph_tensor {
     uint32_t rows, cols; /* logical; a vector is [n][1] */
     const struct walsh_linear *linear;   /* NULL: embedding, norms, biases */
     const struct walsh_weights *weights; /* NULL: an f32 vector */
+    double bits;                         /* of its codes or values, padding included, scales not */
 };
 /* Sums over a graph's tensors. "Linears" are the projections of the layers: without router, embedding and
  * head. */

@@ -11,6 +11,15 @@ struct lister {
     struct walsh_error *err;
 };
 
+/* Bits of a weight's codes or values, padding included. */
+static double weight_bits(const struct walsh_weights *w)
+{
+    double elements = (double)w->rows * w->cols, bits = 0;
+    if (w->format != WALSH_FORMAT_E8P) return (double)walsh_weights_bytes(w) * 8;
+    for (unsigned k = 0; k < w->stages; k++) bits += elements * (w->stage[k].kind == WALSH_STAGE_E8P ? 2 : 1);
+    return bits;
+}
+
 static enum walsh_status add(struct lister *l, const char *module, const char *suffix,
                              struct walsh_graph_tensor tensor)
 {
@@ -18,6 +27,7 @@ static enum walsh_status add(struct lister *l, const char *module, const char *s
     snprintf(name, sizeof name, "%s.%s", module, suffix);
     WALSH_TRY(walsh_arena_strdup(&l->graph->arena, name, &copy, l->err));
     tensor.name = copy;
+    tensor.bits = tensor.weights ? weight_bits(tensor.weights) : (double)tensor.rows * tensor.cols * 32;
     l->graph->tensors[l->graph->tensor_count++] = tensor;
     return WALSH_OK;
 }
@@ -67,15 +77,6 @@ static enum walsh_status add_layer(struct lister *l, uint32_t i)
     return WALSH_OK;
 }
 
-/* Bits of a weight's codes or values, padding included. */
-static double weight_bits(const struct walsh_weights *w)
-{
-    double elements = (double)w->rows * w->cols, bits = 0;
-    if (w->format != WALSH_FORMAT_E8P) return (double)walsh_weights_bytes(w) * 8;
-    for (unsigned k = 0; k < w->stages; k++) bits += elements * (w->stage[k].kind == WALSH_STAGE_E8P ? 2 : 1);
-    return bits;
-}
-
 static void sum(struct walsh_model_graph *graph)
 {
     const struct walsh_config *c = &graph->config;
@@ -89,7 +90,7 @@ static void sum(struct walsh_model_graph *graph)
         if (!(head && c->tied_embeddings)) t->parameters += elements;
         if (x->linear && !head && strcmp(x->part, "router") != 0) {
             t->linear_parameters += elements;
-            t->linear_bits += weight_bits(x->weights);
+            t->linear_bits += x->bits;
         }
         if (embedding)
             t->decode_bytes += bytes / x->rows;

@@ -1,0 +1,40 @@
+/* api: what the files that implement walsh.h share. They validate options, fill in defaults and delegate; the
+ * work is below.
+ */
+#ifndef WALSH_API_API_H
+#define WALSH_API_API_H
+
+#include "walsh.h"
+
+#include "kernels/kernels.h"
+#include "model/model.h"
+#include "runtime/session.h"
+
+struct walsh_context {
+    struct walsh_pool *pool;
+    struct walsh_queue queue;
+    struct walsh_hooks hooks;
+};
+
+struct walsh_model {
+    struct walsh_context *context;
+    struct walsh_model_graph *graph;
+    struct walsh_runner *runner;
+    enum walsh_activations requested;
+    bool in_memory; /* the files were read, not mapped */
+};
+
+/* Copy the caller's struct, whose first member is its size, over the defaults in *out of `size` bytes:
+ * members that the caller's version does not have keep them. NULL: all defaults. A struct_size of 0 or beyond
+ * `size`: WALSH_E_ARGUMENT. */
+enum walsh_status walsh_options_read(void *out, size_t size, const void *options, const char *what,
+                                     struct walsh_error *err);
+/* Copy `size` bytes of result into the caller's struct as far as its struct_size goes; struct_size itself is
+ * kept. */
+void walsh_result_write(void *out, const void *result, size_t size);
+
+/* The cache's type for this model: WALSH_KV_CACHE_AUTO resolved. */
+enum walsh_status walsh_model_kv_type(const struct walsh_model *model, enum walsh_kv kv,
+                                      enum walsh_kv_type *out, struct walsh_error *err);
+
+#endif

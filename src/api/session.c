@@ -1,0 +1,127 @@
+/* Sessions and sampling. */
+#include "api/api.h"
+#include "runtime/sampler.h"
+
+#define DEFAULT_CONTEXT 4096u
+#define DEFAULT_REPEAT_LAST 64
+
+static enum walsh_status read_options(const struct walsh_model *model,
+                                      const struct walsh_session_options *options, uint32_t *capacity,
+                                      enum walsh_kv_type *type, struct walsh_error *err)
+{
+    struct walsh_session_options o = WALSH_SESSION_OPTIONS;
+    WALSH_TRY(walsh_options_read(&o, sizeof o, options, "walsh_session_options", err));
+    uint32_t most = model->graph->config.max_positions;
+    *capacity = o.context ? o.context : most < DEFAULT_CONTEXT ? most : DEFAULT_CONTEXT;
+    return walsh_model_kv_type(model, o.kv, type, err);
+}
+
+uint64_t walsh_session_bytes(const struct walsh_model *model, const struct walsh_session_options *options)
+{
+    uint32_t capacity;
+    enum walsh_kv_type type;
+    if (read_options(model, options, &capacity, &type, NULL) != WALSH_OK) return 0;
+    const struct walsh_kv_shape shape = walsh_session_kv_shape(model->graph, capacity, type);
+    return walsh_kv_bytes(&shape);
+}
+
+enum walsh_status walsh_session_open(const struct walsh_model *model,
+                                     const struct walsh_session_options *options, struct walsh_session **out,
+                                     struct walsh_error *err)
+{
+    *out = NULL;
+    uint32_t capacity;
+    enum walsh_kv_type type;
+    WALSH_TRY(read_options(model, options, &capacity, &type, err));
+    return walsh_runtime_session_open(model->runner, capacity, type, out, err);
+}
+
+void walsh_session_close(struct walsh_session **session)
+{
+    walsh_runtime_session_close(session);
+}
+
+uint32_t walsh_session_length(const struct walsh_session *session)
+{
+    return session->kv->length;
+}
+
+uint32_t walsh_session_context(const struct walsh_session *session)
+{
+    return session->kv->shape.capacity;
+}
+
+enum walsh_status walsh_session_trim(struct walsh_session *session, uint32_t length, struct walsh_error *err)
+{
+    return walsh_runtime_trim(session, length, err);
+}
+
+enum walsh_status walsh_session_prompt(struct walsh_session *session, const int32_t *ids, size_t count,
+                                       struct walsh_error *err)
+{
+    return walsh_runtime_prompt(session, ids, count, NULL, "prompt", err);
+}
+
+enum walsh_status walsh_session_prompt_logits(struct walsh_session *session, const int32_t *ids, size_t count,
+                                              float *out, struct walsh_error *err)
+{
+    const struct walsh_prompt_outputs outputs = {.logits = out};
+    return walsh_runtime_prompt(session, ids, count, &outputs, "prompt", err);
+}
+
+enum walsh_status walsh_step(struct walsh_session *const *sessions, const int32_t *ids, size_t count,
+                             struct walsh_error *err)
+{
+    return walsh_runtime_step(sessions, ids, count, err);
+}
+
+const float *walsh_session_logits(const struct walsh_session *session)
+{
+    return session->has_logits ? session->logits : NULL;
+}
+
+void walsh_sampler_defaults(const struct walsh_model *model, struct walsh_sampler_options *out)
+{
+    const struct walsh_generation_config *g = &model->graph->generation;
+    *out = (struct walsh_sampler_options){.struct_size = sizeof *out,
+                                          .temperature = g->do_sample ? g->temperature : 0,
+                                          .top_k = g->top_k,
+                                          .top_p = g->top_p,
+                                          .min_p = g->min_p,
+                                          .repeat_penalty = g->repetition_penalty,
+                                          .repeat_last = DEFAULT_REPEAT_LAST};
+}
+
+enum walsh_status walsh_sampler_open(const struct walsh_sampler_options *options, uint32_t vocab,
+                                     struct walsh_sampler **out, struct walsh_error *err)
+{
+    *out = NULL;
+    struct walsh_sampler_options o = {.struct_size = sizeof o};
+    WALSH_TRY(walsh_options_read(&o, sizeof o, options, "walsh_sampler_options", err));
+    const struct walsh_sampling sampling = {
+        .temperature = o.temperature,
+        .top_k = o.top_k,
+        .top_p = o.top_p == 0 ? 1 : o.top_p,
+        .min_p = o.min_p,
+        .repeat_penalty = o.repeat_penalty == 0 ? 1 : o.repeat_penalty,
+        .repeat_last = o.repeat_last == 0 ? DEFAULT_REPEAT_LAST : o.repeat_last,
+        .seed = o.seed,
+    };
+    return walsh_sampler_create(&sampling, vocab, out, err);
+}
+
+void walsh_sampler_close(struct walsh_sampler **sampler)
+{
+    walsh_sampler_destroy(sampler);
+}
+
+void walsh_sampler_accept(struct walsh_sampler *sampler, int32_t id)
+{
+    walsh_sampler_note(sampler, id);
+}
+
+enum walsh_status walsh_sampler_draw(struct walsh_sampler *sampler, const float *logits, int32_t *id,
+                                     struct walsh_error *err)
+{
+    return walsh_sampler_choose(sampler, logits, id, err);
+}
