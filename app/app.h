@@ -75,9 +75,9 @@ enum walsh_status command_open_context(struct command *command, struct walsh_con
                                        struct walsh_error *err);
 enum walsh_status command_open_model(struct command *command, struct walsh_context *context,
                                      const char *model, struct walsh_model **out, struct walsh_error *err);
-/* enum walsh_activations of --activations, and its name. */
-enum walsh_activations command_activations(const struct command *command);
-const char *activations_name(enum walsh_activations activations);
+/* enum walsh_activation_mode of --activations, and its name. */
+enum walsh_activation_mode command_activations(const struct command *command);
+const char *activations_name(enum walsh_activation_mode activations);
 /* enum walsh_kv of a --kv option. */
 enum walsh_kv kv_from_name(const char *name);
 

@@ -121,15 +121,15 @@ static const char *const activation_names[] = {
     [WALSH_ACTIVATIONS_INT8] = "int8",
 };
 
-const char *activations_name(enum walsh_activations activations)
+const char *activations_name(enum walsh_activation_mode activations)
 {
     return activation_names[activations];
 }
 
-enum walsh_activations command_activations(const struct command *command)
+enum walsh_activation_mode command_activations(const struct command *command)
 {
     for (int i = WALSH_ACTIVATIONS_F32; i <= WALSH_ACTIVATIONS_INT8; i++)
-        if (strcmp(command->activations, activation_names[i]) == 0) return (enum walsh_activations)i;
+        if (strcmp(command->activations, activation_names[i]) == 0) return (enum walsh_activation_mode)i;
     return WALSH_ACTIVATIONS_AUTO;
 }
 

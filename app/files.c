@@ -57,7 +57,9 @@ static bool looks_like_id(const char *model)
         bool letter = (*p >= 'a' && *p <= 'z') || (*p >= 'A' && *p <= 'Z') || (*p >= '0' && *p <= '9');
         if (!letter && !strchr("/-_.", *p)) return false;
     }
-    return *model && !strchr("./", *model) && slashes <= 1 && model[strlen(model) - 1] != '/';
+    size_t length = strlen(model);
+    if (length > 5 && strcmp(model + length - 5, ".gguf") == 0) return false; /* the library explains */
+    return length && !strchr("./", *model) && slashes <= 1 && model[length - 1] != '/';
 }
 
 /* The cache's directory; the caller frees it. NULL: out of memory, or no home. */

@@ -11,3 +11,7 @@ foreach(script ${cli_scripts})
 endforeach()
 
 add_test(NAME layers COMMAND ${CMAKE_SOURCE_DIR}/tools/check_layers.sh)
+
+# For tests/proof/run.sh.
+add_executable(random_checkpoint proof/random_checkpoint.c)
+target_link_libraries(random_checkpoint PRIVATE walsh_flags)

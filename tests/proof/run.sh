@@ -1,0 +1,132 @@
+#!/bin/sh
+# Long checks on models that are not in the repository. Usage: tests/proof/run.sh BUILD MODELS
+# MODELS holds one Hugging Face directory per model (bookworm-26m, ...); the texts are in TEXTS (default MODELS/../text), the
+# reference outputs in GOLDEN (default MODELS/../golden). What is absent is reported as absent, never as passed. Logs go to
+# tests/proof/results/.
+set -eu
+root=$(cd "$(dirname "$0")/../.." && pwd)
+build=$(cd "$1" && pwd)
+models=$(cd "$2" && pwd)
+texts=${TEXTS:-$models/../text}
+walsh=$build/walsh
+results=$root/tests/proof/results
+work=$(mktemp -d "${TMPDIR:-/tmp}/walsh-proof.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+trap 'exit 1' INT TERM
+mkdir -p "$results"
+export LC_ALL=C
+passed=0 failed=0 absent=0
+log=$results/proof.log
+: >"$log"
+
+say() { echo "$*" | tee -a "$log"; }
+ok() { # what, awk condition
+    if awk "BEGIN { exit !($2) }"; then
+        passed=$((passed + 1))
+        say "ok      $1 ($2)"
+    else
+        failed=$((failed + 1))
+        say "FAILED  $1 ($2)"
+    fi
+}
+missing() {
+    absent=$((absent + 1))
+    say "absent  $1"
+}
+number() { sed -n "s/.*\"$1\": \([-+0-9.e]*\).*/\1/p" "$work/json"; }
+# Run walsh, its JSON object into $work/json; a failure counts and makes the numbers empty.
+measure() {
+    if ! "$walsh" "$@" --json >"$work/json" 2>"$work/err"; then
+        failed=$((failed + 1))
+        say "FAILED  walsh $*: $(tail -n 1 "$work/err")"
+        : >"$work/json"
+        return 1
+    fi
+}
+
+say "# walsh proof, $(uname -m), $(nproc) CPUs, $("$walsh" --version)"
+say "# $("$walsh" devices | sed -n 's/^features *//p')"
+
+# --- perplexities of the unquantized models: within 0.02% of fp32 transformers, context 1024
+perplexity() { # model text expected
+    if [ ! -d "$models/$1" ]; then missing "$1: perplexity of $2"; return; fi
+    if [ ! -f "$texts/$2.txt" ]; then missing "$texts/$2.txt: perplexity of $1"; return; fi
+    measure eval "$models/$1" --text "$texts/$2.txt" --context 1024 --activations f32 || return 0
+    ok "$1: perplexity of $2" "($(number ppl) / $3 - 1) ^ 2 < 0.0002 ^ 2"
+}
+while read -r model valid test shakespeare wikitext; do
+    perplexity "$model" valid "$valid"
+    perplexity "$model" test "$test"
+    perplexity "$model" shakespeare-valid "$shakespeare"
+    perplexity "$model" wikitext2-test "$wikitext"
+done <<'END'
+bookworm-8m 23.5192 31.2126 33.9043 156.8461
+bookworm-26m 20.6217 28.5431 33.7625 170.0779
+bookworm-moe-12m 28.5137 36.5796 40.5199 188.0791
+END
+
+# --- quality and time of quantization: perplexity of valid.txt, 128 x 1024 tokens of calibration.txt, fp32 activations
+quality() { # label, condition on ppl, quantize options...
+    what=$1 condition=$2
+    shift 2
+    rm -rf "$work/q"
+    measure quantize "$models/bookworm-26m" "$work/q" "$@" || return 0
+    cp "$work/json" "$results/quantize-$(echo "$what" | tr ' ' '-').json"
+    seconds=$(number seconds) encode=$(number encode_seconds)
+    measure eval "$work/q" --text "$texts/valid.txt" --context 1024 --activations f32 || return 0
+    ppl=$(number ppl)
+    say "        $what: ppl $ppl, $seconds s, $encode s of them encoding"
+    ok "$what" "$(echo "$condition" | sed "s/ppl/$ppl/g")"
+}
+if [ -d "$models/bookworm-26m" ] && [ -f "$texts/calibration.txt" ] && [ -f "$texts/valid.txt" ]; then
+    calibration="--calibration $texts/calibration.txt --samples 128 --sample-tokens 1024"
+    # shellcheck disable=SC2086 # a list of options
+    {
+        quality "26m 4 bits" "ppl <= 20.85" --bits 4 $calibration
+        ok "26m 4 bits in time" "$seconds < 120 && $encode < 40"
+        quality "26m 3 bits" "ppl <= 21.45" --bits 3 $calibration
+        quality "26m 2 bits" "ppl <= 24.4" --bits 2 $calibration
+        quality "26m 4 bits LDLQ only" "(ppl / 20.799 - 1) ^ 2 < 0.01 ^ 2" --bits 4 --passes 0 $calibration
+        quality "26m 3 bits LDLQ only" "(ppl / 21.485 - 1) ^ 2 < 0.01 ^ 2" --bits 3 --passes 0 $calibration
+        quality "26m 2 bits LDLQ only" "(ppl / 24.905 - 1) ^ 2 < 0.01 ^ 2" --bits 2 --passes 0 $calibration
+        quality "26m 2 bits no Hessian" "(ppl / 37.921 - 1) ^ 2 < 0.04 ^ 2" --bits 2 --no-hessian
+    }
+else
+    missing "bookworm-26m or its texts: quality and time of quantization"
+fi
+if [ -d "$models/bookworm-moe-12m" ]; then
+    if measure quantize "$models/bookworm-moe-12m" "$work/moe" --bits 4; then
+        if measure eval "$work/moe" --text "$root/data/valid.txt" --context 1024; then
+            say "        moe-12m 4 bits: ppl $(number ppl)"
+            ok "moe-12m 4 bits" "$(number ppl) < 28.5137 * 1.02"
+        fi
+    fi
+else
+    missing "bookworm-moe-12m: quantization of experts"
+fi
+
+# --- memory: a random checkpoint of 1 GB takes one layer, its Hessians and the calibration, not the model
+mkdir "$work/random"
+"$build/tests/random_checkpoint" "$work/random" 2048 5632 11 8192
+cp "$root"/models/bookworm-8m/tokenizer*.json "$work/random/"
+"$walsh" quantize "$work/random" "$work/random-small" --bits 2 --passes 0 --samples 8 --sample-tokens 256 \
+    >>"$log" 2>"$work/err" &
+pid=$!
+peak=0
+while kill -0 $pid 2>/dev/null; do
+    now=$(awk '/^RssAnon/ { print $2 }' /proc/$pid/status 2>/dev/null || echo 0)
+    if [ "${now:-0}" -gt "$peak" ]; then peak=$now; fi
+    sleep 0.1
+done
+if wait $pid; then
+    bytes=$(cat "$work"/random/*.safetensors | wc -c)
+    say "        checkpoint of $bytes bytes: peak RssAnon $peak kB"
+    # One layer in fp32: 180 MB. Hessians: 2048^2 three times and 5632^2, fp32: 180 MB, as much again while they are factored.
+    ok "peak anonymous memory of a 1 GB checkpoint" "$peak < 700000 && $bytes > 1000000000"
+else
+    failed=$((failed + 1))
+    say "FAILED  quantize a random checkpoint: $(tail -n 1 "$work/err")"
+fi
+
+say "$passed passed, $failed failed, $absent absent"
+[ "$failed" -eq 0 ]
