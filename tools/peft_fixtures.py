@@ -160,9 +160,9 @@ def write_patterns(folder):
     config = write_config(folder, {
         "use_rslora": True,
         "target_modules": r"model\.layers\.(?P<layer>\d+)\.(?:self_attn\.[qkv]_proj|mlp\.(gate|up)_proj)",
-        "exclude_modules": ["layers.1.self_attn.v_proj", "v_pro", "gate_proj"],
+        "exclude_modules": ["layers.1.self_attn.v_proj", "p_proj", "gate_proj"],
         "rank_pattern": {
-            "q_proj": 1, r"layers\.\d\.self_attn\.k_proj": 2, "^model.layers.0.mlp.up_proj": 3, "elf_attn.v_proj": 4,
+            "q_proj": 1, r"layers\.\d\.self_attn\.k_proj": 2, "^model.layers.0.mlp.up_proj": 3, "elf_attn.v_proj": 4, "v.proj": 14,
             "down_proj|o_proj": 5, r"mlp\.experts\.[0-2]\..*_proj$": 6, "mlp.gate": 7, "mlp": 9, "(?i:LM_HEAD)": 10,
             "model.layers.0": 11, "layersX0.mlp.gate_proj": 12, r"(?=model)model\.layers\.0\.mlp\.gate_proj": 13},
         "alpha_pattern": {"layers.1.*": 2.5, ".*": 3},
