@@ -54,11 +54,12 @@ WALSH_API bool walsh_context_kernel(const struct walsh_context *context, size_t 
 
 /* ------------------------------------------------------------------------------------------------ models */
 
-enum walsh_activations { /* how activations enter the products */
+/* How activations enter the products. Rotated formats know int8 and f32, bf16 weights bf16 and f32, other weights f32. */
+enum walsh_activation_mode {
     WALSH_ACTIVATIONS_AUTO = 0, /* int8 on rotated formats; bf16 on bf16 weights where the hardware has it; else f32 */
-    WALSH_ACTIVATIONS_F32,
-    WALSH_ACTIVATIONS_BF16,
-    WALSH_ACTIVATIONS_INT8
+    WALSH_ACTIVATIONS_F32,      /* everywhere */
+    WALSH_ACTIVATIONS_BF16,     /* on bf16 weights; f32 on rotated formats */
+    WALSH_ACTIVATIONS_INT8      /* on rotated formats; dense weights as AUTO */
 };
 
 struct walsh_model;
@@ -66,7 +67,7 @@ struct walsh_model;
 struct walsh_model_options {
     size_t struct_size;
     bool no_mmap;                       /* read the files instead of mapping them */
-    enum walsh_activations activations; /* AUTO */
+    enum walsh_activation_mode activations; /* AUTO */
 };
 #define WALSH_MODEL_OPTIONS {.struct_size = sizeof(struct walsh_model_options)}
 
@@ -106,7 +107,7 @@ struct walsh_model_info {
     uint64_t memory_bytes;      /* held in anonymous memory by the model (repacked weights, tables) */
     uint64_t decode_bytes;      /* weights read by one decode step of one row */
     double load_seconds;
-    enum walsh_activations activations; /* what AUTO became for the linears */
+    enum walsh_activation_mode activations; /* what AUTO became for the linears */
     bool has_tokenizer;
 };
 WALSH_API void walsh_model_get_info(const struct walsh_model *model, struct walsh_model_info *info);

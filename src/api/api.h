@@ -20,7 +20,7 @@ struct walsh_model {
     struct walsh_context *context;
     struct walsh_model_graph *graph;
     struct walsh_runner *runner;
-    enum walsh_activations requested;
+    enum walsh_activation_mode requested;
     bool in_memory; /* the files were read, not mapped */
 };
 

@@ -9,7 +9,7 @@
 
 /* The rule behind `activations`. Products of rotated formats know f32 and int8, those of bf16 weights f32 and
  * bf16, all other weights f32; a type that a format lacks becomes the best one that it has. */
-static enum walsh_status choose_activations(const struct walsh_queue *queue, enum walsh_activations wanted,
+static enum walsh_status choose_activations(const struct walsh_queue *queue, enum walsh_activation_mode wanted,
                                             struct walsh_load_options *load, struct walsh_error *err)
 {
     enum walsh_activation_type dense =
@@ -141,7 +141,7 @@ enum walsh_status walsh_model_kv_type(const struct walsh_model *model, enum wals
     return walsh_fail(err, WALSH_E_ARGUMENT, "kv is %d, expected auto, f16 or f32", (int)kv);
 }
 
-static enum walsh_activations public_activations(enum walsh_activation_type type)
+static enum walsh_activation_mode public_activations(enum walsh_activation_type type)
 {
     switch (type) {
     case WALSH_ACTIVATION_F32:

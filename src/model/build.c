@@ -5,7 +5,8 @@
 #include "model/architectures.h"
 #include "model/rope.h"
 
-#define NAME_SIZE 256 /* of a module path; those of the table of architectures are far shorter */
+#define NAME_SIZE 256   /* of a module path; those of the table of architectures are far shorter */
+#define MODULE_SIZE 128 /* of its part below a layer */
 
 struct builder {
     struct walsh_model_graph *graph;
@@ -95,7 +96,7 @@ static enum walsh_status build_experts(const struct builder *b, uint32_t i, stru
                      {n->expert_up, c->hidden, c->expert_intermediate, &expert->up},
                      {n->expert_down, c->expert_intermediate, c->hidden, &expert->down}};
         for (size_t p = 0; p < sizeof parts / sizeof *parts; p++) {
-            char module[NAME_SIZE];
+            char module[MODULE_SIZE];
             snprintf(module, sizeof module, "%s.%u.%s", n->experts, e, parts[p].name);
             WALSH_TRY(layer_linear(b, i, module, WALSH_LINEAR_LAYER, parts[p].in, parts[p].out, false,
                                    parts[p].linear));

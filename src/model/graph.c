@@ -1,4 +1,5 @@
 /* Graphs from a checkpoint. */
+#include <stdio.h>
 #include <string.h>
 
 #include "base/clock.h"

@@ -198,7 +198,7 @@ static void run_products(const struct walsh_queue *q, struct walsh_workspace *ws
                          const struct walsh_linear_call *const *calls, size_t count,
                          const struct walsh_activations *a, enum walsh_role role)
 {
-    struct walsh_product list[WALSH_LINEAR_CALLS];
+    struct walsh_product list[WALSH_LINEAR_CALLS] = {{0}};
     size_t z = 0;
     for (size_t i = 0; i < count; i++) {
         const struct walsh_linear *linear = calls[i]->linear;

@@ -2,6 +2,7 @@
  * of a tensor is drawn from its own seed, so that threads share the work and the result does not depend on
  * them. */
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/clock.h"
