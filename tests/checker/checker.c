@@ -55,9 +55,15 @@ static void *alloc(struct check *c, size_t bytes, size_t misalign, bool compared
     return b->data;
 }
 
-void *check_alloc(struct check *c, size_t bytes, size_t misalign) { return alloc(c, bytes, misalign, true); }
+void *check_alloc(struct check *c, size_t bytes, size_t misalign)
+{
+    return alloc(c, bytes, misalign, true);
+}
 
-void *check_alloc_private(struct check *c, size_t bytes) { return alloc(c, bytes, 0, false); }
+void *check_alloc_private(struct check *c, size_t bytes)
+{
+    return alloc(c, bytes, 0, false);
+}
 
 static bool is_guard(const uint8_t *p, size_t n)
 {
@@ -249,7 +255,7 @@ static void skip_case(const struct options *o, struct totals *t, const char *ker
 }
 
 /* For each kernel the pair of functions under check, and its case as a bound_case. */
-#define WALSH_KERNEL(name, result, parameters, comparison)                                                        \
+#define WALSH_KERNEL(name, result, parameters, comparison)                                                   \
     struct pair_##name {                                                                                     \
         walsh_kernel_##name *reference, *candidate;                                                          \
     };                                                                                                       \

@@ -28,7 +28,8 @@ struct check {
 /* `bytes` of memory between guard bytes, poisoned with 0xA5, `misalign` bytes (< 64) beyond a 64-byte
  * boundary. Lives until the end of the round. A write to a guard is a failure. */
 void *check_alloc(struct check *c, size_t bytes, size_t misalign);
-/* The same for what a case keeps for itself and what holds pointers: not part of the comparison of two runs. */
+/* The same for what a case keeps for itself and what holds pointers: not part of the comparison of two runs.
+ */
 void *check_alloc_private(struct check *c, size_t bytes);
 /* 0 in even rounds; else a random multiple of `element` bytes below 64. */
 size_t check_misalign(struct check *c, size_t element);
@@ -54,7 +55,7 @@ void check_close_f32(struct check *c, const char *what, const float *expected, c
                      const float *magnitude, size_t n, double factor);
 
 /* The cases' prototypes. */
-#define WALSH_KERNEL(name, result, parameters, comparison)                                                        \
+#define WALSH_KERNEL(name, result, parameters, comparison)                                                   \
     void check_##name(struct check *c, walsh_kernel_##name *reference, walsh_kernel_##name *candidate);
 #define WALSH_IMPL(name, isa)
 #include "kernels/kernels.def"

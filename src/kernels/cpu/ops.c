@@ -18,6 +18,7 @@ const struct walsh_ops walsh_cpu_ops = {
     .rms_norm = walsh_cpu_rms_norm,
     .add = walsh_cpu_add,
     .prepare = walsh_cpu_prepare,
+    .product = walsh_cpu_product,
     .unrotate = walsh_cpu_unrotate,
     .rope = walsh_cpu_rope,
     .kv_append = walsh_cpu_kv_append,

@@ -49,15 +49,15 @@ static inline vec vec_keep(vec x, size_t n, vec y)
     return _mm256_blendv_ps(y, x, _mm256_castsi256_ps(first_lanes(n)));
 }
 
-/* 8 binary16 numbers; the first n < 8 of them. */
-static inline vec vec_load_f16(const uint16_t *p)
+/* 8 binary16 numbers at any address; the first n < 8 of them. */
+static inline vec vec_load_f16(const void *p)
 {
-    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
 }
-static inline vec vec_load_part_f16(const uint16_t *p, size_t n)
+static inline vec vec_load_part_f16(const void *p, size_t n)
 {
     uint16_t part[8] = {0};
-    memcpy(part, p, n * sizeof *p);
+    memcpy(part, p, n * sizeof *part);
     return vec_load_f16(part);
 }
 
@@ -129,6 +129,22 @@ static inline vec vec_butterfly_lanes(vec x)
     x = _mm256_fmadd_ps(x, s1, _mm256_permute_ps(x, 0xb1));
     x = _mm256_fmadd_ps(x, s2, _mm256_permute_ps(x, 0x4e));
     return _mm256_fmadd_ps(x, s4, _mm256_permute2f128_ps(x, x, 1));
+}
+
+/* Lane i: the sum of v[i]'s lanes, by the same tree of additions for every i. */
+static inline vec vec_sums(const vec v[8])
+{
+    vec two[4], four[2];
+    for (int i = 0; i < 4; i++)
+        two[i] = _mm256_add_ps(_mm256_unpacklo_ps(v[2 * i], v[2 * i + 1]),
+                               _mm256_unpackhi_ps(v[2 * i], v[2 * i + 1]));
+    for (int i = 0; i < 2; i++) {
+        __m256d a = _mm256_castps_pd(two[2 * i]), b = _mm256_castps_pd(two[2 * i + 1]);
+        four[i] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)),
+                                _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
+    }
+    return _mm256_add_ps(_mm256_permute2f128_ps(four[0], four[1], 0x20),
+                         _mm256_permute2f128_ps(four[0], four[1], 0x31));
 }
 
 #endif

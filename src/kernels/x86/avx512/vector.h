@@ -47,12 +47,12 @@ static inline vec vec_keep(vec x, size_t n, vec y)
     return _mm512_mask_mov_ps(y, first_lanes(n), x);
 }
 
-/* 16 binary16 numbers; the first n < 16 of them. */
-static inline vec vec_load_f16(const uint16_t *p)
+/* 16 binary16 numbers at any address; the first n < 16 of them. */
+static inline vec vec_load_f16(const void *p)
 {
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
 }
-static inline vec vec_load_part_f16(const uint16_t *p, size_t n)
+static inline vec vec_load_part_f16(const void *p, size_t n)
 {
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(n), p));
 }
@@ -117,6 +117,25 @@ static inline vec vec_butterfly_lanes(vec x)
     x = _mm512_fmadd_ps(x, s2, _mm512_permute_ps(x, 0x4e));
     x = _mm512_fmadd_ps(x, s4, _mm512_shuffle_f32x4(x, x, 0xb1));
     return _mm512_fmadd_ps(x, s8, _mm512_shuffle_f32x4(x, x, 0x4e));
+}
+
+/* Lane i: the sum of v[i]'s lanes, by the same tree of additions for every i. */
+static inline vec vec_sums(const vec v[16])
+{
+    vec two[8], four[4];
+    for (int i = 0; i < 8; i++)
+        two[i] = _mm512_add_ps(_mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]),
+                               _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]));
+    for (int i = 0; i < 4; i++) {
+        __m512d a = _mm512_castps_pd(two[2 * i]), b = _mm512_castps_pd(two[2 * i + 1]);
+        four[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
+                                _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    }
+    vec low = _mm512_add_ps(_mm512_shuffle_f32x4(four[0], four[1], 0x88),
+                            _mm512_shuffle_f32x4(four[0], four[1], 0xdd));
+    vec high = _mm512_add_ps(_mm512_shuffle_f32x4(four[2], four[3], 0x88),
+                             _mm512_shuffle_f32x4(four[2], four[3], 0xdd));
+    return _mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd));
 }
 
 #endif

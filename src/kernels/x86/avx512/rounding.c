@@ -1,0 +1,97 @@
+/* Conversions between f32 and the narrow types. */
+#include <math.h>
+#include <string.h>
+
+#include "kernels/table.h"
+#include "kernels/x86/avx512/vector.h"
+
+float walsh_quantize_i8_avx512(int8_t *q, int32_t *sum, const float *x, size_t n)
+{
+    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+    __m512i largest = _mm512_setzero_si512();
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        largest =
+            _mm512_max_epu32(largest, _mm512_and_si512(magnitude, _mm512_castps_si512(vec_load(x + i))));
+    if (i < n)
+        largest = _mm512_max_epu32(
+            largest, _mm512_and_si512(magnitude, _mm512_castps_si512(vec_load_part(x + i, n - i))));
+    uint32_t bits = _mm512_reduce_max_epu32(largest);
+    float amax;
+    memcpy(&amax, &bits, sizeof amax);
+    *sum = 0;
+    if (!(amax >= 0x1p-118f) || isinf(amax)) {
+        memset(q, 0, n);
+        return amax < 1 ? 0.0f : NAN;
+    }
+    vec inverse = vec_set(127.0f / amax);
+    __m512i sums = _mm512_setzero_si512();
+    for (i = 0; i + LANES <= n; i += LANES) {
+        __m512i whole = _mm512_cvtps_epi32(vec_mul(vec_load(x + i), inverse));
+        sums = _mm512_add_epi32(sums, whole);
+        _mm_storeu_si128((__m128i *)(void *)(q + i), _mm512_cvtepi32_epi8(whole));
+    }
+    if (i < n) {
+        __m512i whole = _mm512_cvtps_epi32(vec_mul(vec_load_part(x + i, n - i), inverse));
+        sums = _mm512_add_epi32(sums, whole);
+        _mm512_mask_cvtepi32_storeu_epi8(q + i, first_lanes(n - i), whole);
+    }
+    *sum = _mm512_reduce_add_epi32(sums);
+    return amax / 127.0f;
+}
+
+/* As walsh_bf16_from_f32: the bits plus 0x7fff plus the last bit that stays; a NaN keeps its upper half, made
+ * quiet. */
+static inline __m256i bf16(vec x)
+{
+    __m512i bits = _mm512_castps_si512(x), upper = _mm512_srli_epi32(bits, 16);
+    __m512i round =
+        _mm512_add_epi32(_mm512_and_si512(upper, _mm512_set1_epi32(1)), _mm512_set1_epi32(0x7fff));
+    __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, round), 16);
+    __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, nan, upper, _mm512_set1_epi32(0x40)));
+}
+
+void walsh_bf16_from_f32_avx512(uint16_t *y, const float *x, size_t n)
+{
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) _mm256_storeu_si256((__m256i *)(void *)(y + i), bf16(vec_load(x + i)));
+    if (i < n) _mm256_mask_storeu_epi16(y + i, first_lanes(n - i), bf16(vec_load_part(x + i, n - i)));
+}
+
+/* min and max return their second operand for a NaN. */
+static inline __m256i f16(vec x)
+{
+    x = _mm512_max_ps(vec_set(-65504.0f), _mm512_min_ps(vec_set(65504.0f), x));
+    return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+void walsh_f16_from_f32_avx512(uint16_t *y, const float *x, size_t n)
+{
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) _mm256_storeu_si256((__m256i *)(void *)(y + i), f16(vec_load(x + i)));
+    if (i < n) _mm256_mask_storeu_epi16(y + i, first_lanes(n - i), f16(vec_load_part(x + i, n - i)));
+}
+
+static inline vec from_bf16(__m256i bits)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+
+void walsh_f32_from_bf16_avx512(float *y, const void *x, size_t n)
+{
+    const uint8_t *from = x;
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        vec_store(y + i, from_bf16(_mm256_loadu_si256((const __m256i *)(const void *)(from + 2 * i))));
+    if (i < n)
+        vec_store_part(y + i, n - i, from_bf16(_mm256_maskz_loadu_epi16(first_lanes(n - i), from + 2 * i)));
+}
+
+void walsh_f32_from_f16_avx512(float *y, const void *x, size_t n)
+{
+    const uint8_t *from = x;
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) vec_store(y + i, vec_load_f16(from + 2 * i));
+    if (i < n) vec_store_part(y + i, n - i, vec_load_part_f16(from + 2 * i, n - i));
+}
