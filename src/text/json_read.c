@@ -53,7 +53,7 @@ json_t *walsh_json_member(const json_t *object, const char *key)
     return json_is_null(value) ? NULL : value;
 }
 
-enum walsh_status walsh_json_bool(const json_t *object, const char *where, const char *key, bool otherwise,
+enum walsh_status walsh_json_member_bool(const json_t *object, const char *where, const char *key, bool otherwise,
                                   bool *out, struct walsh_error *err)
 {
     const json_t *value = walsh_json_member(object, key);
@@ -64,7 +64,7 @@ enum walsh_status walsh_json_bool(const json_t *object, const char *where, const
     return WALSH_OK;
 }
 
-enum walsh_status walsh_json_string(const json_t *object, const char *where, const char *key,
+enum walsh_status walsh_json_member_string(const json_t *object, const char *where, const char *key,
                                     const char **out, struct walsh_error *err)
 {
     const json_t *value = json_object_get(object, key);

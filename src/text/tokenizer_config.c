@@ -57,7 +57,7 @@ static enum walsh_status load_add_bos(struct walsh_tokenizer *t, const json_t *c
                                       struct walsh_error *err)
 {
     bool add;
-    WALSH_TRY(walsh_json_bool(config, "tokenizer_config", "add_bos_token", false, &add, err));
+    WALSH_TRY(walsh_json_member_bool(config, "tokenizer_config", "add_bos_token", false, &add, err));
     if (!add || t->bos < 0 || t->before_count > 0) return WALSH_OK;
     t->before[t->before_count++] = t->bos;
     return WALSH_OK;

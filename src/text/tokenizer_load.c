@@ -35,7 +35,7 @@ static enum walsh_status check_model_options(const struct walsh_tokenizer *t, co
                           "model.dropout is not supported: encoding would be random");
     const char *unknown = json_string_value(json_object_get(model, "unk_token"));
     bool byte_fallback;
-    WALSH_TRY(walsh_json_bool(model, "model", "byte_fallback", false, &byte_fallback, err));
+    WALSH_TRY(walsh_json_member_bool(model, "model", "byte_fallback", false, &byte_fallback, err));
     for (int b = 0; (unknown || byte_fallback) && b < 256; b++)
         if (t->bpe.byte_ids[b] < 0)
             return walsh_fail(err, WALSH_E_UNSUPPORTED,
@@ -167,7 +167,7 @@ static enum walsh_status load_model(struct walsh_tokenizer *t, const json_t *mod
     WALSH_TRY(walsh_vocabulary_open(&t->vocabulary, size, err));
     WALSH_TRY(load_vocab(t, vocab, err));
     WALSH_TRY(check_model_options(t, model, err));
-    WALSH_TRY(walsh_json_bool(model, "model", "ignore_merges", false, &t->bpe.ignore_merges, err));
+    WALSH_TRY(walsh_json_member_bool(model, "model", "ignore_merges", false, &t->bpe.ignore_merges, err));
     return load_merges(t, merges, err);
 }
 
@@ -215,12 +215,12 @@ static enum walsh_status load_added_token(struct walsh_tokenizer *t, const json_
     struct walsh_added_token token;
     bool normalized;
     if (!json_is_object(entry)) return type_error(err, where, entry, "objects");
-    WALSH_TRY(walsh_json_string(entry, where, "content", &content, err));
-    WALSH_TRY(walsh_json_bool(entry, where, "single_word", false, &token.single_word, err));
-    WALSH_TRY(walsh_json_bool(entry, where, "lstrip", false, &token.lstrip, err));
-    WALSH_TRY(walsh_json_bool(entry, where, "rstrip", false, &token.rstrip, err));
-    WALSH_TRY(walsh_json_bool(entry, where, "special", false, &token.special, err));
-    WALSH_TRY(walsh_json_bool(entry, where, "normalized", !token.special, &normalized, err));
+    WALSH_TRY(walsh_json_member_string(entry, where, "content", &content, err));
+    WALSH_TRY(walsh_json_member_bool(entry, where, "single_word", false, &token.single_word, err));
+    WALSH_TRY(walsh_json_member_bool(entry, where, "lstrip", false, &token.lstrip, err));
+    WALSH_TRY(walsh_json_member_bool(entry, where, "rstrip", false, &token.rstrip, err));
+    WALSH_TRY(walsh_json_member_bool(entry, where, "special", false, &token.special, err));
+    WALSH_TRY(walsh_json_member_bool(entry, where, "normalized", !token.special, &normalized, err));
     token.id =
         (uint32_t)json_integer_value(json_object_get(entry, "id")); /* count_ids saw that it is an index */
     size_t size = strlen(content);

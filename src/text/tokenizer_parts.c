@@ -12,7 +12,7 @@ static enum walsh_status type_of(const json_t *part, const char *where, const ch
     if (!json_is_object(part))
         return walsh_fail(err, WALSH_E_FORMAT, "%s: found %s, expected an object", where,
                           walsh_json_type_name(part));
-    return walsh_json_string(part, where, "type", type, err);
+    return walsh_json_member_string(part, where, "type", type, err);
 }
 
 static enum walsh_status unknown_type(struct walsh_error *err, const char *where, const char *type,
@@ -74,13 +74,13 @@ static enum walsh_status load_split(struct walsh_pretokenizer *p, const json_t *
         [WALSH_SPLIT_CONTIGUOUS] = "Contiguous",
     };
     const char *where = "pre_tokenizer Split", *name;
-    WALSH_TRY(walsh_json_string(split, where, "behavior", &name, err));
+    WALSH_TRY(walsh_json_member_string(split, where, "behavior", &name, err));
     size_t behavior = 0;
     while (behavior < sizeof names / sizeof *names && strcmp(names[behavior], name) != 0) behavior++;
     if (behavior == sizeof names / sizeof *names)
         return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: behavior \"%.100s\" is not supported", where, name);
     bool invert;
-    WALSH_TRY(walsh_json_bool(split, where, "invert", false, &invert, err));
+    WALSH_TRY(walsh_json_member_bool(split, where, "invert", false, &invert, err));
     const json_t *pattern = json_object_get(split, "pattern");
     const char *regex = json_string_value(json_object_get(pattern, "Regex"));
     const char *literal = json_string_value(json_object_get(pattern, "String"));
@@ -96,8 +96,8 @@ static enum walsh_status load_byte_level(struct walsh_pretokenizer *p, const jso
 {
     const char *where = "pre_tokenizer ByteLevel";
     bool use_regex;
-    WALSH_TRY(walsh_json_bool(part, where, "add_prefix_space", true, &p->add_prefix_space, err));
-    WALSH_TRY(walsh_json_bool(part, where, "use_regex", true, &use_regex, err));
+    WALSH_TRY(walsh_json_member_bool(part, where, "add_prefix_space", true, &p->add_prefix_space, err));
+    WALSH_TRY(walsh_json_member_bool(part, where, "use_regex", true, &use_regex, err));
     p->prefix_before = p->split_count;
     if (use_regex) WALSH_TRY(add_split(p, walsh_gpt2_pattern, false, WALSH_SPLIT_ISOLATED, false, err));
     return WALSH_OK;
@@ -123,7 +123,7 @@ static enum walsh_status load_pretokenizer(struct walsh_pretokenizer *p, const j
     if (strcmp(type, "Digits") == 0) {
         bool individual;
         WALSH_TRY(
-            walsh_json_bool(part, "pre_tokenizer Digits", "individual_digits", false, &individual, err));
+            walsh_json_member_bool(part, "pre_tokenizer Digits", "individual_digits", false, &individual, err));
         return add_split(p, "\\p{N}", false, individual ? WALSH_SPLIT_ISOLATED : WALSH_SPLIT_CONTIGUOUS,
                          false, err);
     }
