@@ -1,0 +1,88 @@
+/* The product op: the outputs of all products of a list are cut into pieces, and the pool's threads claim
+ * them. */
+#include "kernels/cpu/cpu_ops.h"
+
+#include "base/memory.h"
+#include "kernels/product.h"
+
+_Static_assert(WALSH_PRODUCT_SCRATCH <= WALSH_SCRATCH_BYTES, "the tiles of a product");
+
+/* Prefill: outputs per piece, a multiple of the widest tile (48). More share one read of the activations,
+ * fewer balance better. Decode: bytes of weights per piece; one sequential read that hides the claim of a
+ * piece. */
+#define PREFILL_OUTPUTS 192
+#define PREFILL_TILE 48
+#define DECODE_BYTES ((size_t)64 << 10)
+#define PIECES_PER_THREAD 8
+
+typedef void product_kernel(const struct walsh_product_part *);
+
+/* The kernel of a combination. Whoever builds a linear chooses the activation type by the format (INT8 for
+ * E8P only, BF16 for bf16 weights only, F32 for all), so that these are all the combinations there are. */
+static product_kernel *choose(const struct walsh_kernels *k, enum walsh_format format,
+                              enum walsh_activation_type type, enum walsh_role role)
+{
+    bool decode = role == WALSH_DECODE;
+    if (type == WALSH_ACTIVATION_INT8) return decode ? k->product_int8_decode : k->product_int8_prefill;
+    if (type == WALSH_ACTIVATION_BF16) return decode ? k->product_bf16_decode : k->product_bf16_prefill;
+    if (format == WALSH_FORMAT_E8P) return decode ? k->product_e8p_decode : k->product_e8p_prefill;
+    return decode ? k->product_dense_decode : k->product_dense_prefill;
+}
+
+struct product_list {
+    const struct walsh_queue *queue;
+    const struct walsh_product *list;
+    size_t count;
+    const struct walsh_activations *a;
+    enum walsh_role role;
+    size_t threads, outputs; /* of all products */
+};
+
+/* Outputs per piece of a product. */
+static size_t piece_outputs(const struct product_list *l, const struct walsh_weights *w)
+{
+    size_t balanced = l->outputs / (l->threads * PIECES_PER_THREAD);
+    if (l->role == WALSH_PREFILL)
+        return walsh_round_up(walsh_min(walsh_max(balanced, 1), PREFILL_OUTPUTS), PREFILL_TILE);
+    size_t row_bytes = walsh_max(walsh_weights_bytes(w) / walsh_max(w->rows, 1), 1);
+    return walsh_round_up(walsh_max(DECODE_BYTES / row_bytes, 1), WALSH_PRODUCT_ROWS);
+}
+
+static size_t pieces(const struct product_list *l, const struct walsh_weights *w)
+{
+    return walsh_div_up(w->rows, piece_outputs(l, w));
+}
+
+static void run_piece(const struct product_list *l, size_t piece, unsigned worker)
+{
+    const struct walsh_product *product = l->list;
+    for (size_t n; piece >= (n = pieces(l, product->weights)); product++) piece -= n;
+    const struct walsh_weights *w = product->weights;
+    size_t outputs = piece_outputs(l, w), begin = piece * outputs;
+    const struct walsh_product_part part = {
+        .weights = w,
+        .a = l->a,
+        .begin = begin,
+        .end = walsh_min(begin + outputs, w->rows),
+        .y = product->y,
+        .ldy = product->ldy,
+        .scratch = l->queue->scratch[worker],
+    };
+    choose(l->queue->kernels, w->format, l->a->type, l->role)(&part);
+}
+
+static void run_pieces(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    for (size_t piece = begin; piece < end; piece++) run_piece(argument, piece, worker);
+}
+
+void walsh_cpu_product(const struct walsh_queue *q, const struct walsh_product *list, size_t count,
+                       const struct walsh_activations *a, enum walsh_role role)
+{
+    struct product_list l = {q, list, count, a, role, walsh_pool_threads(q->pool), 0};
+    size_t total = 0;
+    if (a->rows == 0) return;
+    for (size_t i = 0; i < count; i++) l.outputs += list[i].weights->rows;
+    for (size_t i = 0; i < count; i++) total += pieces(&l, list[i].weights);
+    walsh_pool_run(q->pool, total, 1, run_pieces, &l);
+}

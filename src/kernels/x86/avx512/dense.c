@@ -1,0 +1,245 @@
+/* AVX-512 products of dense weights: f32, f16 or bf16 weights by f32 activations, and by bf16 activations
+ * where the machine has no bf16 arithmetic. Every element is widened to f32 exactly.
+ *
+ * Decode: each output has one accumulator of 16 lanes over the columns in order, then a fixed tree; weights
+ * are read once for four activation rows. Prefill: columns in blocks of BLOCK; within a block one chain of
+ * FMAs per output in column order, the blocks summed in order. Both are the same for any number of rows. */
+#include "base/memory.h"
+#include "kernels/table.h"
+#include "kernels/x86/avx512/tile_f32.h"
+
+#define BLOCK 512         /* prefill: columns per panel */
+#define PANEL_OUTPUTS 192 /* prefill: outputs whose panels share the L2: 192 * 512 * 4 = 393 KB */
+
+#define OUTPUTS 4     /* decode: outputs at once, as many streams of memory */
+#define PREFETCH 1024 /* decode: bytes ahead of each stream */
+
+/* 16 elements from x[k] on, widened; `count` of them exist, the rest come as 0. */
+typedef __m512 load_16(const void *x, size_t k, size_t count);
+
+INLINE __mmask16 first_lanes(size_t count)
+{
+    return (__mmask16)((1u << count) - 1);
+}
+
+INLINE __m512 load_f32(const void *x, size_t k, size_t count)
+{
+    const float *at = (const float *)x + k;
+    return count >= 16 ? _mm512_loadu_ps(at) : _mm512_maskz_loadu_ps(first_lanes(count), at);
+}
+
+INLINE __m256i load_halves(const void *x, size_t k, size_t count)
+{
+    const uint16_t *at = (const uint16_t *)x + k;
+    return count >= 16 ? _mm256_loadu_si256((const __m256i *)(const void *)at)
+                       : _mm256_maskz_loadu_epi16(first_lanes(count), at);
+}
+
+INLINE __m512 load_f16(const void *x, size_t k, size_t count)
+{
+    return _mm512_cvtph_ps(load_halves(x, k, count));
+}
+
+INLINE __m512 load_bf16(const void *x, size_t k, size_t count)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_halves(x, k, count)), 16));
+}
+
+/* How the elements of one side are stored. */
+struct element {
+    load_16 *load;
+    size_t width;
+};
+
+/* --- decode --- */
+
+/* OUTPUTS outputs from r on, of which `exist`, by `rows` activation rows from i on; rows is constant. */
+INLINE void decode_block(const struct element weight, const struct element activation, const unsigned rows,
+                         const struct walsh_product_part *p, size_t r, size_t exist, size_t i)
+{
+    const size_t cols = p->weights->cols, a_bytes = p->a->stride * activation.width;
+    const char *a = (const char *)p->a->data + i * a_bytes, *w[OUTPUTS];
+    __m512 sum[OUTPUTS][4];
+#pragma GCC unroll 4
+    for (unsigned n = 0; n < OUTPUTS; n++) {
+        size_t row = r + (n < exist ? n : exist - 1); /* beyond the last: read it again, store nothing */
+        w[n] = (const char *)p->weights->data + row * cols * weight.width;
+#pragma GCC unroll 4
+        for (unsigned m = 0; m < rows; m++) sum[n][m] = _mm512_setzero_ps();
+    }
+    size_t k = 0;
+    for (; k + 32 <= cols; k += 32) {
+        __m512 low[4], high[4];
+#pragma GCC unroll 4
+        for (unsigned m = 0; m < rows; m++) {
+            low[m] = activation.load(a + m * a_bytes, k, 16);
+            high[m] = activation.load(a + m * a_bytes, k + 16, 16);
+        }
+#pragma GCC unroll 4
+        for (unsigned n = 0; n < OUTPUTS; n++) {
+            _mm_prefetch(w[n] + k * weight.width + PREFETCH, _MM_HINT_T0);
+            __m512 v = weight.load(w[n], k, 16), next = weight.load(w[n], k + 16, 16);
+#pragma GCC unroll 4
+            for (unsigned m = 0; m < rows; m++)
+                sum[n][m] = _mm512_fmadd_ps(next, high[m], _mm512_fmadd_ps(v, low[m], sum[n][m]));
+        }
+    }
+    for (; k < cols; k += 16) {
+#pragma GCC unroll 4
+        for (unsigned n = 0; n < OUTPUTS; n++) {
+            __m512 v = weight.load(w[n], k, cols - k);
+#pragma GCC unroll 4
+            for (unsigned m = 0; m < rows; m++)
+                sum[n][m] = _mm512_fmadd_ps(v, activation.load(a + m * a_bytes, k, 16), sum[n][m]);
+        }
+    }
+#pragma GCC unroll 4
+    for (unsigned n = 0; n < OUTPUTS; n++) {
+        if (n >= exist) continue;
+#pragma GCC unroll 4
+        for (unsigned m = 0; m < rows; m++) p->y[(i + m) * p->ldy + r + n] = _mm512_reduce_add_ps(sum[n][m]);
+    }
+}
+
+INLINE void decode(const struct element weight, const struct element activation,
+                   const struct walsh_product_part *p)
+{
+    const size_t rows = p->a->rows;
+    for (size_t r = p->begin; r < p->end; r += OUTPUTS) {
+        size_t exist = walsh_min(OUTPUTS, p->end - r);
+        for (size_t i = 0; i < rows; i += 4) {
+            switch (rows - i) {
+            case 1:
+                decode_block(weight, activation, 1, p, r, exist, i);
+                break;
+            case 2:
+                decode_block(weight, activation, 2, p, r, exist, i);
+                break;
+            case 3:
+                decode_block(weight, activation, 3, p, r, exist, i);
+                break;
+            default:
+                decode_block(weight, activation, 4, p, r, exist, i);
+            }
+        }
+    }
+}
+
+static const struct element f32 = {load_f32, 4};
+static const struct element f16 = {load_f16, 2};
+static const struct element bf16 = {load_bf16, 2};
+
+void walsh_product_dense_decode_avx512(const struct walsh_product_part *p)
+{
+    switch (p->weights->format) {
+    case WALSH_FORMAT_F32:
+        decode(f32, f32, p);
+        break;
+    case WALSH_FORMAT_F16:
+        decode(f16, f32, p);
+        break;
+    default:
+        decode(bf16, f32, p);
+    }
+}
+
+void walsh_product_bf16_decode_avx512(const struct walsh_product_part *p)
+{
+    decode(bf16, bf16, p);
+}
+
+/* --- prefill --- */
+
+/* The first block of columns writes y, the later ones add to it. */
+INLINE void store_first(const void *to, size_t i, size_t r, __mmask16 mask, __m512 sum)
+{
+    const struct walsh_product_part *p = to;
+    _mm512_mask_storeu_ps(p->y + i * p->ldy + r, mask, sum);
+}
+
+INLINE void store_next(const void *to, size_t i, size_t r, __mmask16 mask, __m512 sum)
+{
+    const struct walsh_product_part *p = to;
+    float *y = p->y + i * p->ldy + r;
+    _mm512_mask_storeu_ps(y, mask, _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), sum));
+}
+
+INLINE __m512i panel_f32(const void *from, size_t row, size_t k, size_t count)
+{
+    const struct walsh_weights *w = from;
+    return _mm512_castps_si512(load_f32((const float *)w->data + row * w->cols, k, count));
+}
+
+INLINE __m512i panel_f16(const void *from, size_t row, size_t k, size_t count)
+{
+    const struct walsh_weights *w = from;
+    return _mm512_castps_si512(load_f16((const uint16_t *)w->data + row * w->cols, k, count));
+}
+
+INLINE __m512i panel_bf16(const void *from, size_t row, size_t k, size_t count)
+{
+    const struct walsh_weights *w = from;
+    return _mm512_castps_si512(load_bf16((const uint16_t *)w->data + row * w->cols, k, count));
+}
+
+static size_t pack(const struct walsh_weights *w, size_t row, size_t outputs, size_t k, size_t cols,
+                   uint32_t *panels)
+{
+    switch (w->format) {
+    case WALSH_FORMAT_F32:
+        return panel_pack(panel_f32, w, row, outputs, k, cols, panels);
+    case WALSH_FORMAT_F16:
+        return panel_pack(panel_f16, w, row, outputs, k, cols, panels);
+    default:
+        return panel_pack(panel_bf16, w, row, outputs, k, cols, panels);
+    }
+}
+
+static void multiply(const struct walsh_product_part *p, const uint32_t *panels, const struct tile_rows *a,
+                     size_t steps, size_t output, size_t outputs, bool first)
+{
+    if (first)
+        tile_all(store_first, p, panels, a, steps, output, outputs);
+    else
+        tile_all(store_next, p, panels, a, steps, output, outputs);
+}
+
+void walsh_product_dense_prefill_avx512(const struct walsh_product_part *p)
+{
+    const struct walsh_weights *w = p->weights;
+    uint32_t *panels = p->scratch;
+    for (size_t r = p->begin; r < p->end; r += PANEL_OUTPUTS) {
+        size_t outputs = walsh_min(PANEL_OUTPUTS, p->end - r);
+        for (size_t k = 0; k < w->cols; k += BLOCK) {
+            size_t steps = pack(w, r, outputs, k, walsh_min(BLOCK, w->cols - k), panels);
+            struct tile_rows a = {(const float *)p->a->data + k, p->a->stride * sizeof(float), p->a->rows};
+            multiply(p, panels, &a, steps, r, outputs, k == 0);
+        }
+    }
+}
+
+/* bf16 activations: widened, TILE_ROWS rows of a block at a time. */
+void walsh_product_bf16_prefill_avx512(const struct walsh_product_part *p)
+{
+    const struct walsh_weights *w = p->weights;
+    uint32_t *panels = p->scratch;
+    float *wide = (float *)p->scratch + (size_t)PANEL_OUTPUTS * BLOCK;
+    for (size_t r = p->begin; r < p->end; r += PANEL_OUTPUTS) {
+        size_t outputs = walsh_min(PANEL_OUTPUTS, p->end - r);
+        for (size_t k = 0; k < w->cols; k += BLOCK) {
+            size_t steps = pack(w, r, outputs, k, walsh_min(BLOCK, w->cols - k), panels);
+            for (size_t i = 0; i < p->a->rows; i += TILE_ROWS) {
+                size_t rows = walsh_min(TILE_ROWS, p->a->rows - i);
+                const uint16_t *a = (const uint16_t *)p->a->data + i * p->a->stride + k;
+                for (size_t m = 0; m < rows; m++) {
+                    for (size_t n = 0; n < steps; n += 16)
+                        _mm512_store_ps(wide + m * BLOCK + n, load_bf16(a + m * p->a->stride, n, 16));
+                }
+                struct walsh_product_part part = *p;
+                part.y += i * p->ldy;
+                multiply(&part, panels, &(struct tile_rows){wide, BLOCK * sizeof(float), rows}, steps, r,
+                         outputs, k == 0);
+            }
+        }
+    }
+}

@@ -1,0 +1,146 @@
+/* bf16 weights by bf16 activations with VDPBF16PS, which adds two products to each of 16 f32 lanes (round to
+ * nearest even, subnormals as zero).
+ *
+ * Decode: each output has one accumulator of 16 lanes over column pairs in order, then a fixed tree. Prefill:
+ * one chain per output over all columns in pairs, in blocks of BLOCK columns that are summed in order. */
+#include <immintrin.h>
+
+typedef __m512 tile_sum;
+
+static inline __m512 tile_zero(void)
+{
+    return _mm512_setzero_ps();
+}
+
+static inline __m512 tile_step(__m512 sum, __m512i weights, __m512i activation)
+{
+    return _mm512_dpbf16_ps(sum, (__m512bh)weights, (__m512bh)activation);
+}
+
+#include "base/memory.h"
+#include "kernels/table.h"
+#include "kernels/x86/avx512/gemm.h"
+
+#define BLOCK 1024        /* prefill: columns per panel */
+#define PANEL_OUTPUTS 192 /* prefill: outputs whose panels share the L2: 192 * 1024 * 2 = 393 KB */
+#define OUTPUTS 4         /* decode: outputs at once, as many streams of memory */
+#define PREFETCH 1024     /* decode: bytes ahead of each stream */
+
+/* The 32 elements from x[k] on, of which `count` exist. */
+INLINE __m512i load(const uint16_t *x, size_t k, size_t count)
+{
+    if (count >= 32) return _mm512_loadu_si512(x + k);
+    return _mm512_maskz_loadu_epi16((__mmask32)((1u << count) - 1), x + k);
+}
+
+/* --- decode --- */
+
+INLINE void decode_block(const unsigned rows, const struct walsh_product_part *p, size_t r, size_t exist,
+                         size_t i)
+{
+    const size_t cols = p->weights->cols, stride = p->a->stride;
+    const uint16_t *a = (const uint16_t *)p->a->data + i * stride, *w[OUTPUTS];
+    __m512 sum[OUTPUTS][4];
+#pragma GCC unroll 4
+    for (unsigned n = 0; n < OUTPUTS; n++) {
+        size_t row = r + (n < exist ? n : exist - 1); /* beyond the last: read it again, store nothing */
+        w[n] = (const uint16_t *)p->weights->data + row * cols;
+#pragma GCC unroll 4
+        for (unsigned m = 0; m < rows; m++) sum[n][m] = tile_zero();
+    }
+    size_t k = 0;
+    for (; k + 32 <= cols; k += 32) {
+        __m512i x[4];
+#pragma GCC unroll 4
+        for (unsigned m = 0; m < rows; m++) x[m] = load(a + m * stride, k, 32);
+#pragma GCC unroll 4
+        for (unsigned n = 0; n < OUTPUTS; n++) {
+            _mm_prefetch((const char *)(w[n] + k) + PREFETCH, _MM_HINT_T0);
+            __m512i v = load(w[n], k, 32);
+#pragma GCC unroll 4
+            for (unsigned m = 0; m < rows; m++) sum[n][m] = tile_step(sum[n][m], v, x[m]);
+        }
+    }
+#pragma GCC unroll 4
+    for (unsigned n = 0; n < OUTPUTS; n++) {
+        if (n >= exist) continue;
+        __m512i v = k < cols ? load(w[n], k, cols - k) : _mm512_setzero_si512();
+#pragma GCC unroll 4
+        for (unsigned m = 0; m < rows; m++) {
+            if (k < cols) sum[n][m] = tile_step(sum[n][m], v, load(a + m * stride, k, 32));
+            p->y[(i + m) * p->ldy + r + n] = _mm512_reduce_add_ps(sum[n][m]);
+        }
+    }
+}
+
+void walsh_product_bf16_decode_bf16(const struct walsh_product_part *p)
+{
+    const size_t rows = p->a->rows;
+    for (size_t r = p->begin; r < p->end; r += OUTPUTS) {
+        size_t exist = walsh_min(OUTPUTS, p->end - r);
+        for (size_t i = 0; i < rows; i += 4) {
+            switch (rows - i) {
+            case 1:
+                decode_block(1, p, r, exist, i);
+                break;
+            case 2:
+                decode_block(2, p, r, exist, i);
+                break;
+            case 3:
+                decode_block(3, p, r, exist, i);
+                break;
+            default:
+                decode_block(4, p, r, exist, i);
+            }
+        }
+    }
+}
+
+/* --- prefill --- */
+
+/* The first block of columns writes y, the later ones add to it. */
+INLINE void store_first(const void *to, size_t i, size_t r, __mmask16 mask, __m512 sum)
+{
+    const struct walsh_product_part *p = to;
+    _mm512_mask_storeu_ps(p->y + i * p->ldy + r, mask, sum);
+}
+
+INLINE void store_next(const void *to, size_t i, size_t r, __mmask16 mask, __m512 sum)
+{
+    const struct walsh_product_part *p = to;
+    float *y = p->y + i * p->ldy + r;
+    _mm512_mask_storeu_ps(y, mask, _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), sum));
+}
+
+struct panel_source {
+    const struct walsh_weights *weights;
+    size_t first, cols; /* the block's columns */
+};
+
+/* 16 pairs of columns; an odd last column gets a zero beside it. */
+INLINE __m512i panel_pairs(const void *from, size_t row, size_t step, size_t count)
+{
+    const struct panel_source *s = from;
+    const uint16_t *w = (const uint16_t *)s->weights->data + row * s->weights->cols + s->first;
+    (void)count;
+    return load(w, 2 * step, s->cols - 2 * step);
+}
+
+void walsh_product_bf16_prefill_bf16(const struct walsh_product_part *p)
+{
+    const struct walsh_weights *w = p->weights;
+    uint32_t *panels = p->scratch;
+    for (size_t r = p->begin; r < p->end; r += PANEL_OUTPUTS) {
+        size_t outputs = walsh_min(PANEL_OUTPUTS, p->end - r);
+        for (size_t k = 0; k < w->cols; k += BLOCK) {
+            struct panel_source source = {w, k, walsh_min(BLOCK, w->cols - k)};
+            size_t steps = panel_pack(panel_pairs, &source, r, outputs, 0, (source.cols + 1) / 2, panels);
+            struct tile_rows a = {(const uint16_t *)p->a->data + k, p->a->stride * sizeof(uint16_t),
+                                  p->a->rows};
+            if (k == 0)
+                tile_all(store_first, p, panels, &a, steps, r, outputs);
+            else
+                tile_all(store_next, p, panels, &a, steps, r, outputs);
+        }
+    }
+}

@@ -1,0 +1,255 @@
+/* E8P and E81B stages by int8 activations: exact integers with VPDPBUSD, weights as unsigned nibbles u.
+ *
+ * Decode: nibbles stay in registers. With a pair of rows in each byte, u = u_even + 16 u_odd,
+ *   c = sum u q,  e = sum (u & 15) q:  the even row's sum is e, the odd row's (c - e) / 16, exactly
+ * (WALSH_STAGE_MAX_COLUMNS). Prefill: the nibbles of up to PANEL_BYTES of weights are unpacked once into
+ * panels and meet all rows of activations. Both give the same bits, as all sums are integers and the f32
+ * operations behind them are the kernel's definition. */
+#include "base/memory.h"
+#include "kernels/table.h"
+#include "kernels/x86/vnni/e8p_block.h"
+
+typedef __m512i tile_sum;
+
+static inline __m512i tile_zero(void)
+{
+    return _mm512_setzero_si512();
+}
+
+static inline __m512i tile_step(__m512i sum, __m512i weights, __m512i activation)
+{
+    return _mm512_dpbusd_epi32(sum, weights, activation);
+}
+
+#include "kernels/x86/avx512/gemm.h"
+
+#define PREFETCH 4096           /* decode: bytes ahead of each stream */
+#define PANEL_BYTES (512 << 10) /* prefill: panels within the L2 */
+#define STEPS (WALSH_PLANE_COLUMNS / 4)
+
+/* What turns a sum of nibbles into the stage's term: scale * (float)(factor * sum - offset * sum q). */
+struct stage_term {
+    int32_t factor, offset;
+    float scale;
+};
+
+static struct stage_term stage_term(const struct walsh_weights *w, unsigned stage)
+{
+    if (w->stage[stage].kind == WALSH_STAGE_E8P)
+        return (struct stage_term){2, 15, w->stage[stage].scale * 0.25f};
+    return (struct stage_term){1, 4, w->stage[stage].scale * 0.5f};
+}
+
+/* --- decode --- */
+
+/* The sum of each of four vectors' lanes. */
+INLINE __m128i sum_lanes(__m512i a, __m512i b, __m512i c, __m512i d)
+{
+    __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    __m512i abcd = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(abcd), _mm512_extracti64x4_epi64(abcd, 1));
+    return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+}
+
+/* dots[n] of `pairs` pairs of rows by `rows` activation rows, n = (pair * rows + row): even rows' and odd
+ * rows' sums of u q. pairs * rows is a multiple of 4; kind, pairs and rows are constant. */
+INLINE void stage_dots(enum walsh_stage_kind kind, const unsigned pairs, const unsigned rows,
+                       const uint8_t *data, size_t blocks, const int8_t *q, size_t stride, int32_t even[8],
+                       int32_t odd[8])
+{
+    const __m512i low = _mm512_set1_epi8(15);
+    const size_t block_bytes = walsh_stage_block(kind), pair_bytes = blocks * block_bytes;
+    struct stage_lookup lookup = stage_lookup(kind);
+    __m512i both[8], first[8];
+#pragma GCC unroll 8
+    for (unsigned n = 0; n < pairs * rows; n++) both[n] = first[n] = _mm512_setzero_si512();
+    for (size_t b = 0; b < blocks; b++) {
+#pragma GCC unroll 4
+        for (unsigned p = 0; p < pairs; p++) {
+            const uint8_t *block = data + p * pair_bytes + b * block_bytes;
+            for (size_t line = 0; line < block_bytes; line += 64)
+                _mm_prefetch((const char *)block + line + PREFETCH, _MM_HINT_T0);
+            __m512i m[4];
+            stage_block(kind, &lookup, block, m);
+#pragma GCC unroll 4
+            for (unsigned t = 0; t < 4; t++) {
+                __m512i nibbles = _mm512_and_si512(m[t], low);
+#pragma GCC unroll 8
+                for (unsigned i = 0; i < rows; i++) {
+                    __m512i x = _mm512_loadu_si512(q + i * stride + b * WALSH_PLANE_COLUMNS + 64 * t);
+                    both[p * rows + i] = _mm512_dpbusd_epi32(both[p * rows + i], m[t], x);
+                    first[p * rows + i] = _mm512_dpbusd_epi32(first[p * rows + i], nibbles, x);
+                }
+            }
+        }
+    }
+#pragma GCC unroll 2
+    for (unsigned n = 0; n < pairs * rows; n += 4) {
+        __m128i c = sum_lanes(both[n], both[n + 1], both[n + 2], both[n + 3]);
+        __m128i e = sum_lanes(first[n], first[n + 1], first[n + 2], first[n + 3]);
+        _mm_storeu_si128((__m128i *)(void *)(even + n), e);
+        _mm_storeu_si128((__m128i *)(void *)(odd + n), _mm_srai_epi32(_mm_sub_epi32(c, e), 4));
+    }
+}
+
+INLINE float add_term(float y, unsigned stage, const struct stage_term *t, int32_t dot, int32_t sum)
+{
+    float term = t->scale * (float)(t->factor * dot - t->offset * sum);
+    return stage == 0 ? term : y + term;
+}
+
+/* 2 * pairs outputs from r on by `rows` activation rows from i on. */
+INLINE void decode_block(const unsigned pairs, const unsigned rows, const struct walsh_product_part *p,
+                         size_t r, size_t i)
+{
+    const struct walsh_weights *w = p->weights;
+    const struct walsh_activations *a = p->a;
+    const size_t blocks = walsh_stage_blocks(w->cols);
+    const int8_t *q = (const int8_t *)a->data + i * a->stride;
+    float y[2][8] = {{0}};
+    for (unsigned k = 0; k < w->stages; k++) {
+        const uint8_t *data =
+            (const uint8_t *)w->stage[k].data + r / 2 * blocks * walsh_stage_block(w->stage[k].kind);
+        int32_t dots[2][8];
+        if (w->stage[k].kind == WALSH_STAGE_E8P)
+            stage_dots(WALSH_STAGE_E8P, pairs, rows, data, blocks, q, a->stride, dots[0], dots[1]);
+        else
+            stage_dots(WALSH_STAGE_E81B, pairs, rows, data, blocks, q, a->stride, dots[0], dots[1]);
+        struct stage_term term = stage_term(w, k);
+        for (unsigned n = 0; n < pairs * rows; n++) {
+            y[0][n] = add_term(y[0][n], k, &term, dots[0][n], a->sum[i + n % rows]);
+            y[1][n] = add_term(y[1][n], k, &term, dots[1][n], a->sum[i + n % rows]);
+        }
+    }
+    for (unsigned n = 0; n < pairs * rows; n++) {
+        float *to = p->y + (i + n % rows) * p->ldy + r + n / rows * 2;
+        to[0] = y[0][n] * a->scale[i + n % rows];
+        to[1] = y[1][n] * a->scale[i + n % rows];
+    }
+}
+
+/* Activation rows in groups of 8, 4, 2, 1. 8 outputs at a time; their weights are in L1 or L2 from the second
+ * group on. */
+void walsh_product_int8_decode_vnni(const struct walsh_product_part *p)
+{
+    for (size_t r = p->begin; r < p->end; r += 8) {
+        for (size_t i = 0; i < p->a->rows;) {
+            size_t left = p->a->rows - i;
+            if (left >= 8) {
+                for (size_t n = 0; n < 8; n += 2) decode_block(1, 8, p, r + n, i);
+                i += 8;
+            } else if (left >= 4) {
+                for (size_t n = 0; n < 8; n += 4) decode_block(2, 4, p, r + n, i);
+                i += 4;
+            } else if (left >= 2) {
+                decode_block(4, 2, p, r, i);
+                i += 2;
+            } else {
+                decode_block(4, 1, p, r, i);
+                i += 1;
+            }
+        }
+    }
+}
+
+/* --- prefill --- */
+
+/* A step of a tile: 4 columns. */
+INLINE __m512i panel_tile(const void *from, size_t row, size_t step, size_t count)
+{
+    (void)count; /* whole blocks always */
+    return _mm512_load_si512((const uint8_t *)from + row * WALSH_PLANE_COLUMNS + 4 * step);
+}
+
+/* All columns of `outputs` outputs of a stage from row on. */
+INLINE void pack_stage(enum walsh_stage_kind kind, const uint8_t *data, size_t blocks, size_t row,
+                       size_t outputs, uint32_t *panels)
+{
+    _Alignas(64) uint8_t tile[16 * WALSH_PLANE_COLUMNS];
+    struct stage_lookup lookup = stage_lookup(kind);
+    for (size_t done = 0; done < outputs; done += 16) {
+        size_t exist = walsh_min(16, outputs - done);
+        for (size_t b = 0; b < blocks; b++) {
+            stage_tile(kind, &lookup, data, blocks, row + done, exist, b, tile);
+            for (size_t k = 0; k < STEPS; k += 16)
+                panel_block(panel_tile, tile, 0, exist, k, 16, panels, outputs, blocks * STEPS, done,
+                            b * STEPS + k);
+        }
+    }
+}
+
+/* Where a stage's sums go. */
+struct stage_output {
+    const struct walsh_product_part *part;
+    struct stage_term term;
+};
+
+INLINE __m512 vector_term(const struct stage_output *s, size_t i, __m512i dot)
+{
+    __m512i scaled = s->term.factor == 2 ? _mm512_add_epi32(dot, dot) : dot;
+    __m512i d = _mm512_sub_epi32(scaled, _mm512_set1_epi32(s->term.offset * s->part->a->sum[i]));
+    return _mm512_mul_ps(_mm512_set1_ps(s->term.scale), _mm512_cvtepi32_ps(d));
+}
+
+INLINE void store_only(const void *to, size_t i, size_t r, __mmask16 mask, __m512i dot)
+{
+    const struct stage_output *s = to;
+    _mm512_mask_storeu_ps(s->part->y + i * s->part->ldy + r, mask,
+                          _mm512_mul_ps(vector_term(s, i, dot), _mm512_set1_ps(s->part->a->scale[i])));
+}
+
+INLINE void store_first(const void *to, size_t i, size_t r, __mmask16 mask, __m512i dot)
+{
+    const struct stage_output *s = to;
+    _mm512_mask_storeu_ps(s->part->y + i * s->part->ldy + r, mask, vector_term(s, i, dot));
+}
+
+INLINE void store_middle(const void *to, size_t i, size_t r, __mmask16 mask, __m512i dot)
+{
+    const struct stage_output *s = to;
+    float *y = s->part->y + i * s->part->ldy + r;
+    _mm512_mask_storeu_ps(y, mask, _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), vector_term(s, i, dot)));
+}
+
+INLINE void store_last(const void *to, size_t i, size_t r, __mmask16 mask, __m512i dot)
+{
+    const struct stage_output *s = to;
+    float *y = s->part->y + i * s->part->ldy + r;
+    __m512 sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), vector_term(s, i, dot));
+    _mm512_mask_storeu_ps(y, mask, _mm512_mul_ps(sum, _mm512_set1_ps(s->part->a->scale[i])));
+}
+
+static void multiply_stage(const struct walsh_product_part *p, unsigned stage, const uint32_t *panels,
+                           size_t steps, size_t r, size_t outputs)
+{
+    struct tile_rows a = {p->a->data, p->a->stride, p->a->rows};
+    struct stage_output to = {p, stage_term(p->weights, stage)};
+    bool first = stage == 0, last = stage + 1 == p->weights->stages;
+    if (first && last)
+        tile_all(store_only, &to, panels, &a, steps, r, outputs);
+    else if (first)
+        tile_all(store_first, &to, panels, &a, steps, r, outputs);
+    else if (last)
+        tile_all(store_last, &to, panels, &a, steps, r, outputs);
+    else
+        tile_all(store_middle, &to, panels, &a, steps, r, outputs);
+}
+
+void walsh_product_int8_prefill_vnni(const struct walsh_product_part *p)
+{
+    const struct walsh_weights *w = p->weights;
+    const size_t blocks = walsh_stage_blocks(w->cols), row_bytes = blocks * WALSH_PLANE_COLUMNS;
+    const size_t most = walsh_max(PANEL_BYTES / row_bytes / TILE_OUTPUTS, 1) * TILE_OUTPUTS;
+    uint32_t *panels = p->scratch;
+    for (size_t r = p->begin; r < p->end; r += most) {
+        size_t outputs = walsh_min(most, p->end - r);
+        for (unsigned k = 0; k < w->stages; k++) {
+            if (w->stage[k].kind == WALSH_STAGE_E8P)
+                pack_stage(WALSH_STAGE_E8P, w->stage[k].data, blocks, r, outputs, panels);
+            else
+                pack_stage(WALSH_STAGE_E81B, w->stage[k].data, blocks, r, outputs, panels);
+            multiply_stage(p, k, panels, blocks * STEPS, r, outputs);
+        }
+    }
+}

@@ -1,0 +1,195 @@
+/* Cases of the product kernels: every format and stage count, tails in every dimension, pieces, and a row's
+ * bits alone and in a batch. */
+#include <math.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "checker.h"
+#include "formats/e8p_planes.h"
+#include "kernels/product.h"
+#include "product_data.h"
+
+typedef void product_kernel(const struct walsh_product_part *);
+
+struct product_case {
+    product_kernel *reference, *candidate;
+    enum walsh_activation_type type;
+    double factor; /* 0: EXACT */
+};
+
+static const size_t batch[] = {1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 23};
+
+static float *outputs(struct check *c, size_t n)
+{
+    return check_alloc(c, n * sizeof(float), check_misalign(c, sizeof(float)));
+}
+
+static void multiply(product_kernel *kernel, const struct walsh_weights *w, const struct walsh_activations *a,
+                     size_t begin, size_t end, float *y, size_t ldy, void *scratch)
+{
+    const struct walsh_product_part part = {w, a, begin, end, y, ldy, scratch};
+    kernel(&part);
+}
+
+static void compare(struct check *c, const struct product_case *t, const struct walsh_weights *w,
+                    const struct walsh_activations *a, const float *expected, const float *got, void *scratch)
+{
+    size_t n = a->rows * w->rows;
+    if (t->factor == 0) {
+        check_exact_f32(c, "y", expected, got, n);
+        return;
+    }
+    struct walsh_weights absolute_w = product_magnitudes(c, w);
+    struct walsh_activations absolute_a = product_absolute(c, a);
+    float *magnitude = check_alloc(c, n * sizeof(float), 0);
+    multiply(walsh_product_dense_decode_reference, &absolute_w, &absolute_a, 0, w->rows, magnitude, w->rows,
+             scratch);
+    check_close_f32(c, "y", expected, got, magnitude, n, t->factor);
+}
+
+static void check_shape(struct check *c, const struct product_case *t, const struct product_shape *shape,
+                        size_t rows, void *scratch)
+{
+    const size_t outs = shape->rows;
+    struct walsh_weights w = product_weights(c, shape);
+    struct walsh_activations a =
+        product_activations(c, t->type, rows, shape->cols, shape->format != WALSH_FORMAT_E8P);
+    float *expected = outputs(c, rows * outs), *got = outputs(c, rows * outs);
+    multiply(t->reference, &w, &a, 0, outs, expected, outs, scratch);
+    multiply(t->candidate, &w, &a, 0, outs, got, outs, scratch);
+    compare(c, t, &w, &a, expected, got, scratch);
+
+    /* in two pieces, into wider rows: the same bits, and nothing written between the rows */
+    size_t ldy = outs + 1 + check_below(c, 20);
+    size_t cut = check_below(c, outs / WALSH_PRODUCT_ROWS + 1) * WALSH_PRODUCT_ROWS;
+    float *wide = outputs(c, rows * ldy), *untouched = check_alloc(c, ldy * sizeof(float), 0);
+    if (cut < outs) multiply(t->candidate, &w, &a, cut, outs, wide, ldy, scratch);
+    if (cut > 0) multiply(t->candidate, &w, &a, 0, cut, wide, ldy, scratch);
+    for (size_t i = 0; i < rows; i++) {
+        check_exact_f32(c, "y in pieces", got + i * outs, wide + i * ldy, outs);
+        check_exact_bytes(c, "the gap between rows of y", untouched, wide + i * ldy + outs,
+                          (ldy - outs) * sizeof(float));
+    }
+
+    /* a row alone */
+    size_t i = check_below(c, rows);
+    struct walsh_activations one = product_row(&a, i);
+    float *alone = outputs(c, outs);
+    multiply(t->candidate, &w, &one, 0, outs, alone, outs, scratch);
+    check_exact_f32(c, "y of a row alone", got + i * outs, alone, outs);
+}
+
+static size_t next_batch(struct check *c, size_t n)
+{
+    return batch[(n + c->round * 5) % (sizeof batch / sizeof batch[0])];
+}
+
+static void check_dense(struct check *c, const struct product_case *t, const enum walsh_format *formats,
+                        size_t count)
+{
+    static const size_t shapes[][2] = {{1, 1},   {5, 7},     {16, 16},   {33, 31}, {50, 100},
+                                       {64, 64}, {100, 513}, {37, 1055}, {200, 40}};
+    void *scratch = check_alloc_private(c, WALSH_PRODUCT_SCRATCH);
+    for (size_t f = 0; f < count; f++) {
+        for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++) {
+            struct product_shape shape = {formats[f], "", shapes[s][0], shapes[s][1]};
+            check_shape(c, t, &shape, next_batch(c, f + s), scratch);
+        }
+    }
+}
+
+static void check_stages(struct check *c, const struct product_case *t)
+{
+    static const char *const stages[] = {"P", "PB", "PP", "PPB", "PPPP", "B"};
+    static const size_t shapes[][2] = {{16, 8}, {32, 248}, {16, 256}, {48, 264}, {80, 576}, {208, 64}};
+    void *scratch = check_alloc_private(c, WALSH_PRODUCT_SCRATCH);
+    for (size_t k = 0; k < sizeof stages / sizeof stages[0]; k++) {
+        for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++) {
+            struct product_shape shape = {WALSH_FORMAT_E8P, stages[k], shapes[s][0], shapes[s][1]};
+            check_shape(c, t, &shape, next_batch(c, k + s), scratch);
+        }
+    }
+}
+
+/* The largest sums that the formats admit: the code of the largest sum of coordinates, all activations 127 or
+ * -127. */
+static void check_largest(struct check *c, const struct product_case *t, size_t rows)
+{
+    const uint32_t outs = 16, cols = WALSH_STAGE_MAX_COLUMNS, groups = cols / 8;
+    uint16_t largest = 0;
+    for (int code = 0, best = 0; code < 65536; code++) {
+        int8_t x4[8];
+        int sum = 0;
+        walsh_e8p_decode_x4((uint16_t)code, x4);
+        for (int i = 0; i < 8; i++) sum += x4[i];
+        if (sum > best) {
+            best = sum;
+            largest = (uint16_t)code;
+        }
+    }
+    uint16_t *codes = check_alloc(c, (size_t)outs * groups * sizeof *codes, 0);
+    for (size_t i = 0; i < (size_t)outs * groups; i++) codes[i] = largest;
+    void *packed = check_alloc(c, walsh_stage_bytes(WALSH_STAGE_E8P, outs, cols), 0);
+    walsh_e8p_pack(cols, codes, 0, outs, packed);
+    struct walsh_weights w = {.format = WALSH_FORMAT_E8P, .rows = outs, .cols = cols, .stages = 1};
+    w.stage[0].kind = WALSH_STAGE_E8P;
+    w.stage[0].data = packed;
+    w.stage[0].scale = 1;
+    struct walsh_activations a = product_activations(c, WALSH_ACTIVATION_INT8, rows, cols, false);
+    for (size_t i = 0; i < rows; i++) {
+        memset((int8_t *)a.data + i * a.stride, i % 2 == 0 ? 127 : -127, cols);
+        a.sum[i] = (i % 2 == 0 ? 127 : -127) * (int32_t)cols;
+    }
+    void *scratch = check_alloc_private(c, WALSH_PRODUCT_SCRATCH);
+    float *expected = outputs(c, rows * outs), *got = outputs(c, rows * outs);
+    multiply(t->reference, &w, &a, 0, outs, expected, outs, scratch);
+    multiply(t->candidate, &w, &a, 0, outs, got, outs, scratch);
+    check_exact_f32(c, "the largest sums", expected, got, rows * outs);
+}
+
+static const enum walsh_format dense_formats[] = {WALSH_FORMAT_F32, WALSH_FORMAT_F16, WALSH_FORMAT_BF16};
+static const enum walsh_format bf16_format[] = {WALSH_FORMAT_BF16};
+
+void check_product_dense_decode(struct check *c, product_kernel *reference, product_kernel *candidate)
+{
+    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_F32, 4}, dense_formats, 3);
+}
+
+void check_product_dense_prefill(struct check *c, product_kernel *reference, product_kernel *candidate)
+{
+    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_F32, 4}, dense_formats, 3);
+}
+
+void check_product_bf16_decode(struct check *c, product_kernel *reference, product_kernel *candidate)
+{
+    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_BF16, 4}, bf16_format, 1);
+}
+
+void check_product_bf16_prefill(struct check *c, product_kernel *reference, product_kernel *candidate)
+{
+    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_BF16, 4}, bf16_format, 1);
+}
+
+void check_product_e8p_decode(struct check *c, product_kernel *reference, product_kernel *candidate)
+{
+    check_stages(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_F32, 4});
+}
+
+void check_product_e8p_prefill(struct check *c, product_kernel *reference, product_kernel *candidate)
+{
+    check_stages(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_F32, 4});
+}
+
+void check_product_int8_decode(struct check *c, product_kernel *reference, product_kernel *candidate)
+{
+    const struct product_case t = {reference, candidate, WALSH_ACTIVATION_INT8, 0};
+    check_stages(c, &t);
+    check_largest(c, &t, 1 + c->round * 3);
+}
+
+void check_product_int8_prefill(struct check *c, product_kernel *reference, product_kernel *candidate)
+{
+    const struct product_case t = {reference, candidate, WALSH_ACTIVATION_INT8, 0};
+    check_stages(c, &t);
+    check_largest(c, &t, 1 + c->round * 3);
+}

@@ -1,0 +1,138 @@
+/* The product op: lists of mixed matrices, any pool, and the shapes on which a kernel for powers of two once
+ * wrote too far: 11008 = 8192 + 2048 + 512 + 256 outputs by 1, 639, 640 and 2048 rows. */
+#include <string.h>
+
+#include "base/memory.h"
+#include "checker.h"
+#include "kernels/product.h"
+#include "product_data.h"
+
+#define MOST_PRODUCTS 3
+
+struct op_case {
+    enum walsh_activation_type type;
+    enum walsh_role role;
+    size_t rows, cols, count;
+    struct product_shape shape[MOST_PRODUCTS]; /* cols is filled in */
+};
+
+static void run(const struct walsh_queue *q, const struct op_case *t, const struct walsh_weights *w,
+                const struct walsh_activations *a, float *const *y)
+{
+    struct walsh_product list[MOST_PRODUCTS];
+    for (size_t n = 0; n < t->count; n++) list[n] = (struct walsh_product){&w[n], y[n], w[n].rows + n};
+    q->ops->product(q, list, t->count, a, t->role);
+}
+
+/* Outputs [begin, end) of product n against the reference's table. */
+static void compare(struct check *c, const struct check_queues *queues, const struct op_case *t,
+                    const struct walsh_weights *w, const struct walsh_activations *a, const float *y,
+                    size_t ldy, size_t begin, size_t end)
+{
+    const struct walsh_kernels *k = queues->reference.kernels;
+    size_t outputs = end - begin, n = a->rows * outputs;
+    float *expected = check_alloc(c, n * sizeof *expected, 0), *got = check_alloc(c, n * sizeof *got, 0);
+    float *magnitude = check_alloc(c, n * sizeof *magnitude, 0);
+    struct walsh_product_part part = {
+        w, a, begin, end, expected - begin, outputs, queues->reference.scratch[0]};
+    for (size_t i = 0; i < a->rows; i++)
+        memcpy(got + i * outputs, y + i * ldy + begin, outputs * sizeof *got);
+    if (t->type == WALSH_ACTIVATION_INT8) {
+        k->product_int8_decode(&part);
+        check_exact_f32(c, "y", expected, got, n);
+        return;
+    }
+    if (w->format == WALSH_FORMAT_E8P)
+        k->product_e8p_decode(&part);
+    else
+        k->product_dense_decode(&part);
+    struct walsh_weights absolute_w = product_magnitudes(c, w);
+    struct walsh_activations absolute_a = product_absolute(c, a);
+    part.weights = &absolute_w;
+    part.a = &absolute_a;
+    part.y = magnitude - begin;
+    k->product_dense_decode(&part);
+    check_close_f32(c, "y", expected, got, magnitude, n, 4);
+}
+
+static void check_case(struct check *c, const struct check_queues *queues, const struct op_case *t)
+{
+    struct walsh_weights w[MOST_PRODUCTS];
+    struct walsh_activations a = product_activations(c, t->type, t->rows, t->cols, false);
+    float *y[3][MOST_PRODUCTS];
+    for (size_t n = 0; n < t->count; n++) {
+        struct product_shape shape = t->shape[n];
+        shape.cols = t->cols;
+        w[n] = product_weights(c, &shape);
+        for (unsigned q = 0; q < 3; q++)
+            y[q][n] =
+                check_alloc(c, t->rows * (shape.rows + n) * sizeof(float), check_misalign(c, sizeof(float)));
+    }
+    for (unsigned q = 0; q < 3; q++) run(&queues->best[q], t, w, &a, y[q]);
+    for (size_t n = 0; n < t->count; n++) {
+        size_t outputs = w[n].rows, ldy = outputs + n, bytes = t->rows * ldy * sizeof(float);
+        check_exact_bytes(c, "y of 1 and of 2 threads", y[0][n], y[1][n], bytes);
+        check_exact_bytes(c, "y of 1 and of 3 threads", y[0][n], y[2][n], bytes);
+        /* all outputs of a small product; of a large one the ends, a boundary of 8192 + 2048, and any other
+         */
+        if (outputs <= 256) {
+            compare(c, queues, t, &w[n], &a, y[0][n], ldy, 0, outputs);
+            continue;
+        }
+        size_t any = check_below(c, outputs / WALSH_PRODUCT_ROWS) * WALSH_PRODUCT_ROWS;
+        const size_t begins[] = {0, any, 8192 - 16, 8192 + 2048, outputs - 16};
+        for (size_t i = 0; i < sizeof begins / sizeof begins[0]; i++)
+            compare(c, queues, t, &w[n], &a, y[0][n], ldy, begins[i], begins[i] + 16);
+    }
+}
+
+/* A list of mixed matrices in both roles. */
+static void check_lists(struct check *c, const struct check_queues *queues)
+{
+    static const size_t rows[] = {1, 3, 9, 40};
+    for (int role = WALSH_DECODE; role <= WALSH_PREFILL; role++) {
+        const struct op_case cases[] = {
+            {.type = WALSH_ACTIVATION_INT8,
+             .shape = {{WALSH_FORMAT_E8P, "PB", 96, 0},
+                       {WALSH_FORMAT_E8P, "PP", 32, 0},
+                       {WALSH_FORMAT_E8P, "P", 224, 0}}},
+            {.type = WALSH_ACTIVATION_F32,
+             .shape = {{WALSH_FORMAT_BF16, "", 70, 0},
+                       {WALSH_FORMAT_E8P, "PP", 32, 0},
+                       {WALSH_FORMAT_F16, "", 200, 0}}},
+            {.type = WALSH_ACTIVATION_BF16,
+             .shape = {{WALSH_FORMAT_BF16, "", 70, 0},
+                       {WALSH_FORMAT_BF16, "", 1, 0},
+                       {WALSH_FORMAT_BF16, "", 200, 0}}},
+        };
+        for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+            struct op_case t = cases[i];
+            t.role = (enum walsh_role)role;
+            t.rows = rows[c->round];
+            t.cols = 320;
+            t.count = MOST_PRODUCTS;
+            check_case(c, queues, &t);
+        }
+    }
+}
+
+void check_op_product(struct check *c, const struct check_queues *queues)
+{
+    static const size_t rows[] = {1, 639, 640, 2048};
+    check_lists(c, queues);
+    const struct op_case cases[] = {
+        {.type = WALSH_ACTIVATION_INT8, .cols = 320, .shape = {{WALSH_FORMAT_E8P, "PB", 11008, 0}}},
+        {.type = WALSH_ACTIVATION_F32, .cols = 256, .shape = {{WALSH_FORMAT_E8P, "P", 11008, 0}}},
+        {.type = WALSH_ACTIVATION_F32, .cols = 256, .shape = {{WALSH_FORMAT_BF16, "", 11008, 0}}},
+        {.type = WALSH_ACTIVATION_BF16, .cols = 320, .shape = {{WALSH_FORMAT_BF16, "", 11008, 0}}},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct op_case t = cases[i];
+        t.role = WALSH_PREFILL;
+        t.count = 1;
+        t.rows = rows[c->round];
+        /* without vector kernels such a product takes minutes; its boundaries do not depend on the rows */
+        if (queues->best[0].kernels->isa == 0) t.rows = walsh_min(t.rows, 16);
+        check_case(c, queues, &t);
+    }
+}
