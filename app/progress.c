@@ -77,20 +77,24 @@ static void time_text(double seconds, char *buffer, size_t size)
         snprintf(buffer, size, "%ld:%02ld", s / 60, s % 60);
 }
 
-/* "3/5 layers, 1.2 s/layer, 0:02 left" into buffer. */
+/* "3/5 layers, 1.2 s/layer, 0:02 left" or "5/5 layers, 1.2 s/layer, 0:06 in all" into buffer. */
 static void step_text(const struct progress *progress, double done, double total, const char *unit,
                       double now, char *buffer, size_t size)
 {
     double rate = (done - progress->first_done) / (now - progress->started);
     int n = snprintf(buffer, size, "%.0f/%.0f %s", done, total, unit);
     if (!(rate > 0) || n < 0 || (size_t)n >= size) return;
-    char left[24];
-    time_text((total - done) / rate, left, sizeof left);
+    char time[24];
+    bool finished = done >= total;
+    time_text(finished ? now - progress->started : (total - done) / rate, time, sizeof time);
+    const char *which = finished ? "in all" : "left";
     size_t length = strlen(unit), singular = length > 1 && unit[length - 1] == 's' ? length - 1 : length;
     if (rate >= 1)
-        snprintf(buffer + n, size - (size_t)n, ", %.*f %s/s, %s left", rate < 100 ? 1 : 0, rate, unit, left);
+        snprintf(buffer + n, size - (size_t)n, ", %.*f %s/s, %s %s", rate < 100 ? 1 : 0, rate, unit, time,
+                 which);
     else
-        snprintf(buffer + n, size - (size_t)n, ", %.1f s/%.*s, %s left", 1 / rate, (int)singular, unit, left);
+        snprintf(buffer + n, size - (size_t)n, ", %.1f s/%.*s, %s %s", 1 / rate, (int)singular, unit, time,
+                 which);
 }
 
 static void draw_bar(struct progress *progress, double share, const char *step)

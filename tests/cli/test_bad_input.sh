@@ -88,7 +88,7 @@ header hole '{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"
 header tail '{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}' 6 "bytes 4 to 6 of the data belong to no tensor"
 header no-range '{"a":{"dtype":"U8","shape":[4]}}' 4 "tensor a: data_offsets are not two integers of 0 or more"
 header duplicate '{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}' 4 \
-    "invalid JSON at line 1, column 58: duplicate object key near '\"a\"'"
+    "invalid JSON at line 1, column 56: duplicate object key near '\"a\"'"
 header dtype '{"a":{"dtype":"Q4","shape":[4],"data_offsets":[0,4]}}' 4 \
     'tensor a: unknown dtype "Q4"; known: BOOL, U8, I8, F8_E5M2, F8_E4M3, F8_E8M0, I16, U16, F16, BF16, I32, U32, F32, F64, I64, U64'
 header size '{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,4]}}' 4 \
@@ -101,8 +101,13 @@ edited shape 's/k_proj.weight":{"dtype":"BF16","shape":\[64,320\]/k_proj.weight"
     "tensor model.layers.0.self_attn.k_proj.weight: shape [320, 64], expected [64, 320]"
 edited type 's/model.norm.weight":{"dtype":"BF16",/model.norm.weight":{"dtype":"I16" ,/' \
     "tensor model.norm.weight: dtype I16, expected F32, F16 or BF16"
-config too-many 's/"num_hidden_layers": 5/"num_hidden_layers": 4/' x
-config too-few 's/"num_hidden_layers": 5/"num_hidden_layers": 6/' x
+without "$work/too-many" config.json
+sed 's/"num_hidden_layers": 5/"num_hidden_layers": 4/' "$model/config.json" >"$work/too-many/config.json"
+refuses "WORK/too-many/model.safetensors: tensor model.layers.4.input_layernorm.weight (and 8 more) has no place in \
+LlamaForCausalLM as config.json describes it" inspect "$work/too-many"
+without "$work/too-few" config.json
+sed 's/"num_hidden_layers": 5/"num_hidden_layers": 6/' "$model/config.json" >"$work/too-few/config.json"
+refuses "WORK/too-few: tensor model.layers.5.input_layernorm.weight is missing" inspect "$work/too-few"
 
 # --- the configuration
 known="known: LlamaForCausalLM, Qwen3MoeForCausalLM"
@@ -113,7 +118,8 @@ config version 's/"use_cache": true/"quantization_config": {"quant_method": "wal
     'version 99 of quantization method "walsh" is not supported; known: 1'
 config codebook 's/"use_cache": true/"quantization_config": {"quant_method": "glq", "codebook": "trellis"}/' \
     'GLQ codebook "trellis" is not supported; known: e8p'
-config key-twice 's/"use_cache": true/"use_cache": true, "use_cache": true/' x
+config key-twice 's/"use_cache": true/"use_cache": true, "use_cache": true/' \
+    "invalid JSON at line 30, column 32: duplicate object key near '\"use_cache\"'"
 config activation 's/"silu"/"gelu"/' 'hidden_act "gelu" is not supported; known: silu'
 
 finish
