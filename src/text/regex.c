@@ -7,7 +7,7 @@
 #include "base/memory.h"
 #include "text/regex_translate.h"
 
-#define STEP_LIMIT 20000000u /* calls of PCRE2's matcher in one search: about a second */
+#define STEP_LIMIT 10000000u /* calls of PCRE2's matcher in one search: under a second */
 #define HEAP_LIMIT 262144u   /* KiB of backtracking points in one search */
 
 struct walsh_regex {
@@ -28,8 +28,7 @@ static enum walsh_status compile(const uint8_t *pattern, size_t size, uint32_t o
     pcre2_set_parens_nest_limit(context, 100);
     int error;
     size_t offset;
-    *out =
-        pcre2_compile(pattern, size, options | PCRE2_UTF | PCRE2_NEVER_BACKSLASH_C, &error, &offset, context);
+    *out = pcre2_compile(pattern, size, options | PCRE2_UTF, &error, &offset, context);
     pcre2_compile_context_free(context);
     if (*out) return WALSH_OK;
     char message[200];

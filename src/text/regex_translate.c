@@ -3,8 +3,9 @@
 #include <stdbool.h>
 #include <string.h>
 
-/* Oniguruma's \w: Alphabetic, marks, decimal digits, connector punctuation. PCRE2 10.42's \w is narrower. */
-#define WORD "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}"
+/* Oniguruma's \w: Alphabetic, marks, decimal digits, connector punctuation and, by its table for Latin-1, the
+ * superscripts and fractions there. PCRE2 10.42's \w is another set. */
+#define WORD "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}"
 
 struct translation {
     const char *pattern, *at;
