@@ -25,8 +25,8 @@ struct walsh_peft_linear {
      * NULL. Linears are listed in the module's order of declaration (gate_up_proj before down_proj). */
     const char *stack;        /* "model.layers.0.mlp.experts.gate_up_proj" */
     uint32_t expert, experts; /* this linear's index, and how many there are */
-    uint32_t stack_out, stack_row,
-        stack_step; /* row i of W is row stack_row + i*stack_step of the expert's */
+    /* row i of W is row stack_row + i*stack_step of the expert's stack_out rows */
+    uint32_t stack_out, stack_row, stack_step;
 };
 
 /* A strided view of a tensor: element (i, j) is element `offset + i*row_stride + j*column_stride` of the

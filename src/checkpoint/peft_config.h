@@ -51,8 +51,7 @@ void walsh_peft_config_close(struct walsh_peft_config *config); /* safe on a zer
  * exclude_modules? */
 enum walsh_status walsh_peft_config_targets(const struct walsh_peft_config *config, const char *module,
                                             bool *targeted, struct walsh_error *err);
-/* Does it target this stacked parameter ("model.layers.0.mlp.experts.down_proj") through target_parameters?
- */
+/* Does it target this stacked parameter ("model.layers.0.mlp.experts.down_proj")? */
 bool walsh_peft_config_targets_parameter(const struct walsh_peft_config *config, const char *parameter);
 /* Rank and scale (alpha/r or alpha/sqrt(r)) of a module or a stacked parameter. */
 enum walsh_status walsh_peft_config_rank(const struct walsh_peft_config *config, const char *name,

@@ -31,19 +31,19 @@ struct walsh_adapter_linear {
 
 /* What the A and B of a source mean, with R_in and R_out the linear's rotations and z its rotated output. */
 enum walsh_adapter_convention {
-    WALSH_ADAPTER_PEFT, /* y += scale·B(A x): A [rank][in], B [out][rank]. Every published adapter */
-    WALSH_ADAPTER_ROTATED_INPUT, /* y += scale·B(A R_in x): A [rank][in padded], B [out][rank]. uzu in April
-                                  */
-    WALSH_ADAPTER_ROTATED_OUTPUT /* z += scale·B(A x): A [rank][in], B [out padded][rank]. lalamo, uzu since
-                                    May */
+    /* y += scale·B(A x): A [rank][in], B [out][rank]. Every published adapter */
+    WALSH_ADAPTER_PEFT,
+    /* y += scale·B(A R_in x): A [rank][in padded], B [out][rank]. uzu in April */
+    WALSH_ADAPTER_ROTATED_INPUT,
+    /* z += scale·B(A x): A [rank][in], B [out padded][rank]. lalamo, uzu since May */
+    WALSH_ADAPTER_ROTATED_OUTPUT
 };
 struct walsh_adapter_source {
     enum walsh_adapter_convention convention;
     uint32_t rank; /* 1..256 */
     double scale;
-    const float
-        *a; /* NULL: the A of `same_a`, a linear of the same inputs, rank and storage, is this one's too */
-    const float *b;
+    const float *a, *b;
+    /* Where a is NULL: a linear of the same inputs, rank and storage, whose A is this one's too. */
     const struct walsh_adapter_linear *same_a;
 };
 /* Fold a source into the canonical form: A' = A·R_in for ROTATED_INPUT, B' = scale·R_out·B (with reciprocal
@@ -61,7 +61,7 @@ float walsh_adapter_b(const struct walsh_adapter_linear *l, size_t o, size_t j);
 /* The updates of one adapter for one graph. Immutable after open; counted references, from any thread. */
 struct walsh_adapter {
     const char *name;                      /* the caller's, unique in a set */
-    const char *base_model;                /* whom its author trained it on; "" unknown */
+    const char *base_model;                /* what it was trained on; "" unknown */
     const struct walsh_model_graph *graph; /* borrowed: outlives the adapter */
     const struct walsh_linear **linears;   /* [count] by ascending address */
     struct walsh_adapter_linear *updates;  /* [count], of linears[i] */
@@ -84,8 +84,8 @@ enum walsh_status walsh_adapter_open(const char *name, const char *directory,
                                      const struct walsh_hooks *hooks, struct walsh_adapter **out,
                                      struct walsh_error *err);
 struct walsh_adapter *walsh_adapter_retain(struct walsh_adapter *adapter);
-void walsh_adapter_release(
-    struct walsh_adapter **adapter); /* frees with the last reference; NULL-safe; *adapter = NULL */
+/* Frees with the last reference; NULL-safe; *adapter becomes NULL. */
+void walsh_adapter_release(struct walsh_adapter **adapter);
 /* The adapter's update of one of its graph's linears; NULL: none. */
 const struct walsh_adapter_linear *walsh_adapter_find(const struct walsh_adapter *adapter,
                                                       const struct walsh_linear *linear);
