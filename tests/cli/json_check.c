@@ -1,6 +1,6 @@
-/* Reads standard input, which must be exactly one JSON object, and prints the value at each path given ("ppl",
- * "results.0.test"), one per line: strings as they are, an array or object as its number of members. Exit 1 where the
- * input is something else or a path is not there. */
+/* Reads standard input, which must be exactly one JSON object, and prints the value at each path given
+ * ("ppl", "results.0.test"), one per line: strings as they are, an array or object as its number of members.
+ * Exit 1 where the input is something else or a path is not there. */
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,7 +1,7 @@
 /* Writes a Llama checkpoint of random bf16 weights, to see what memory large checkpoints take:
  *   random_checkpoint DIR HIDDEN INTERMEDIATE LAYERS VOCAB
- * DIR must exist; config.json and model.safetensors are written there. Heads are 64 wide, four query heads share a key
- * head, embeddings are tied. */
+ * DIR must exist; config.json and model.safetensors are written there. Heads are 64 wide, four query heads
+ * share a key head, embeddings are tied. */
 #include <inttypes.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -14,7 +14,8 @@ struct shape {
 };
 
 /* One pass over all tensors: `emit` gets each name and its shape (cols 0: a vector). */
-static void for_each_tensor(const struct shape *s, void (*emit)(void *, const char *, uint64_t, uint64_t), void *user)
+static void for_each_tensor(const struct shape *s, void (*emit)(void *, const char *, uint64_t, uint64_t),
+                            void *user)
 {
     uint64_t keys = s->hidden / 4;
     const struct {
@@ -95,14 +96,16 @@ static bool write_config(const char *directory, const struct shape *s)
 {
     FILE *file = create(directory, "config.json");
     if (!file) return false;
-    fprintf(file,
-            "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"hidden_act\": \"silu\",\n"
-            " \"hidden_size\": %" PRIu64 ", \"intermediate_size\": %" PRIu64 ", \"num_hidden_layers\": %" PRIu64 ",\n"
-            " \"num_attention_heads\": %" PRIu64 ", \"num_key_value_heads\": %" PRIu64 ", \"head_dim\": 64,\n"
-            " \"vocab_size\": %" PRIu64 ", \"max_position_embeddings\": 2048, \"rms_norm_eps\": 1e-05,\n"
-            " \"rope_theta\": 10000.0, \"tie_word_embeddings\": true, \"torch_dtype\": \"bfloat16\",\n"
-            " \"bos_token_id\": 0, \"eos_token_id\": 0}\n",
-            s->hidden, s->intermediate, s->layers, s->hidden / 64, s->hidden / 256, s->vocab);
+    fprintf(
+        file,
+        "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"hidden_act\": \"silu\",\n"
+        " \"hidden_size\": %" PRIu64 ", \"intermediate_size\": %" PRIu64 ", \"num_hidden_layers\": %" PRIu64
+        ",\n"
+        " \"num_attention_heads\": %" PRIu64 ", \"num_key_value_heads\": %" PRIu64 ", \"head_dim\": 64,\n"
+        " \"vocab_size\": %" PRIu64 ", \"max_position_embeddings\": 2048, \"rms_norm_eps\": 1e-05,\n"
+        " \"rope_theta\": 10000.0, \"tie_word_embeddings\": true, \"torch_dtype\": \"bfloat16\",\n"
+        " \"bos_token_id\": 0, \"eos_token_id\": 0}\n",
+        s->hidden, s->intermediate, s->layers, s->hidden / 64, s->hidden / 256, s->vocab);
     return fclose(file) == 0;
 }
 

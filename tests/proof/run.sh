@@ -8,6 +8,7 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 build=$(cd "$1" && pwd)
 models=$(cd "$2" && pwd)
 texts=${TEXTS:-$models/../text}
+golden=${GOLDEN:-$models/../golden}
 walsh=$build/walsh
 results=$root/tests/proof/results
 work=$(mktemp -d "${TMPDIR:-/tmp}/walsh-proof.XXXXXX")
@@ -47,23 +48,31 @@ measure() {
 say "# walsh proof, $(uname -m), $(nproc) CPUs, $("$walsh" --version)"
 say "# $("$walsh" devices | sed -n 's/^features *//p')"
 
-# --- perplexities of the unquantized models: within 0.02% of fp32 transformers, context 1024
-perplexity() { # model text expected
-    if [ ! -d "$models/$1" ]; then missing "$1: perplexity of $2"; return; fi
-    if [ ! -f "$texts/$2.txt" ]; then missing "$texts/$2.txt: perplexity of $1"; return; fi
-    measure eval "$models/$1" --text "$texts/$2.txt" --context 1024 --activations f32 || return 0
-    ok "$1: perplexity of $2" "($(number ppl) / $3 - 1) ^ 2 < 0.0002 ^ 2"
-}
-while read -r model valid test shakespeare wikitext; do
-    perplexity "$model" valid "$valid"
-    perplexity "$model" test "$test"
-    perplexity "$model" shakespeare-valid "$shakespeare"
-    perplexity "$model" wikitext2-test "$wikitext"
-done <<'END'
-bookworm-8m 23.5192 31.2126 33.9043 156.8461
-bookworm-26m 20.6217 28.5431 33.7625 170.0779
-bookworm-moe-12m 28.5137 36.5796 40.5199 188.0791
-END
+# --- the ids of the texts are those of the `tokenizers` package
+for line in $("$build/tests/tokenizer_texts" "$root/models/bookworm-8m" "$root/tests/fixtures/text/texts.tsv" "$texts" |
+    tr ' ' '_'); do
+    what=$(echo "$line" | tr '_' ' ')
+    case $line in
+    ok*) passed=$((passed + 1)) ;;
+    absent*) absent=$((absent + 1)) ;;
+    *) failed=$((failed + 1)) ;;
+    esac
+    say "$what"
+done
+
+# --- logits, log-probabilities, greedy text and perplexities of the unquantized models against fp32 transformers
+"$build/tests/golden" --proof "$models" "$golden" "$texts" >"$work/golden" 2>&1 || true
+tee -a "$log" <"$work/golden"
+absent=$((absent + $(grep -c ' is absent$' "$work/golden" || true)))
+failed=$((failed + $(grep 'FAIL' "$work/golden" | grep -vcE ' is absent$|^golden' || true)))
+passed=$((passed + $(grep -c '^  ok ' "$work/golden" || true)))
+
+# --- ids of whole texts against the tokenizers package, and the speed of encoding
+"$build/tests/encode_texts" "$root/models/bookworm-8m" "$root/tests/fixtures/text/texts.tsv" "$texts" >"$work/ids" || true
+tee -a "$log" <"$work/ids"
+absent=$((absent + $(grep -c '^absent' "$work/ids" || true)))
+failed=$((failed + $(grep -c '^FAILED' "$work/ids" || true)))
+passed=$((passed + $(grep -c '^ok' "$work/ids" || true)))
 
 # --- quality and time of quantization: perplexity of valid.txt, 128 x 1024 tokens of calibration.txt, fp32 activations
 quality() { # label, condition on ppl, quantize options...
