@@ -13,13 +13,15 @@
 /* Which ceiling a kernel's rate is held against. */
 enum walsh_ceiling { WALSH_CEILING_F32, WALSH_CEILING_INT8, WALSH_CEILING_BF16 };
 
-/* Measured in this process, on the queue's threads (bandwidth) and one thread (rates). */
+/* What this machine can do, measured in this process. Bandwidths are of reading, bytes/s; rates are of one
+ * thread, with 2 operations per multiply-add, 0 where the instruction is absent. */
 struct walsh_roofline {
-    double read_bandwidth; /* bytes/s, DRAM, all threads */
-    double core_bandwidth; /* bytes/s, DRAM, one thread */
-    double f32_rate;       /* operations/s (FMA = 2), one thread */
-    double int8_rate;      /* operations/s (multiply-add = 2), one thread; 0 where absent */
+    double read_bandwidth;             /* DRAM, all threads of the queue */
+    double core_bandwidth;             /* DRAM, one thread */
+    double l1_bandwidth, l2_bandwidth; /* one thread */
+    double f32_rate, int8_rate, bf16_rate;
 };
+void walsh_roofline_measure(const struct walsh_queue *q, struct walsh_roofline *out);
 
 /* One timed case. */
 struct walsh_bench_result {
@@ -28,14 +30,15 @@ struct walsh_bench_result {
     double seconds;           /* median of one call */
     double bytes, operations; /* of one call */
     double ratio;             /* the reference's seconds / seconds; 0 where the reference was not run */
-    double roofline; /* fraction of the attainable rate: min(ceiling, bandwidth * operations/bytes) or of
-                        bandwidth */
+    double roofline; /* share of the binding ceiling, of one thread: the seconds that the operations take at
+                      * their rate or the bytes at the bandwidth of the level that holds them, whichever is
+                      * longer, / seconds */
 };
 typedef void walsh_bench_callback(void *user, const struct walsh_bench_result *result);
 
 struct walsh_bench;
 /* The cases' prototypes. */
-#define WALSH_KERNEL(name, result, parameters, comparison)                                                        \
+#define WALSH_KERNEL(name, result, parameters, comparison)                                                   \
     void walsh_bench_##name(struct walsh_bench *b, walsh_kernel_##name *f);
 #define WALSH_IMPL(name, isa)
 #include "kernels/kernels.def"
@@ -48,10 +51,20 @@ void walsh_bench_run(struct walsh_bench *b, const char *size, double bytes, doub
 void *walsh_bench_alloc(struct walsh_bench *b, size_t bytes);
 float *walsh_bench_normal(struct walsh_bench *b, size_t n); /* standard normal numbers, or NULL */
 
-/* All kernels of the list whose name contains `pattern` (NULL: all), every implementation that the machine
- * admits; the roofline goes to *roofline first. */
-enum walsh_status walsh_bench_kernels(const char *pattern, const struct walsh_queue *q,
-                                      struct walsh_roofline *roofline, walsh_bench_callback *callback,
-                                      void *user, struct walsh_error *err);
+/* All kernels of the list whose name contains `pattern` (NULL: all), every implementation that q's level
+ * admits, on the calling thread. The roofline is measured first. */
+void walsh_queue_bench(const struct walsh_queue *q, const char *pattern, struct walsh_roofline *roofline,
+                       walsh_bench_callback *callback, void *user);
+
+#if WALSH_X86
+/* Loops in registers: run `rounds` rounds, return the operations done. And a sum over x, for the bandwidth.
+ */
+double walsh_peak_f32_avx2(size_t rounds);
+double walsh_peak_f32_avx512(size_t rounds);
+double walsh_peak_int8_vnni(size_t rounds);
+double walsh_peak_bf16_bf16(size_t rounds);
+float walsh_peak_read_avx2(const float *x, size_t n);
+float walsh_peak_read_avx512(const float *x, size_t n);
+#endif
 
 #endif
