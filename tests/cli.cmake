@@ -15,7 +15,5 @@ add_test(NAME layers COMMAND ${CMAKE_SOURCE_DIR}/tools/check_layers.sh)
 # For tests/proof/run.sh.
 add_executable(random_checkpoint proof/random_checkpoint.c)
 target_link_libraries(random_checkpoint PRIVATE walsh_flags)
-add_executable(tokenizer_texts proof/tokenizer_texts.c)
-target_link_libraries(tokenizer_texts PRIVATE walsh_text)
 add_executable(encode_texts proof/encode_texts.c)
 target_link_libraries(encode_texts PRIVATE walsh_api)

@@ -48,18 +48,6 @@ measure() {
 say "# walsh proof, $(uname -m), $(nproc) CPUs, $("$walsh" --version)"
 say "# $("$walsh" devices | sed -n 's/^features *//p')"
 
-# --- the ids of the texts are those of the `tokenizers` package
-for line in $("$build/tests/tokenizer_texts" "$root/models/bookworm-8m" "$root/tests/fixtures/text/texts.tsv" "$texts" |
-    tr ' ' '_'); do
-    what=$(echo "$line" | tr '_' ' ')
-    case $line in
-    ok*) passed=$((passed + 1)) ;;
-    absent*) absent=$((absent + 1)) ;;
-    *) failed=$((failed + 1)) ;;
-    esac
-    say "$what"
-done
-
 # --- logits, log-probabilities, greedy text and perplexities of the unquantized models against fp32 transformers
 "$build/tests/golden" --proof "$models" "$golden" "$texts" >"$work/golden" 2>&1 || true
 tee -a "$log" <"$work/golden"
