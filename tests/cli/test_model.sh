@@ -32,6 +32,12 @@ done
 works run "$model" "$prompt" -n 24 --temp 1 --seed 8
 ! cmp -s "$work/out" "$work/drawn" || fails "another seed, another text"
 
+last="(example) MODEL PROMPT"
+"$CLI_EXAMPLE" "$model" "$prompt" >"$work/out" 2>"$work/err"
+code=$?
+exits 0
+cmp -s "$work/out" "$work/reference" || fails "the example generates the same"
+
 works run "$model" "$prompt" -n 24 --temp 0 --json
 has text tokens prompt_tokens prompt_tokens_per_second tokens_per_second finish seed
 same text "$(value text)" "$(cat "$work/reference")"
