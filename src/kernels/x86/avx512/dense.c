@@ -150,20 +150,6 @@ void walsh_product_bf16_decode_avx512(const struct walsh_product_part *p)
 
 /* --- prefill --- */
 
-/* The first block of columns writes y, the later ones add to it. */
-INLINE void store_first(const void *to, size_t i, size_t r, __mmask16 mask, __m512 sum)
-{
-    const struct walsh_product_part *p = to;
-    _mm512_mask_storeu_ps(p->y + i * p->ldy + r, mask, sum);
-}
-
-INLINE void store_next(const void *to, size_t i, size_t r, __mmask16 mask, __m512 sum)
-{
-    const struct walsh_product_part *p = to;
-    float *y = p->y + i * p->ldy + r;
-    _mm512_mask_storeu_ps(y, mask, _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), sum));
-}
-
 INLINE __m512i panel_f32(const void *from, size_t row, size_t k, size_t count)
 {
     const struct walsh_weights *w = from;

@@ -16,6 +16,6 @@ static inline __m512 tile_step(__m512 sum, __m512i weights, __m512i activation)
     return _mm512_fmadd_ps(_mm512_castsi512_ps(weights), _mm512_castsi512_ps(activation), sum);
 }
 
-#include "kernels/x86/avx512/gemm.h"
+#include "kernels/x86/avx512/store_f32.h"
 
 #endif

@@ -19,7 +19,7 @@ static inline __m512 tile_step(__m512 sum, __m512i weights, __m512i activation)
 
 #include "base/memory.h"
 #include "kernels/table.h"
-#include "kernels/x86/avx512/gemm.h"
+#include "kernels/x86/avx512/store_f32.h"
 
 #define BLOCK 1024        /* prefill: columns per panel */
 #define PANEL_OUTPUTS 192 /* prefill: outputs whose panels share the L2: 192 * 1024 * 2 = 393 KB */
@@ -97,20 +97,6 @@ void walsh_product_bf16_decode_bf16(const struct walsh_product_part *p)
 }
 
 /* --- prefill --- */
-
-/* The first block of columns writes y, the later ones add to it. */
-INLINE void store_first(const void *to, size_t i, size_t r, __mmask16 mask, __m512 sum)
-{
-    const struct walsh_product_part *p = to;
-    _mm512_mask_storeu_ps(p->y + i * p->ldy + r, mask, sum);
-}
-
-INLINE void store_next(const void *to, size_t i, size_t r, __mmask16 mask, __m512 sum)
-{
-    const struct walsh_product_part *p = to;
-    float *y = p->y + i * p->ldy + r;
-    _mm512_mask_storeu_ps(y, mask, _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), sum));
-}
 
 struct panel_source {
     const struct walsh_weights *weights;

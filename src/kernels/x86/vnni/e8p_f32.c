@@ -165,20 +165,6 @@ static void pack(const struct walsh_weights *w, size_t row, size_t outputs, size
     }
 }
 
-/* The first block of columns writes y, the later ones add to it. */
-INLINE void store_first(const void *to, size_t i, size_t r, __mmask16 mask, __m512 sum)
-{
-    const struct walsh_product_part *p = to;
-    _mm512_mask_storeu_ps(p->y + i * p->ldy + r, mask, sum);
-}
-
-INLINE void store_next(const void *to, size_t i, size_t r, __mmask16 mask, __m512 sum)
-{
-    const struct walsh_product_part *p = to;
-    float *y = p->y + i * p->ldy + r;
-    _mm512_mask_storeu_ps(y, mask, _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), sum));
-}
-
 void walsh_product_e8p_prefill_vnni(const struct walsh_product_part *p)
 {
     const size_t blocks = walsh_stage_blocks(p->weights->cols), most = BLOCK / WALSH_PLANE_COLUMNS;

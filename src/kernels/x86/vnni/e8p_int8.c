@@ -7,6 +7,7 @@
  * operations behind them are the kernel's definition. */
 #include "base/memory.h"
 #include "kernels/table.h"
+#include "kernels/x86/stage_term.h"
 #include "kernels/x86/vnni/e8p_block.h"
 
 typedef __m512i tile_sum;
@@ -26,19 +27,6 @@ static inline __m512i tile_step(__m512i sum, __m512i weights, __m512i activation
 #define PREFETCH 4096           /* decode: bytes ahead of each stream */
 #define PANEL_BYTES (512 << 10) /* prefill: panels within the L2 */
 #define STEPS (WALSH_PLANE_COLUMNS / 4)
-
-/* What turns a sum of nibbles into the stage's term: scale * (float)(factor * sum - offset * sum q). */
-struct stage_term {
-    int32_t factor, offset;
-    float scale;
-};
-
-static struct stage_term stage_term(const struct walsh_weights *w, unsigned stage)
-{
-    if (w->stage[stage].kind == WALSH_STAGE_E8P)
-        return (struct stage_term){2, 15, w->stage[stage].scale * 0.25f};
-    return (struct stage_term){1, 4, w->stage[stage].scale * 0.5f};
-}
 
 /* --- decode --- */
 
@@ -93,12 +81,6 @@ INLINE void stage_dots(enum walsh_stage_kind kind, const unsigned pairs, const u
     }
 }
 
-INLINE float add_term(float y, unsigned stage, const struct stage_term *t, int32_t dot, int32_t sum)
-{
-    float term = t->scale * (float)(t->factor * dot - t->offset * sum);
-    return stage == 0 ? term : y + term;
-}
-
 /* 2 * pairs outputs from r on by `rows` activation rows from i on. */
 INLINE void decode_block(const unsigned pairs, const unsigned rows, const struct walsh_product_part *p,
                          size_t r, size_t i)
@@ -118,8 +100,8 @@ INLINE void decode_block(const unsigned pairs, const unsigned rows, const struct
             stage_dots(WALSH_STAGE_E81B, pairs, rows, data, blocks, q, a->stride, dots[0], dots[1]);
         struct stage_term term = stage_term(w, k);
         for (unsigned n = 0; n < pairs * rows; n++) {
-            y[0][n] = add_term(y[0][n], k, &term, dots[0][n], a->sum[i + n % rows]);
-            y[1][n] = add_term(y[1][n], k, &term, dots[1][n], a->sum[i + n % rows]);
+            y[0][n] = stage_add(y[0][n], k, &term, dots[0][n], a->sum[i + n % rows]);
+            y[1][n] = stage_add(y[1][n], k, &term, dots[1][n], a->sum[i + n % rows]);
         }
     }
     for (unsigned n = 0; n < pairs * rows; n++) {

@@ -1,0 +1,212 @@
+/* AVX2 products of dense weights: f32, f16 or bf16 weights by f32 activations, bf16 by bf16. Every element is
+ * widened to f32 exactly.
+ *
+ * Decode: each output has one accumulator of 8 lanes over the columns in order, then a fixed tree; weights
+ * are read once for two activation rows. Prefill: columns in blocks of BLOCK; within a block one chain of
+ * FMAs per output in column order, the blocks summed in order. Both are the same for any number of rows. */
+#include <string.h>
+
+#include "base/memory.h"
+#include "kernels/table.h"
+#include "kernels/x86/avx2/tile_f32.h"
+
+#define BLOCK 256        /* prefill: columns per panel */
+#define PANEL_OUTPUTS 96 /* prefill: outputs whose panels share the L2: 96 * 256 * 4 = 98 KB */
+#define OUTPUTS 4        /* decode: outputs at once, as many streams of memory */
+#define PREFETCH 1024    /* decode: bytes ahead of each stream */
+
+/* 8 elements from x[k] on, widened; `count` of them exist, the rest come as 0. */
+typedef __m256 load_8(const void *x, size_t k, size_t count);
+
+INLINE __m256 load_f32(const void *x, size_t k, size_t count)
+{
+    const float *at = (const float *)x + k;
+    return count >= 8 ? _mm256_loadu_ps(at) : _mm256_maskload_ps(at, first_lanes(count));
+}
+
+INLINE __m128i load_halves(const void *x, size_t k, size_t count)
+{
+    const uint16_t *at = (const uint16_t *)x + k;
+    if (count >= 8) return _mm_loadu_si128((const __m128i *)(const void *)at);
+    uint16_t some[8] = {0};
+    memcpy(some, at, count * sizeof *some);
+    return _mm_loadu_si128((const __m128i *)(const void *)some);
+}
+
+INLINE __m256 load_f16(const void *x, size_t k, size_t count)
+{
+    return _mm256_cvtph_ps(load_halves(x, k, count));
+}
+
+INLINE __m256 load_bf16(const void *x, size_t k, size_t count)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_halves(x, k, count)), 16));
+}
+
+/* How the elements of one side are stored. */
+struct element {
+    load_8 *load;
+    size_t width;
+};
+
+/* --- decode --- */
+
+/* OUTPUTS outputs from r on, of which `exist`, by `rows` activation rows from i on; rows is constant. */
+INLINE void decode_block(const struct element weight, const struct element activation, const unsigned rows,
+                         const struct walsh_product_part *p, size_t r, size_t exist, size_t i)
+{
+    const size_t cols = p->weights->cols, a_bytes = p->a->stride * activation.width;
+    const char *a = (const char *)p->a->data + i * a_bytes, *w[OUTPUTS];
+    __m256 sum[OUTPUTS][2];
+#pragma GCC unroll 4
+    for (unsigned n = 0; n < OUTPUTS; n++) {
+        size_t row = r + (n < exist ? n : exist - 1); /* beyond the last: read it again, store nothing */
+        w[n] = (const char *)p->weights->data + row * cols * weight.width;
+#pragma GCC unroll 2
+        for (unsigned m = 0; m < rows; m++) sum[n][m] = _mm256_setzero_ps();
+    }
+    size_t k = 0;
+    for (; k + 16 <= cols; k += 16) {
+#pragma GCC unroll 4
+        for (unsigned n = 0; n < OUTPUTS; n++) {
+            _mm_prefetch(w[n] + k * weight.width + PREFETCH, _MM_HINT_T0);
+            __m256 v = weight.load(w[n], k, 8), next = weight.load(w[n], k + 8, 8);
+#pragma GCC unroll 2
+            for (unsigned m = 0; m < rows; m++) {
+                sum[n][m] = _mm256_fmadd_ps(v, activation.load(a + m * a_bytes, k, 8), sum[n][m]);
+                sum[n][m] = _mm256_fmadd_ps(next, activation.load(a + m * a_bytes, k + 8, 8), sum[n][m]);
+            }
+        }
+    }
+    for (; k < cols; k += 8) {
+#pragma GCC unroll 4
+        for (unsigned n = 0; n < OUTPUTS; n++) {
+            __m256 v = weight.load(w[n], k, cols - k);
+#pragma GCC unroll 2
+            for (unsigned m = 0; m < rows; m++)
+                sum[n][m] = _mm256_fmadd_ps(v, activation.load(a + m * a_bytes, k, 8), sum[n][m]);
+        }
+    }
+#pragma GCC unroll 4
+    for (unsigned n = 0; n < OUTPUTS; n++) {
+        if (n >= exist) continue;
+#pragma GCC unroll 2
+        for (unsigned m = 0; m < rows; m++) p->y[(i + m) * p->ldy + r + n] = sum_lanes_ps(sum[n][m]);
+    }
+}
+
+INLINE void decode(const struct element weight, const struct element activation,
+                   const struct walsh_product_part *p)
+{
+    const size_t rows = p->a->rows;
+    for (size_t r = p->begin; r < p->end; r += OUTPUTS) {
+        size_t exist = walsh_min(OUTPUTS, p->end - r), i = 0;
+        for (; i + 2 <= rows; i += 2) decode_block(weight, activation, 2, p, r, exist, i);
+        if (i < rows) decode_block(weight, activation, 1, p, r, exist, i);
+    }
+}
+
+static const struct element f32 = {load_f32, 4};
+static const struct element f16 = {load_f16, 2};
+static const struct element bf16 = {load_bf16, 2};
+
+void walsh_product_dense_decode_avx2(const struct walsh_product_part *p)
+{
+    switch (p->weights->format) {
+    case WALSH_FORMAT_F32:
+        decode(f32, f32, p);
+        break;
+    case WALSH_FORMAT_F16:
+        decode(f16, f32, p);
+        break;
+    default:
+        decode(bf16, f32, p);
+    }
+}
+
+void walsh_product_bf16_decode_avx2(const struct walsh_product_part *p)
+{
+    decode(bf16, bf16, p);
+}
+
+/* --- prefill --- */
+
+INLINE __m256i panel_f32(const void *from, size_t row, size_t k, size_t count)
+{
+    const struct walsh_weights *w = from;
+    return _mm256_castps_si256(load_f32((const float *)w->data + row * w->cols, k, count));
+}
+
+INLINE __m256i panel_f16(const void *from, size_t row, size_t k, size_t count)
+{
+    const struct walsh_weights *w = from;
+    return _mm256_castps_si256(load_f16((const uint16_t *)w->data + row * w->cols, k, count));
+}
+
+INLINE __m256i panel_bf16(const void *from, size_t row, size_t k, size_t count)
+{
+    const struct walsh_weights *w = from;
+    return _mm256_castps_si256(load_bf16((const uint16_t *)w->data + row * w->cols, k, count));
+}
+
+static size_t pack(const struct walsh_weights *w, size_t row, size_t outputs, size_t k, size_t cols,
+                   uint32_t *panels)
+{
+    switch (w->format) {
+    case WALSH_FORMAT_F32:
+        return panel_pack(panel_f32, w, row, outputs, k, cols, panels);
+    case WALSH_FORMAT_F16:
+        return panel_pack(panel_f16, w, row, outputs, k, cols, panels);
+    default:
+        return panel_pack(panel_bf16, w, row, outputs, k, cols, panels);
+    }
+}
+
+static void multiply(const struct walsh_product_part *p, const uint32_t *panels, const struct tile_rows *a,
+                     size_t steps, size_t output, size_t outputs, bool first)
+{
+    if (first)
+        tile_all(store_first, p, panels, a, steps, output, outputs);
+    else
+        tile_all(store_next, p, panels, a, steps, output, outputs);
+}
+
+void walsh_product_dense_prefill_avx2(const struct walsh_product_part *p)
+{
+    const struct walsh_weights *w = p->weights;
+    uint32_t *panels = p->scratch;
+    for (size_t r = p->begin; r < p->end; r += PANEL_OUTPUTS) {
+        size_t outputs = walsh_min(PANEL_OUTPUTS, p->end - r);
+        for (size_t k = 0; k < w->cols; k += BLOCK) {
+            size_t steps = pack(w, r, outputs, k, walsh_min(BLOCK, w->cols - k), panels);
+            struct tile_rows a = {(const float *)p->a->data + k, p->a->stride * sizeof(float), p->a->rows};
+            multiply(p, panels, &a, steps, r, outputs, k == 0);
+        }
+    }
+}
+
+/* bf16 activations: widened, TILE_ROWS rows of a block at a time. */
+void walsh_product_bf16_prefill_avx2(const struct walsh_product_part *p)
+{
+    const struct walsh_weights *w = p->weights;
+    uint32_t *panels = p->scratch;
+    float *wide = (float *)p->scratch + (size_t)PANEL_OUTPUTS * BLOCK;
+    for (size_t r = p->begin; r < p->end; r += PANEL_OUTPUTS) {
+        size_t outputs = walsh_min(PANEL_OUTPUTS, p->end - r);
+        for (size_t k = 0; k < w->cols; k += BLOCK) {
+            size_t steps = pack(w, r, outputs, k, walsh_min(BLOCK, w->cols - k), panels);
+            for (size_t i = 0; i < p->a->rows; i += TILE_ROWS) {
+                size_t rows = walsh_min(TILE_ROWS, p->a->rows - i);
+                const uint16_t *a = (const uint16_t *)p->a->data + i * p->a->stride + k;
+                for (size_t m = 0; m < rows; m++) {
+                    for (size_t n = 0; n < steps; n += 8)
+                        _mm256_store_ps(wide + m * BLOCK + n, load_bf16(a + m * p->a->stride, n, 8));
+                }
+                struct walsh_product_part part = *p;
+                part.y += i * p->ldy;
+                multiply(&part, panels, &(struct tile_rows){wide, BLOCK * sizeof(float), rows}, steps, r,
+                         outputs, k == 0);
+            }
+        }
+    }
+}
