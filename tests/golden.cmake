@@ -1,0 +1,9 @@
+# Reference outputs of the models that are shipped; golden --proof runs the larger ones (tests/golden/golden.c).
+add_executable(golden golden/golden.c)
+target_link_libraries(golden PRIVATE walsh_api)
+
+set(fixtures ${CMAKE_CURRENT_SOURCE_DIR}/fixtures)
+add_test(NAME golden_bookworm_8m COMMAND golden ${CMAKE_SOURCE_DIR}/models/bookworm-8m
+  ${fixtures}/golden/bookworm-8m.safetensors ${fixtures}/text/valid.txt 8192 25.9852)
+add_test(NAME golden_tiny_qwen3_moe COMMAND golden ${fixtures}/golden/tiny-qwen3-moe
+  ${fixtures}/golden/tiny-qwen3-moe.safetensors)
