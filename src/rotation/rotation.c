@@ -5,6 +5,7 @@
 
 #include "base/memory.h"
 #include "base/random.h"
+#include "rotation/overlap.h"
 
 #define MAX_DIMENSION (1u << 24)
 
@@ -51,7 +52,8 @@ bool walsh_rotation_equal(const struct walsh_rotation *a, const struct walsh_rot
     if (a->blocks.padded != b->blocks.padded || a->blocks.count != b->blocks.count) return false;
     if (memcmp(a->blocks.block, b->blocks.block, a->blocks.count * sizeof a->blocks.block[0]) != 0)
         return false;
-    return memcmp(a->signs, b->signs, a->blocks.padded * sizeof *a->signs) == 0;
+    const size_t signs = (size_t)a->blocks.padded * (a->kind == WALSH_ROTATION_OVERLAP ? 2 : 1);
+    return memcmp(a->signs, b->signs, signs * sizeof *a->signs) == 0;
 }
 
 void walsh_random_signs(uint64_t seed, const char *name, float *signs, uint32_t n)
@@ -116,6 +118,10 @@ void walsh_rotate_forward(const struct walsh_rotation *r, const float *x, float 
         memcpy(y, x, r->size * sizeof *y);
         return;
     }
+    if (r->kind == WALSH_ROTATION_OVERLAP) {
+        walsh_overlap_forward(r, x, y);
+        return;
+    }
     for (uint32_t i = 0; i < r->size; i++) y[i] = r->signs[i] * x[i];
     memset(y + r->size, 0, (r->blocks.padded - r->size) * sizeof *y);
     hadamard_blocks(&r->blocks, y);
@@ -125,6 +131,10 @@ void walsh_rotate_inverse(const struct walsh_rotation *r, float *y, float *x)
 {
     if (r->kind == WALSH_ROTATION_NONE) {
         if (x != y) memcpy(x, y, r->size * sizeof *x);
+        return;
+    }
+    if (r->kind == WALSH_ROTATION_OVERLAP) {
+        walsh_overlap_inverse(r, y, x);
         return;
     }
     hadamard_blocks(&r->blocks, y);
@@ -137,6 +147,10 @@ void walsh_rotate_forward_f64(const struct walsh_rotation *r, const double *x, d
         memcpy(y, x, r->size * sizeof *y);
         return;
     }
+    if (r->kind == WALSH_ROTATION_OVERLAP) {
+        walsh_overlap_forward_f64(r, x, y);
+        return;
+    }
     for (uint32_t i = 0; i < r->size; i++) y[i] = (double)r->signs[i] * x[i];
     memset(y + r->size, 0, (r->blocks.padded - r->size) * sizeof *y);
     hadamard_blocks_f64(&r->blocks, y, 1);
@@ -146,6 +160,10 @@ void walsh_rotate_inverse_f64(const struct walsh_rotation *r, double *y, double 
 {
     if (r->kind == WALSH_ROTATION_NONE) {
         if (x != y) memcpy(x, y, r->size * sizeof *x);
+        return;
+    }
+    if (r->kind == WALSH_ROTATION_OVERLAP) {
+        walsh_overlap_inverse_f64(r, y, x);
         return;
     }
     hadamard_blocks_f64(&r->blocks, y, 1);
@@ -177,6 +195,7 @@ enum walsh_status walsh_fold_columns(const struct walsh_rotation *r, const float
         if (out != b) memcpy(out, b, r->size * cols * sizeof *out);
         return WALSH_OK;
     }
+    if (r->kind == WALSH_ROTATION_OVERLAP) return walsh_overlap_fold_columns(r, b, cols, out, err);
     /* Columns go through the butterfly sixteen at a time: a cache line of the source each. */
     enum { WIDTH = 16 };
     const size_t padded = r->blocks.padded;

@@ -33,9 +33,14 @@ enum walsh_status walsh_blocks_binary(uint32_t n, uint32_t min_block, struct wal
 /* One block: the next power of two >= max(n, min_block). */
 enum walsh_status walsh_blocks_pow2(uint32_t n, uint32_t min_block, struct walsh_blocks *out, struct walsh_error *err);
 
-enum walsh_rotation_kind { WALSH_ROTATION_NONE, WALSH_ROTATION_BLOCKS };
+enum walsh_rotation_kind { WALSH_ROTATION_NONE, WALSH_ROTATION_BLOCKS, WALSH_ROTATION_OVERLAP };
 
-/* A rotation of a dimension of `size` elements. `signs` [blocks.padded] f32, borrowed. */
+/* A rotation of a dimension of `size` elements. `signs` [blocks.padded] f32, borrowed.
+ * OVERLAP, for head dimensions that are no power of two: with m = blocks.block[0] the largest power of two below size,
+ * nothing padded (padded == size), signs [2 * size] = (s, t), and H_first, H_last the Hadamard on the first or last m
+ * elements:
+ *   forward(x) = H_last (t ∘ H_first (s ∘ x)),  inverse(y) = s ∘ H_first (t ∘ H_last y)
+ * The ops `prepare` and `unrotate` (kernels/kernels.h) take NONE and BLOCKS only. */
 struct walsh_rotation {
     enum walsh_rotation_kind kind;
     uint32_t size; /* unpadded */
@@ -44,6 +49,11 @@ struct walsh_rotation {
 };
 /* True where both rotate a vector to the same bits (same blocks, same sign values). */
 bool walsh_rotation_equal(const struct walsh_rotation *a, const struct walsh_rotation *b);
+
+/* The rotation of n elements that pads nothing: one block where n is a power of two (`signs` [n] is enough), else OVERLAP
+ * (`signs` [2n]). Errors as walsh_blocks_binary. */
+enum walsh_status walsh_rotation_overlap(uint32_t n, const float *signs, struct walsh_rotation *out,
+                                         struct walsh_error *err);
 
 /* ±1 from a seed: element i of stream (seed, name). Reproducible on every machine. */
 void walsh_random_signs(uint64_t seed, const char *name, float *signs, uint32_t n);
