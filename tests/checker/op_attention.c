@@ -4,6 +4,7 @@
 
 #include "base/scalar.h"
 #include "checker.h"
+#include "kernels/cpu/cpu_ops.h"
 
 static float *row(struct check *c, size_t n)
 {
@@ -132,28 +133,33 @@ static void check_prefill(struct check *c, const struct check_queues *queues, co
         check_exact_f32(c, "prefill of a part", out[0] + (from + i) * s->ldq, some + i * s->ldq, used);
 }
 
-/* Rows at scattered positions, in batches of 1, 2 and all. */
+/* Rows at scattered positions: in one batch on 1, 2, 3 threads, one by one, two by two; and one by one with
+ * so little scratch for partial results that a row takes several waves of chunks. */
 static void check_decode(struct check *c, const struct check_queues *queues, const struct setting *s)
 {
-    enum { BATCH = 5 };
+    enum { BATCH = 5, WAYS = 6 };
+    struct walsh_queue narrow = queues->best[2];
+    narrow.scratch_bytes = WALSH_SCRATCH_BYTES / 2 + 2816; /* one or two results per thread */
+    const struct walsh_queue *queue[WAYS] = {&queues->best[0], &queues->best[1], &queues->best[2],
+                                             &queues->best[1], &queues->best[2], &narrow};
+    const uint32_t batch[WAYS] = {BATCH, BATCH, BATCH, 1, 2, 1};
     struct walsh_attention_row rows[BATCH];
     size_t used = (size_t)s->shape.heads * s->shape.head_dim;
-    float *query = row(c, BATCH * s->ldq), *out[4];
+    float *query = row(c, BATCH * s->ldq), *out[WAYS];
     for (uint32_t b = 0; b < BATCH; b++) {
         uint32_t position = b == 0 ? s->tokens - 1 : (uint32_t)check_below(c, s->tokens);
         rows[b] = (struct walsh_attention_row){&s->kv, position};
         memcpy(query + b * s->ldq, s->query + position * s->ldq, s->ldq * sizeof *query);
     }
-    for (unsigned t = 0; t < 4; t++) {
-        out[t] = row(c, BATCH * s->ldq);
+    for (unsigned w = 0; w < WAYS; w++) {
+        out[w] = row(c, BATCH * s->ldq);
         for (uint32_t b = 0, n = 0; b < BATCH; b += n) {
-            const struct walsh_queue *q = &queues->best[t < 3 ? t : 2];
-            n = t == 1 ? 1 : t == 3 && b < 4 ? 2 : BATCH - b;
-            q->ops->attention(q, out[t] + b * s->ldq, s->ldq, query + b * s->ldq, s->ldq, rows + b, n,
-                              &s->shape, WALSH_DECODE);
+            n = batch[w] < BATCH - b ? batch[w] : BATCH - b;
+            queue[w]->ops->attention(queue[w], out[w] + b * s->ldq, s->ldq, query + b * s->ldq, s->ldq,
+                                     rows + b, n, &s->shape, WALSH_DECODE);
         }
         for (uint32_t b = 0; b < BATCH; b++)
-            check_exact_f32(c, "decode with another pool or batch", out[0] + b * s->ldq, out[t] + b * s->ldq,
+            check_exact_f32(c, "decode with another pool or batch", out[0] + b * s->ldq, out[w] + b * s->ldq,
                             used);
     }
     for (uint32_t b = 0; b < BATCH; b++) compare_rows(c, s, out[0] + b * s->ldq, rows[b].position, 1);

@@ -225,7 +225,8 @@ void walsh_cpu_decode_attention(const struct walsh_queue *q, float *out, size_t 
     t.slot_bytes =
         walsh_round_up((2 * SUBGROUP + (size_t)walsh_min(group, SUBGROUP) * shape->head_dim) * sizeof(float),
                        WALSH_ALIGNMENT);
-    size_t pieces = chunks * units_per_row(&t), wave = WALSH_SCRATCH_BYTES / 2 / t.slot_bytes * threads;
+    size_t pieces = chunks * units_per_row(&t),
+           wave = (q->scratch_bytes - WALSH_SCRATCH_BYTES / 2) / t.slot_bytes * threads;
     for (; t.wave_begin < pieces; t.wave_begin += wave) {
         size_t n = walsh_min(wave, pieces - t.wave_begin);
         walsh_pool_run(q->pool, n, 1, wave_pieces, &t);
