@@ -5,6 +5,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/kernels.h"
+#include "kernels/low_rank.h"
 #include "kernels/product.h"
 
 /* The instruction sets by which implementations are named, as bits of a feature mask. Each needs everything

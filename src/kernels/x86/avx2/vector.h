@@ -61,6 +61,14 @@ static inline vec vec_load_part_f16(const void *p, size_t n)
     return vec_load_f16(part);
 }
 
+/* 8 pairs of bfloat16 numbers: the first and the second of each. */
+static inline void vec_load_bf16_pairs(const void *p, vec *first, vec *second)
+{
+    const __m256i w = _mm256_loadu_si256((const __m256i *)p);
+    *first = _mm256_castsi256_ps(_mm256_slli_epi32(w, 16));
+    *second = _mm256_castsi256_ps(_mm256_and_si256(w, _mm256_set1_epi32((int)0xffff0000u)));
+}
+
 static inline vec vec_add(vec a, vec b)
 {
     return _mm256_add_ps(a, b);

@@ -57,6 +57,14 @@ static inline vec vec_load_part_f16(const void *p, size_t n)
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(n), p));
 }
 
+/* 16 pairs of bfloat16 numbers: the first and the second of each. */
+static inline void vec_load_bf16_pairs(const void *p, vec *first, vec *second)
+{
+    const __m512i w = _mm512_loadu_si512(p);
+    *first = _mm512_castsi512_ps(_mm512_slli_epi32(w, 16));
+    *second = _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32((int)0xffff0000u)));
+}
+
 static inline vec vec_add(vec a, vec b)
 {
     return _mm512_add_ps(a, b);

@@ -1,0 +1,3 @@
+#include "kernels/x86/avx512/vector.h"
+
+#include "kernels/x86/low_rank.inc"
