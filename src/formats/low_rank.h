@@ -14,7 +14,6 @@
 #include "base/memory.h"
 #include "formats/weights.h"
 
-#define WALSH_MAX_RANK 256
 #define WALSH_LOW_RANK_CHUNK 8  /* ranks */
 #define WALSH_LOW_RANK_GROUP 32 /* columns of A */
 #define WALSH_LOW_RANK_PANEL 16 /* outputs of B */
