@@ -56,15 +56,4 @@ float *walsh_bench_normal(struct walsh_bench *b, size_t n); /* standard normal n
 void walsh_queue_bench(const struct walsh_queue *q, const char *pattern, struct walsh_roofline *roofline,
                        walsh_bench_callback *callback, void *user);
 
-#if WALSH_X86
-/* Loops in registers: run `rounds` rounds, return the operations done. And a sum over x, for the bandwidth.
- */
-double walsh_peak_f32_avx2(size_t rounds);
-double walsh_peak_f32_avx512(size_t rounds);
-double walsh_peak_int8_vnni(size_t rounds);
-double walsh_peak_bf16_bf16(size_t rounds);
-float walsh_peak_read_avx2(const float *x, size_t n);
-float walsh_peak_read_avx512(const float *x, size_t n);
-#endif
-
 #endif

@@ -52,4 +52,15 @@ unsigned walsh_cpu_isa(void);
 void walsh_kernels_select(unsigned mask, struct walsh_kernels *out);
 const char *walsh_kernel_name(size_t id); /* NULL at WALSH_KERNEL_COUNT and beyond */
 
+#if WALSH_X86
+/* Loops in registers: run `rounds` rounds, return the operations done. And a sum over x, for the bandwidth.
+ */
+double walsh_peak_f32_avx2(size_t rounds);
+double walsh_peak_f32_avx512(size_t rounds);
+double walsh_peak_int8_vnni(size_t rounds);
+double walsh_peak_bf16_bf16(size_t rounds);
+float walsh_peak_read_avx2(const float *x, size_t n);
+float walsh_peak_read_avx512(const float *x, size_t n);
+#endif
+
 #endif

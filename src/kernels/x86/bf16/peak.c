@@ -1,7 +1,7 @@
 /* The ceiling of bfloat16 products: VDPBF16PS in registers. */
 #include <immintrin.h>
 
-#include "kernels/bench.h"
+#include "kernels/table.h"
 
 enum { CHAINS = 12, OPERATIONS = 16 * 2 * 2 };
 

@@ -1,7 +1,7 @@
 /* The ceiling of int8 products: VPDPBUSD in registers. */
 #include <immintrin.h>
 
-#include "kernels/bench.h"
+#include "kernels/table.h"
 
 enum { CHAINS = 12, OPERATIONS = 16 * 4 * 2 };
 
