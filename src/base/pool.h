@@ -18,7 +18,8 @@ void walsh_pool_close(struct walsh_pool **pool); /* joins; NULL-safe; sets *pool
 unsigned walsh_pool_threads(const struct walsh_pool *pool); /* 1 for NULL */
 
 /* Run `task` over [0, count) in pieces of `grain` indices (0 counts as 1; the last piece may be shorter), claimed
- * dynamically; returns when all are done. The pieces are [i*grain, (i+1)*grain) whatever the number of threads. Runs on
+ * dynamically and in ascending order: whoever holds a piece may wait for what an earlier piece does, because that is done
+ * or held by a running thread. Returns when all are done. The pieces are [i*grain, (i+1)*grain) whatever the number of threads. Runs on
  * the caller alone where the pool is NULL, has one thread, or count <= grain. One caller at a time; not reentrant
  * from a task. Workers spin briefly between runs, then sleep. */
 void walsh_pool_run(struct walsh_pool *pool, size_t count, size_t grain, walsh_task *task, void *argument);

@@ -8,6 +8,7 @@
 #ifndef WALSH_KERNELS_KERNELS_H
 #define WALSH_KERNELS_KERNELS_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -37,11 +38,42 @@ struct walsh_activations {
 size_t walsh_activations_stride(size_t cols);
 size_t walsh_activation_size(enum walsh_activation_type type); /* bytes of one element */
 
-/* One product of a list that shares its activations: y[row][0..weights.rows) = W · a_row, f32, row stride ldy. */
+/* The first half of a low-rank update, h = A x, of rows [row_begin, row_end) of a product's raw input. */
+struct walsh_low_rank_down {
+    enum walsh_format format; /* F32 or BF16, of A and of every B that reads h */
+    uint32_t rank;
+    const void *a; /* [rank][low_rank_input.cols] as formats/low_rank.h says, 64-byte aligned */
+    size_t row_begin, row_end;
+    float *h; /* scratch, walsh_low_rank_scratch elements */
+    /* the op's own */
+    size_t units_before;
+    atomic_size_t units_left;
+};
+/* The second half, y[row] += scale * B h[row] for the rows of input->down[down]: `down` names an h of the same
+ * call, which is the only one there is. */
+struct walsh_low_rank_up {
+    uint32_t down;
+    float scale;
+    const void *b; /* [weights.rows][rank of down] */
+};
+/* What all the products of a list read besides their prepared activations. */
+struct walsh_low_rank_input {
+    const float *x; /* [rows][ldx], the first `cols` of a row are read */
+    size_t ldx, cols;
+    struct walsh_low_rank_down *down;
+    size_t count;
+};
+/* f32 elements of scratch for the h of `rows` rows. */
+size_t walsh_low_rank_scratch(size_t rank, size_t cols, size_t rows, enum walsh_role role);
+
+/* One product of a list that shares its activations: y[row][0..weights.rows) = W · a_row, f32, row stride ldy, and
+ * then the updates in their order. */
 struct walsh_product {
     const struct walsh_weights *weights;
     float *y;
     size_t ldy;
+    const struct walsh_low_rank_up *up;
+    size_t up_count;
 };
 
 /* Keys and values of one layer of one sequence, in pages of page_tokens tokens. Page layout, for K and V alike:
@@ -104,9 +136,11 @@ struct walsh_ops {
      * a's rows, type and buffers are set by the caller; cols must equal rotation->blocks.padded. */
     void (*prepare)(const struct walsh_queue *q, struct walsh_activations *a, const float *x, size_t ldx,
                     const struct walsh_rotation *rotation);
-    /* All products of a list, over one set of activations, in one dispatch. */
+    /* All products of a list, over one set of activations, in one dispatch, with their low-rank updates (low_rank NULL:
+     * none has any). h is computed in the same dispatch, beside the products, from the raw x. */
     void (*product)(const struct walsh_queue *q, const struct walsh_product *list, size_t count,
-                    const struct walsh_activations *a, enum walsh_role role);
+                    const struct walsh_activations *a, const struct walsh_low_rank_input *low_rank,
+                    enum walsh_role role);
     /* y[row][0..size) = inverse(rotation, z[row]) + bias (NULL: none); z [rows][ldz] is overwritten. y may be z. */
     void (*unrotate)(const struct walsh_queue *q, float *y, size_t ldy, float *z, size_t ldz,
                      const struct walsh_rotation *rotation, const float *bias, size_t rows);

@@ -202,13 +202,13 @@ static void run_products(const struct walsh_queue *q, struct walsh_workspace *ws
     size_t z = 0;
     for (size_t i = 0; i < count; i++) {
         const struct walsh_linear *linear = calls[i]->linear;
-        list[i] = (struct walsh_product){&linear->weights, calls[i]->y, calls[i]->ldy};
+        list[i] = (struct walsh_product){.weights = &linear->weights, .y = calls[i]->y, .ldy = calls[i]->ldy};
         if (linear->out_rotation.kind == WALSH_ROTATION_NONE) continue;
         list[i].y = ws->z + z;
         list[i].ldy = linear->weights.rows;
         z += a->rows * linear->weights.rows;
     }
-    q->ops->product(q, list, count, a, role);
+    q->ops->product(q, list, count, a, NULL, role);
     for (size_t i = 0; i < count; i++) {
         const struct walsh_linear *linear = calls[i]->linear;
         q->ops->unrotate(q, calls[i]->y, calls[i]->ldy, list[i].y, list[i].ldy, &linear->out_rotation,

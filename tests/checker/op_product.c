@@ -20,8 +20,9 @@ static void run(const struct walsh_queue *q, const struct op_case *t, const stru
                 const struct walsh_activations *a, float *const *y)
 {
     struct walsh_product list[MOST_PRODUCTS];
-    for (size_t n = 0; n < t->count; n++) list[n] = (struct walsh_product){&w[n], y[n], w[n].rows + n};
-    q->ops->product(q, list, t->count, a, t->role);
+    for (size_t n = 0; n < t->count; n++)
+        list[n] = (struct walsh_product){.weights = &w[n], .y = y[n], .ldy = w[n].rows + n};
+    q->ops->product(q, list, t->count, a, NULL, t->role);
 }
 
 /* Outputs [begin, end) of product n against the reference's table. */

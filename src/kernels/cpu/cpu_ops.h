@@ -20,7 +20,8 @@ void walsh_cpu_add(const struct walsh_queue *q, float *x, const float *d, size_t
 void walsh_cpu_prepare(const struct walsh_queue *q, struct walsh_activations *a, const float *x, size_t ldx,
                        const struct walsh_rotation *rotation);
 void walsh_cpu_product(const struct walsh_queue *q, const struct walsh_product *list, size_t count,
-                       const struct walsh_activations *a, enum walsh_role role);
+                       const struct walsh_activations *a, const struct walsh_low_rank_input *low_rank,
+                       enum walsh_role role);
 void walsh_cpu_unrotate(const struct walsh_queue *q, float *y, size_t ldy, float *z, size_t ldz,
                         const struct walsh_rotation *rotation, const float *bias, size_t rows);
 void walsh_cpu_rope(const struct walsh_queue *q, float *x, size_t ldx, const uint32_t *positions, size_t rows,

@@ -1,6 +1,6 @@
 /* The product op: the outputs of all products of a list are cut into pieces, and the pool's threads claim
- * them. */
-#include "kernels/cpu/cpu_ops.h"
+ * them, behind the units of the low-rank updates. */
+#include "kernels/cpu/low_rank.h"
 
 #include "base/memory.h"
 #include "kernels/product.h"
@@ -36,6 +36,7 @@ struct product_list {
     const struct walsh_activations *a;
     enum walsh_role role;
     size_t threads, outputs; /* of all products */
+    struct walsh_low_rank_job low_rank;
 };
 
 /* Outputs per piece of a product. */
@@ -53,7 +54,7 @@ static size_t pieces(const struct product_list *l, const struct walsh_weights *w
     return walsh_div_up(w->rows, piece_outputs(l, w));
 }
 
-static void run_piece(const struct product_list *l, size_t piece, unsigned worker)
+static void run_piece(struct product_list *l, size_t piece, unsigned worker)
 {
     const struct walsh_product *product = l->list;
     for (size_t n; piece >= (n = pieces(l, product->weights)); product++) piece -= n;
@@ -68,20 +69,35 @@ static void run_piece(const struct product_list *l, size_t piece, unsigned worke
         .ldy = product->ldy,
         .scratch = l->queue->scratch[worker],
     };
+    if (l->role == WALSH_DECODE) walsh_low_rank_prefetch(&l->low_rank, product, part.begin, part.end);
     choose(l->queue->kernels, w->format, l->a->type, l->role)(&part);
+    walsh_low_rank_add(&l->low_rank, product, part.begin, part.end);
 }
 
 static void run_pieces(void *argument, size_t begin, size_t end, unsigned worker)
 {
-    for (size_t piece = begin; piece < end; piece++) run_piece(argument, piece, worker);
+    struct product_list *l = argument;
+    for (size_t piece = begin; piece < end; piece++) {
+        if (piece < l->low_rank.units)
+            walsh_low_rank_unit(&l->low_rank, piece);
+        else
+            run_piece(l, piece - l->low_rank.units, worker);
+    }
 }
 
 void walsh_cpu_product(const struct walsh_queue *q, const struct walsh_product *list, size_t count,
-                       const struct walsh_activations *a, enum walsh_role role)
+                       const struct walsh_activations *a, const struct walsh_low_rank_input *low_rank,
+                       enum walsh_role role)
 {
-    struct product_list l = {q, list, count, a, role, walsh_pool_threads(q->pool), 0};
-    size_t total = 0;
+    struct product_list l = {.queue = q,
+                             .list = list,
+                             .count = count,
+                             .a = a,
+                             .role = role,
+                             .threads = walsh_pool_threads(q->pool)};
     if (a->rows == 0) return;
+    walsh_low_rank_begin(&l.low_rank, q, low_rank, role);
+    size_t total = l.low_rank.units;
     for (size_t i = 0; i < count; i++) l.outputs += list[i].weights->rows;
     for (size_t i = 0; i < count; i++) total += pieces(&l, list[i].weights);
     walsh_pool_run(q->pool, total, 1, run_pieces, &l);
