@@ -1,0 +1,97 @@
+/* Rope frequencies and tables against their formulas. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "model/rope.h"
+
+static void close_to(double found, double expected)
+{
+    if (!(fabs(found - expected) <= 1e-12 * fabs(expected)))
+        fail_msg("%.17g, expected %.17g", found, expected);
+}
+
+static void plain_and_linear(void **state)
+{
+    (void)state;
+    double f[4];
+    struct walsh_rope_config rope = {.type = WALSH_ROPE_DEFAULT, .theta = 10000, .factor = 1};
+    walsh_rope_frequencies(&rope, 8, f);
+    close_to(f[0], 1);
+    close_to(f[1], 0.1);
+    close_to(f[2], 0.01);
+    close_to(f[3], 0.001);
+    rope.type = WALSH_ROPE_LINEAR;
+    rope.factor = 4;
+    walsh_rope_frequencies(&rope, 8, f);
+    close_to(f[0], 0.25);
+    close_to(f[3], 0.00025);
+}
+
+/* Llama 3.1's values: factor 8, low 1, high 4, original 8192, theta 500000, head_dim 128. */
+static void llama3(void **state)
+{
+    (void)state;
+    double f[64];
+    const struct walsh_rope_config rope = {.type = WALSH_ROPE_LLAMA3,
+                                           .theta = 500000,
+                                           .factor = 8,
+                                           .low_frequency_factor = 1,
+                                           .high_frequency_factor = 4,
+                                           .original_max_positions = 8192};
+    walsh_rope_frequencies(&rope, 128, f);
+    unsigned kept = 0, slowed = 0, mixed = 0;
+    for (unsigned i = 0; i < 64; i++) {
+        double plain = pow(500000, -2.0 * i / 128), wavelength = 2 * acos(-1) / plain;
+        if (wavelength < 8192.0 / 4) {
+            close_to(f[i], plain);
+            kept++;
+        } else if (wavelength > 8192.0) {
+            close_to(f[i], plain / 8);
+            slowed++;
+        } else {
+            double smooth = (8192 / wavelength - 1) / 3;
+            close_to(f[i], (1 - smooth) * plain / 8 + smooth * plain);
+            mixed++;
+        }
+    }
+    assert_int_equal(kept, 29);
+    assert_int_equal(mixed, 6);
+    assert_int_equal(slowed, 29);
+}
+
+static void tables(void **state)
+{
+    (void)state;
+    struct walsh_arena arena = {0};
+    struct walsh_pool *pool;
+    float *cosine, *sine;
+    struct walsh_config config = {.head_dim = 8,
+                                  .max_positions = 1000,
+                                  .rope = {.type = WALSH_ROPE_DEFAULT, .theta = 10000, .factor = 1}};
+    assert_int_equal(walsh_pool_open(2, &pool, NULL), WALSH_OK);
+    assert_int_equal(walsh_rope_tables(&config, pool, &arena, &cosine, &sine, NULL), WALSH_OK);
+    for (uint32_t position = 0; position < 1000; position++) {
+        for (uint32_t i = 0; i < 4; i++) {
+            double angle = position * pow(10000, -0.25 * i);
+            assert_true(fabs((double)cosine[position * 4 + i] - cos(angle)) < 1e-7);
+            assert_true(fabs((double)sine[position * 4 + i] - sin(angle)) < 1e-7);
+        }
+    }
+    walsh_pool_close(&pool);
+    walsh_arena_close(&arena);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(plain_and_linear),
+        cmocka_unit_test(llama3),
+        cmocka_unit_test(tables),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,230 @@
+/* The sampler: each filter by what it keeps, the draw by its frequencies. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "runtime/sampler.h"
+
+#define VOCAB 8
+#define DRAWS 200000
+
+static const struct walsh_sampling plain = {
+    .temperature = 1, .top_p = 1, .repeat_penalty = 1, .repeat_last = 64, .seed = 1};
+
+/* log of these probabilities, in no order */
+static const double probability[VOCAB] = {0.05, 0.30, 0.02, 0.25, 0.15, 0.01, 0.20, 0.02};
+
+static void logits_of(const double *p, float *logits)
+{
+    for (int i = 0; i < VOCAB; i++) logits[i] = (float)(log(p[i]) + 3); /* a constant changes nothing */
+}
+
+static struct walsh_sampler *open_sampler(const struct walsh_sampling *options)
+{
+    struct walsh_error err;
+    struct walsh_sampler *sampler;
+    if (walsh_sampler_create(options, VOCAB, &sampler, &err) != WALSH_OK) fail_msg("%s", err.message);
+    return sampler;
+}
+
+/* Draw often and compare with `expected` probabilities: within five standard deviations; where 0, never. */
+static void check_frequencies(const struct walsh_sampling *options, const double *expected)
+{
+    float logits[VOCAB];
+    int count[VOCAB] = {0};
+    logits_of(probability, logits);
+    struct walsh_sampler *sampler = open_sampler(options);
+    for (int i = 0; i < DRAWS; i++) {
+        int32_t id;
+        assert_int_equal(walsh_sampler_choose(sampler, logits, &id, NULL), WALSH_OK);
+        count[id]++;
+    }
+    walsh_sampler_destroy(&sampler);
+    for (int i = 0; i < VOCAB; i++) {
+        double p = expected[i], bound = 5 * sqrt(p * (1 - p) * DRAWS);
+        if (!(fabs(count[i] - p * DRAWS) <= bound))
+            fail_msg("token %d: drawn %d times, expected %g +- %g", i, count[i], p * DRAWS, bound);
+    }
+}
+
+/* The kept tokens' probabilities to the power of 1/temperature, normalised. */
+static void expect_kept(const struct walsh_sampling *options, unsigned mask)
+{
+    double expected[VOCAB], sum = 0;
+    for (int i = 0; i < VOCAB; i++) {
+        expected[i] = mask >> i & 1 ? pow(probability[i], 1 / options->temperature) : 0;
+        sum += expected[i];
+    }
+    for (int i = 0; i < VOCAB; i++) expected[i] /= sum;
+    check_frequencies(options, expected);
+}
+
+static void draws_follow_the_probabilities(void **state)
+{
+    (void)state;
+    expect_kept(&plain, 0xff);
+    struct walsh_sampling warm = plain, cold = plain;
+    warm.temperature = 2;
+    expect_kept(&warm, 0xff);
+    cold.temperature = 0.5;
+    expect_kept(&cold, 0xff);
+}
+
+static void filters_keep_what_they_say(void **state)
+{
+    (void)state;
+    struct walsh_sampling o = plain;
+    o.top_k = 3;
+    expect_kept(&o, 1 << 1 | 1 << 3 | 1 << 6);
+    o.top_k = 1;
+    expect_kept(&o, 1 << 1);
+    o = plain;
+    o.top_k = 7; /* tokens 2 and 7 are equal: the lower id stays */
+    expect_kept(&o, 0xff & ~(1 << 5));
+    o.top_k = 6;
+    expect_kept(&o, 0xff & ~(1 << 5 | 1 << 7));
+
+    o = plain;
+    o.top_p = 0.6; /* .30 + .25 = .55, so the third is needed */
+    expect_kept(&o, 1 << 1 | 1 << 3 | 1 << 6);
+    o.top_p = 0.54;
+    expect_kept(&o, 1 << 1 | 1 << 3);
+    o.top_p = 1e-9; /* never fewer than one */
+    expect_kept(&o, 1 << 1);
+
+    o = plain;
+    o.min_p = 0.6; /* of .30: .18 */
+    expect_kept(&o, 1 << 1 | 1 << 3 | 1 << 6);
+
+    o = plain;
+    o.top_k = 4; /* .30 .25 .20 .15 = .90; top-p is a share of that: .63 needs .30 + .25 + .20 */
+    o.top_p = 0.7;
+    expect_kept(&o, 1 << 1 | 1 << 3 | 1 << 6);
+    o.min_p = 0.7; /* .21 */
+    expect_kept(&o, 1 << 1 | 1 << 3);
+
+    o = plain;
+    o.temperature = 0.5; /* the filters see what the temperature made of it: .30^2 / sum = .388 */
+    o.top_p = 0.38;
+    expect_kept(&o, 1 << 1);
+}
+
+static void greedy_takes_the_first_of_the_largest(void **state)
+{
+    (void)state;
+    struct walsh_sampling o = plain;
+    o.temperature = 0;
+    struct walsh_sampler *sampler = open_sampler(&o);
+    float logits[VOCAB] = {0, 5, -1, 5, 5, 2, 1, 0};
+    int32_t id;
+    assert_int_equal(walsh_sampler_choose(sampler, logits, &id, NULL), WALSH_OK);
+    assert_int_equal(id, 1);
+    logits[1] = -INFINITY;
+    assert_int_equal(walsh_sampler_choose(sampler, logits, &id, NULL), WALSH_OK);
+    assert_int_equal(id, 3);
+    walsh_sampler_destroy(&sampler);
+}
+
+static void repeats_are_penalized_while_they_are_recent(void **state)
+{
+    (void)state;
+    struct walsh_sampling o = plain;
+    o.temperature = 0;
+    o.repeat_penalty = 2;
+    o.repeat_last = 2;
+    struct walsh_sampler *sampler = open_sampler(&o);
+    const float logits[VOCAB] = {4, 3, 2.5f, -1, -1.5f, -8, -8, -8};
+    /* 4 wins; halved to 2 it loses to 3; then 1.5 and 2 lose to 2.5; the first is forgotten and wins again */
+    static const int32_t expected[] = {0, 1, 2, 0, 1, 2};
+    for (size_t i = 0; i < 6; i++) {
+        int32_t id;
+        assert_int_equal(walsh_sampler_choose(sampler, logits, &id, NULL), WALSH_OK);
+        assert_int_equal(id, expected[i]);
+    }
+    walsh_sampler_destroy(&sampler);
+
+    /* a negative logit is multiplied; twice the same token is penalized once */
+    sampler = open_sampler(&o);
+    const float negative[VOCAB] = {-1, -1.9f, -2.1f, -9, -9, -9, -9, -9};
+    int32_t id;
+    walsh_sampler_note(sampler, 0);
+    walsh_sampler_note(sampler, 0);
+    assert_int_equal(walsh_sampler_choose(sampler, negative, &id, NULL), WALSH_OK);
+    assert_int_equal(id, 1); /* -2 < -1.9, and not -4 */
+    walsh_sampler_destroy(&sampler);
+}
+
+static void a_seed_fixes_the_draws(void **state)
+{
+    (void)state;
+    float logits[VOCAB];
+    logits_of(probability, logits);
+    struct walsh_sampling other = plain;
+    other.seed = 2;
+    struct walsh_sampler *a = open_sampler(&plain), *b = open_sampler(&plain), *c = open_sampler(&other);
+    unsigned differ = 0;
+    for (int i = 0; i < 200; i++) {
+        int32_t x, y, z;
+        assert_int_equal(walsh_sampler_choose(a, logits, &x, NULL), WALSH_OK);
+        assert_int_equal(walsh_sampler_choose(b, logits, &y, NULL), WALSH_OK);
+        assert_int_equal(walsh_sampler_choose(c, logits, &z, NULL), WALSH_OK);
+        assert_int_equal(x, y);
+        differ += x != z;
+    }
+    assert_true(differ > 50);
+    walsh_sampler_destroy(&a);
+    walsh_sampler_destroy(&b);
+    walsh_sampler_destroy(&c);
+}
+
+static void bad_logits_and_options_are_refused(void **state)
+{
+    (void)state;
+    struct walsh_error err = {0};
+    struct walsh_sampler *sampler = open_sampler(&plain);
+    float logits[VOCAB] = {0};
+    int32_t id;
+    logits[6] = NAN;
+    assert_int_equal(walsh_sampler_choose(sampler, logits, &id, &err), WALSH_E_INTERNAL);
+    assert_string_equal(err.message, "the logit of token 6 is nan");
+    logits[6] = INFINITY;
+    assert_int_equal(walsh_sampler_choose(sampler, logits, &id, &err), WALSH_E_INTERNAL);
+    for (int i = 0; i < VOCAB; i++) logits[i] = -INFINITY;
+    assert_int_equal(walsh_sampler_choose(sampler, logits, &id, &err), WALSH_E_INTERNAL);
+    walsh_sampler_destroy(&sampler);
+
+    struct walsh_sampling o = plain;
+    o.temperature = -1;
+    assert_int_equal(walsh_sampler_create(&o, VOCAB, &sampler, &err), WALSH_E_ARGUMENT);
+    assert_string_equal(err.message, "temperature is -1, expected 0 or more");
+    assert_null(sampler);
+    o = plain;
+    o.top_p = 1.5;
+    assert_int_equal(walsh_sampler_create(&o, VOCAB, &sampler, &err), WALSH_E_ARGUMENT);
+    assert_string_equal(err.message, "top_p is 1.5, expected more than 0, at most 1");
+    o = plain;
+    o.min_p = NAN;
+    assert_int_equal(walsh_sampler_create(&o, VOCAB, &sampler, &err), WALSH_E_ARGUMENT);
+    o = plain;
+    o.repeat_penalty = 0;
+    assert_int_equal(walsh_sampler_create(&o, VOCAB, &sampler, &err), WALSH_E_ARGUMENT);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(draws_follow_the_probabilities),
+        cmocka_unit_test(filters_keep_what_they_say),
+        cmocka_unit_test(greedy_takes_the_first_of_the_largest),
+        cmocka_unit_test(repeats_are_penalized_while_they_are_recent),
+        cmocka_unit_test(a_seed_fixes_the_draws),
+        cmocka_unit_test(bad_logits_and_options_are_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
