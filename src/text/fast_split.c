@@ -77,7 +77,7 @@ static size_t run(struct view v, size_t i, unsigned class, size_t limit)
     return i - start < limit && class_at(v, i) == UNKNOWN ? 0 : i;
 }
 
-/* 's 't 're 've 'm 'll 'd at an apostrophe: the end, or `from` where there is none, or 0. */
+/* 's 't 're 've 'm 'll 'd at an apostrophe: the end, or `from` where there is none. */
 static size_t contraction(struct view v, size_t from, bool any_case)
 {
     uint8_t letters[2] = {0, 0};
@@ -88,7 +88,7 @@ static size_t contraction(struct view v, size_t from, bool any_case)
     uint8_t a = letters[0], b = letters[1];
     if (a == 's' || a == 't' || a == 'm' || a == 'd') return from + 2;
     if ((a == 'r' && b == 'e') || (a == 'v' && b == 'e') || (a == 'l' && b == 'l')) return from + 3;
-    return a >= 0x80 ? 0 : from; /* U+017F is an s to (?i:) */
+    return from;
 }
 
 /* White space up to the end or the last one before something else; `breaks`: up to the last line break first.
@@ -119,8 +119,6 @@ size_t walsh_fast_pattern_match(const struct walsh_fast_pattern *fast, const uin
     bool leads = fast->gpt2 ? first == ' ' && (next & (LETTER | DIGIT | OTHER))
                             : ((class & (SPACE | OTHER)) && !is_break(first) && next == LETTER) ||
                                   (first == ' ' && next == OTHER);
-    bool may_lead = fast->gpt2 ? first == ' ' : (class & (SPACE | OTHER)) && !is_break(first);
-    if (may_lead && next == UNKNOWN) return 0;
     size_t body = leads ? from + 1 : from;
     switch (leads ? next : class) {
     case LETTER:

@@ -13,6 +13,8 @@ enum walsh_status walsh_json_read_file(const char *path, size_t max_size, json_t
     json_error_t error;
     json_t *root = json_loadb(text, size, JSON_REJECT_DUPLICATES, &error);
     walsh_free(text);
+    if (!root && error.text[0] == '\0') /* jansson has nothing to say where memory is short */
+        return walsh_fail(err, WALSH_E_MEMORY, "%s: out of memory", path);
     if (!root) return walsh_fail(err, WALSH_E_FORMAT, "%s: line %d: %s", path, error.line, error.text);
     if (!json_is_object(root)) {
         enum walsh_status status = walsh_fail(err, WALSH_E_FORMAT, "%s: found a JSON %s, expected an object",
@@ -53,8 +55,8 @@ json_t *walsh_json_member(const json_t *object, const char *key)
     return json_is_null(value) ? NULL : value;
 }
 
-enum walsh_status walsh_json_member_bool(const json_t *object, const char *where, const char *key, bool otherwise,
-                                  bool *out, struct walsh_error *err)
+enum walsh_status walsh_json_member_bool(const json_t *object, const char *where, const char *key,
+                                         bool otherwise, bool *out, struct walsh_error *err)
 {
     const json_t *value = walsh_json_member(object, key);
     if (value && !json_is_boolean(value))
@@ -65,7 +67,7 @@ enum walsh_status walsh_json_member_bool(const json_t *object, const char *where
 }
 
 enum walsh_status walsh_json_member_string(const json_t *object, const char *where, const char *key,
-                                    const char **out, struct walsh_error *err)
+                                           const char **out, struct walsh_error *err)
 {
     const json_t *value = json_object_get(object, key);
     if (!json_is_string(value))

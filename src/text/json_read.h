@@ -19,10 +19,10 @@ const char *walsh_json_type_name(const json_t *value);
 json_t *walsh_json_member(const json_t *object, const char *key);
 
 /* Typed members. `where` names the object in messages; a missing or null bool gives `otherwise`. */
-enum walsh_status walsh_json_member_bool(const json_t *object, const char *where, const char *key, bool otherwise,
-                                  bool *out, struct walsh_error *err);
+enum walsh_status walsh_json_member_bool(const json_t *object, const char *where, const char *key,
+                                         bool otherwise, bool *out, struct walsh_error *err);
 enum walsh_status walsh_json_member_string(const json_t *object, const char *where, const char *key,
-                                    const char **out, struct walsh_error *err);
+                                           const char **out, struct walsh_error *err);
 /* An integer of [0, limit). */
 enum walsh_status walsh_json_index(const json_t *value, const char *what, uint32_t limit, uint32_t *out,
                                    struct walsh_error *err);

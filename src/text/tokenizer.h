@@ -3,7 +3,11 @@
  *
  * Byte-level BPE as the `tokenizers` package does it: added tokens are cut out first, then the pre-tokenizer
  * (Split by regex, ByteLevel), then merges by rank within each piece. Formats: Sennrich et al. 2016; GPT-2's
- * byte alphabet. */
+ * byte alphabet.
+ *
+ * Where it differs from the package, on purpose: truncation and padding of the file are not applied; added
+ * tokens keep the ids that the file gives them (the package numbers them itself, which comes to the same in
+ * files that it wrote); Unicode is that of PCRE2 and utf8proc, newer by some marks than the package's NFC. */
 #ifndef WALSH_TEXT_TOKENIZER_H
 #define WALSH_TEXT_TOKENIZER_H
 
@@ -15,9 +19,10 @@
 
 struct walsh_tokenizer;
 
-/* Read DIRECTORY/tokenizer.json (and tokenizer_config.json where there is one: bos/eos, add_bos_token, chat
- * template). A missing file, an unknown model, normalizer, pre-tokenizer, post-processor or decoder is an
- * error that names it. */
+/* Read DIRECTORY/tokenizer.json, and where they are there tokenizer_config.json (bos_token, eos_token,
+ * add_bos_token: true puts BOS in front where the post-processor puts nothing; chat_template) and
+ * chat_template.jinja, which goes before the one in the config. A missing tokenizer.json, an unknown model,
+ * normalizer, pre-tokenizer, post-processor or decoder is an error that names it. */
 enum walsh_status walsh_tokenizer_open(const char *directory, struct walsh_tokenizer **out,
                                        struct walsh_error *err);
 void walsh_tokenizer_close(struct walsh_tokenizer **t);
@@ -33,14 +38,18 @@ enum {
     WALSH_ENCODE_SPECIAL = 1, /* run the post-processor: adds BOS and the like, as add_special_tokens=True */
     WALSH_ENCODE_PLAIN = 2    /* the text of an added special token is plain text (untrusted input) */
 };
-/* Encode size bytes of text. Invalid UTF-8 is replaced as Python's decode("utf-8", "replace") does before
- * encoding. *ids (walsh_free) has *count entries; count 0 gives a valid pointer. */
+/* Encode size bytes of text. Invalid UTF-8 is replaced before encoding as Python's decode("utf-8", "replace")
+ * does: one U+FFFD for each maximal ill-formed part (Unicode standard, 3.9). A byte that the vocabulary has
+ * no token for is dropped, as the package does without an unk_token. *ids (walsh_free) has *count entries;
+ * count 0 gives a valid pointer. WALSH_E_FORMAT: the file's split pattern takes too many steps on this text.
+ */
 enum walsh_status walsh_tokenizer_encode(const struct walsh_tokenizer *t, const char *text, size_t size,
                                          unsigned flags, int32_t **ids, size_t *count,
                                          struct walsh_error *err);
 
 /* Decode count ids to text (walsh_free; NUL-terminated, *size excludes the NUL); invalid UTF-8 becomes U+FFFD
- * as in `tokenizers`. An id outside the vocabulary is an error. skip_special leaves special added tokens out.
+ * as in `tokenizers`. An id outside the vocabulary, or in one of its holes, is WALSH_E_ARGUMENT. skip_special
+ * leaves special added tokens out.
  */
 enum walsh_status walsh_tokenizer_decode(const struct walsh_tokenizer *t, const int32_t *ids, size_t count,
                                          bool skip_special, char **text, size_t *size,

@@ -45,9 +45,13 @@ struct walsh_id_map {
     size_t mask;
 };
 
+/* GPT-2's byte alphabet lies in the code points below. */
+#define WALSH_ALPHABET_END (256 + 68)
+
 struct walsh_vocabulary {
-    struct walsh_token *tokens; /* [size], by id */
-    size_t size;                /* 1 + the largest id */
+    int16_t byte_of[WALSH_ALPHABET_END]; /* the byte that a code point stands for; -1: not of the alphabet */
+    struct walsh_token *tokens;          /* [size], by id */
+    size_t size;                         /* 1 + the largest id */
     struct walsh_buffer blob;
     struct walsh_id_map by_text;  /* every token */
     struct walsh_id_map by_bytes; /* model tokens with WALSH_TOKEN_BYTES */
@@ -72,9 +76,6 @@ int32_t walsh_vocabulary_find_bytes(const struct walsh_vocabulary *v, const uint
 
 /* Mix size bytes into 64 bits; for tables in memory only. */
 uint64_t walsh_text_hash(const uint8_t *bytes, size_t size);
-
-/* GPT-2's byte alphabet: the code point that stands for a byte. */
-uint32_t walsh_byte_symbol(uint8_t byte);
 
 /* ---- bpe.c: pieces of text -> ids ---- */
 

@@ -122,8 +122,8 @@ static enum walsh_status load_pretokenizer(struct walsh_pretokenizer *p, const j
     if (strcmp(type, "Split") == 0) return load_split(p, part, err);
     if (strcmp(type, "Digits") == 0) {
         bool individual;
-        WALSH_TRY(
-            walsh_json_member_bool(part, "pre_tokenizer Digits", "individual_digits", false, &individual, err));
+        WALSH_TRY(walsh_json_member_bool(part, "pre_tokenizer Digits", "individual_digits", false,
+                                         &individual, err));
         return add_split(p, "\\p{N}", false, individual ? WALSH_SPLIT_ISOLATED : WALSH_SPLIT_CONTIGUOUS,
                          false, err);
     }
@@ -188,6 +188,8 @@ static enum walsh_status add_template_token(struct walsh_tokenizer *t, const jso
         uint32_t id;
         WALSH_TRY(walsh_json_index(json_array_get(ids, i), "post_processor: an id",
                                    (uint32_t)t->vocabulary.size, &id, err));
+        if (!t->vocabulary.tokens[id].flags)
+            return walsh_fail(err, WALSH_E_FORMAT, "post_processor: id %u is not in the vocabulary", id);
         if (*count == WALSH_MAX_TEMPLATE)
             return walsh_fail(err, WALSH_E_FORMAT, "post_processor: more than %d tokens", WALSH_MAX_TEMPLATE);
         out[(*count)++] = (int32_t)id;

@@ -30,12 +30,12 @@ static bool stands_for_itself(unsigned byte)
     return (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte != 0xad);
 }
 
-uint32_t walsh_byte_symbol(uint8_t byte)
+static void fill_alphabet(int16_t byte_of[WALSH_ALPHABET_END])
 {
-    if (stands_for_itself(byte)) return byte;
-    uint32_t before = 0;
-    for (unsigned b = 0; b < byte; b++) before += !stands_for_itself(b);
-    return 256 + before;
+    for (unsigned symbol = 0; symbol < WALSH_ALPHABET_END; symbol++) byte_of[symbol] = -1;
+    unsigned next = 256;
+    for (unsigned byte = 0; byte < 256; byte++)
+        byte_of[stands_for_itself(byte) ? byte : next++] = (int16_t)byte;
 }
 
 static enum walsh_status id_map_open(struct walsh_id_map *map, size_t keys, struct walsh_error *err)
@@ -63,6 +63,7 @@ static uint32_t *id_map_slot(const struct walsh_vocabulary *v, const struct wals
 enum walsh_status walsh_vocabulary_open(struct walsh_vocabulary *v, size_t size, struct walsh_error *err)
 {
     *v = (struct walsh_vocabulary){.size = size};
+    fill_alphabet(v->byte_of);
     WALSH_TRY(walsh_alloc_zero(size, sizeof *v->tokens, "tokens", &v->tokens, err));
     return id_map_open(&v->by_text, size, err);
 }
@@ -81,22 +82,15 @@ void walsh_vocabulary_close(struct walsh_vocabulary *v)
 static enum walsh_status append_bytes(struct walsh_vocabulary *v, const uint8_t *text, size_t size, bool *all,
                                       struct walsh_error *err)
 {
-    uint8_t byte_of[256 + 68];
-    bool is_symbol[256 + 68] = {false};
-    for (unsigned b = 0; b < 256; b++) {
-        uint32_t symbol = walsh_byte_symbol((uint8_t)b);
-        byte_of[symbol] = (uint8_t)b;
-        is_symbol[symbol] = true;
-    }
     WALSH_TRY(walsh_buffer_reserve(&v->blob, size, err));
     size_t written = 0;
     for (size_t i = 0; i < size;) {
         enum walsh_utf8 kind;
         size_t length = walsh_utf8_step(text + i, size - i, &kind);
         uint32_t symbol = kind == WALSH_UTF8_VALID ? walsh_utf8_decode(text + i) : UINT32_MAX;
-        *all = symbol < 256 + 68 && is_symbol[symbol];
+        *all = symbol < WALSH_ALPHABET_END && v->byte_of[symbol] >= 0;
         if (!*all) return WALSH_OK;
-        v->blob.data[v->blob.size + written++] = byte_of[symbol];
+        v->blob.data[v->blob.size + written++] = (uint8_t)v->byte_of[symbol];
         i += length;
     }
     *all = true;

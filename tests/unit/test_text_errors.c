@@ -248,6 +248,11 @@ static void test_post_processor(void **state)
                   "post_processor: no ids for the special token \"x\"");
     expect_format(SINGLE("{\"SpecialToken\":{\"id\":\"x\"}}," PIECE_A, "\"x\":{\"ids\":[3]}"),
                   "post_processor: an id: found 3, expected 0 to 2");
+    expect_format("{\"added_tokens\":[{\"id\":5,\"content\":\"<s>\"}],\"pre_tokenizer\":" BYTE_LEVEL
+                  ",\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{"
+                  "\"id\":\"x\"}}," PIECE_A "],\"special_tokens\":{\"x\":{\"ids\":[4]}}},\"model\":" MODEL
+                  "}",
+                  "post_processor: id 4 is not in the vocabulary");
     expect_format(SINGLE("{\"Sequence\":{\"id\":\"B\"}}", ""),
                   "post_processor.single[0]: expected a SpecialToken or the Sequence \"A\"");
     expect_unsupported(SINGLE(PIECE_A "," PIECE_A, ""),
