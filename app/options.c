@@ -124,10 +124,11 @@ static const char *nearest_option(const struct verb *verb, const char *word)
 
 #define UNBOUNDED 1e6
 
-/* "1 to 64", or "at least 1" where the bound is only there to keep the arithmetic safe. */
-static const char *range_text(const struct option *option, char *buffer, size_t size)
+/* "1 to 64", or "at least 1" where the upper bound only keeps the arithmetic safe and `value` does not break
+ * it. */
+static const char *range_text(const struct option *option, double value, char *buffer, size_t size)
 {
-    if (option->most >= UNBOUNDED)
+    if (option->most >= UNBOUNDED && value <= option->most)
         snprintf(buffer, size, "at least %.15g", option->least);
     else
         snprintf(buffer, size, "%.15g to %.15g", option->least, option->most);
@@ -144,7 +145,7 @@ static enum walsh_status parse_integer(const struct option *option, const char *
         return fail(err, WALSH_E_ARGUMENT, "%s: '%s' is not a whole number", source, text);
     if (errno || (double)value < option->least || (double)value > option->most)
         return fail(err, WALSH_E_ARGUMENT, "%s: %s is out of range: %s", source, text,
-                    range_text(option, range, sizeof range));
+                    range_text(option, (double)value, range, sizeof range));
     *out = value;
     return WALSH_OK;
 }
@@ -158,7 +159,7 @@ static enum walsh_status parse_real(const struct option *option, const char *sou
         return fail(err, WALSH_E_ARGUMENT, "%s: '%s' is not a number", source, text);
     if (value < option->least || value > option->most)
         return fail(err, WALSH_E_ARGUMENT, "%s: %s is out of range: %s", source, text,
-                    range_text(option, range, sizeof range));
+                    range_text(option, value, range, sizeof range));
     *out = value;
     return WALSH_OK;
 }
@@ -383,7 +384,8 @@ static void print_option(FILE *to, const struct option *option)
         n += snprintf(right + n, sizeof right - (size_t)n, ": %s", option->choices);
     bool number = option->kind == OPTION_INTEGER || option->kind == OPTION_REAL;
     if (number && option->most < UNBOUNDED)
-        n += snprintf(right + n, sizeof right - (size_t)n, "; %s", range_text(option, range, sizeof range));
+        n +=
+            snprintf(right + n, sizeof right - (size_t)n, "; %s", range_text(option, 0, range, sizeof range));
     if (option->fallback) n += snprintf(right + n, sizeof right - (size_t)n, " [%s]", option->fallback);
     if (option->environment) n += snprintf(right + n, sizeof right - (size_t)n, " (%s)", option->environment);
     if (option->aliases) {

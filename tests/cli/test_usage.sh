@@ -43,6 +43,7 @@ misuse "--temp needs an argument: T" run m --temp
 misuse "-n needs an argument: N" run m -n
 misuse "-n: '12x' is not a whole number" run m -n 12x
 misuse "-n: 0 is out of range: at least 1" run m -n 0
+misuse "-n: 99999999999 is out of range: 1 to 2147483647" run m -n 99999999999
 misuse "--top_p: 1.5 is out of range: 0 to 1" run m --top_p 1.5
 misuse "--temperature: 'hot' is not a number" run m --temperature=hot
 misuse "--temp: 'nan' is not a number" run m --temp nan
