@@ -18,6 +18,17 @@ unsigned walsh_turbo_planes(unsigned bits, struct walsh_turbo_plane planes[3])
     return count;
 }
 
+/* Bytes before token `slot`'s block or group, and between blocks of value elements. */
+static size_t key_block(uint32_t dim, unsigned bits, uint32_t slot)
+{
+    return (size_t)(slot / LANES) * LANES * dim * bits / 8;
+}
+
+static size_t value_group(unsigned bits, uint32_t slot)
+{
+    return (size_t)(slot / GROUP) * bits * ROW;
+}
+
 static uint32_t mask_of(struct walsh_turbo_plane plane)
 {
     return (1u << plane.width) - 1;
@@ -82,10 +93,11 @@ static void store_key(uint32_t dim, unsigned bits, uint8_t *at, unsigned lane, c
     }
 }
 
-static void load_key(uint32_t dim, unsigned bits, const uint8_t *at, unsigned lane, uint8_t *codes)
+void walsh_turbo_load_key(uint32_t dim, unsigned bits, const uint8_t *at, uint32_t slot, uint8_t *codes)
 {
     struct walsh_turbo_plane planes[3];
-    const unsigned count = walsh_turbo_planes(bits, planes);
+    const unsigned count = walsh_turbo_planes(bits, planes), lane = slot % LANES;
+    at += key_block(dim, bits, slot);
     memset(codes, 0, dim);
     for (; dim >= GROUP; dim -= GROUP, codes += GROUP, at += (size_t)bits * ROW)
         for (unsigned p = 0; p < count; p++)
@@ -138,11 +150,12 @@ static void store_value(uint32_t dim, unsigned bits, uint8_t *at, size_t stride,
     }
 }
 
-static void load_value(uint32_t dim, unsigned bits, const uint8_t *at, size_t stride, uint32_t slot,
-                       uint8_t *codes)
+void walsh_turbo_load_value(uint32_t dim, unsigned bits, const uint8_t *at, size_t stride, uint32_t slot,
+                            uint8_t *codes)
 {
     struct walsh_turbo_plane planes[3];
     const unsigned count = walsh_turbo_planes(bits, planes);
+    at += value_group(bits, slot);
     memset(codes, 0, dim);
     for (unsigned p = 0; p < count; p++) {
         const unsigned shift = value_shift(planes[p], slot), low = planes[p].low;
@@ -156,17 +169,6 @@ static void load_value(uint32_t dim, unsigned bits, const uint8_t *at, size_t st
     }
 }
 
-/* Bytes before token `slot`'s block or group, and between blocks of value elements. */
-static size_t key_block(uint32_t dim, unsigned bits, uint32_t slot)
-{
-    return (size_t)(slot / LANES) * LANES * dim * bits / 8;
-}
-
-static size_t value_group(unsigned bits, uint32_t slot)
-{
-    return (size_t)(slot / GROUP) * bits * ROW;
-}
-
 void walsh_turbo_store(enum walsh_turbo_side side, uint32_t dim, unsigned bits, void *head,
                        uint32_t page_tokens, uint32_t slot, const uint8_t *codes, uint16_t norm)
 {
@@ -174,7 +176,8 @@ void walsh_turbo_store(enum walsh_turbo_side side, uint32_t dim, unsigned bits, 
     if (side == WALSH_TURBO_KEY)
         store_key(dim, bits, at + key_block(dim, bits, slot), slot % LANES, codes);
     else
-        store_value(dim, bits, at + value_group(bits, slot), value_group(bits, page_tokens), slot, codes);
+        store_value(dim, bits, at + value_group(bits, slot), walsh_turbo_value_stride(bits, page_tokens),
+                    slot, codes);
     memcpy(at + walsh_turbo_code_bytes(dim, bits, page_tokens) + slot * sizeof norm, &norm, sizeof norm);
 }
 
@@ -183,8 +186,8 @@ void walsh_turbo_load(enum walsh_turbo_side side, uint32_t dim, unsigned bits, c
 {
     const uint8_t *at = head;
     if (side == WALSH_TURBO_KEY)
-        load_key(dim, bits, at + key_block(dim, bits, slot), slot % LANES, codes);
+        walsh_turbo_load_key(dim, bits, at, slot, codes);
     else
-        load_value(dim, bits, at + value_group(bits, slot), value_group(bits, page_tokens), slot, codes);
+        walsh_turbo_load_value(dim, bits, at, walsh_turbo_value_stride(bits, page_tokens), slot, codes);
     memcpy(norm, at + walsh_turbo_code_bytes(dim, bits, page_tokens) + slot * sizeof *norm, sizeof *norm);
 }

@@ -22,8 +22,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define WALSH_TURBO_SPAN 64 /* tokens: pages hold a multiple, and value sums are taken over so many at once  \
-                             */
+#define WALSH_TURBO_SPAN                                                                                     \
+    64 /* tokens: pages hold a multiple, and value sums are taken over so many at once                       \
+        */
 
 enum walsh_turbo_side { WALSH_TURBO_KEY, WALSH_TURBO_VALUE };
 
@@ -51,5 +52,16 @@ void walsh_turbo_store(enum walsh_turbo_side side, uint32_t dim, unsigned bits, 
                        uint32_t page_tokens, uint32_t slot, const uint8_t *codes, uint16_t norm);
 void walsh_turbo_load(enum walsh_turbo_side side, uint32_t dim, unsigned bits, const void *head,
                       uint32_t page_tokens, uint32_t slot, uint8_t *codes, uint16_t *norm);
+
+/* Bytes from one block of 16 elements to the next in a value page. */
+static inline size_t walsh_turbo_value_stride(unsigned bits, uint32_t page_tokens)
+{
+    return (size_t)page_tokens * bits * 2;
+}
+/* The codes alone, from the first of a page's code bytes or from those of a later block: `slot` counts from
+ * there. */
+void walsh_turbo_load_key(uint32_t dim, unsigned bits, const uint8_t *at, uint32_t slot, uint8_t *codes);
+void walsh_turbo_load_value(uint32_t dim, unsigned bits, const uint8_t *at, size_t stride, uint32_t slot,
+                            uint8_t *codes);
 
 #endif
