@@ -19,6 +19,7 @@
 #define MATRIX_EVEN 0xfe02040810204080u   /* bits 1..7; bit 0 their parity */
 #define MATRIX_PARITY 0xffffffffffffffffu /* every bit the byte's parity */
 #define MATRIX_SIGNS 0x010204081020407fu  /* bits 0..6; bit 7 their parity */
+#define MATRIX_BIT7 0x8080808080808080u   /* every bit the byte's bit 7 */
 #define DATA_IDENTITY 0x8040201008040201u /* as data: transposes the matrix that it is applied to */
 
 /* Lookups in registers. */
@@ -83,19 +84,16 @@ INLINE void e8p_block(const struct e8p_lookup *l, const uint8_t *block, __m512i 
 INLINE void e81b_block(const struct e81b_lookup *l, const uint8_t *block, __m512i m[4])
 {
     __m512i label = _mm512_load_si512(block);
-    __mmask64 halves = _mm512_movepi8_mask(label);
-    __mmask64 upper = _mm512_mask_test_epi8_mask(~halves, label, _mm512_set1_epi8(0x40));
-    __mmask64 lower = ~(halves | upper);
-    /* ±1/2: u = 3 or 5 */
+    __mmask64 halves = _mm512_movepi8_mask(label); /* ±1/2: u = 3 or 5 */
     __m512i bit1 = _mm512_gf2p8affine_epi64_epi8(label, quad(MATRIX_SIGNS), 0);
     __m512i bit2 = _mm512_gf2p8affine_epi64_epi8(label, quad(MATRIX_SIGNS), 0xff);
-    bit1 = _mm512_mask_permutexvar_epi8(bit1, lower, label, l->plane[0][0]);
-    bit1 = _mm512_mask_permutexvar_epi8(bit1, upper, label, l->plane[0][1]);
-    bit2 = _mm512_mask_permutexvar_epi8(bit2, lower, label, l->plane[1][0]);
-    bit2 = _mm512_mask_permutexvar_epi8(bit2, upper, label, l->plane[1][1]);
-    __m512i not3 = _mm512_mask_permutexvar_epi8(_mm512_set1_epi8(-1), lower, label, l->plane[2][0]);
-    not3 = _mm512_mask_permutexvar_epi8(not3, upper, label, l->plane[2][1]);
-    e8p_transpose(not3, bit2, bit1, _mm512_movm_epi8(~halves), m);
+    __m512i not0 = _mm512_gf2p8affine_epi64_epi8(label, quad(MATRIX_BIT7), 0xff);
+    __m512i sparse1 = _mm512_permutex2var_epi8(l->plane[0][0], label, l->plane[0][1]);
+    __m512i sparse2 = _mm512_permutex2var_epi8(l->plane[1][0], label, l->plane[1][1]);
+    __m512i sparse3 = _mm512_permutex2var_epi8(l->plane[2][0], label, l->plane[2][1]);
+    e8p_transpose(_mm512_mask_mov_epi8(sparse3, halves, _mm512_set1_epi8(-1)),
+                  _mm512_mask_mov_epi8(sparse2, halves, bit2), _mm512_mask_mov_epi8(sparse1, halves, bit1),
+                  not0, m);
 }
 
 /* Both kinds of stage behind one call; `kind` is constant. */

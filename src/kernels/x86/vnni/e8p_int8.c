@@ -10,29 +10,34 @@
 #include "kernels/x86/stage_term.h"
 #include "kernels/x86/vnni/e8p_block.h"
 
-typedef __m512i tile_sum;
+/* 16 sums of 32 bits. As __m512i, which is 8 integers of 64 bits, gcc 12 copies a register around every
+ * product. */
+typedef int32_t tile_sum __attribute__((vector_size(64)));
 
-static inline __m512i tile_zero(void)
+static inline tile_sum tile_zero(void)
 {
-    return _mm512_setzero_si512();
+    return (tile_sum){0};
 }
 
-static inline __m512i tile_step(__m512i sum, __m512i weights, __m512i activation)
+static inline tile_sum tile_step(tile_sum sum, __m512i weights, __m512i activation)
 {
-    return _mm512_dpbusd_epi32(sum, weights, activation);
+    return (tile_sum)_mm512_dpbusd_epi32((__m512i)sum, weights, activation);
 }
 
 #include "kernels/x86/avx512/gemm.h"
 
-#define PREFETCH 4096           /* decode: bytes ahead of each stream */
-#define PANEL_BYTES (512 << 10) /* prefill: panels within the L2 */
+#define PREFETCH_PAIRS 4          /* decode: this many pairs of rows ahead where they are small, */
+#define PREFETCH_SMALL (16 << 10) /* up to these bytes, */
+#define PREFETCH_STREAM 4096      /* else this far ahead in each pair */
+#define PANEL_BYTES (512 << 10)   /* prefill: panels within the L2 */
 #define STEPS (WALSH_PLANE_COLUMNS / 4)
 
 /* --- decode --- */
 
 /* The sum of each of four vectors' lanes. */
-INLINE __m128i sum_lanes(__m512i a, __m512i b, __m512i c, __m512i d)
+INLINE __m128i sum_lanes(const tile_sum *v)
 {
+    __m512i a = (__m512i)v[0], b = (__m512i)v[1], c = (__m512i)v[2], d = (__m512i)v[3];
     __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
     __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
     __m512i abcd = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
@@ -49,15 +54,16 @@ INLINE void stage_dots(enum walsh_stage_kind kind, const unsigned pairs, const u
     const __m512i low = _mm512_set1_epi8(15);
     const size_t block_bytes = walsh_stage_block(kind), pair_bytes = blocks * block_bytes;
     struct stage_lookup lookup = stage_lookup(kind);
-    __m512i both[8], first[8];
+    const size_t next = PREFETCH_PAIRS * pair_bytes, ahead = next <= PREFETCH_SMALL ? next : PREFETCH_STREAM;
+    tile_sum both[8], first[8];
 #pragma GCC unroll 8
-    for (unsigned n = 0; n < pairs * rows; n++) both[n] = first[n] = _mm512_setzero_si512();
+    for (unsigned n = 0; n < pairs * rows; n++) both[n] = first[n] = tile_zero();
     for (size_t b = 0; b < blocks; b++) {
 #pragma GCC unroll 4
         for (unsigned p = 0; p < pairs; p++) {
             const uint8_t *block = data + p * pair_bytes + b * block_bytes;
             for (size_t line = 0; line < block_bytes; line += 64)
-                _mm_prefetch((const char *)block + line + PREFETCH, _MM_HINT_T0);
+                _mm_prefetch((const char *)block + line + ahead, _MM_HINT_T0);
             __m512i m[4];
             stage_block(kind, &lookup, block, m);
 #pragma GCC unroll 4
@@ -66,16 +72,16 @@ INLINE void stage_dots(enum walsh_stage_kind kind, const unsigned pairs, const u
 #pragma GCC unroll 8
                 for (unsigned i = 0; i < rows; i++) {
                     __m512i x = _mm512_loadu_si512(q + i * stride + b * WALSH_PLANE_COLUMNS + 64 * t);
-                    both[p * rows + i] = _mm512_dpbusd_epi32(both[p * rows + i], m[t], x);
-                    first[p * rows + i] = _mm512_dpbusd_epi32(first[p * rows + i], nibbles, x);
+                    both[p * rows + i] = tile_step(both[p * rows + i], m[t], x);
+                    first[p * rows + i] = tile_step(first[p * rows + i], nibbles, x);
                 }
             }
         }
     }
 #pragma GCC unroll 2
     for (unsigned n = 0; n < pairs * rows; n += 4) {
-        __m128i c = sum_lanes(both[n], both[n + 1], both[n + 2], both[n + 3]);
-        __m128i e = sum_lanes(first[n], first[n + 1], first[n + 2], first[n + 3]);
+        __m128i c = sum_lanes(both + n);
+        __m128i e = sum_lanes(first + n);
         _mm_storeu_si128((__m128i *)(void *)(even + n), e);
         _mm_storeu_si128((__m128i *)(void *)(odd + n), _mm_srai_epi32(_mm_sub_epi32(c, e), 4));
     }
@@ -122,7 +128,7 @@ void walsh_product_int8_decode_vnni(const struct walsh_product_part *p)
                 for (size_t n = 0; n < 8; n += 2) decode_block(1, 8, p, r + n, i);
                 i += 8;
             } else if (left >= 4) {
-                for (size_t n = 0; n < 8; n += 4) decode_block(2, 4, p, r + n, i);
+                for (size_t n = 0; n < 8; n += 2) decode_block(1, 4, p, r + n, i);
                 i += 4;
             } else if (left >= 2) {
                 decode_block(4, 2, p, r, i);
@@ -167,39 +173,39 @@ struct stage_output {
     struct stage_term term;
 };
 
-INLINE __m512 vector_term(const struct stage_output *s, size_t i, __m512i dot)
+INLINE __m512 vector_term(const struct stage_output *s, size_t i, tile_sum sum)
 {
-    __m512i scaled = s->term.factor == 2 ? _mm512_add_epi32(dot, dot) : dot;
+    __m512i dot = (__m512i)sum, scaled = s->term.factor == 2 ? _mm512_add_epi32(dot, dot) : dot;
     __m512i d = _mm512_sub_epi32(scaled, _mm512_set1_epi32(s->term.offset * s->part->a->sum[i]));
     return _mm512_mul_ps(_mm512_set1_ps(s->term.scale), _mm512_cvtepi32_ps(d));
 }
 
-INLINE void store_only(const void *to, size_t i, size_t r, __mmask16 mask, __m512i dot)
+INLINE void store_only(const void *to, size_t i, size_t r, __mmask16 mask, tile_sum dot)
 {
     const struct stage_output *s = to;
     _mm512_mask_storeu_ps(s->part->y + i * s->part->ldy + r, mask,
                           _mm512_mul_ps(vector_term(s, i, dot), _mm512_set1_ps(s->part->a->scale[i])));
 }
 
-INLINE void store_first(const void *to, size_t i, size_t r, __mmask16 mask, __m512i dot)
+INLINE void store_first(const void *to, size_t i, size_t r, __mmask16 mask, tile_sum dot)
 {
     const struct stage_output *s = to;
     _mm512_mask_storeu_ps(s->part->y + i * s->part->ldy + r, mask, vector_term(s, i, dot));
 }
 
-INLINE void store_middle(const void *to, size_t i, size_t r, __mmask16 mask, __m512i dot)
+INLINE void store_middle(const void *to, size_t i, size_t r, __mmask16 mask, tile_sum dot)
 {
     const struct stage_output *s = to;
     float *y = s->part->y + i * s->part->ldy + r;
     _mm512_mask_storeu_ps(y, mask, _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), vector_term(s, i, dot)));
 }
 
-INLINE void store_last(const void *to, size_t i, size_t r, __mmask16 mask, __m512i dot)
+INLINE void store_last(const void *to, size_t i, size_t r, __mmask16 mask, tile_sum dot)
 {
     const struct stage_output *s = to;
     float *y = s->part->y + i * s->part->ldy + r;
-    __m512 sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), vector_term(s, i, dot));
-    _mm512_mask_storeu_ps(y, mask, _mm512_mul_ps(sum, _mm512_set1_ps(s->part->a->scale[i])));
+    __m512 terms = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), vector_term(s, i, dot));
+    _mm512_mask_storeu_ps(y, mask, _mm512_mul_ps(terms, _mm512_set1_ps(s->part->a->scale[i])));
 }
 
 static void multiply_stage(const struct walsh_product_part *p, unsigned stage, const uint32_t *panels,
