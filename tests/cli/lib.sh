@@ -5,6 +5,7 @@ set -u
 export LC_ALL=C
 for name in $(env | sed -n 's/^\(WALSH_[A-Z_]*\)=.*/\1/p'); do unset "$name"; done
 : "${CLI_WALSH:?}" "${CLI_JSON_CHECK:?}" "${CLI_EXAMPLE:?}" "${CLI_SOURCE:?}"
+[ -x "$CLI_WALSH" ] || { echo "no program at $CLI_WALSH" && exit 1; }
 work=$(mktemp -d "${TMPDIR:-/tmp}/walsh-cli.XXXXXX")
 export HF_HOME="$work/no-cache"
 unset HF_HUB_CACHE
@@ -23,6 +24,10 @@ fails() { # message
     head -c 2000 "$work/out" | sed 's/^/    /'
     echo "  stderr:"
     head -c 2000 "$work/err" | sed 's/^/    /'
+    if [ $failures -ge 20 ]; then
+        echo "20 failed; the rest is left out"
+        exit 1
+    fi
 }
 
 walsh() { # arguments: run it, standard input empty
