@@ -22,7 +22,7 @@ enum walsh_status walsh_eval_ids(const struct walsh_model *model, const int32_t 
     WALSH_TRY(walsh_model_kv_type(model, o.kv, &type, err));
     struct walsh_evaluation e;
     WALSH_TRY(walsh_runtime_eval(model->runner, o.reference ? o.reference->runner : NULL, ids, count, context,
-                                 type, &e, err));
+                                 type, NULL, 0, &e, err));
     const struct walsh_eval_result r = {
         .struct_size = sizeof r,
         .nll = e.nll,

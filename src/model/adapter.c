@@ -92,7 +92,7 @@ static bool same_view(const struct walsh_peft_matrix *a, const struct walsh_peft
 }
 
 struct opening {
-    const struct walsh_adapter_options *options;
+    const struct walsh_adapter_loading *options;
     const struct walsh_hooks *hooks;
     const struct catalogue *catalogue;
     const struct walsh_peft *peft;
@@ -187,9 +187,9 @@ static enum walsh_status adapter_new(const char *name, const struct walsh_model_
     return status;
 }
 
-enum walsh_status walsh_adapter_open(const char *name, const char *directory,
+enum walsh_status walsh_adapter_load(const char *name, const char *directory,
                                      const struct walsh_model_graph *graph,
-                                     const struct walsh_adapter_options *options,
+                                     const struct walsh_adapter_loading *options,
                                      const struct walsh_hooks *hooks, struct walsh_adapter **out,
                                      struct walsh_error *err)
 {
@@ -240,64 +240,4 @@ const struct walsh_adapter_linear *walsh_adapter_find(const struct walsh_adapter
             end = middle;
     }
     return NULL;
-}
-
-static enum walsh_status check_choices(const struct walsh_adapter_choice *choices, size_t count,
-                                       struct walsh_error *err)
-{
-    if (count < 1 || count > WALSH_MAX_ADAPTERS)
-        return walsh_fail(err, WALSH_E_ARGUMENT, "%zu adapters together, expected 1 to %d", count,
-                          WALSH_MAX_ADAPTERS);
-    for (size_t i = 0; i < count; i++) {
-        const struct walsh_adapter *adapter = choices[i].adapter;
-        if (!isfinite(choices[i].scale))
-            return walsh_fail(err, WALSH_E_ARGUMENT, "adapter %s: scale %g, expected a finite number",
-                              adapter->name, (double)choices[i].scale);
-        if (adapter->graph != choices[0].adapter->graph)
-            return walsh_fail(err, WALSH_E_ARGUMENT, "adapters %s and %s belong to different models",
-                              choices[0].adapter->name, adapter->name);
-        for (size_t j = 0; j < i; j++)
-            if (strcmp(choices[j].adapter->name, adapter->name) == 0)
-                return walsh_fail(err, WALSH_E_EXISTS, "adapter %s is given twice", adapter->name);
-    }
-    return WALSH_OK;
-}
-
-enum walsh_status walsh_adapter_set_open(const struct walsh_adapter_choice *choices, size_t count,
-                                         struct walsh_adapter_set **out, struct walsh_error *err)
-{
-    *out = NULL;
-    WALSH_TRY(check_choices(choices, count, err));
-    WALSH_TRY(walsh_alloc_zero(1, sizeof **out, "a set of adapters", out, err));
-    (*out)->count = count;
-    for (size_t i = 0; i < count; i++)
-        (*out)->choices[i] =
-            (struct walsh_adapter_choice){walsh_adapter_retain(choices[i].adapter), choices[i].scale};
-    return WALSH_OK;
-}
-
-void walsh_adapter_set_close(struct walsh_adapter_set **set)
-{
-    if (!*set) return;
-    for (size_t i = 0; i < (*set)->count; i++) walsh_adapter_release(&(*set)->choices[i].adapter);
-    walsh_free(*set);
-    *set = NULL;
-}
-
-/* Is the adapter of choice `c` of set `s` among those that come before it? */
-static bool seen_before(const struct walsh_adapter_set *const *sets, size_t s, size_t c)
-{
-    for (size_t i = 0; i <= s; i++)
-        for (size_t j = 0; sets[i] && j < (i == s ? c : sets[i]->count); j++)
-            if (sets[i]->choices[j].adapter == sets[s]->choices[c].adapter) return true;
-    return false;
-}
-
-uint64_t walsh_adapter_sets_bytes(const struct walsh_adapter_set *const *sets, size_t count)
-{
-    uint64_t bytes = 0;
-    for (size_t s = 0; s < count; s++)
-        for (size_t c = 0; sets[s] && c < sets[s]->count; c++)
-            if (!seen_before(sets, s, c)) bytes += sets[s]->choices[c].adapter->bytes;
-    return bytes;
 }

@@ -8,25 +8,23 @@
 #ifndef WALSH_MODEL_ADAPTER_H
 #define WALSH_MODEL_ADAPTER_H
 
+#include <stdatomic.h>
+
 #include "base/hooks.h"
+#include "formats/low_rank.h"
 #include "model/model.h"
 
-#define WALSH_ADAPTER_RANK_STEP 8 /* ranks are padded to a multiple of this */
-#define WALSH_ADAPTER_ROW_STEP 16 /* rows of B' likewise: an output block is never smaller */
-#define WALSH_MAX_ADAPTERS 16     /* of one set */
+#define WALSH_MAX_ADAPTERS 16 /* of one set */
 
-/* The update of one linear. Both matrices are row-major, 64-byte aligned, in `storage` (WALSH_F32 or
- * WALSH_BF16), and zero wherever they are padded, so that a kernel may run over whole vectors in all four
- * directions. */
+/* The update of one linear. Both matrices are as formats/low_rank.h says, 64-byte aligned. */
 struct walsh_adapter_linear {
-    uint32_t rank;        /* 1..256 */
-    uint32_t padded_rank; /* rounded up to WALSH_ADAPTER_RANK_STEP */
-    uint32_t in;          /* the linear's */
-    uint32_t out;         /* rows of B' that mean something: the linear's padded outputs, weights.rows */
-    uint32_t a_stride;    /* elements from row to row of A: `in` rounded up to 64 bytes */
-    enum walsh_dtype storage;
-    const void *a; /* [padded_rank][a_stride] */
-    const void *b; /* [out rounded up to WALSH_ADAPTER_ROW_STEP][padded_rank] */
+    uint32_t rank;             /* 1..256 */
+    uint32_t in;               /* the linear's */
+    uint32_t out;              /* rows of B': the linear's padded outputs, weights.rows */
+    enum walsh_format storage; /* WALSH_FORMAT_F32 or WALSH_FORMAT_BF16 */
+    bool shared_a;             /* another linear that reads the same x has this A too */
+    const void *a;             /* [rank][in] */
+    const void *b;             /* [out][rank] */
 };
 
 /* What the A and B of a source mean, with R_in and R_out the linear's rotations and z its rotated output. */
@@ -44,7 +42,7 @@ struct walsh_adapter_source {
     double scale;
     const float *a, *b;
     /* Where a is NULL: a linear of the same inputs, rank and storage, whose A is this one's too. */
-    const struct walsh_adapter_linear *same_a;
+    struct walsh_adapter_linear *same_a;
 };
 /* Fold a source into the canonical form: A' = A·R_in for ROTATED_INPUT, B' = scale·R_out·B (with reciprocal
  * signs, which for ±1 are the signs) but for ROTATED_OUTPUT. In double precision, rounded to `storage` once.
@@ -52,7 +50,7 @@ struct walsh_adapter_source {
  * sign of 0 in R_out. */
 enum walsh_status walsh_adapter_linear_build(const struct walsh_linear *linear,
                                              const struct walsh_adapter_source *source,
-                                             enum walsh_dtype storage, struct walsh_arena *arena,
+                                             enum walsh_format storage, struct walsh_arena *arena,
                                              struct walsh_adapter_linear *out, struct walsh_error *err);
 /* Elements as f32: row j, column i of A; row o, column j of B'. For tests and for whoever merges. */
 float walsh_adapter_a(const struct walsh_adapter_linear *l, size_t j, size_t i);
@@ -71,18 +69,22 @@ struct walsh_adapter {
     struct walsh_arena arena;
     _Atomic unsigned references;
 };
-struct walsh_adapter_options {
+struct walsh_adapter_loading {
     bool use_mmap;
-    enum walsh_dtype storage; /* WALSH_BF16 or WALSH_F32 */
+    enum walsh_format storage; /* WALSH_FORMAT_BF16 or WALSH_FORMAT_F32 */
 };
 /* Read a PEFT directory (checkpoint/peft.h) for `graph`. *out has one reference, the caller's. An adapter
  * whose base model's name is not in the path of the graph's directory is a warning to `hooks` (NULL: none);
  * an abort hook is asked once per linear. Nothing but *out is touched, and *out is NULL on failure. */
-enum walsh_status walsh_adapter_open(const char *name, const char *directory,
+enum walsh_status walsh_adapter_load(const char *name, const char *directory,
                                      const struct walsh_model_graph *graph,
-                                     const struct walsh_adapter_options *options,
+                                     const struct walsh_adapter_loading *options,
                                      const struct walsh_hooks *hooks, struct walsh_adapter **out,
                                      struct walsh_error *err);
+/* Random updates of every projection of the layers (router and head left alone), for measurements. */
+enum walsh_status walsh_adapter_synthesize(const char *name, uint32_t rank, uint64_t seed,
+                                           const struct walsh_model_graph *graph, enum walsh_format storage,
+                                           struct walsh_adapter **out, struct walsh_error *err);
 struct walsh_adapter *walsh_adapter_retain(struct walsh_adapter *adapter);
 /* Frees with the last reference; NULL-safe; *adapter becomes NULL. */
 void walsh_adapter_release(struct walsh_adapter **adapter);
@@ -95,15 +97,33 @@ struct walsh_adapter_choice {
     struct walsh_adapter *adapter;
     float scale; /* finite; on top of the scale in B' */
 };
+/* One update of one linear in a set. */
+struct walsh_adapter_term {
+    const struct walsh_adapter_linear *update;
+    float scale;
+};
 struct walsh_adapter_set {
     size_t count; /* 1..WALSH_MAX_ADAPTERS */
     struct walsh_adapter_choice choices[WALSH_MAX_ADAPTERS];
+    /* The plan: the terms of the linear with index i, in the order of the choices, are
+     * terms[first[i]] .. terms[first[i + 1] - 1]. It holds every update of every choice exactly once. */
+    const struct walsh_adapter_term *terms;
+    const uint32_t *first;
+    /* of one row, at the call of the forward pass that needs most: updates, and elements of their h */
+    size_t row_updates, row_elements;
+    struct walsh_arena arena;
 };
-/* Takes a reference to each. Errors: none or too many, a name twice, adapters of different graphs, a scale
- * that is not finite. */
+/* Takes a reference to each and makes the plan. Errors: none or too many, a name twice, adapters of different
+ * graphs, a scale that is not finite, an update that no call of the forward pass would use. */
 enum walsh_status walsh_adapter_set_open(const struct walsh_adapter_choice *choices, size_t count,
                                          struct walsh_adapter_set **out, struct walsh_error *err);
 void walsh_adapter_set_close(struct walsh_adapter_set **set); /* NULL-safe */
+/* The same adapters with the same scales in the same order: rows of the two may be computed as one. */
+bool walsh_adapter_set_equal(const struct walsh_adapter_set *a, const struct walsh_adapter_set *b);
+/* Have room in the workspace for calls in which every row uses `set` or a smaller one. On failure it is as
+ * before. */
+enum walsh_status walsh_workspace_reserve(struct walsh_workspace *ws, const struct walsh_adapter_set *set,
+                                          struct walsh_error *err);
 /* Bytes of all the adapters of some sets, each adapter once. NULL sets count nothing. */
 uint64_t walsh_adapter_sets_bytes(const struct walsh_adapter_set *const *sets, size_t count);
 

@@ -6,30 +6,32 @@
 
 #include "checkpoint/peft.h"
 
-#define LINE_BYTES WALSH_ALIGNMENT
-
-static size_t element_bytes(enum walsh_dtype storage)
+static size_t element_bytes(enum walsh_format storage)
 {
-    return storage == WALSH_F32 ? sizeof(float) : sizeof(uint16_t);
+    return storage == WALSH_FORMAT_F32 ? sizeof(float) : sizeof(uint16_t);
 }
 
-/* rows x columns values, times `scale`, into the zeroed matrix `to` of row stride `stride`. false: one is not
- * finite. */
-static bool store(const float *from, size_t rows, size_t columns, double scale, enum walsh_dtype storage,
-                  size_t stride, void *to)
+/* A and B into their zeroed matrices. false: a value is not finite there. */
+static bool store_a(const struct walsh_adapter_linear *l, const float *from, void *to)
 {
     bool finite = true;
-    for (size_t i = 0; i < rows; i++)
-        for (size_t j = 0; j < columns; j++) {
-            float value = (float)(scale * (double)from[i * columns + j]);
-            if (storage == WALSH_F32) {
-                ((float *)to)[i * stride + j] = value;
-            } else {
-                const uint16_t half = walsh_bf16_from_f32(value);
-                ((uint16_t *)to)[i * stride + j] = half;
-                value = walsh_f32_from_bf16(half);
-            }
-            finite = finite && isfinite(value);
+    for (size_t j = 0; j < l->rank; j++)
+        for (size_t i = 0; i < l->in; i++) {
+            const size_t at = walsh_low_rank_a_at(l->storage, l->in, j, i);
+            walsh_low_rank_put(l->storage, to, at, from[j * l->in + i]);
+            finite = finite && isfinite(walsh_low_rank_get(l->storage, to, at));
+        }
+    return finite;
+}
+
+static bool store_b(const struct walsh_adapter_linear *l, const float *from, double scale, void *to)
+{
+    bool finite = true;
+    for (size_t o = 0; o < l->out; o++)
+        for (size_t j = 0; j < l->rank; j++) {
+            const size_t at = walsh_low_rank_b_at(l->storage, l->rank, o, j);
+            walsh_low_rank_put(l->storage, to, at, (float)(scale * (double)from[o * l->rank + j]));
+            finite = finite && isfinite(walsh_low_rank_get(l->storage, to, at));
         }
     return finite;
 }
@@ -39,10 +41,11 @@ static enum walsh_status build_a(const struct walsh_linear *linear, const struct
                                  struct walsh_error *err)
 {
     if (!source->a) {
-        const struct walsh_adapter_linear *same = source->same_a;
+        struct walsh_adapter_linear *same = source->same_a;
         if (same->in != out->in || same->rank != out->rank || same->storage != out->storage)
             return walsh_fail(err, WALSH_E_INTERNAL, "%s: its A is not another linear's", linear->name);
         out->a = same->a;
+        out->shared_a = same->shared_a = true;
         return WALSH_OK;
     }
     const float *a = source->a;
@@ -57,9 +60,9 @@ static enum walsh_status build_a(const struct walsh_linear *linear, const struct
         }
         a = folded;
     }
-    enum walsh_status status = walsh_arena_alloc(arena, (size_t)out->padded_rank * out->a_stride,
+    enum walsh_status status = walsh_arena_alloc(arena, walsh_low_rank_a_size(out->rank, out->in),
                                                  element_bytes(out->storage), "an adapter's A", &to, err);
-    if (status == WALSH_OK && !store(a, out->rank, out->in, 1, out->storage, out->a_stride, to))
+    if (status == WALSH_OK && !store_a(out, a, to))
         status = walsh_fail(err, WALSH_E_FORMAT, "%s: the adapter's A holds NaN or Inf", linear->name);
     walsh_free(folded);
     out->a = to;
@@ -104,11 +107,10 @@ static enum walsh_status build_b(const struct walsh_linear *linear, const struct
         }
         b = folded;
     }
-    const size_t rows = walsh_round_up(out->out, WALSH_ADAPTER_ROW_STEP);
-    enum walsh_status status = walsh_arena_alloc(arena, rows * out->padded_rank, element_bytes(out->storage),
-                                                 "an adapter's B", &to, err);
-    if (status == WALSH_OK &&
-        !store(b, out->out, out->rank, source->scale, out->storage, out->padded_rank, to))
+    enum walsh_status status =
+        walsh_arena_alloc(arena, walsh_low_rank_b_size(out->storage, out->rank, out->out),
+                          element_bytes(out->storage), "an adapter's B", &to, err);
+    if (status == WALSH_OK && !store_b(out, b, source->scale, to))
         status = walsh_fail(err, WALSH_E_FORMAT, "%s: the adapter's B times its scale %g holds NaN or Inf",
                             linear->name, source->scale);
     walsh_free(folded);
@@ -118,41 +120,33 @@ static enum walsh_status build_b(const struct walsh_linear *linear, const struct
 
 enum walsh_status walsh_adapter_linear_build(const struct walsh_linear *linear,
                                              const struct walsh_adapter_source *source,
-                                             enum walsh_dtype storage, struct walsh_arena *arena,
+                                             enum walsh_format storage, struct walsh_arena *arena,
                                              struct walsh_adapter_linear *out, struct walsh_error *err)
 {
     memset(out, 0, sizeof *out);
     if (source->rank < 1 || source->rank > WALSH_MAX_LORA_RANK)
         return walsh_fail(err, WALSH_E_ARGUMENT, "%s: an adapter of rank %u, expected 1 to %d", linear->name,
                           source->rank, WALSH_MAX_LORA_RANK);
-    if (storage != WALSH_F32 && storage != WALSH_BF16)
-        return walsh_fail(err, WALSH_E_ARGUMENT, "%s: an adapter stored as %s, expected F32 or BF16",
-                          linear->name, walsh_dtype_name(storage));
+    if (storage != WALSH_FORMAT_F32 && storage != WALSH_FORMAT_BF16)
+        return walsh_fail(err, WALSH_E_ARGUMENT, "%s: an adapter stored as %s, expected f32 or bf16",
+                          linear->name, walsh_format_name(storage));
     const struct walsh_rotation *r = &linear->out_rotation;
-    const size_t step = LINE_BYTES / element_bytes(storage);
     *out = (struct walsh_adapter_linear){
         .rank = source->rank,
-        .padded_rank = (uint32_t)walsh_round_up(source->rank, WALSH_ADAPTER_RANK_STEP),
         .in = linear->in,
         .out = r->kind == WALSH_ROTATION_NONE ? linear->out : r->blocks.padded,
-        .a_stride = (uint32_t)walsh_round_up(linear->in, step),
         .storage = storage,
     };
     WALSH_TRY(build_a(linear, source, arena, out, err));
     return build_b(linear, source, arena, out, err);
 }
 
-static float element(const void *data, enum walsh_dtype storage, size_t i)
-{
-    return storage == WALSH_F32 ? ((const float *)data)[i] : walsh_f32_from_bf16(((const uint16_t *)data)[i]);
-}
-
 float walsh_adapter_a(const struct walsh_adapter_linear *l, size_t j, size_t i)
 {
-    return element(l->a, l->storage, j * l->a_stride + i);
+    return walsh_low_rank_get(l->storage, l->a, walsh_low_rank_a_at(l->storage, l->in, j, i));
 }
 
 float walsh_adapter_b(const struct walsh_adapter_linear *l, size_t o, size_t j)
 {
-    return element(l->b, l->storage, o * l->padded_rank + j);
+    return walsh_low_rank_get(l->storage, l->b, walsh_low_rank_b_at(l->storage, l->rank, o, j));
 }

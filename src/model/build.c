@@ -4,6 +4,7 @@
 
 #include "model/architectures.h"
 #include "model/rope.h"
+#include "model/sites.h"
 
 #define NAME_SIZE 256   /* of a module path; those of the table of architectures are far shorter */
 #define MODULE_SIZE 128 /* of its part below a layer */
@@ -146,5 +147,6 @@ enum walsh_status walsh_graph_build(struct walsh_model_graph *graph, struct wals
     WALSH_TRY(source->vector(source, b.names->final_norm, c->hidden, &graph->final_norm, err));
     WALSH_TRY(build_head(&b, dense));
     WALSH_TRY(walsh_rope_tables(c, pool, &graph->arena, &graph->rope_cosine, &graph->rope_sine, err));
+    walsh_graph_number(graph);
     return walsh_graph_list(graph, err);
 }

@@ -11,7 +11,7 @@ static void route(const struct walsh_config *c, const struct walsh_queue *q, con
 {
     uint32_t k = c->experts_per_token;
     const struct walsh_linear_call router = {&layer->router, ws->router_logits, c->experts};
-    walsh_linear_apply(q, ws, &router, 1, ws->normed, ws->normed_ld, rows->count, rows->role);
+    walsh_linear_apply(q, ws, &router, 1, ws->normed, ws->normed_ld, rows->count, rows->role, &rows->sets);
     q->ops->route(q, ws->expert_index, ws->expert_weight, ws->router_logits, rows->count, c->experts, k,
                   c->normalize_topk);
 
@@ -29,6 +29,23 @@ static void route(const struct walsh_config *c, const struct walsh_queue *q, con
     ws->expert_begin[0] = 0;
 }
 
+/* The adapters of the slots [begin, begin + n) of an expert: their rows ascend, so that those of a set stay
+ * together. */
+static struct walsh_row_sets slot_sets(const struct walsh_rows *rows, struct walsh_workspace *ws,
+                                       size_t begin, size_t n)
+{
+    struct walsh_row_sets sets = {ws->expert_sets, 0};
+    size_t slot = 0;
+    for (size_t i = 0; i < rows->sets.count; i++) {
+        const struct walsh_row_set *of_rows = &rows->sets.list[i];
+        while (slot < n && ws->slot_row[begin + slot] < of_rows->begin) slot++;
+        const size_t first = slot;
+        while (slot < n && ws->slot_row[begin + slot] < of_rows->end) slot++;
+        if (slot > first) ws->expert_sets[sets.count++] = (struct walsh_row_set){of_rows->set, first, slot};
+    }
+    return sets;
+}
+
 /* gate and up of a single row's experts: they read the same x, so that they share its preparation and one
  * dispatch. */
 static void gate_up_one_row(const struct walsh_queue *q, const struct walsh_layer *layer,
@@ -43,7 +60,7 @@ static void gate_up_one_row(const struct walsh_queue *q, const struct walsh_laye
         calls[count++] = (struct walsh_linear_call){&expert->gate, ws->gate + at, ws->gate_ld};
         calls[count++] = (struct walsh_linear_call){&expert->up, ws->up + at, ws->gate_ld};
         if (count + 2 <= WALSH_LINEAR_CALLS && k + 1 < c->experts_per_token) continue;
-        walsh_linear_apply(q, ws, calls, count, ws->normed, ws->normed_ld, 1, rows->role);
+        walsh_linear_apply(q, ws, calls, count, ws->normed, ws->normed_ld, 1, rows->role, &rows->sets);
         count = 0;
     }
 }
@@ -67,7 +84,8 @@ static void gate_up(const struct walsh_config *c, const struct walsh_queue *q,
         const struct walsh_linear_call calls[] = {
             {&expert->gate, ws->gate + begin * ws->gate_ld, ws->gate_ld},
             {&expert->up, ws->up + begin * ws->gate_ld, ws->gate_ld}};
-        walsh_linear_apply(q, ws, calls, 2, ws->gathered, ws->normed_ld, n, rows->role);
+        const struct walsh_row_sets sets = slot_sets(rows, ws, begin, n);
+        walsh_linear_apply(q, ws, calls, 2, ws->gathered, ws->normed_ld, n, rows->role, &sets);
     }
 }
 
@@ -116,7 +134,8 @@ void walsh_experts_block(const struct walsh_model_graph *graph, const struct wal
         if (skip) continue;
         const struct walsh_linear_call down = {&layer->experts[e].down, ws->delta + begin * c->hidden,
                                                c->hidden};
-        walsh_linear_apply(q, ws, &down, 1, input, ws->gate_ld, n, rows->role);
+        const struct walsh_row_sets sets = slot_sets(rows, ws, begin, n);
+        walsh_linear_apply(q, ws, &down, 1, input, ws->gate_ld, n, rows->role, &sets);
     }
     if (skip) return;
     struct combine sums = {ws, x, c->hidden, k};

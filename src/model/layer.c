@@ -32,7 +32,7 @@ static void attention_block(const struct walsh_model_graph *graph, const struct 
     walsh_tap_input(tap, WALSH_TAP_ATTENTION, 0, ws->normed, ws->normed_ld, n, c->hidden);
     const struct walsh_linear_call projections[] = {
         {&layer->q, ws->query, q_width}, {&layer->k, ws->key, kv_width}, {&layer->v, ws->value, kv_width}};
-    walsh_linear_apply(q, ws, projections, 3, ws->normed, ws->normed_ld, n, rows->role);
+    walsh_linear_apply(q, ws, projections, 3, ws->normed, ws->normed_ld, n, rows->role, &rows->sets);
     if (layer->q_norm) norm_heads(graph, q, ws->query, layer->q_norm, n * c->heads);
     if (layer->k_norm) norm_heads(graph, q, ws->key, layer->k_norm, n * c->kv_heads);
     q->ops->rope(q, ws->query, q_width, rows->positions, n, c->heads, c->head_dim, graph->rope_cosine,
@@ -52,7 +52,7 @@ static void attention_block(const struct walsh_model_graph *graph, const struct 
 
     walsh_tap_input(tap, WALSH_TAP_OUTPUT, 0, ws->attention, ws->attention_ld, n, q_width);
     const struct walsh_linear_call output = {&layer->o, ws->delta, c->hidden};
-    walsh_linear_apply(q, ws, &output, 1, ws->attention, ws->attention_ld, n, rows->role);
+    walsh_linear_apply(q, ws, &output, 1, ws->attention, ws->attention_ld, n, rows->role, &rows->sets);
     q->ops->add(q, x, ws->delta, n * c->hidden);
 }
 
@@ -64,13 +64,13 @@ static void dense_block(const struct walsh_model_graph *graph, const struct wals
     walsh_tap_input(tap, WALSH_TAP_MLP, 0, ws->normed, ws->normed_ld, n, hidden);
     const struct walsh_linear_call gate_up[] = {{&layer->gate, ws->gate, ws->gate_ld},
                                                 {&layer->up, ws->up, ws->gate_ld}};
-    walsh_linear_apply(q, ws, gate_up, 2, ws->normed, ws->normed_ld, n, rows->role);
+    walsh_linear_apply(q, ws, gate_up, 2, ws->normed, ws->normed_ld, n, rows->role, &rows->sets);
     q->ops->swiglu(q, ws->gate, ws->gate_ld, ws->gate, ws->up, ws->gate_ld, n, wide);
 
     walsh_tap_input(tap, WALSH_TAP_DOWN, 0, ws->gate, ws->gate_ld, n, wide);
     if (tap && tap->skip_last) return;
     const struct walsh_linear_call down = {&layer->down, ws->delta, hidden};
-    walsh_linear_apply(q, ws, &down, 1, ws->gate, ws->gate_ld, n, rows->role);
+    walsh_linear_apply(q, ws, &down, 1, ws->gate, ws->gate_ld, n, rows->role, &rows->sets);
     q->ops->add(q, x, ws->delta, n * hidden);
 }
 
@@ -96,11 +96,12 @@ void walsh_embed(const struct walsh_model_graph *graph, const struct walsh_queue
 }
 
 void walsh_logits(const struct walsh_model_graph *graph, const struct walsh_queue *q, float *x, size_t count,
-                  enum walsh_role role, struct walsh_workspace *ws, float *logits)
+                  enum walsh_role role, const struct walsh_row_sets *sets, struct walsh_workspace *ws,
+                  float *logits)
 {
     size_t hidden = graph->config.hidden;
     q->ops->rms_norm(q, x, hidden, x, hidden, graph->final_norm, count, hidden,
                      (float)graph->config.rms_epsilon);
     const struct walsh_linear_call head = {&graph->head, logits, graph->config.vocab};
-    walsh_linear_apply(q, ws, &head, 1, x, hidden, count, role);
+    walsh_linear_apply(q, ws, &head, 1, x, hidden, count, role, sets);
 }

@@ -6,6 +6,7 @@
 #include "base/scalar.h"
 #include "checkpoint/glq.h"
 #include "formats/e8p_planes.h"
+#include "model/adapter_products.h"
 #include "model/build.h"
 #include "model/workspace.h"
 
@@ -196,7 +197,8 @@ static bool same_input(const struct walsh_linear *a, const struct walsh_linear *
 /* The products of calls that share the prepared `a`, then what comes behind each of them. */
 static void run_products(const struct walsh_queue *q, struct walsh_workspace *ws,
                          const struct walsh_linear_call *const *calls, size_t count,
-                         const struct walsh_activations *a, enum walsh_role role)
+                         const struct walsh_activations *a, const float *x, size_t ldx, enum walsh_role role,
+                         const struct walsh_row_sets *sets)
 {
     struct walsh_product list[WALSH_LINEAR_CALLS] = {{0}};
     size_t z = 0;
@@ -208,7 +210,9 @@ static void run_products(const struct walsh_queue *q, struct walsh_workspace *ws
         list[i].ldy = linear->weights.rows;
         z += a->rows * linear->weights.rows;
     }
-    q->ops->product(q, list, count, a, NULL, role);
+    struct walsh_low_rank_input input;
+    q->ops->product(q, list, count, a,
+                    walsh_adapter_products(ws, calls, count, x, ldx, sets, role, list, &input), role);
     for (size_t i = 0; i < count; i++) {
         const struct walsh_linear *linear = calls[i]->linear;
         q->ops->unrotate(q, calls[i]->y, calls[i]->ldy, list[i].y, list[i].ldy, &linear->out_rotation,
@@ -218,10 +222,10 @@ static void run_products(const struct walsh_queue *q, struct walsh_workspace *ws
 
 void walsh_linear_apply(const struct walsh_queue *q, struct walsh_workspace *ws,
                         const struct walsh_linear_call *calls, size_t count, const float *x, size_t ldx,
-                        size_t rows, enum walsh_role role)
+                        size_t rows, enum walsh_role role, const struct walsh_row_sets *sets)
 {
     for (; count > WALSH_LINEAR_CALLS; calls += WALSH_LINEAR_CALLS, count -= WALSH_LINEAR_CALLS)
-        walsh_linear_apply(q, ws, calls, WALSH_LINEAR_CALLS, x, ldx, rows, role);
+        walsh_linear_apply(q, ws, calls, WALSH_LINEAR_CALLS, x, ldx, rows, role, sets);
     bool done[WALSH_LINEAR_CALLS] = {false};
     for (size_t first = 0; first < count; first++) {
         if (done[first]) continue;
@@ -234,13 +238,13 @@ void walsh_linear_apply(const struct walsh_queue *q, struct walsh_workspace *ws,
             size_t wanted =
                 linear->out_rotation.kind == WALSH_ROTATION_NONE ? 0 : rows * linear->weights.rows;
             if (members > 0 && z + wanted > ws->z_elements) { /* one always fits; a list of many may not */
-                run_products(q, ws, group, members, &a, role);
+                run_products(q, ws, group, members, &a, x, ldx, role, sets);
                 members = z = 0;
             }
             group[members++] = &calls[i];
             z += wanted;
             done[i] = true;
         }
-        run_products(q, ws, group, members, &a, role);
+        run_products(q, ws, group, members, &a, x, ldx, role, sets);
     }
 }

@@ -14,6 +14,7 @@ struct walsh_linear {
     struct walsh_weights weights;                    /* [out padded][in padded] */
     const float *bias;                               /* [out] or NULL */
     enum walsh_activation_type activation;           /* how its input is rounded */
+    uint32_t index;                                  /* its number in its graph, in the order of use */
 };
 
 /* Take `name` from the checkpoint: dense `name.weight`, or a GLQ E8P group, and `name.bias` where has_bias.
@@ -33,15 +34,32 @@ struct walsh_linear_call {
     float *y; /* [rows][ldy], `linear->out` written */
     size_t ldy;
 };
+/* Rows [begin, end) of a call use the adapters of `set` (model/adapter.h). */
+struct walsh_adapter_set;
+struct walsh_row_set {
+    const struct walsh_adapter_set *set;
+    size_t begin, end;
+};
+/* Ascending and disjoint; a row that is in none has no adapter. */
+struct walsh_row_sets {
+    const struct walsh_row_set *list;
+    size_t count;
+};
+/* The sets of rows [begin, begin + count) with these rows numbered from 0, in `room` of at least as many
+ * entries. */
+struct walsh_row_sets walsh_row_sets_slice(const struct walsh_row_sets *sets, size_t begin, size_t count,
+                                           struct walsh_row_set *room);
+
 /* Calls that share one dispatch at most; a longer list takes several. */
 #define WALSH_LINEAR_CALLS 32
 
 /* y_i = linear_i(x) for each of the list; all have the same `in`. Linears with equal input rotation and
  * activation type share one preparation of x; products that share it run in one dispatch. rows is at most the
  * workspace's. ldx == walsh_activations_stride(in) with x on a 64-byte boundary says that the rows of x are
- * zero from `in` to there: an unrotated f32 product then reads x in place. */
+ * zero from `in` to there: an unrotated f32 product then reads x in place. Adapters read x as it is; `sets`
+ * (NULL: none) says which, and the workspace has room for them (walsh_workspace_reserve). */
 void walsh_linear_apply(const struct walsh_queue *q, struct walsh_workspace *ws,
                         const struct walsh_linear_call *calls, size_t count, const float *x, size_t ldx,
-                        size_t rows, enum walsh_role role);
+                        size_t rows, enum walsh_role role, const struct walsh_row_sets *sets);
 
 #endif

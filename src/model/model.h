@@ -74,7 +74,8 @@ struct walsh_rows {
     size_t count;
     const struct walsh_kv_view *const
         *kv; /* [count] view of the layer being run is kv[i] + layer index (views are [layers]) */
-    const uint32_t *positions; /* [count] */
+    const uint32_t *positions;  /* [count] */
+    struct walsh_row_sets sets; /* the rows' adapters */
 };
 
 /* Where calibration looks: raw inputs of linears, before rotation and rounding. */
@@ -108,9 +109,11 @@ void walsh_layer_forward(const struct walsh_model_graph *graph, const struct wal
 /* x [count][hidden] <- embedding rows. */
 void walsh_embed(const struct walsh_model_graph *graph, const struct walsh_queue *q, const int32_t *ids,
                  size_t count, float *x);
-/* logits [count][vocab] of x [count][hidden] (final norm and head); x is overwritten. */
+/* logits [count][vocab] of x [count][hidden] (final norm and head); x is overwritten. sets: the rows'
+ * adapters, NULL: none. */
 void walsh_logits(const struct walsh_model_graph *graph, const struct walsh_queue *q, float *x, size_t count,
-                  enum walsh_role role, struct walsh_workspace *ws, float *logits);
+                  enum walsh_role role, const struct walsh_row_sets *sets, struct walsh_workspace *ws,
+                  float *logits);
 
 /* Random weights in the given format, for measurements (see walsh_model_synthesize). bits 0: bf16. */
 enum walsh_status walsh_graph_synthesize(const struct walsh_config *config, unsigned bits, uint64_t seed,

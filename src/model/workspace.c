@@ -96,11 +96,30 @@ void walsh_workspace_close(struct walsh_workspace **ws)
 {
     if (!ws || !*ws) return;
     struct walsh_workspace *w = *ws;
-    void *const buffers[] = {
-        w->normed,   w->query,    w->key,           w->value,        w->attention,     w->gate,
-        w->up,       w->delta,    w->rows,          w->activations,  w->scale,         w->sum,
-        w->z,        w->gathered, w->router_logits, w->expert_index, w->expert_weight, w->expert_begin,
-        w->slot_row, w->row_slot};
+    void *const buffers[] = {w->normed,
+                             w->query,
+                             w->key,
+                             w->value,
+                             w->attention,
+                             w->gate,
+                             w->ups,
+                             w->delta,
+                             w->rows,
+                             w->activations,
+                             w->scale,
+                             w->sum,
+                             w->z,
+                             w->gathered,
+                             w->router_logits,
+                             w->expert_index,
+                             w->expert_weight,
+                             w->expert_begin,
+                             w->slot_row,
+                             w->row_slot,
+                             w->downs,
+                             w->ups,
+                             w->h,
+                             w->expert_sets};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) walsh_free(buffers[i]);
     walsh_free(w);
     *ws = NULL;

@@ -26,6 +26,13 @@ struct walsh_workspace {
     float *z;
     size_t z_elements;
 
+    /* low-rank updates of one call, as many as walsh_workspace_reserve was asked for; NULL before */
+    struct walsh_low_rank_down *downs; /* [updates] */
+    struct walsh_low_rank_up *ups;     /* [updates] */
+    float *h;                          /* [h_elements] */
+    size_t updates, h_elements;
+    struct walsh_row_set *expert_sets; /* [max_rows] */
+
     /* experts; NULL where the model has none */
     float *router_logits;   /* [max_rows][experts] */
     int32_t *expert_index;  /* [max_rows][k], as routed */

@@ -102,7 +102,9 @@ static enum walsh_status run_subject(struct subject *s, const int32_t *ids, size
 static void slice_logits(const struct subject *s, size_t begin, size_t n)
 {
     const struct walsh_runner *r = s->runner;
-    walsh_logits(r->graph, r->queue, s->hidden + begin * r->graph->config.hidden, n, WALSH_PREFILL,
+    struct walsh_row_set room;
+    const struct walsh_row_sets sets = walsh_session_sets(s->session, n, &room);
+    walsh_logits(r->graph, r->queue, s->hidden + begin * r->graph->config.hidden, n, WALSH_PREFILL, &sets,
                  r->workspace, s->logits);
 }
 
@@ -151,7 +153,8 @@ static enum walsh_status score_text(struct evaluation *e, const int32_t *ids, si
 
 enum walsh_status walsh_runtime_eval(struct walsh_runner *runner, struct walsh_runner *reference,
                                      const int32_t *ids, size_t count, uint32_t context,
-                                     enum walsh_kv_type type, struct walsh_evaluation *result,
+                                     enum walsh_kv_type type, const struct walsh_adapter_choice *adapters,
+                                     size_t adapter_count, struct walsh_evaluation *result,
                                      struct walsh_error *err)
 {
     const struct walsh_config *c = &runner->graph->config;
@@ -170,6 +173,8 @@ enum walsh_status walsh_runtime_eval(struct walsh_runner *runner, struct walsh_r
     struct evaluation e = {.context = context, .vocab = c->vocab};
     e.slice = walsh_min(walsh_max(LOGIT_ELEMENTS / c->vocab, 16), WALSH_CHUNK_ROWS);
     enum walsh_status status = open_subject(&e.model, runner, &e, type, err);
+    if (status == WALSH_OK)
+        status = walsh_runtime_set_adapters(e.model.session, adapters, adapter_count, err);
     if (status == WALSH_OK && reference) status = open_subject(&e.reference, reference, &e, type, err);
     if (status == WALSH_OK) status = walsh_alloc_zero(context, sizeof *e.scores, "scores", &e.scores, err);
     if (status == WALSH_OK) status = score_text(&e, ids, count / context, result, err);

@@ -11,6 +11,11 @@ static enum walsh_status allocate(struct walsh_runner *r, struct walsh_error *er
         walsh_alloc((size_t)WALSH_CHUNK_ROWS * c->hidden, sizeof(float), "the rows of a chunk", &r->x, err));
     WALSH_TRY(walsh_alloc(WALSH_CHUNK_ROWS, sizeof *r->kv, "the rows of a chunk", &r->kv, err));
     WALSH_TRY(walsh_alloc(WALSH_CHUNK_ROWS, sizeof *r->positions, "the rows of a chunk", &r->positions, err));
+    WALSH_TRY(walsh_alloc(WALSH_CHUNK_ROWS, sizeof *r->ids, "the rows of a chunk", &r->ids, err));
+    WALSH_TRY(walsh_alloc(WALSH_CHUNK_ROWS, sizeof *r->order, "the rows of a chunk", &r->order, err));
+    WALSH_TRY(walsh_alloc(WALSH_CHUNK_ROWS, sizeof *r->sets, "the rows of a chunk", &r->sets, err));
+    WALSH_TRY(
+        walsh_alloc(WALSH_CHUNK_ROWS, sizeof *r->logit_sets, "the rows of a chunk", &r->logit_sets, err));
     return walsh_alloc(r->logit_rows * c->vocab, sizeof(float), "logits", &r->logits, err);
 }
 
@@ -40,16 +45,20 @@ void walsh_runner_close(struct walsh_runner **runner)
     walsh_free((*runner)->x);
     walsh_free((void *)(*runner)->kv);
     walsh_free((*runner)->positions);
+    walsh_free((*runner)->ids);
+    walsh_free((*runner)->order);
+    walsh_free((*runner)->sets);
+    walsh_free((*runner)->logit_sets);
     walsh_free((*runner)->logits);
     walsh_free(*runner);
     *runner = NULL;
 }
 
 void walsh_runner_forward(struct walsh_runner *runner, const int32_t *ids, size_t count, enum walsh_role role,
-                          float *x)
+                          const struct walsh_row_sets *sets, float *x)
 {
     const struct walsh_model_graph *graph = runner->graph;
-    const struct walsh_rows rows = {role, count, runner->kv, runner->positions};
+    const struct walsh_rows rows = {role, count, runner->kv, runner->positions, *sets};
     walsh_embed(graph, runner->queue, ids, count, x);
     for (uint32_t i = 0; i < graph->config.layers; i++)
         walsh_layer_forward(graph, runner->queue, &graph->layers[i], i, x, &rows, runner->workspace, NULL);

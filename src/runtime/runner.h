@@ -3,7 +3,7 @@
 #ifndef WALSH_RUNTIME_RUNNER_H
 #define WALSH_RUNTIME_RUNNER_H
 
-#include "model/model.h"
+#include "model/adapter.h"
 
 /* Prompts are cut at absolute positions that are multiples of this, so that a token's arithmetic does not
  * depend on how the prompt arrived. Also the rows of one decode step at most; more take several. */
@@ -14,9 +14,13 @@ struct walsh_runner {
     const struct walsh_queue *queue;
     const struct walsh_hooks *hooks;
     struct walsh_workspace *workspace;
-    float *x;                        /* [WALSH_CHUNK_ROWS][hidden] */
-    const struct walsh_kv_view **kv; /* [WALSH_CHUNK_ROWS] */
-    uint32_t *positions;             /* [WALSH_CHUNK_ROWS] */
+    float *x;                         /* [WALSH_CHUNK_ROWS][hidden] */
+    const struct walsh_kv_view **kv;  /* [WALSH_CHUNK_ROWS] */
+    uint32_t *positions;              /* [WALSH_CHUNK_ROWS] */
+    int32_t *ids;                     /* [WALSH_CHUNK_ROWS]: of a step, in the order of its rows */
+    uint32_t *order;                  /* [WALSH_CHUNK_ROWS]: which session of a step a row belongs to */
+    struct walsh_row_set *sets;       /* [WALSH_CHUNK_ROWS] */
+    struct walsh_row_set *logit_sets; /* [WALSH_CHUNK_ROWS] */
     float *logits; /* [logit_rows][vocab]: logits of a step, before each session takes its row */
     size_t logit_rows;
 };
@@ -28,9 +32,10 @@ enum walsh_status walsh_runner_open(const struct walsh_model_graph *graph, const
 void walsh_runner_close(struct walsh_runner **runner);
 
 /* x [count][hidden] <- all layers of the embedded ids; count <= WALSH_CHUNK_ROWS. The caller has filled
- * runner->kv and runner->positions, reserved the caches and checked the ids. */
+ * runner->kv and runner->positions, reserved the caches and the workspace and checked the ids. sets: the
+ * rows' adapters. */
 void walsh_runner_forward(struct walsh_runner *runner, const int32_t *ids, size_t count, enum walsh_role role,
-                          float *x);
+                          const struct walsh_row_sets *sets, float *x);
 
 /* WALSH_E_ARGUMENT where an id is outside the vocabulary. */
 enum walsh_status walsh_runner_check_ids(const struct walsh_runner *runner, const int32_t *ids, size_t count,

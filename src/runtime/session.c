@@ -52,9 +52,39 @@ void walsh_runtime_session_close(struct walsh_session **session)
 {
     if (!session || !*session) return;
     walsh_kv_close(&(*session)->kv);
+    walsh_adapter_set_close(&(*session)->adapters);
     walsh_free((*session)->logits);
     walsh_free(*session);
     *session = NULL;
+}
+
+enum walsh_status walsh_runtime_set_adapters(struct walsh_session *session,
+                                             const struct walsh_adapter_choice *choices, size_t count,
+                                             struct walsh_error *err)
+{
+    struct walsh_adapter_set *set = NULL;
+    for (size_t i = 0; i < count; i++)
+        if (choices[i].adapter->graph != session->runner->graph)
+            return walsh_fail(err, WALSH_E_ARGUMENT, "adapter %s belongs to another model than the session",
+                              choices[i].adapter->name);
+    if (count > 0) {
+        WALSH_TRY(walsh_adapter_set_open(choices, count, &set, err));
+        const enum walsh_status status = walsh_workspace_reserve(session->runner->workspace, set, err);
+        if (status != WALSH_OK) {
+            walsh_adapter_set_close(&set);
+            return status;
+        }
+    }
+    walsh_adapter_set_close(&session->adapters);
+    session->adapters = set;
+    return WALSH_OK;
+}
+
+struct walsh_row_sets walsh_session_sets(const struct walsh_session *session, size_t n,
+                                         struct walsh_row_set *room)
+{
+    *room = (struct walsh_row_set){session->adapters, 0, n};
+    return (struct walsh_row_sets){room, session->adapters ? 1 : 0};
 }
 
 /* Run tokens [kv->length, kv->length + n) of one chunk into x [n][hidden]. */
@@ -64,14 +94,19 @@ static void run_chunk(struct walsh_session *s, const int32_t *ids, size_t n, flo
         s->runner->kv[i] = s->kv->views;
         s->runner->positions[i] = s->kv->length + (uint32_t)i;
     }
-    walsh_runner_forward(s->runner, ids, n, WALSH_PREFILL, x);
+    struct walsh_row_set room;
+    const struct walsh_row_sets sets = walsh_session_sets(s, n, &room);
+    walsh_runner_forward(s->runner, ids, n, WALSH_PREFILL, &sets, x);
     s->kv->length += (uint32_t)n;
 }
 
 /* Logits of x [n][hidden], which is overwritten. */
 static void prompt_logits(struct walsh_session *s, float *x, size_t n, float *logits)
 {
-    walsh_logits(s->runner->graph, s->runner->queue, x, n, WALSH_PREFILL, s->runner->workspace, logits);
+    struct walsh_row_set room;
+    const struct walsh_row_sets sets = walsh_session_sets(s, n, &room);
+    walsh_logits(s->runner->graph, s->runner->queue, x, n, WALSH_PREFILL, &sets, s->runner->workspace,
+                 logits);
 }
 
 enum walsh_status walsh_runtime_prompt(struct walsh_session *session, const int32_t *ids, size_t count,
@@ -126,22 +161,49 @@ static enum walsh_status check_step(struct walsh_session *const *sessions, const
     return WALSH_OK;
 }
 
+/* The rows of a step: those without adapters, then those of each set together. A row's bits do not depend on
+ * its place. */
+static struct walsh_row_sets order_rows(struct walsh_session *const *sessions, size_t count)
+{
+    struct walsh_runner *r = sessions[0]->runner;
+    struct walsh_row_sets sets = {r->sets, 0};
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < count; i++)
+        if (!sessions[i]->adapters) r->order[n++] = i;
+    for (uint32_t i = 0; i < count; i++) {
+        const struct walsh_adapter_set *set = sessions[i]->adapters;
+        bool seen = !set;
+        for (size_t s = 0; s < sets.count && !seen; s++) seen = walsh_adapter_set_equal(r->sets[s].set, set);
+        if (seen) continue;
+        const size_t begin = n;
+        for (uint32_t j = i; j < count; j++)
+            if (sessions[j]->adapters && walsh_adapter_set_equal(sessions[j]->adapters, set))
+                r->order[n++] = j;
+        r->sets[sets.count++] = (struct walsh_row_set){set, begin, n};
+    }
+    return sets;
+}
+
 /* count <= WALSH_CHUNK_ROWS */
 static void step_rows(struct walsh_session *const *sessions, const int32_t *ids, size_t count)
 {
     struct walsh_runner *r = sessions[0]->runner;
     size_t hidden = r->graph->config.hidden, vocab = r->graph->config.vocab;
+    const struct walsh_row_sets sets = order_rows(sessions, count);
     for (size_t i = 0; i < count; i++) {
-        r->kv[i] = sessions[i]->kv->views;
-        r->positions[i] = sessions[i]->kv->length;
+        const struct walsh_session *s = sessions[r->order[i]];
+        r->ids[i] = ids[r->order[i]];
+        r->kv[i] = s->kv->views;
+        r->positions[i] = s->kv->length;
     }
-    walsh_runner_forward(r, ids, count, WALSH_DECODE, r->x);
+    walsh_runner_forward(r, r->ids, count, WALSH_DECODE, &sets, r->x);
     for (size_t i = 0, n; i < count; i += n) {
         n = walsh_min(count - i, r->logit_rows);
-        float *logits = n == 1 ? sessions[i]->logits : r->logits;
-        walsh_logits(r->graph, r->queue, r->x + i * hidden, n, WALSH_DECODE, r->workspace, logits);
+        float *logits = n == 1 ? sessions[r->order[i]]->logits : r->logits;
+        const struct walsh_row_sets part = walsh_row_sets_slice(&sets, i, n, r->logit_sets);
+        walsh_logits(r->graph, r->queue, r->x + i * hidden, n, WALSH_DECODE, &part, r->workspace, logits);
         for (size_t j = 0; j < n && n > 1; j++)
-            memcpy(sessions[i + j]->logits, logits + j * vocab, vocab * sizeof *logits);
+            memcpy(sessions[r->order[i + j]]->logits, logits + j * vocab, vocab * sizeof *logits);
     }
     for (size_t i = 0; i < count; i++) {
         sessions[i]->kv->length++;

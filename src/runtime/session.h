@@ -8,9 +8,10 @@
 struct walsh_session {
     struct walsh_runner *runner;
     struct walsh_kv_cache *kv;
-    float *logits;   /* [vocab] */
-    bool has_logits; /* of the token at kv->length - 1 */
-    bool stepping;   /* seen in the list of the step that runs */
+    float *logits;                      /* [vocab] */
+    bool has_logits;                    /* of the token at kv->length - 1 */
+    bool stepping;                      /* seen in the list of the step that runs */
+    struct walsh_adapter_set *adapters; /* NULL: none */
 };
 
 /* The shape of a cache of `capacity` tokens for this graph. */
@@ -23,6 +24,16 @@ enum walsh_status walsh_runtime_session_open(struct walsh_runner *runner, uint32
                                              enum walsh_kv_type type, struct walsh_session **out,
                                              struct walsh_error *err);
 void walsh_runtime_session_close(struct walsh_session **session);
+
+/* Use these adapters together from the next token on, count 0: none; what is in the cache stays as it is.
+ * Takes references. Errors as walsh_adapter_set_open and an adapter of another model; the session is then as
+ * before. */
+enum walsh_status walsh_runtime_set_adapters(struct walsh_session *session,
+                                             const struct walsh_adapter_choice *choices, size_t count,
+                                             struct walsh_error *err);
+/* The adapters of n rows of this session; `room` is one entry. */
+struct walsh_row_sets walsh_session_sets(const struct walsh_session *session, size_t n,
+                                         struct walsh_row_set *room);
 
 /* What to keep of the tokens of a prompt besides the logits of the last; both may be NULL. */
 struct walsh_prompt_outputs {

@@ -11,6 +11,7 @@
 
 #include "base/random.h"
 #include "model/adapter.h"
+#include "model/sites.h"
 #include "unit/peft_model.h"
 
 #define LAYERS 2
@@ -87,6 +88,7 @@ static int fake_open(void **state)
         }
     }
     name_linear(f, &f->graph.head, "lm_head");
+    assert_int_equal(walsh_graph_number(&f->graph), PEFT_MODEL_LINEARS);
     *state = f;
     return 0;
 }
@@ -107,12 +109,12 @@ static const char *fixture(const char *folder, const char *file)
 }
 
 static struct walsh_adapter *open_fixture(struct fake *f, const char *name, const char *folder,
-                                          enum walsh_dtype storage, const struct walsh_hooks *hooks)
+                                          enum walsh_format storage, const struct walsh_hooks *hooks)
 {
-    const struct walsh_adapter_options options = {.use_mmap = true, .storage = storage};
+    const struct walsh_adapter_loading options = {.use_mmap = true, .storage = storage};
     struct walsh_adapter *adapter = NULL;
     struct walsh_error err = {0};
-    if (walsh_adapter_open(name, fixture(folder, ""), &f->graph, &options, hooks, &adapter, &err) != WALSH_OK)
+    if (walsh_adapter_load(name, fixture(folder, ""), &f->graph, &options, hooks, &adapter, &err) != WALSH_OK)
         fail_msg("%s: %s", folder, err.message);
     return adapter;
 }
@@ -146,7 +148,7 @@ static void check_folder(struct fake *f, const char *folder)
     assert_int_equal(walsh_safetensors_open(fixture(folder, "/expected.safetensors"), true, &expected, NULL),
                      WALSH_OK);
     walsh_random_seed(&random, 11);
-    struct walsh_adapter *adapter = open_fixture(f, "a", folder, WALSH_F32, NULL);
+    struct walsh_adapter *adapter = open_fixture(f, "a", folder, WALSH_FORMAT_F32, NULL);
     assert_int_equal(adapter->count, expected.count);
     for (size_t i = 0; i < adapter->count; i++) {
         const struct walsh_linear *linear = adapter->linears[i];
@@ -175,7 +177,7 @@ static void test_updates(void **state)
 static void test_find(void **state)
 {
     struct fake *f = *state;
-    struct walsh_adapter *adapter = open_fixture(f, "a", "names", WALSH_BF16, NULL);
+    struct walsh_adapter *adapter = open_fixture(f, "a", "names", WALSH_FORMAT_BF16, NULL);
     assert_string_equal(adapter->name, "a");
     assert_string_equal(adapter->base_model, "tiny");
     assert_non_null(walsh_adapter_find(adapter, &f->layers[0].q));
@@ -195,7 +197,7 @@ static void test_find(void **state)
 static void test_shared_a(void **state)
 {
     struct fake *f = *state;
-    struct walsh_adapter *adapter = open_fixture(f, "a", "experts", WALSH_F32, NULL);
+    struct walsh_adapter *adapter = open_fixture(f, "a", "experts", WALSH_FORMAT_F32, NULL);
     for (unsigned e = 0; e < EXPERTS; e++) {
         const struct walsh_adapter_linear *gate = walsh_adapter_find(adapter, &f->experts[e].gate);
         const struct walsh_adapter_linear *up = walsh_adapter_find(adapter, &f->experts[e].up);
@@ -205,17 +207,19 @@ static void test_shared_a(void **state)
     }
     /* o_proj twice, rank 2; per expert gate_up, rank 2, and down, rank 3 */
     assert_int_equal(adapter->parameters, 2 * 2 * (40 + 24) + 3 * 2 * (24 + 40) + 3 * 3 * (20 + 24));
-    /* f32, rank 8: o 24 rows of B' as 32, A 40 as 48; gate 20 -> 32 rows, up 32, one A of 24 as 32; down 24
-     * as 32, 20 as 32 */
-    assert_int_equal(adapter->bytes, 4 * 8 * (2 * (48 + 32) + 3 * (32 + 32 + 32) + 3 * (32 + 32)));
+    /* f32, A in chunks of 8 ranks and groups of 32 columns, B' in panels of 16 outputs: o 40 columns as 64,
+     * 24 rows as 32 by rank 2; gate and up 20 rows as 32 by rank 2, one A of 24 as 32; down 20 as 32, 24 as
+     * 32 by rank 3 */
+    assert_int_equal(adapter->bytes,
+                     4 * (2 * (8 * 64 + 2 * 32) + 3 * (8 * 32 + 2 * 2 * 32) + 3 * (8 * 32 + 3 * 32)));
     walsh_adapter_release(&adapter);
 }
 
 static void test_storage(void **state)
 {
     struct fake *f = *state;
-    struct walsh_adapter *wide = open_fixture(f, "a", "regex", WALSH_F32, NULL);
-    struct walsh_adapter *narrow = open_fixture(f, "a", "regex", WALSH_BF16, NULL);
+    struct walsh_adapter *wide = open_fixture(f, "a", "regex", WALSH_FORMAT_F32, NULL);
+    struct walsh_adapter *narrow = open_fixture(f, "a", "regex", WALSH_FORMAT_BF16, NULL);
     assert_int_equal(wide->count, narrow->count);
     assert_true(narrow->bytes < wide->bytes);
     for (size_t k = 0; k < wide->count; k++) {
@@ -248,16 +252,16 @@ static void test_base_warning(void **state)
     char *directory = f->graph.checkpoint.directory;
     char other[] = "/models/small";
     last_line[0] = 0;
-    struct walsh_adapter *adapter = open_fixture(f, "a", "names", WALSH_BF16, &hooks);
+    struct walsh_adapter *adapter = open_fixture(f, "a", "names", WALSH_FORMAT_BF16, &hooks);
     assert_string_equal(last_line, "");
     walsh_adapter_release(&adapter);
     f->graph.checkpoint.directory = other;
-    adapter = open_fixture(f, "a", "names", WALSH_BF16, &hooks);
+    adapter = open_fixture(f, "a", "names", WALSH_FORMAT_BF16, &hooks);
     assert_string_equal(last_line, "the adapter was made for tiny; the model is /models/small");
     walsh_adapter_release(&adapter);
     f->graph.checkpoint.directory = NULL; /* a synthetic model has no name to compare */
     last_line[0] = 0;
-    adapter = open_fixture(f, "a", "names", WALSH_BF16, &hooks);
+    adapter = open_fixture(f, "a", "names", WALSH_FORMAT_BF16, &hooks);
     assert_string_equal(last_line, "");
     walsh_adapter_release(&adapter);
     f->graph.checkpoint.directory = directory;
@@ -271,17 +275,17 @@ static bool abort_at_third(void *user)
 static void test_failed_open(void **state)
 {
     struct fake *f = *state;
-    const struct walsh_adapter_options options = {.use_mmap = true, .storage = WALSH_F32};
+    const struct walsh_adapter_loading options = {.use_mmap = true, .storage = WALSH_FORMAT_F32};
     struct walsh_adapter *adapter = (void *)f;
     struct walsh_error err = {0};
     int asked = 0;
     const struct walsh_hooks hooks = {.user = &asked, .abort = abort_at_third};
     assert_int_equal(
-        walsh_adapter_open("a", fixture("names", ""), &f->graph, &options, &hooks, &adapter, &err),
+        walsh_adapter_load("a", fixture("names", ""), &f->graph, &options, &hooks, &adapter, &err),
         WALSH_E_ABORTED);
     assert_null(adapter);
     f->layers[0].q.in = 32;
-    assert_int_equal(walsh_adapter_open("a", fixture("names", ""), &f->graph, &options, NULL, &adapter, &err),
+    assert_int_equal(walsh_adapter_load("a", fixture("names", ""), &f->graph, &options, NULL, &adapter, &err),
                      WALSH_E_FORMAT);
     f->layers[0].q.in = 24;
     assert_null(adapter);
@@ -295,10 +299,10 @@ static void test_sets(void **state)
     struct fake *other = NULL;
     struct walsh_error err = {0};
     assert_int_equal(fake_open((void **)&other), 0);
-    struct walsh_adapter *a = open_fixture(f, "a", "names", WALSH_BF16, NULL);
-    struct walsh_adapter *b = open_fixture(f, "b", "experts", WALSH_BF16, NULL);
-    struct walsh_adapter *again = open_fixture(f, "a", "regex", WALSH_BF16, NULL);
-    struct walsh_adapter *foreign = open_fixture(other, "c", "names", WALSH_BF16, NULL);
+    struct walsh_adapter *a = open_fixture(f, "a", "names", WALSH_FORMAT_BF16, NULL);
+    struct walsh_adapter *b = open_fixture(f, "b", "experts", WALSH_FORMAT_BF16, NULL);
+    struct walsh_adapter *again = open_fixture(f, "a", "regex", WALSH_FORMAT_BF16, NULL);
+    struct walsh_adapter *foreign = open_fixture(other, "c", "names", WALSH_FORMAT_BF16, NULL);
     struct walsh_adapter_set *both, *one, *none;
 
     assert_int_equal(

@@ -169,23 +169,34 @@ static struct walsh_adapter_source make_source(struct bench *t, enum walsh_adapt
     return s;
 }
 
+/* Every place of the two matrices that is not an element of A or B is zero. */
 static void check_padding(const struct walsh_adapter_linear *l)
 {
-    const size_t rows = walsh_round_up(l->out, WALSH_ADAPTER_ROW_STEP);
-    assert_int_equal(l->padded_rank % WALSH_ADAPTER_RANK_STEP, 0);
-    assert_true(l->padded_rank >= l->rank && l->padded_rank < l->rank + WALSH_ADAPTER_RANK_STEP);
+    const size_t element = l->storage == WALSH_FORMAT_F32 ? 4 : 2;
+    const size_t a_size = walsh_low_rank_a_size(l->rank, l->in),
+                 b_size = walsh_low_rank_b_size(l->storage, l->rank, l->out);
     assert_int_equal((uintptr_t)l->a % 64, 0);
     assert_int_equal((uintptr_t)l->b % 64, 0);
-    assert_int_equal(l->a_stride * (l->storage == WALSH_F32 ? 4 : 2) % 64, 0);
-    for (size_t j = 0; j < l->padded_rank; j++) {
-        for (size_t i = j < l->rank ? l->in : 0; i < l->a_stride; i++)
-            assert_true(walsh_adapter_a(l, j, i) == 0);
-        for (size_t o = j < l->rank ? l->out : 0; o < rows; o++) assert_true(walsh_adapter_b(l, o, j) == 0);
+    assert_int_equal(a_size * element % 64, 0);
+    assert_int_equal(b_size * element % 64, 0);
+    char *used = calloc(a_size + b_size, 1);
+    for (size_t j = 0; j < l->rank; j++) {
+        for (size_t i = 0; i < l->in; i++) used[walsh_low_rank_a_at(l->storage, l->in, j, i)]++;
+        for (size_t o = 0; o < l->out; o++) used[a_size + walsh_low_rank_b_at(l->storage, l->rank, o, j)]++;
     }
+    for (size_t i = 0; i < a_size; i++) {
+        assert_true(used[i] <= 1);
+        if (!used[i]) assert_true(walsh_low_rank_get(l->storage, l->a, i) == 0);
+    }
+    for (size_t i = 0; i < b_size; i++) {
+        assert_true(used[a_size + i] <= 1);
+        if (!used[a_size + i]) assert_true(walsh_low_rank_get(l->storage, l->b, i) == 0);
+    }
+    free(used);
 }
 
 static void check_case(struct bench *t, enum rotation kind, enum walsh_adapter_convention convention,
-                       uint32_t rank, enum walsh_dtype storage)
+                       uint32_t rank, enum walsh_format storage)
 {
     struct walsh_error err = {0};
     struct walsh_adapter_linear built;
@@ -195,10 +206,10 @@ static void check_case(struct bench *t, enum rotation kind, enum walsh_adapter_c
         fail_msg("%s", err.message);
     check_padding(&built);
     const double error = fused_error(t, &built, delta, 1);
-    const double tolerance = storage == WALSH_F32 ? 1e-6 : 1e-3;
+    const double tolerance = storage == WALSH_FORMAT_F32 ? 1e-6 : 1e-3;
     if (!(error < tolerance))
         fail_msg("%s, convention %d, rank %u, %u -> %u, %s: error %g", rotation_names[kind], (int)convention,
-                 rank, t->linear.in, t->linear.out, walsh_dtype_name(storage), error);
+                 rank, t->linear.in, t->linear.out, walsh_format_name(storage), error);
     /* A missing scale is another scale; it must not pass for rounding. */
     assert_true(fused_error(t, &built, delta, 1 / s.scale) > 100 * tolerance);
     assert_true(fused_error(t, &built, delta, 0) > 100 * tolerance);
@@ -217,27 +228,33 @@ static void test_conventions(void **state)
             bench_open(&t, kind, shapes[s][0], shapes[s][1], seed + 16 * kind + s);
             for (enum walsh_adapter_convention c = WALSH_ADAPTER_PEFT; c <= WALSH_ADAPTER_ROTATED_OUTPUT; c++)
                 for (size_t r = 0; r < RANKS; r++) {
-                    check_case(&t, kind, c, ranks[r], WALSH_F32);
-                    check_case(&t, kind, c, ranks[r], WALSH_BF16);
+                    check_case(&t, kind, c, ranks[r], WALSH_FORMAT_F32);
+                    check_case(&t, kind, c, ranks[r], WALSH_FORMAT_BF16);
                 }
             bench_close(&t);
         }
 }
 
-/* Error of an f32 fold that a bug made: `a` and `b` replace the canonical ones. */
+/* Error of an f32 fold that a bug made: `a` [rank][in] and `b` [out padded][rank] replace the canonical ones.
+ */
 static double planted_error(const struct bench *t, uint32_t rank, const float *a, const float *b,
                             const double *delta)
 {
-    struct walsh_rotation in = t->linear.in_rotation, out = t->linear.out_rotation;
-    const struct walsh_adapter_linear wrong = {.rank = rank,
-                                               .padded_rank = rank,
-                                               .in = in.size,
-                                               .out = out.blocks.padded,
-                                               .a_stride = in.size,
-                                               .storage = WALSH_F32,
-                                               .a = a,
-                                               .b = b};
-    return fused_error(t, &wrong, delta, 1);
+    const uint32_t in = t->linear.in_rotation.size, outs = t->linear.out_rotation.blocks.padded;
+    const enum walsh_format f32 = WALSH_FORMAT_F32;
+    float *a_packed = calloc(walsh_low_rank_a_size(rank, in), sizeof *a_packed);
+    float *b_packed = calloc(walsh_low_rank_b_size(f32, rank, outs), sizeof *b_packed);
+    for (size_t j = 0; j < rank; j++) {
+        for (size_t i = 0; i < in; i++)
+            walsh_low_rank_put(f32, a_packed, walsh_low_rank_a_at(f32, in, j, i), a[j * in + i]);
+        for (size_t o = 0; o < outs; o++)
+            walsh_low_rank_put(f32, b_packed, walsh_low_rank_b_at(f32, rank, o, j), b[o * rank + j]);
+    }
+    const struct walsh_adapter_linear wrong = {
+        .rank = rank, .in = in, .out = outs, .storage = f32, .a = a_packed, .b = b_packed};
+    const double error = fused_error(t, &wrong, delta, 1);
+    free(a_packed), free(b_packed);
+    return error;
 }
 
 /* The order of the other direction: A's rows by signs then butterfly, B's columns by butterfly then signs. */
@@ -255,7 +272,7 @@ static void test_wrong_order(void **state)
 
         struct walsh_adapter_source s = make_source(&t, WALSH_ADAPTER_PEFT, rank, delta);
         struct walsh_adapter_linear right;
-        assert_int_equal(walsh_adapter_linear_build(&t.linear, &s, WALSH_F32, &t.arena, &right, NULL),
+        assert_int_equal(walsh_adapter_linear_build(&t.linear, &s, WALSH_FORMAT_F32, &t.arena, &right, NULL),
                          WALSH_OK);
         for (size_t j = 0; j < rank; j++) { /* B's column j through the inverse's order */
             memset(row, 0, outputs * sizeof *row);
@@ -267,7 +284,7 @@ static void test_wrong_order(void **state)
         assert_true(planted_error(&t, rank, a, b, delta) > 0.2);
 
         s = make_source(&t, WALSH_ADAPTER_ROTATED_INPUT, rank, delta);
-        assert_int_equal(walsh_adapter_linear_build(&t.linear, &s, WALSH_F32, &t.arena, &right, NULL),
+        assert_int_equal(walsh_adapter_linear_build(&t.linear, &s, WALSH_FORMAT_F32, &t.arena, &right, NULL),
                          WALSH_OK);
         for (size_t j = 0; j < rank; j++) { /* A's row j through the forward order */
             for (size_t i = 0; i < in->size; i++) row[i] = (double)s.a[j * inputs + i];
@@ -300,7 +317,7 @@ static void test_scaled_signs(void **state)
     struct walsh_error err = {0};
     struct walsh_adapter_linear built;
     t.out_signs[3] = 0;
-    assert_int_equal(walsh_adapter_linear_build(&t.linear, &s, WALSH_F32, &t.arena, &built, &err),
+    assert_int_equal(walsh_adapter_linear_build(&t.linear, &s, WALSH_FORMAT_F32, &t.arena, &built, &err),
                      WALSH_E_UNSUPPORTED);
     assert_string_equal(
         err.message, "model.layers.0.self_attn.q_proj: output sign 3 is 0: no adapter can reach that output");
@@ -315,22 +332,22 @@ static void test_refused(void **state)
     struct walsh_adapter_linear built, other;
     bench_open(&t, BLOCKS, 80, 80, 3);
     struct walsh_adapter_source s = {.rank = 0, .scale = 1, .a = t.a, .b = t.b};
-    assert_int_equal(walsh_adapter_linear_build(&t.linear, &s, WALSH_F32, &t.arena, &built, &err),
+    assert_int_equal(walsh_adapter_linear_build(&t.linear, &s, WALSH_FORMAT_F32, &t.arena, &built, &err),
                      WALSH_E_ARGUMENT);
     assert_string_equal(err.message,
                         "model.layers.0.self_attn.q_proj: an adapter of rank 0, expected 1 to 256");
     s.rank = 257;
-    assert_int_equal(walsh_adapter_linear_build(&t.linear, &s, WALSH_F32, &t.arena, &built, &err),
+    assert_int_equal(walsh_adapter_linear_build(&t.linear, &s, WALSH_FORMAT_F32, &t.arena, &built, &err),
                      WALSH_E_ARGUMENT);
     assert_string_equal(err.message,
                         "model.layers.0.self_attn.q_proj: an adapter of rank 257, expected 1 to 256");
     s.rank = 4;
-    assert_int_equal(walsh_adapter_linear_build(&t.linear, &s, WALSH_I8, &t.arena, &built, &err),
+    assert_int_equal(walsh_adapter_linear_build(&t.linear, &s, WALSH_FORMAT_F16, &t.arena, &built, &err),
                      WALSH_E_ARGUMENT);
     assert_string_equal(err.message,
-                        "model.layers.0.self_attn.q_proj: an adapter stored as I8, expected F32 or BF16");
+                        "model.layers.0.self_attn.q_proj: an adapter stored as f16, expected f32 or bf16");
     s.scale = 1e39;
-    assert_int_equal(walsh_adapter_linear_build(&t.linear, &s, WALSH_F32, &t.arena, &built, &err),
+    assert_int_equal(walsh_adapter_linear_build(&t.linear, &s, WALSH_FORMAT_F32, &t.arena, &built, &err),
                      WALSH_E_FORMAT);
     assert_string_equal(
         err.message,
@@ -338,20 +355,22 @@ static void test_refused(void **state)
     s.scale = 1;
     const float finite = t.a[5];
     t.a[5] = 3.4e38f; /* finite in f32, beyond bf16 */
-    assert_int_equal(walsh_adapter_linear_build(&t.linear, &s, WALSH_F32, &t.arena, &built, &err), WALSH_OK);
-    assert_int_equal(walsh_adapter_linear_build(&t.linear, &s, WALSH_BF16, &t.arena, &other, &err),
+    assert_int_equal(walsh_adapter_linear_build(&t.linear, &s, WALSH_FORMAT_F32, &t.arena, &built, &err),
+                     WALSH_OK);
+    assert_int_equal(walsh_adapter_linear_build(&t.linear, &s, WALSH_FORMAT_BF16, &t.arena, &other, &err),
                      WALSH_E_FORMAT);
     assert_string_equal(err.message, "model.layers.0.self_attn.q_proj: the adapter's A holds NaN or Inf");
     t.a[5] = finite;
 
     /* an A may be shared by linears of the same inputs only */
     struct walsh_adapter_source shared = {.rank = 4, .scale = 1, .b = t.b, .same_a = &built};
-    assert_int_equal(walsh_adapter_linear_build(&t.linear, &shared, WALSH_F32, &t.arena, &other, &err),
+    assert_int_equal(walsh_adapter_linear_build(&t.linear, &shared, WALSH_FORMAT_F32, &t.arena, &other, &err),
                      WALSH_OK);
     assert_ptr_equal(other.a, built.a);
     assert_ptr_not_equal(other.b, built.b);
-    assert_int_equal(walsh_adapter_linear_build(&t.linear, &shared, WALSH_BF16, &t.arena, &other, &err),
-                     WALSH_E_INTERNAL);
+    assert_int_equal(
+        walsh_adapter_linear_build(&t.linear, &shared, WALSH_FORMAT_BF16, &t.arena, &other, &err),
+        WALSH_E_INTERNAL);
     assert_string_equal(err.message, "model.layers.0.self_attn.q_proj: its A is not another linear's");
     bench_close(&t);
 }

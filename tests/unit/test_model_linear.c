@@ -227,7 +227,7 @@ static void check_one(uint32_t in, uint32_t out, bool legacy, unsigned bits, enu
     walsh_random_seed(&r, seed + 1);
     for (size_t i = 0; i < ROWS * (in + 3); i++) x[i] = (float)walsh_random_normal(&r);
     const struct walsh_linear_call call = {&linear, y, out};
-    walsh_linear_apply(&queue, ws, &call, 1, x, in + 3, ROWS, role);
+    walsh_linear_apply(&queue, ws, &call, 1, x, in + 3, ROWS, role, NULL);
     double error = error_of(&s, x, in + 3, y);
     if (!(error <= bound))
         fail_msg("%u -> %u, %u bits, legacy %d, type %d, role %d: relative error %g, at most %g", in, out,
@@ -304,10 +304,10 @@ static void a_list_gives_the_bits_of_single_calls(void **state)
     struct walsh_linear_call calls[4];
     for (size_t i = 0; i < 4; i++)
         calls[i] = (struct walsh_linear_call){&linear[i], together + i * ROWS * OUT, OUT};
-    walsh_linear_apply(&queue, ws, calls, 4, x, ldx, ROWS, WALSH_DECODE);
+    walsh_linear_apply(&queue, ws, calls, 4, x, ldx, ROWS, WALSH_DECODE, NULL);
     for (size_t i = 0; i < 4; i++) {
         const struct walsh_linear_call call = {&linear[i], alone, OUT};
-        walsh_linear_apply(&queue, ws, &call, 1, x, ldx, ROWS, WALSH_DECODE);
+        walsh_linear_apply(&queue, ws, &call, 1, x, ldx, ROWS, WALSH_DECODE, NULL);
         assert_memory_equal(alone, together + i * ROWS * OUT, ROWS * OUT * sizeof *alone);
         if (i < 3) assert_true(error_of(&s[i], x, ldx, alone) < 0.02);
     }
@@ -315,7 +315,7 @@ static void a_list_gives_the_bits_of_single_calls(void **state)
     float *copy = allocate(ROWS * (IN + 1), sizeof *copy);
     for (size_t row = 0; row < ROWS; row++) memcpy(copy + row * (IN + 1), x + row * ldx, IN * sizeof *x);
     const struct walsh_linear_call call = {&linear[3], alone, OUT};
-    walsh_linear_apply(&queue, ws, &call, 1, copy, IN + 1, ROWS, WALSH_DECODE);
+    walsh_linear_apply(&queue, ws, &call, 1, copy, IN + 1, ROWS, WALSH_DECODE, NULL);
     assert_memory_equal(alone, together + 3 * ROWS * OUT, ROWS * OUT * sizeof *alone);
     for (size_t row = 0; row < ROWS; row++) {
         for (size_t o = 0; o < OUT; o++) {
@@ -359,7 +359,7 @@ static void long_lists_run_in_parts(void **state)
     for (size_t i = 0; i < ROWS * IN; i++) x[i] = (float)(i % 13) - 6;
     struct walsh_linear_call calls[CALLS];
     for (size_t i = 0; i < CALLS; i++) calls[i] = (struct walsh_linear_call){&linear, y[i], OUT};
-    walsh_linear_apply(&queue, ws, calls, CALLS, x, IN, ROWS, WALSH_PREFILL);
+    walsh_linear_apply(&queue, ws, calls, CALLS, x, IN, ROWS, WALSH_PREFILL, NULL);
     for (size_t i = 0; i < CALLS; i++) assert_memory_equal(y[i], y[0], sizeof y[0]);
     assert_true(error_of(&s, x, IN, y[0]) < 1e-5);
     walsh_workspace_close(&ws);
