@@ -88,23 +88,6 @@ static enum walsh_status rotate_weights(const struct walsh_queue *q, const struc
     return WALSH_OK;
 }
 
-/* w [out.size][in.size] = diag(SU) H_m W^ H_n diag(SV), cropped. `rotated` [m][n] is overwritten. */
-static enum walsh_status unrotate_weights(const struct walsh_queue *q, const struct walsh_ldlq_input *input,
-                                          const struct walsh_rotation *out, float *rotated, float *w,
-                                          struct walsh_error *err)
-{
-    const size_t m = out->blocks.padded, size = input->rotation.size;
-    float *rows = NULL, *across;
-    WALSH_TRY(walsh_alloc(m * size * 2, sizeof(float), "weights to rotate back", &rows, err));
-    across = rows + m * size;
-    walsh_unrotate_rows(q, &input->rotation, input->rotation.signs, rotated, m, rows);
-    walsh_transpose(q, rows, m, size, across);
-    walsh_unrotate_rows(q, out, out->signs, across, size, rows);
-    walsh_transpose(q, rows, size, out->size, w);
-    walsh_free(rows);
-    return WALSH_OK;
-}
-
 static double sum_of_squares(const float *x, size_t n)
 {
     double sum = 0;
@@ -177,7 +160,7 @@ static enum walsh_status choose_scales(const struct walsh_queue *q, const struct
 
 static enum walsh_status quantize(const struct walsh_queue *q, const struct walsh_ldlq_options *options,
                                   const struct walsh_rotation *out_rotation, const float *w, struct tiles *t,
-                                  struct walsh_ldlq_result *out, float *decoded, struct walsh_error *err)
+                                  struct walsh_ldlq_result *out, struct walsh_error *err)
 {
     const struct walsh_ldlq_input *input = t->state.input;
     float *target = (float *)t->state.target;
@@ -186,9 +169,7 @@ static enum walsh_status quantize(const struct walsh_queue *q, const struct wals
     search(q, t);
     const double whole = trace(q, t, target);
     out->proxy = whole > 0 ? trace(q, t, t->state.error) / whole : 0;
-    if (!decoded) return WALSH_OK;
-    for (size_t i = 0; i < t->state.m * t->state.n; i++) target[i] -= t->state.error[i];
-    return unrotate_weights(q, input, out_rotation, target, decoded, err);
+    return WALSH_OK;
 }
 
 enum walsh_status walsh_ldlq_quantize(const struct walsh_queue *q, const struct walsh_ldlq_input *input,
@@ -216,10 +197,12 @@ enum walsh_status walsh_ldlq_quantize(const struct walsh_queue *q, const struct 
                                             .target = work,
                                             .error = work + count};
         memcpy(t.state.codes, out->codes, sizeof out->codes);
-        status = quantize(q, options, out_rotation, w, &t, out, decoded, err);
+        status = quantize(q, options, out_rotation, w, &t, out, err);
     }
     walsh_free(traces);
     walsh_free(work);
+    if (status == WALSH_OK && decoded)
+        status = walsh_ldlq_decode(q, &input->rotation, out_rotation, out, decoded, err);
     if (status != WALSH_OK) walsh_ldlq_result_close(out);
     return status;
 }

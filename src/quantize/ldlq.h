@@ -52,13 +52,17 @@ struct walsh_ldlq_result {
     float cumulative_inverse[WALSH_MAX_STAGES]; /* [0] is 1 */
     double proxy;                               /* tr(E H~ E^T) / tr(W~ H~ W~^T) */
 };
-/* w: f32 [out.size][in.size]. decoded (NULL: not wanted): f32 [out.size][in.size], diag(SU) H_m W^ H_n
- * diag(SV) cropped, what the quantized linear computes with; may be w. Bits do not depend on the number of
- * threads. Errors: bits, memory, W that is not finite. */
+/* Codes of w, f32 [out.size][in.size]. decoded (NULL: not wanted): what walsh_ldlq_decode makes of them; may
+ * be w. Bits do not depend on the number of threads. Errors: bits, memory, W that is not finite. */
 enum walsh_status walsh_ldlq_quantize(const struct walsh_queue *q, const struct walsh_ldlq_input *input,
                                       const struct walsh_rotation *out_rotation, const float *w,
                                       const struct walsh_ldlq_options *options, struct walsh_ldlq_result *out,
                                       float *decoded, struct walsh_error *err);
+/* w [out.size][in.size] = diag(SU) H_m W^ H_n diag(SV), cropped: what the quantized linear computes with. */
+enum walsh_status walsh_ldlq_decode(const struct walsh_queue *q, const struct walsh_rotation *in_rotation,
+                                    const struct walsh_rotation *out_rotation,
+                                    const struct walsh_ldlq_result *result, float *w,
+                                    struct walsh_error *err);
 void walsh_ldlq_result_close(struct walsh_ldlq_result *result);
 
 #endif
