@@ -153,6 +153,56 @@ WALSH_API enum walsh_status walsh_text_stream_finish(struct walsh_text_stream *s
                                                      struct walsh_error *err);
 WALSH_API void walsh_text_stream_close(struct walsh_text_stream **stream);
 
+/* ------------------------------------------------------------------------------------------------ adapters */
+
+/* A LoRA adapter: low-rank updates y += scale * B (A x) of some of a model's linears. Immutable; any number of sessions of
+ * its model may use it, alone or with others, and the sessions of one step may use different ones. The model outlives it. */
+struct walsh_adapter;
+
+/* How its weights are kept in memory. */
+enum walsh_adapter_storage {
+    WALSH_ADAPTER_AUTO = 0, /* f32 where the model's activations are F32, else bf16 */
+    WALSH_ADAPTER_BF16,
+    WALSH_ADAPTER_F32
+};
+struct walsh_adapter_options {
+    size_t struct_size;
+    const char *name; /* NULL: the last component of the path. The adapters of a session have different names */
+    enum walsh_adapter_storage storage;
+    bool no_mmap;
+};
+#define WALSH_ADAPTER_OPTIONS {.struct_size = sizeof(struct walsh_adapter_options)}
+
+/* `path`: a directory that the PEFT library wrote (adapter_config.json, adapter_model.safetensors). A model in use is not
+ * touched, whatever happens. */
+WALSH_API enum walsh_status walsh_adapter_open(const struct walsh_model *model, const char *path,
+                                               const struct walsh_adapter_options *options, struct walsh_adapter **out,
+                                               struct walsh_error *err);
+/* Random updates of rank 1..256 of every projection of the layers, for measurements. */
+WALSH_API enum walsh_status walsh_adapter_random(const struct walsh_model *model, uint32_t rank, uint64_t seed,
+                                                 const struct walsh_adapter_options *options,
+                                                 struct walsh_adapter **out, struct walsh_error *err);
+/* Sessions that use the adapter keep it. */
+WALSH_API void walsh_adapter_close(struct walsh_adapter **adapter);
+
+struct walsh_adapter_info {
+    size_t struct_size;
+    const char *name;       /* lives as long as the adapter, as all strings here */
+    const char *base_model; /* what it was trained on, "" unknown */
+    const char *format;     /* in memory: "bf16", "f32" */
+    uint32_t linears;       /* that it updates */
+    uint32_t least_rank, most_rank;
+    uint64_t parameters;    /* as stored in its file */
+    uint64_t memory_bytes;  /* of its weights */
+};
+WALSH_API void walsh_adapter_get_info(const struct walsh_adapter *adapter, struct walsh_adapter_info *info);
+
+/* An adapter in use, with a scale of the caller's on top of its own. */
+struct walsh_adapter_use {
+    const struct walsh_adapter *adapter;
+    float scale;
+};
+
 /* ------------------------------------------------------------------------------------------------ sessions */
 
 enum walsh_kv { WALSH_KV_CACHE_AUTO = 0, /* f32 where activations are F32, else f16 */ WALSH_KV_CACHE_F16, WALSH_KV_CACHE_F32 };
@@ -175,6 +225,13 @@ WALSH_API uint32_t walsh_session_length(const struct walsh_session *session);  /
 WALSH_API uint32_t walsh_session_context(const struct walsh_session *session); /* capacity */
 /* Forget tokens [length, ...). */
 WALSH_API enum walsh_status walsh_session_trim(struct walsh_session *session, uint32_t length, struct walsh_error *err);
+
+/* Use these adapters together from the next token on; count 0: none. At most 16. What is in the cache stays: trim the session
+ * to 0 where the past should be read with them too. On failure the session is as before. */
+WALSH_API enum walsh_status walsh_session_set_adapters(struct walsh_session *session, const struct walsh_adapter_use *uses,
+                                                       size_t count, struct walsh_error *err);
+/* Memory of all adapters that these sessions use, each counted once. */
+WALSH_API uint64_t walsh_sessions_adapter_bytes(struct walsh_session *const *sessions, size_t count);
 
 /* Append `count` >= 1 tokens as a prompt (prefill arithmetic, chunks cut at fixed absolute positions). Afterwards
  * walsh_session_logits is that of the last. More than the capacity: WALSH_E_CAPACITY, nothing appended. An abort between
@@ -223,6 +280,8 @@ struct walsh_eval_options {
     enum walsh_kv kv;
     uint64_t max_tokens; /* 0: all */
     const struct walsh_model *reference; /* adds kl and top1_agreement; same tokenizer and vocabulary */
+    const struct walsh_adapter_use *adapters; /* of the model, not of the reference */
+    size_t adapter_count;
 };
 #define WALSH_EVAL_OPTIONS {.struct_size = sizeof(struct walsh_eval_options)}
 struct walsh_eval_result {
@@ -262,6 +321,7 @@ struct walsh_quantize_options {
     bool dry_run;               /* predict only */
     bool resume;                /* go on with DST.partial */
     bool no_mmap;
+    bool plain;                 /* the published method as it is: no scales in SU and SV, Wscale from the rms (for comparisons) */
 };
 #define WALSH_QUANTIZE_OPTIONS {.struct_size = sizeof(struct walsh_quantize_options), .passes = -1, .seed = 42}
 

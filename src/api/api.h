@@ -33,6 +33,11 @@ enum walsh_status walsh_options_read(void *out, size_t size, const void *options
  * kept. */
 void walsh_result_write(void *out, const void *result, size_t size);
 
+/* The public list as the library knows it, [WALSH_MAX_ADAPTERS]; a longer one or a NULL adapter:
+ * WALSH_E_ARGUMENT. */
+enum walsh_status walsh_adapter_choices(const struct walsh_adapter_use *uses, size_t count,
+                                        struct walsh_adapter_choice *out, struct walsh_error *err);
+
 /* The cache's type for this model: WALSH_KV_CACHE_AUTO resolved. */
 enum walsh_status walsh_model_kv_type(const struct walsh_model *model, enum walsh_kv kv,
                                       enum walsh_kv_type *out, struct walsh_error *err);

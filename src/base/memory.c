@@ -64,6 +64,33 @@ struct walsh_arena_block {
     size_t size, used; /* bytes, header included */
 };
 
+/* A new last block of at least `bytes`. */
+static enum walsh_status add_block(struct walsh_arena *arena, size_t bytes, const char *what,
+                                   struct walsh_error *err)
+{
+    struct walsh_arena_block *block;
+    size_t wanted;
+    if (!walsh_add(bytes, sizeof *block, &wanted)) return out_of_memory(err, bytes, 1, what);
+    if (wanted < ARENA_BLOCK) wanted = ARENA_BLOCK;
+    WALSH_TRY(walsh_alloc(wanted, 1, what, &block, err));
+    block->size = wanted;
+    block->used = sizeof *block;
+    block->previous = arena->last;
+    arena->last = block;
+    return WALSH_OK;
+}
+
+static bool has_room(const struct walsh_arena *arena, size_t bytes)
+{
+    return arena->last && arena->last->size - arena->last->used >= bytes;
+}
+
+enum walsh_status walsh_arena_reserve(struct walsh_arena *arena, size_t bytes, const char *what,
+                                      struct walsh_error *err)
+{
+    return has_room(arena, bytes) ? WALSH_OK : add_block(arena, bytes, what, err);
+}
+
 enum walsh_status walsh_arena_alloc(struct walsh_arena *arena, size_t count, size_t size, const char *what,
                                     void *out_pointer, struct walsh_error *err)
 {
@@ -74,17 +101,8 @@ enum walsh_status walsh_arena_alloc(struct walsh_arena *arena, size_t count, siz
         return out_of_memory(err, count, size, what);
     padded = padded / WALSH_ALIGNMENT * WALSH_ALIGNMENT;
 
+    if (!has_room(arena, padded)) WALSH_TRY(add_block(arena, padded, what, err));
     struct walsh_arena_block *block = arena->last;
-    if (!block || block->size - block->used < padded) {
-        size_t wanted;
-        if (!walsh_add(padded, sizeof *block, &wanted)) return out_of_memory(err, count, size, what);
-        if (wanted < ARENA_BLOCK) wanted = ARENA_BLOCK;
-        WALSH_TRY(walsh_alloc(wanted, 1, what, &block, err));
-        block->size = wanted;
-        block->used = sizeof *block;
-        block->previous = arena->last;
-        arena->last = block;
-    }
     p = (char *)block + block->used;
     block->used += padded;
     arena->bytes += padded;

@@ -36,6 +36,10 @@ struct walsh_arena {
 /* Zeroed block of count*size bytes, aligned to WALSH_ALIGNMENT; owned by the arena. */
 enum walsh_status walsh_arena_alloc(struct walsh_arena *arena, size_t count, size_t size, const char *what,
                                     void *out_pointer, struct walsh_error *err);
+/* One block for the next `bytes` of the arena, each allocation rounded up to WALSH_ALIGNMENT: what is used together
+ * then lies together, in huge pages where it is large. */
+enum walsh_status walsh_arena_reserve(struct walsh_arena *arena, size_t bytes, const char *what,
+                                      struct walsh_error *err);
 /* A copy of the NUL-terminated text. */
 enum walsh_status walsh_arena_strdup(struct walsh_arena *arena, const char *text, char **out, struct walsh_error *err);
 void walsh_arena_close(struct walsh_arena *arena); /* frees all blocks; the arena is empty and usable again */

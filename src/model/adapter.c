@@ -6,7 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/random.h"
 #include "checkpoint/peft.h"
+#include "model/sites.h"
 
 /* All linears of a graph, twice: as the model has them, and as the reader of PEFT wants to know them. */
 struct catalogue {
@@ -156,6 +158,16 @@ static enum walsh_status sort_updates(struct walsh_adapter *adapter, struct wals
     return WALSH_OK;
 }
 
+/* Bytes of an update's matrices; a shared A counts where it is first. */
+static size_t update_bytes(const struct walsh_linear *linear, uint32_t rank, bool has_a,
+                           enum walsh_format storage)
+{
+    const size_t element = storage == WALSH_FORMAT_F32 ? 4 : 2, outs = linear->out_rotation.blocks.padded;
+    const size_t a = has_a ? walsh_low_rank_a_size(rank, linear->in) * element : 0;
+    const size_t b = walsh_low_rank_b_size(storage, rank, outs) * element;
+    return walsh_round_up(a, WALSH_ALIGNMENT) + walsh_round_up(b, WALSH_ALIGNMENT);
+}
+
 static enum walsh_status open_updates(const struct opening *o)
 {
     struct walsh_adapter *adapter = o->adapter;
@@ -167,6 +179,13 @@ static enum walsh_status open_updates(const struct opening *o)
                                 &adapter->linears, o->err));
     WALSH_TRY(walsh_arena_alloc(&adapter->arena, count, sizeof *adapter->updates, "an adapter's linears",
                                 &adapter->updates, o->err));
+    size_t bytes = 0;
+    for (size_t i = 0; i < count; i++) {
+        const struct walsh_peft_update *u = &o->peft->updates[i];
+        const bool has_a = i == 0 || !same_view(&u->a, &u[-1].a);
+        bytes += update_bytes(o->catalogue->linears[u->linear], u->rank, has_a, o->options->storage);
+    }
+    WALSH_TRY(walsh_arena_reserve(&adapter->arena, bytes, "an adapter", o->err));
     for (size_t i = 0; i < count; i++) {
         WALSH_TRY(walsh_check_abort(o->hooks, o->err));
         WALSH_TRY(open_update(o, i));
@@ -207,6 +226,88 @@ enum walsh_status walsh_adapter_load(const char *name, const char *directory,
     if (status == WALSH_OK) warn_of_other_base(adapter, directory, hooks);
     walsh_peft_close(&peft);
     walsh_arena_close(&catalogue.arena);
+    if (status != WALSH_OK) walsh_adapter_release(&adapter);
+    *out = adapter;
+    return status;
+}
+
+/* The projections of the layers. */
+static bool is_projection(const struct walsh_model_graph *graph, const struct walsh_linear *linear)
+{
+    for (uint32_t i = 0; i < graph->config.layers; i++)
+        if (linear == &graph->layers[i].router) return false;
+    return linear != &graph->head;
+}
+
+/* A random update; in rotated space, where random B' are as good as any. */
+static enum walsh_status synthesize_update(struct walsh_adapter *adapter, const struct walsh_linear *linear,
+                                           uint32_t rank, enum walsh_format storage,
+                                           struct walsh_random *random, float *values,
+                                           struct walsh_error *err)
+{
+    const size_t outs = linear->out_rotation.blocks.padded, a_size = (size_t)rank * linear->in,
+                 b_size = rank * outs;
+    for (size_t i = 0; i < a_size + b_size; i++) values[i] = (float)(walsh_random_uniform(random) - 0.5);
+    const struct walsh_adapter_source source = {.convention = WALSH_ADAPTER_ROTATED_OUTPUT,
+                                                .rank = rank,
+                                                .scale = 1 / sqrt((double)rank * linear->in),
+                                                .a = values,
+                                                .b = values + a_size};
+    const size_t before = adapter->arena.bytes;
+    adapter->linears[adapter->count] = linear;
+    WALSH_TRY(walsh_adapter_linear_build(linear, &source, storage, &adapter->arena,
+                                         &adapter->updates[adapter->count], err));
+    adapter->count++;
+    adapter->parameters += a_size + b_size;
+    adapter->bytes += adapter->arena.bytes - before;
+    return WALSH_OK;
+}
+
+static enum walsh_status synthesize_updates(struct walsh_adapter *adapter, uint32_t rank, uint64_t seed,
+                                            enum walsh_format storage, struct walsh_error *err)
+{
+    struct walsh_site_walk walk = {.graph = adapter->graph};
+    struct walsh_site site;
+    size_t count = 0, bytes = 0, largest = 0;
+    while (walsh_site_next(&walk, &site))
+        for (unsigned i = 0; i < site.count; i++) {
+            if (!is_projection(adapter->graph, site.linears[i])) continue;
+            count++;
+            bytes += update_bytes(site.linears[i], rank, true, storage);
+            largest =
+                walsh_max(largest, site.linears[i]->in + (size_t)site.linears[i]->out_rotation.blocks.padded);
+        }
+    struct walsh_random random;
+    walsh_random_seed(&random, seed);
+    WALSH_TRY(walsh_arena_alloc(&adapter->arena, count, sizeof *adapter->linears, "an adapter's linears",
+                                &adapter->linears, err));
+    WALSH_TRY(walsh_arena_alloc(&adapter->arena, count, sizeof *adapter->updates, "an adapter's linears",
+                                &adapter->updates, err));
+    WALSH_TRY(walsh_arena_reserve(&adapter->arena, bytes, "an adapter", err));
+    float *values;
+    WALSH_TRY(walsh_alloc(rank * largest, sizeof *values, "an adapter's weights", &values, err));
+    enum walsh_status status = WALSH_OK;
+    walk = (struct walsh_site_walk){.graph = adapter->graph};
+    while (status == WALSH_OK && walsh_site_next(&walk, &site))
+        for (unsigned i = 0; i < site.count && status == WALSH_OK; i++)
+            if (is_projection(adapter->graph, site.linears[i]))
+                status = synthesize_update(adapter, site.linears[i], rank, storage, &random, values, err);
+    walsh_free(values);
+    return status == WALSH_OK ? sort_updates(adapter, err) : status;
+}
+
+enum walsh_status walsh_adapter_synthesize(const char *name, uint32_t rank, uint64_t seed,
+                                           const struct walsh_model_graph *graph, enum walsh_format storage,
+                                           struct walsh_adapter **out, struct walsh_error *err)
+{
+    *out = NULL;
+    if (rank < 1 || rank > WALSH_MAX_LORA_RANK)
+        return walsh_fail(err, WALSH_E_ARGUMENT, "a random adapter of rank %u, expected 1 to %d", rank,
+                          WALSH_MAX_LORA_RANK);
+    struct walsh_adapter *adapter;
+    WALSH_TRY(adapter_new(name, graph, &adapter, err));
+    adapter->base_model = "";
+    const enum walsh_status status = synthesize_updates(adapter, rank, seed, storage, err);
     if (status != WALSH_OK) walsh_adapter_release(&adapter);
     *out = adapter;
     return status;
