@@ -1,2 +1,52 @@
-/* quantize/job: a Hugging Face directory in, a quantized one out. (Being written by the lead now, with calibration.c, output.c and
- * journal.c: Q1, please finish LDLQ, Hessians, their tests and scales; do not write the job.) */
+/* quantize/job: a Hugging Face directory in, a quantized one in the GLQ layout out. May use model and below.
+ *
+ * Layer by layer: one forward of the layer over the calibration sequences collects the Hessian of each input,
+ * LDLQ finds the codes, the layer's tensors are written, and a second forward through what was written gives
+ * the next layer its inputs. Anonymous memory is one layer in f32, its Hessians and the calibration
+ * activations, never the model. */
+#ifndef WALSH_QUANTIZE_JOB_H
+#define WALSH_QUANTIZE_JOB_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/hooks.h"
+#include "kernels/kernels.h"
+
+struct walsh_job_options {
+    unsigned bits;           /* 2..8 */
+    bool pow2;               /* one block of the next power of two, instead of blocks without padding */
+    const char *calibration; /* path of a UTF-8 text; NULL: the identity in place of every Hessian */
+    uint32_t samples;        /* calibration sequences, at least 1 */
+    uint32_t sample_tokens;  /* tokens of each, 2..the model's maximum; 0: the smaller of 1024 and that */
+    unsigned passes;         /* of coordinate descent */
+    bool tune;     /* scales in SU and SV, a search for Wscale; false: the published method as it is */
+    uint64_t seed; /* of the signs */
+    bool dry_run, resume, use_mmap;
+};
+
+/* One linear of the report. */
+struct walsh_job_linear {
+    char name[256]; /* module path */
+    uint32_t rows, cols;
+    double proxy;   /* tr(E H E^T) / tr(W H W^T) after rotation; 0 in a dry run */
+    uint64_t bytes; /* of all its tensors in the output */
+    double seconds; /* of LDLQ; of a resumed job's earlier layers as they were then */
+};
+
+struct walsh_job_report {
+    uint64_t bytes_predicted, bytes_written;                          /* of the safetensors file */
+    double seconds, encode_seconds, forward_seconds, hessian_seconds; /* of this call */
+    struct walsh_job_linear *linears;                                 /* in the model's order; walsh_free */
+    size_t linear_count;
+};
+
+/* Write `destination`, which must not exist, from `source`. The work happens in DESTINATION.partial, which an
+ * error, an abort or a crash leaves behind as soon as there is something worth keeping; `resume` goes on with
+ * it, and the bytes are those of an uninterrupted job. Errors leave *report empty. */
+enum walsh_status walsh_quantize_job(const struct walsh_queue *q, const struct walsh_hooks *hooks,
+                                     const char *source, const char *destination,
+                                     const struct walsh_job_options *options, struct walsh_job_report *report,
+                                     struct walsh_error *err);
+
+#endif

@@ -1,0 +1,101 @@
+/* The quantize job. */
+#include "quantize/job.h"
+
+#include <string.h>
+
+#include "api/api.h"
+#include "quantize/ldlq.h"
+
+#define DEFAULT_SAMPLES 128
+
+static enum walsh_status job_options(const struct walsh_quantize_options *o, struct walsh_job_options *out,
+                                     struct walsh_error *err)
+{
+    if (!o->format || strcmp(o->format, "e8p") != 0)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED, "format %s is not one that walsh writes; known: e8p",
+                          o->format ? o->format : "(none)");
+    bool pow2 = o->rotation && strcmp(o->rotation, "pow2") == 0;
+    if (o->rotation && !pow2 && strcmp(o->rotation, "block") != 0)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED,
+                          "rotation %s is not one that e8p is written with; known: block, pow2", o->rotation);
+    if (!o->calibration && !o->identity_hessian)
+        return walsh_fail(err, WALSH_E_ARGUMENT,
+                          "quantize needs a calibration text, or identity_hessian for none");
+    if (o->calibration && o->identity_hessian)
+        return walsh_fail(err, WALSH_E_ARGUMENT,
+                          "a calibration text and identity_hessian exclude each other");
+    *out = (struct walsh_job_options){
+        .bits = o->bits,
+        .pow2 = pow2,
+        .calibration = o->calibration,
+        .samples = o->samples ? o->samples : DEFAULT_SAMPLES,
+        .sample_tokens = o->sample_tokens,
+        .passes = o->passes < 0 ? WALSH_LDLQ_PASSES : (unsigned)o->passes,
+        .tune = !o->plain,
+        .seed = o->seed,
+        .dry_run = o->dry_run,
+        .resume = o->resume,
+        .use_mmap = !o->no_mmap,
+    };
+    return WALSH_OK;
+}
+
+/* The names stand behind the rows, in the same block. */
+static enum walsh_status copy_linears(const struct walsh_job_report *job, struct walsh_quantize_report *out,
+                                      struct walsh_error *err)
+{
+    size_t names = 0;
+    for (size_t i = 0; i < job->linear_count; i++) names += strlen(job->linears[i].name) + 1;
+    uint8_t *block;
+    WALSH_TRY(walsh_alloc(job->linear_count * sizeof *out->linears + names, 1, "the report", &block, err));
+    out->linears = (struct walsh_quantize_layer *)(void *)block;
+    out->linear_count = job->linear_count;
+    char *name = (char *)(block + job->linear_count * sizeof *out->linears);
+    double weights = 0, bits = 0;
+    for (size_t i = 0; i < job->linear_count; i++) {
+        const struct walsh_job_linear *l = &job->linears[i];
+        double size = (double)l->rows * l->cols;
+        out->linears[i] = (struct walsh_quantize_layer){.name = strcpy(name, l->name),
+                                                        .rows = l->rows,
+                                                        .cols = l->cols,
+                                                        .proxy = l->proxy,
+                                                        .bits_per_weight = 8 * (double)l->bytes / size,
+                                                        .seconds = l->seconds};
+        name += strlen(name) + 1;
+        weights += size;
+        bits += 8 * (double)l->bytes;
+    }
+    out->bits_per_weight = weights > 0 ? bits / weights : 0;
+    return WALSH_OK;
+}
+
+enum walsh_status walsh_quantize(struct walsh_context *context, const char *src, const char *dst,
+                                 const struct walsh_quantize_options *options,
+                                 struct walsh_quantize_report *report, struct walsh_error *err)
+{
+    struct walsh_quantize_options o = WALSH_QUANTIZE_OPTIONS;
+    struct walsh_job_options job;
+    struct walsh_job_report done;
+    WALSH_TRY(walsh_options_read(&o, sizeof o, options, "walsh_quantize_options", err));
+    WALSH_TRY(job_options(&o, &job, err));
+    WALSH_TRY(walsh_quantize_job(&context->queue, &context->hooks, src, dst, &job, &done, err));
+    struct walsh_quantize_report r = {.struct_size = sizeof r,
+                                      .bytes_predicted = done.bytes_predicted,
+                                      .bytes_written = done.bytes_written,
+                                      .seconds = done.seconds,
+                                      .encode_seconds = done.encode_seconds,
+                                      .forward_seconds = done.forward_seconds,
+                                      .hessian_seconds = done.hessian_seconds};
+    enum walsh_status status = copy_linears(&done, &r, err);
+    walsh_free(done.linears);
+    if (status == WALSH_OK) walsh_result_write(report, &r, sizeof r);
+    return status;
+}
+
+void walsh_quantize_report_free(struct walsh_quantize_report *report)
+{
+    if (!report) return;
+    walsh_free(report->linears);
+    report->linears = NULL;
+    report->linear_count = 0;
+}

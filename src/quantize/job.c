@@ -1,0 +1,470 @@
+#include "quantize/job.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <xxhash.h>
+
+#include "base/clock.h"
+#include "checkpoint/glq.h"
+#include "kernels/table.h"
+#include "quantize/calibration.h"
+#include "quantize/ldlq.h"
+#include "quantize/output.h"
+#include "quantize/scales.h"
+
+#define NAME_SIZE 320
+
+/* Shares of a layer's time, for the progress bar only. */
+static const double observe_share = 0.35, encode_share = 0.35;
+
+struct job {
+    const struct walsh_queue *queue;
+    const struct walsh_hooks *hooks;
+    const struct walsh_job_options *options;
+    struct walsh_e8p_plan stages;
+    struct walsh_model_graph *graph;
+    struct walsh_calibration calibration;
+    bool calibrated;
+    struct walsh_output output;
+    struct walsh_job_report *report;
+    /* the layer at hand */
+    uint32_t layer;
+    double share_begin, share; /* of its progress */
+};
+
+static void show_progress(void *user, double done)
+{
+    const struct job *job = user;
+    walsh_progress(job->hooks, "quantize", job->layer + job->share_begin + job->share * done,
+                   job->graph->config.layers, "layers");
+}
+
+static void begin_share(struct job *job, double begin, double share)
+{
+    job->share_begin = begin;
+    job->share = share;
+}
+
+/* --- what will be written --- */
+
+static enum walsh_status pad(const struct job *job, uint32_t n, uint32_t min_block, struct walsh_blocks *out,
+                             struct walsh_error *err)
+{
+    return job->options->pow2 ? walsh_blocks_pow2(n, min_block, out, err)
+                              : walsh_blocks_binary(n, min_block, out, err);
+}
+
+static uint64_t linear_bytes(const struct job *job, uint32_t m, uint32_t n)
+{
+    uint64_t bytes = ((uint64_t)m + n) * 2 + 4;
+    for (unsigned k = 0; k < job->stages.stages; k++) {
+        bytes += (uint64_t)m * (n / 8) * (job->stages.kind[k] == WALSH_STAGE_E8P ? 2 : 1);
+        if (k > 0) bytes += 4;
+    }
+    return bytes;
+}
+
+static enum walsh_status plan_linear(struct job *job, struct walsh_safetensors_plan *plan,
+                                     const struct walsh_linear *linear, struct walsh_error *err)
+{
+    struct walsh_blocks in, out;
+    char weight[NAME_SIZE];
+    if (linear->weights.format == WALSH_FORMAT_E8P)
+        return walsh_fail(err, WALSH_E_ARGUMENT,
+                          "%s: %s is quantized already; quantize the original checkpoint",
+                          job->graph->checkpoint.directory, linear->name);
+    WALSH_TRY(pad(job, linear->in, WALSH_MIN_BLOCK_COLUMNS, &in, err));
+    WALSH_TRY(pad(job, linear->out, WALSH_MIN_BLOCK_ROWS, &out, err));
+    WALSH_TRY(
+        walsh_glq_plan(plan, linear->name, out.padded, in.padded, job->stages.stages, job->stages.kind, err));
+    snprintf(weight, sizeof weight, "%s.weight", linear->name);
+    struct walsh_tensor *dense = walsh_checkpoint_find(&job->graph->checkpoint, weight);
+    if (dense) dense->used = false; /* replaced, not copied */
+    struct walsh_job_linear *row = &job->report->linears[job->report->linear_count++];
+    *row = (struct walsh_job_linear){
+        .rows = linear->out, .cols = linear->in, .bytes = linear_bytes(job, out.padded, in.padded)};
+    snprintf(row->name, sizeof row->name, "%s", linear->name);
+    return WALSH_OK;
+}
+
+static size_t count_linears(const struct walsh_model_graph *graph)
+{
+    size_t count = 0;
+    for (uint32_t i = 0; i < graph->config.layers; i++)
+        count += 4 + 3 * (size_t)(graph->layers[i].experts ? graph->config.experts : 1);
+    return count;
+}
+
+/* Every quantized linear in the GLQ layout, everything else as the source has it. */
+static enum walsh_status plan_output(struct job *job, struct walsh_safetensors_plan *plan,
+                                     struct walsh_error *err)
+{
+    struct walsh_model_graph *graph = job->graph;
+    WALSH_TRY(walsh_alloc_zero(count_linears(graph), sizeof *job->report->linears, "the report",
+                               &job->report->linears, err));
+    for (uint32_t i = 0; i < graph->config.layers; i++) {
+        struct walsh_input_group *groups;
+        size_t count;
+        WALSH_TRY(walsh_layer_groups(graph, &graph->layers[i], &groups, &count, err));
+        enum walsh_status status = WALSH_OK;
+        for (size_t g = 0; g < count; g++)
+            for (unsigned l = 0; l < groups[g].count && status == WALSH_OK; l++)
+                status = plan_linear(job, plan, groups[g].linears[l], err);
+        walsh_free(groups);
+        if (status != WALSH_OK) return status;
+    }
+    for (size_t i = 0; i < graph->checkpoint.tensor_count; i++) {
+        const struct walsh_tensor *t = graph->checkpoint.tensors[i];
+        if (t->used) WALSH_TRY(walsh_plan_add(plan, t->name, t->dtype, t->rank, t->shape, err));
+    }
+    WALSH_TRY(walsh_plan_finish(plan, err));
+    job->report->bytes_predicted = plan->file_bytes;
+    return WALSH_OK;
+}
+
+/* What makes two jobs the same: options, calibration tokens, the source's shapes and the beginning of each
+ * tensor. */
+static void describe(const struct job *job, uint64_t calibration, char *out, size_t size)
+{
+    const struct walsh_job_options *o = job->options;
+    const struct walsh_checkpoint *ck = &job->graph->checkpoint;
+    uint64_t source = XXH64(ck->config_json, ck->config_size, 0);
+    for (size_t i = 0; i < ck->tensor_count; i++) {
+        const struct walsh_tensor *t = ck->tensors[i];
+        source = XXH64(t->name, strlen(t->name), source + t->bytes);
+        source = XXH64(t->data, walsh_min(t->bytes, 4096), source);
+    }
+    snprintf(out, size,
+             "walsh %s, e8p %u bits, %s, %u x %u calibration tokens %016" PRIx64
+             ", %u passes, %s, seed %" PRIu64 ", source %016" PRIx64,
+             WALSH_VERSION, o->bits, o->pow2 ? "pow2" : "block", job->calibration.samples,
+             job->calibration.tokens, calibration, o->passes, o->tune ? "tuned" : "plain", o->seed, source);
+}
+
+/* --- one linear --- */
+
+/* f32 [rows][cols] of dense weights. */
+static enum walsh_status weights_to_f32(const struct job *job, const struct walsh_linear *linear, float **out,
+                                        struct walsh_error *err)
+{
+    const struct walsh_weights *w = &linear->weights;
+    size_t elements = (size_t)w->rows * w->cols;
+    WALSH_TRY(walsh_alloc(elements, sizeof **out, linear->name, out, err));
+    if (w->format == WALSH_FORMAT_BF16)
+        job->queue->kernels->f32_from_bf16(*out, w->data, elements);
+    else if (w->format == WALSH_FORMAT_F16)
+        job->queue->kernels->f32_from_f16(*out, w->data, elements);
+    else
+        memcpy(*out, w->data, elements * sizeof **out);
+    return WALSH_OK;
+}
+
+/* A rotation of `size` with signs of its own, [padded], walsh_free. */
+static enum walsh_status new_rotation(const struct job *job, uint32_t size, uint32_t min_block,
+                                      const char *linear, const char *which, struct walsh_rotation *out,
+                                      float **signs, struct walsh_error *err)
+{
+    char name[NAME_SIZE];
+    *out = (struct walsh_rotation){.kind = WALSH_ROTATION_BLOCKS, .size = size};
+    WALSH_TRY(pad(job, size, min_block, &out->blocks, err));
+    WALSH_TRY(walsh_alloc(out->blocks.padded, sizeof **signs, "signs", signs, err));
+    snprintf(name, sizeof name, "%s.%s", linear, which);
+    walsh_random_signs(job->options->seed, name, *signs, out->blocks.padded);
+    out->signs = *signs;
+    return WALSH_OK;
+}
+
+static enum walsh_status write_f16(struct job *job, const char *linear, const char *which,
+                                   const float *values, uint32_t n, struct walsh_error *err)
+{
+    char name[NAME_SIZE];
+    uint16_t *half;
+    WALSH_TRY(walsh_alloc(n, sizeof *half, "signs", &half, err));
+    for (uint32_t i = 0; i < n; i++) half[i] = walsh_f16_from_f32(values[i]);
+    snprintf(name, sizeof name, "%s.%s", linear, which);
+    enum walsh_status status = walsh_output_write(&job->output, name, half, n * sizeof *half, err);
+    walsh_free(half);
+    return status;
+}
+
+static enum walsh_status write_linear(struct job *job, const char *linear, const struct walsh_rotation *in,
+                                      const struct walsh_rotation *out, const struct walsh_ldlq_result *r,
+                                      struct walsh_error *err)
+{
+    char name[NAME_SIZE];
+    uint8_t *stored;
+    size_t codes = (size_t)r->m * (r->n / 8);
+    WALSH_TRY(walsh_alloc(codes, sizeof(uint16_t), "packed codes", &stored, err));
+    enum walsh_status status = WALSH_OK;
+    for (unsigned k = 0; k < r->plan.stages && status == WALSH_OK; k++) {
+        bool e8p = r->plan.kind[k] == WALSH_STAGE_E8P;
+        if (e8p)
+            walsh_glq_pack_e8p(r->codes[k], r->m, r->n, stored);
+        else
+            walsh_glq_pack_e81b(r->codes[k], r->m, r->n, stored);
+        walsh_glq_codes_name(linear, k, r->plan.kind[k], name, sizeof name);
+        status = walsh_output_write(&job->output, name, stored, codes * (e8p ? 2 : 1), err);
+        if (status != WALSH_OK || k == 0) continue;
+        walsh_glq_scale_name(linear, k, name, sizeof name);
+        status = walsh_output_write(&job->output, name, &r->cumulative_inverse[k], sizeof(float), err);
+    }
+    walsh_free(stored);
+    if (status != WALSH_OK) return status;
+    snprintf(name, sizeof name, "%s.Wscale", linear);
+    WALSH_TRY(walsh_output_write(&job->output, name, &r->wscale, sizeof r->wscale, err));
+    WALSH_TRY(write_f16(job, linear, "SV", in->signs, in->blocks.padded, err));
+    return write_f16(job, linear, "SU", out->signs, out->blocks.padded, err);
+}
+
+static enum walsh_status quantize_linear(struct job *job, const struct walsh_ldlq_input *input,
+                                         const struct walsh_linear *linear, const float *w,
+                                         struct walsh_job_linear *row, struct walsh_error *err)
+{
+    struct walsh_rotation rotation;
+    float *signs = NULL;
+    struct walsh_ldlq_result result = {0};
+    double start = walsh_now();
+    WALSH_TRY(walsh_check_abort(job->hooks, err));
+    enum walsh_status status =
+        new_rotation(job, linear->out, WALSH_MIN_BLOCK_ROWS, linear->name, "SU", &rotation, &signs, err);
+    if (status == WALSH_OK && job->options->tune)
+        status = walsh_scale_outputs(&rotation.blocks, rotation.size, w, linear->in, signs, err);
+    const struct walsh_ldlq_options options = {
+        .bits = job->options->bits, .passes = job->options->passes, .tune = job->options->tune};
+    if (status == WALSH_OK)
+        status = walsh_ldlq_quantize(job->queue, input, &rotation, w, &options, &result, NULL, err);
+    if (status == WALSH_OK)
+        status = write_linear(job, linear->name, &input->rotation, &rotation, &result, err);
+    row->proxy = result.proxy;
+    row->seconds = walsh_now() - start;
+    walsh_ldlq_result_close(&result);
+    walsh_free(signs);
+    return status;
+}
+
+/* --- one input: its linears share SV and the Hessian --- */
+
+/* The Hessian of a group, or NULL for the identity. */
+static const float *group_hessian(const struct job *job, const struct walsh_input_group *g)
+{
+    if (!job->calibrated) return NULL;
+    if (g->hessian.tokens > 0) return g->hessian.sum;
+    walsh_log(job->hooks, WALSH_LOG_WARNING,
+              "%s: no calibration token was routed to it; the identity stands in for its Hessian",
+              g->linears[0]->name);
+    return NULL;
+}
+
+static enum walsh_status scale_inputs(const struct walsh_input_group *g, float *const *w,
+                                      const float *hessian, float *signs, struct walsh_error *err)
+{
+    uint32_t n = g->linears[0]->in, rows[3];
+    const float *weights[3];
+    float *diagonal = NULL;
+    for (unsigned l = 0; l < g->count; l++) {
+        rows[l] = g->linears[l]->out;
+        weights[l] = w[l];
+    }
+    if (hessian) {
+        WALSH_TRY(walsh_alloc(n, sizeof *diagonal, "a Hessian's diagonal", &diagonal, err));
+        for (size_t i = 0; i < n; i++) diagonal[i] = hessian[i * n + i];
+    }
+    enum walsh_status status = walsh_scale_inputs(n, weights, rows, g->count, diagonal, signs, err);
+    walsh_free(diagonal);
+    return status;
+}
+
+static enum walsh_status quantize_group(struct job *job, struct walsh_input_group *g,
+                                        struct walsh_job_linear *rows, struct walsh_error *err)
+{
+    float *w[3] = {0}, *signs = NULL;
+    struct walsh_rotation rotation;
+    struct walsh_ldlq_input input = {0};
+    const float *hessian = group_hessian(job, g);
+    enum walsh_status status = WALSH_OK;
+    for (unsigned l = 0; l < g->count && status == WALSH_OK; l++)
+        status = weights_to_f32(job, g->linears[l], &w[l], err);
+    if (status == WALSH_OK)
+        status = new_rotation(job, g->linears[0]->in, WALSH_MIN_BLOCK_COLUMNS, g->linears[0]->name, "SV",
+                              &rotation, &signs, err);
+    if (status == WALSH_OK && job->options->tune) status = scale_inputs(g, w, hessian, signs, err);
+    if (status == WALSH_OK)
+        status = walsh_ldlq_input_open(job->queue, &rotation, hessian, g->linears[0]->name, job->hooks,
+                                       &input, err);
+    walsh_hessian_close(&g->hessian);
+    for (unsigned l = 0; l < g->count && status == WALSH_OK; l++)
+        status = quantize_linear(job, &input, g->linears[l], w[l], &rows[l], err);
+    walsh_ldlq_input_close(&input);
+    for (unsigned l = 0; l < g->count; l++) walsh_free(w[l]);
+    walsh_free(signs);
+    return status;
+}
+
+/* --- one layer --- */
+
+static enum walsh_status quantize_layer(struct job *job, struct walsh_input_group *groups, size_t count,
+                                        struct walsh_job_linear *rows, size_t linears,
+                                        struct walsh_error *err)
+{
+    struct walsh_layer *layer = &job->graph->layers[job->layer];
+    if (job->calibrated) {
+        begin_share(job, 0, observe_share);
+        WALSH_TRY(
+            walsh_calibration_observe(&job->calibration, layer, groups, count, show_progress, job, err));
+    }
+    begin_share(job, job->calibrated ? observe_share : 0, job->calibrated ? encode_share : 1);
+    double start = walsh_now();
+    for (size_t g = 0, row = 0; g < count; row += groups[g++].count) {
+        WALSH_TRY(quantize_group(job, &groups[g], rows + row, err));
+        show_progress(job, (double)(g + 1) / (double)count);
+    }
+    job->report->encode_seconds += walsh_now() - start;
+    return walsh_output_layer_done(&job->output, rows, linears, err);
+}
+
+/* The layer as it was written: its linears from the output, norms and router from the source. */
+static enum walsh_status reload(struct job *job, const struct walsh_checkpoint *written,
+                                struct walsh_layer *layer, struct walsh_arena *arena, struct walsh_error *err)
+{
+    struct walsh_input_group *groups;
+    size_t count;
+    if (layer->experts) {
+        struct walsh_expert *experts;
+        WALSH_TRY(
+            walsh_arena_alloc(arena, job->graph->config.experts, sizeof *experts, "experts", &experts, err));
+        memcpy(experts, layer->experts, job->graph->config.experts * sizeof *experts);
+        layer->experts = experts;
+    }
+    WALSH_TRY(walsh_layer_groups(job->graph, layer, &groups, &count, err));
+    enum walsh_status status = WALSH_OK;
+    for (size_t g = 0; g < count; g++)
+        for (unsigned l = 0; l < groups[g].count && status == WALSH_OK; l++) {
+            struct walsh_linear *linear = groups[g].linears[l], quantized;
+            status =
+                walsh_linear_load(&quantized, written, linear->name, linear->in, linear->out, false,
+                                  WALSH_ACTIVATION_F32, WALSH_ACTIVATION_F32, job->queue->pool, arena, err);
+            quantized.bias = linear->bias;
+            if (status == WALSH_OK) *linear = quantized;
+        }
+    walsh_free(groups);
+    return status;
+}
+
+static enum walsh_status advance(struct job *job, struct walsh_error *err)
+{
+    struct walsh_output_view written;
+    struct walsh_arena arena = {0};
+    struct walsh_layer layer = job->graph->layers[job->layer];
+    begin_share(job, observe_share + encode_share, 1 - observe_share - encode_share);
+    WALSH_TRY(walsh_output_view_open(&job->output, &written, err));
+    enum walsh_status status = reload(job, &written.checkpoint, &layer, &arena, err);
+    if (status == WALSH_OK)
+        status = walsh_calibration_advance(&job->calibration, &layer, show_progress, job, err);
+    walsh_arena_close(&arena);
+    walsh_output_view_close(&written);
+    return status;
+}
+
+static enum walsh_status run_layer(struct job *job, struct walsh_job_linear *rows, size_t *linears,
+                                   struct walsh_error *err)
+{
+    struct walsh_input_group *groups;
+    size_t count;
+    WALSH_TRY(walsh_layer_groups(job->graph, &job->graph->layers[job->layer], &groups, &count, err));
+    *linears = 0;
+    for (size_t g = 0; g < count; g++) *linears += groups[g].count;
+    enum walsh_status status = job->layer < job->output.layers_done
+                                   ? walsh_output_check_layer(&job->output, job->layer, rows, *linears, err)
+                                   : quantize_layer(job, groups, count, rows, *linears, err);
+    walsh_groups_close_hessians(groups, count);
+    walsh_free(groups);
+    if (status == WALSH_OK && job->calibrated && job->layer + 1 < job->graph->config.layers)
+        status = advance(job, err);
+    return status;
+}
+
+/* --- the job --- */
+
+static enum walsh_status write_output(struct job *job, const char *destination,
+                                      struct walsh_safetensors_plan *plan, const char *description,
+                                      struct walsh_error *err)
+{
+    WALSH_TRY(walsh_output_open(&job->graph->checkpoint, destination, plan, description, job->options->resume,
+                                &job->output, err));
+    if (job->output.layers_done == 0) WALSH_TRY(walsh_output_copy_tensors(&job->output, job->hooks, err));
+    struct walsh_job_linear *row = job->report->linears;
+    for (job->layer = 0; job->layer < job->graph->config.layers; job->layer++) {
+        size_t linears;
+        begin_share(job, 0, 1);
+        show_progress(job, 0);
+        WALSH_TRY(run_layer(job, row, &linears, err));
+        row += linears;
+    }
+    begin_share(job, 0, 0);
+    show_progress(job, 0);
+    json_t *quantization =
+        json_pack("{s:s, s:s, s:b, s:i, s:i}", "quant_method", "glq", "codebook", "e8p", "block_diagonal",
+                  !job->options->pow2, "codesz", 8, "bpw", (int)job->options->bits);
+    if (!quantization) return walsh_fail(err, WALSH_E_MEMORY, "no memory for the quantization config");
+    enum walsh_status status = walsh_output_finish(&job->output, quantization, err);
+    json_decref(quantization);
+    if (status == WALSH_OK) job->report->bytes_written = job->report->bytes_predicted;
+    return status;
+}
+
+static enum walsh_status run(struct job *job, const char *source, const char *destination,
+                             struct walsh_error *err)
+{
+    const struct walsh_job_options *o = job->options;
+    const struct walsh_load_options load = {.use_mmap = o->use_mmap,
+                                            .tokenizer = o->calibration && !o->dry_run,
+                                            .rotated = WALSH_ACTIVATION_F32,
+                                            .dense = WALSH_ACTIVATION_F32};
+    struct walsh_safetensors_plan plan = {0};
+    uint64_t fingerprint = 0;
+    char description[400];
+    WALSH_TRY(walsh_e8p_plan_bits(o->bits, &job->stages, err));
+    WALSH_TRY(walsh_graph_open(source, &load, job->queue, &job->graph, err));
+    uint32_t most = job->graph->config.max_positions;
+    uint32_t tokens = o->sample_tokens ? o->sample_tokens : most < 1024 ? most : 1024;
+    if (tokens < 2 || tokens > most)
+        return walsh_fail(err, WALSH_E_ARGUMENT, "%s: calibration sequences of %u tokens; expected 2..%u",
+                          source, tokens, most);
+    enum walsh_status status = plan_output(job, &plan, err);
+    if (status == WALSH_OK && !o->dry_run) {
+        if (o->calibration) {
+            status = walsh_calibration_open(job->graph, job->queue, job->hooks, o->calibration, o->samples,
+                                            tokens, &job->calibration, &fingerprint, err);
+            job->calibrated = status == WALSH_OK;
+        }
+        if (status == WALSH_OK) {
+            describe(job, fingerprint, description, sizeof description);
+            status = write_output(job, destination, &plan, description, err);
+        }
+    }
+    walsh_plan_close(&plan);
+    return status;
+}
+
+enum walsh_status walsh_quantize_job(const struct walsh_queue *q, const struct walsh_hooks *hooks,
+                                     const char *source, const char *destination,
+                                     const struct walsh_job_options *options, struct walsh_job_report *report,
+                                     struct walsh_error *err)
+{
+    struct job job = {.queue = q, .hooks = hooks, .options = options, .report = report, .output = {.fd = -1}};
+    double start = walsh_now();
+    *report = (struct walsh_job_report){0};
+    enum walsh_status status = run(&job, source, destination, err);
+    report->seconds = walsh_now() - start;
+    report->forward_seconds = job.calibration.forward_seconds;
+    report->hessian_seconds = job.calibration.hessian_seconds;
+    walsh_output_close(&job.output);
+    walsh_calibration_close(&job.calibration);
+    walsh_graph_close(&job.graph);
+    if (status != WALSH_OK) {
+        walsh_free(report->linears);
+        *report = (struct walsh_job_report){0};
+    }
+    return status;
+}
