@@ -7,3 +7,5 @@ add_test(NAME golden_bookworm_8m COMMAND golden ${CMAKE_SOURCE_DIR}/models/bookw
   ${fixtures}/golden/bookworm-8m.safetensors ${fixtures}/text/valid.txt 8192 25.9852)
 add_test(NAME golden_tiny_qwen3_moe COMMAND golden ${fixtures}/golden/tiny-qwen3-moe
   ${fixtures}/golden/tiny-qwen3-moe.safetensors)
+add_test(NAME golden_shakespeare_lora_8m COMMAND golden --adapter ${CMAKE_SOURCE_DIR}/models/shakespeare-lora-8m
+  ${CMAKE_SOURCE_DIR}/models/bookworm-8m ${fixtures}/golden/bookworm-8m.safetensors)

@@ -102,7 +102,7 @@ void walsh_workspace_close(struct walsh_workspace **ws)
                              w->value,
                              w->attention,
                              w->gate,
-                             w->ups,
+                             w->up,
                              w->delta,
                              w->rows,
                              w->activations,

@@ -2,6 +2,7 @@
  * that an independent implementation gave for it, and the perplexities of known texts.
  *
  *   golden MODEL OUTPUTS [TEXT TOKENS PPL]   one model; PPL of the first TOKENS tokens of TEXT
+ *   golden --adapter DIR MODEL OUTPUTS [TEXT TOKENS PPL]   the model with an adapter: the outputs adapter_*
  *   golden --proof MODELS [OUTPUTS TEXTS]    every model of the table below in the directory MODELS; the two
  * others are MODELS/../golden and MODELS/../text where not given All with f32 activations and an f32 cache.
  * Exit 0: all agree; 1: something differs; 2: usage, or nothing was there. An absent model is reported and
@@ -18,17 +19,35 @@
 #define LOGIT_TOLERANCE 2e-3
 #define LOGPROB_TOLERANCE 1e-3
 #define PPL_TOLERANCE 2e-4 /* relative */
-#define PROMPT 16          /* tokens before the greedy continuation */
+#define ADAPTER_PPL_TOLERANCE 5e-4
+#define PROMPT 16 /* tokens before the greedy continuation */
 
 static const char *const proof_texts[] = {"valid", "test", "shakespeare-valid", "wikitext2-test"};
 #define PROOF_TEXTS (sizeof proof_texts / sizeof *proof_texts)
 static const struct {
     const char *model;
     double ppl[PROOF_TEXTS]; /* fp32, Hugging Face transformers, context 1024 */
+    const char *adapter;
+    double adapter_ppl[PROOF_TEXTS];
 } proof_models[] = {
-    {"bookworm-8m", {23.5192, 31.2126, 33.9043, 156.8461}},
-    {"bookworm-26m", {20.6217, 28.5431, 33.7625, 170.0779}},
-    {"bookworm-moe-12m", {28.5137, 36.5796, 40.5199, 188.0791}},
+    {"bookworm-8m",
+     {23.5192, 31.2126, 33.9043, 156.8461},
+     "shakespeare-lora-8m",
+     {24.4782, 31.8573, 26.9965, 164.8522}},
+    {"bookworm-26m",
+     {20.6217, 28.5431, 33.7625, 170.0779},
+     "shakespeare-lora-26m",
+     {21.2492, 28.4290, 24.7164, 161.4975}},
+    {"bookworm-moe-12m",
+     {28.5137, 36.5796, 40.5199, 188.0791},
+     "shakespeare-lora-moe-12m",
+     {29.4685, 37.4862, 31.8367, 208.4779}},
+};
+
+/* A model, and an adapter where the outputs are those with it. */
+struct subject {
+    struct walsh_model *model;
+    struct walsh_adapter *adapter; /* NULL: none */
 };
 
 static unsigned failures;
@@ -47,9 +66,11 @@ static void need(enum walsh_status status, const struct walsh_error *err)
     exit(1);
 }
 
-static const void *tensor(const struct walsh_safetensors *st, const char *name, enum walsh_dtype dtype,
-                          size_t *elements)
+static const void *tensor(const struct walsh_safetensors *st, bool adapter, const char *output,
+                          enum walsh_dtype dtype, size_t *elements)
 {
+    char name[80];
+    snprintf(name, sizeof name, "%s%s", adapter ? "adapter_" : "", output);
     const struct walsh_tensor *t = walsh_safetensors_find(st, name);
     if (!t || t->dtype != dtype) {
         fprintf(stderr, "golden: %s: no tensor %s of the expected type\n", st->file.path, name);
@@ -59,12 +80,14 @@ static const void *tensor(const struct walsh_safetensors *st, const char *name, 
     return t->data;
 }
 
-static struct walsh_session *open_session(const struct walsh_model *model)
+static struct walsh_session *open_session(const struct subject *s)
 {
     struct walsh_error err;
     struct walsh_session *session;
     const struct walsh_session_options options = {.struct_size = sizeof options, .context = 128};
-    need(walsh_session_open(model, &options, &session, &err), &err);
+    need(walsh_session_open(s->model, &options, &session, &err), &err);
+    const struct walsh_adapter_use use = {s->adapter, 1};
+    need(walsh_session_set_adapters(session, &use, s->adapter ? 1 : 0, &err), &err);
     return session;
 }
 
@@ -76,15 +99,15 @@ static double log_probability(const float *logits, size_t vocab, int32_t id)
     return (double)logits[id] - best - log(sum);
 }
 
-static void check_logits(const struct walsh_model *model, const struct walsh_safetensors *st, size_t vocab)
+static void check_logits(const struct subject *s, const struct walsh_safetensors *st, size_t vocab)
 {
     struct walsh_error err;
     size_t n, positions, count;
-    const int32_t *ids = tensor(st, "input_ids", WALSH_I32, &n);
-    const int32_t *position = tensor(st, "positions", WALSH_I32, &positions);
-    const float *expected = tensor(st, "logits", WALSH_F32, &count);
-    const float *log_probabilities = tensor(st, "target_logprobs", WALSH_F32, &count);
-    struct walsh_session *session = open_session(model);
+    const int32_t *ids = tensor(st, false, "input_ids", WALSH_I32, &n);
+    const int32_t *position = tensor(st, false, "positions", WALSH_I32, &positions);
+    const float *expected = tensor(st, s->adapter, "logits", WALSH_F32, &count);
+    const float *log_probabilities = tensor(st, s->adapter, "target_logprobs", WALSH_F32, &count);
+    struct walsh_session *session = open_session(s);
     float *logits = malloc(n * vocab * sizeof *logits);
     if (!logits) exit(1);
     need(walsh_session_prompt_logits(session, ids, n, logits, &err), &err);
@@ -104,12 +127,12 @@ static void check_logits(const struct walsh_model *model, const struct walsh_saf
 }
 
 /* The prompt by prefill, then one decode step per token. */
-static void check_greedy(const struct walsh_model *model, const struct walsh_safetensors *st, size_t vocab)
+static void check_greedy(const struct subject *s, const struct walsh_safetensors *st, size_t vocab)
 {
     struct walsh_error err;
     size_t n, wrong = 0;
-    const int32_t *ids = tensor(st, "greedy_ids", WALSH_I32, &n);
-    struct walsh_session *session = open_session(model);
+    const int32_t *ids = tensor(st, s->adapter, "greedy_ids", WALSH_I32, &n);
+    struct walsh_session *session = open_session(s);
     struct walsh_sampler *sampler;
     const struct walsh_sampler_options greedy = {.struct_size = sizeof greedy};
     need(walsh_sampler_open(&greedy, (uint32_t)vocab, &sampler, &err), &err);
@@ -148,7 +171,7 @@ static char *read_file(const char *path, size_t *size)
 }
 
 /* false where the text is absent. */
-static bool check_ppl(const struct walsh_model *model, const char *path, uint64_t tokens, double expected)
+static bool check_ppl(const struct subject *s, const char *path, uint64_t tokens, double expected)
 {
     struct walsh_error err;
     size_t size;
@@ -161,13 +184,17 @@ static bool check_ppl(const struct walsh_model *model, const char *path, uint64_
     struct walsh_eval_options options = WALSH_EVAL_OPTIONS;
     options.context = 1024;
     options.max_tokens = tokens;
+    const struct walsh_adapter_use use = {s->adapter, 1};
+    options.adapters = &use;
+    options.adapter_count = s->adapter ? 1 : 0;
     struct walsh_eval_result result = {.struct_size = sizeof result};
-    need(walsh_eval_text(model, text, size, &options, &result, &err), &err);
+    need(walsh_eval_text(s->model, text, size, &options, &result, &err), &err);
     free(text);
     printf("  %s: ppl %.4f +- %.2f over %llu tokens in %.1f s, expected %.4f\n", path, result.ppl,
            result.ppl_error, (unsigned long long)result.tokens, result.seconds, expected);
     double difference = fabs(result.ppl / expected - 1);
-    expect(difference <= PPL_TOLERANCE, "ppl, relative difference", difference, PPL_TOLERANCE);
+    const double tolerance = s->adapter ? ADAPTER_PPL_TOLERANCE : PPL_TOLERANCE;
+    expect(difference <= tolerance, "ppl, relative difference", difference, tolerance);
     return true;
 }
 
@@ -181,16 +208,71 @@ static struct walsh_model *open_model(struct walsh_context *context, const char 
     return model;
 }
 
-static void check_outputs(const struct walsh_model *model, const char *path)
+static struct walsh_adapter *open_adapter(const struct walsh_model *model, const char *path,
+                                          enum walsh_adapter_storage storage)
+{
+    struct walsh_error err;
+    struct walsh_adapter *adapter;
+    struct walsh_adapter_options options = WALSH_ADAPTER_OPTIONS;
+    options.storage = storage;
+    need(walsh_adapter_open(model, path, &options, &adapter, &err), &err);
+    return adapter;
+}
+
+static void check_outputs(const struct subject *s, const char *path)
 {
     struct walsh_error err;
     struct walsh_safetensors outputs;
     need(walsh_safetensors_open(path, true, &outputs, &err), &err);
     struct walsh_model_info info = {.struct_size = sizeof info};
-    walsh_model_get_info(model, &info);
-    check_logits(model, &outputs, info.vocab);
-    check_greedy(model, &outputs, info.vocab);
+    walsh_model_get_info(s->model, &info);
+    check_logits(s, &outputs, info.vocab);
+    if (walsh_safetensors_find(&outputs, s->adapter ? "adapter_greedy_ids" : "greedy_ids"))
+        check_greedy(s, &outputs, info.vocab);
     walsh_safetensors_close(&outputs);
+}
+
+static bool is_there(const char *directory, const char *name, const char *file)
+{
+    char path[4096];
+    snprintf(path, sizeof path, "%.2048s/%.64s/%.64s", directory, name, file);
+    FILE *there = fopen(path, "rb");
+    if (there) {
+        fclose(there);
+        return true;
+    }
+    printf("  FAIL %s/%s is absent\n", directory, name);
+    failures++;
+    return false;
+}
+
+static void check_texts(const struct subject *s, const char *texts, const double *ppl)
+{
+    char path[4096];
+    for (size_t t = 0; t < PROOF_TEXTS; t++) {
+        snprintf(path, sizeof path, "%.2048s/%.64s.txt", texts, proof_texts[t]);
+        check_ppl(s, path, 0, ppl[t]);
+        fflush(stdout);
+    }
+}
+
+/* The outputs with the adapter as it is in its file; the perplexities with it in bf16, as it is used. */
+static void prove_adapter(struct walsh_model *model, size_t i, const char *models, const char *outputs,
+                          const char *texts)
+{
+    char path[4096];
+    const char *name = proof_models[i].adapter;
+    printf("%s with %s\n", proof_models[i].model, name);
+    if (!is_there(models, name, "adapter_config.json")) return;
+    snprintf(path, sizeof path, "%.2048s/%.64s", models, name);
+    struct subject s = {model, open_adapter(model, path, WALSH_ADAPTER_F32)};
+    struct walsh_adapter *narrow = open_adapter(model, path, WALSH_ADAPTER_BF16);
+    snprintf(path, sizeof path, "%.2048s/%.64s.safetensors", outputs, proof_models[i].model);
+    check_outputs(&s, path);
+    walsh_adapter_close(&s.adapter);
+    s.adapter = narrow;
+    check_texts(&s, texts, proof_models[i].adapter_ppl);
+    walsh_adapter_close(&s.adapter);
 }
 
 static void prove(struct walsh_context *context, const char *models, const char *outputs, const char *texts)
@@ -199,33 +281,37 @@ static void prove(struct walsh_context *context, const char *models, const char 
     for (size_t i = 0; i < sizeof proof_models / sizeof *proof_models; i++) {
         const char *name = proof_models[i].model;
         printf("%s\n", name);
-        snprintf(path, sizeof path, "%s/%s/config.json", models, name);
-        FILE *there = fopen(path, "rb");
-        if (!there) {
-            printf("  FAIL %s/%s is absent\n", models, name);
-            failures++;
-            continue;
-        }
-        fclose(there);
-        snprintf(path, sizeof path, "%s/%s", models, name);
-        struct walsh_model *model = open_model(context, path);
+        if (!is_there(models, name, "config.json")) continue;
+        snprintf(path, sizeof path, "%.2048s/%.64s", models, name);
+        struct subject s = {.model = open_model(context, path)};
         snprintf(path, sizeof path, "%.2048s/%.64s.safetensors", outputs, name);
-        check_outputs(model, path);
-        for (size_t t = 0; t < PROOF_TEXTS; t++) {
-            snprintf(path, sizeof path, "%.2048s/%.64s.txt", texts, proof_texts[t]);
-            check_ppl(model, path, 0, proof_models[i].ppl[t]);
-            fflush(stdout);
-        }
-        walsh_model_close(&model);
+        check_outputs(&s, path);
+        check_texts(&s, texts, proof_models[i].ppl);
+        prove_adapter(s.model, i, models, outputs, texts);
+        walsh_model_close(&s.model);
     }
+}
+
+/* MODEL OUTPUTS [TEXT TOKENS PPL] */
+static void check_one(struct walsh_context *context, const char *adapter, char *const *arguments, int count)
+{
+    struct subject s = {.model = open_model(context, arguments[0])};
+    printf("%s\n", arguments[0]);
+    if (adapter) s.adapter = open_adapter(s.model, adapter, WALSH_ADAPTER_AUTO);
+    check_outputs(&s, arguments[1]);
+    if (count == 5) check_ppl(&s, arguments[2], strtoull(arguments[3], NULL, 10), strtod(arguments[4], NULL));
+    walsh_adapter_close(&s.adapter);
+    walsh_model_close(&s.model);
 }
 
 int main(int argc, char **argv)
 {
-    bool proof = argc >= 3 && strcmp(argv[1], "--proof") == 0;
-    if (!(proof ? argc == 3 || argc == 5 : argc == 3 || argc == 6)) {
-        fprintf(stderr,
-                "usage: golden MODEL OUTPUTS [TEXT TOKENS PPL] | golden --proof MODELS [OUTPUTS TEXTS]\n");
+    const bool proof = argc >= 3 && strcmp(argv[1], "--proof") == 0;
+    const bool adapter = argc >= 3 && strcmp(argv[1], "--adapter") == 0;
+    const int first = adapter ? 3 : 1, count = argc - first;
+    if (!(proof ? argc == 3 || argc == 5 : count == 2 || count == 5)) {
+        fprintf(stderr, "usage: golden [--adapter DIR] MODEL OUTPUTS [TEXT TOKENS PPL]\n"
+                        "       golden --proof MODELS [OUTPUTS TEXTS]\n");
         return 2;
     }
     struct walsh_error err;
@@ -237,11 +323,7 @@ int main(int argc, char **argv)
         snprintf(texts, sizeof texts, "%s/../text", argv[2]);
         prove(context, argv[2], argc == 5 ? argv[3] : outputs, argc == 5 ? argv[4] : texts);
     } else {
-        struct walsh_model *model = open_model(context, argv[1]);
-        printf("%s\n", argv[1]);
-        check_outputs(model, argv[2]);
-        if (argc == 6) check_ppl(model, argv[3], strtoull(argv[4], NULL, 10), strtod(argv[5], NULL));
-        walsh_model_close(&model);
+        check_one(context, adapter ? argv[2] : NULL, argv + first, count);
     }
     walsh_context_close(&context);
     printf("%s\n", failures ? "golden: FAILED" : "golden: all agree");
