@@ -4,7 +4,7 @@ target_link_libraries(golden PRIVATE walsh_api)
 
 set(fixtures ${CMAKE_CURRENT_SOURCE_DIR}/fixtures)
 add_test(NAME golden_bookworm_8m COMMAND golden ${CMAKE_SOURCE_DIR}/models/bookworm-8m
-  ${fixtures}/golden/bookworm-8m.safetensors ${fixtures}/text/valid.txt 8192 25.9852)
+  ${fixtures}/golden/bookworm-8m.safetensors ${CMAKE_SOURCE_DIR}/data/valid.txt 8192 25.9852)
 add_test(NAME golden_tiny_qwen3_moe COMMAND golden ${fixtures}/golden/tiny-qwen3-moe
   ${fixtures}/golden/tiny-qwen3-moe.safetensors)
 add_test(NAME golden_shakespeare_lora_8m COMMAND golden --adapter ${CMAKE_SOURCE_DIR}/models/shakespeare-lora-8m
