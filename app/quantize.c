@@ -1,7 +1,8 @@
 /* walsh quantize: a smaller checkpoint from a Hugging Face checkpoint. */
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
+#include <unistd.h>
 
 #include "app.h"
 #include "files.h"
@@ -136,13 +137,14 @@ static void print_text(const struct quantize_settings *settings, const struct wa
            report->encode_seconds, report->forward_seconds, report->hessian_seconds);
 }
 
-/* An interrupted job is a failure with a way out. */
+/* An interrupted job is a failure with a way out, where there is something to go on with. */
 static enum walsh_status explain_abort(const struct command *command, struct walsh_error *err)
 {
-    const char *dst = command->arguments[1];
+    char partial[PATH_MAX];
+    snprintf(partial, sizeof partial, "%s.partial", command->arguments[1]);
+    if (access(partial, F_OK) != 0) return fail(err, WALSH_E_ABORTED, "stopped; nothing was written");
     return fail(err, WALSH_E_ABORTED,
-                "stopped; finished layers are kept in %s.partial: the same command with --resume goes on",
-                dst);
+                "stopped; finished layers are kept in %s: the same command with --resume goes on", partial);
 }
 
 static enum walsh_status quantize(struct quantize_settings *settings, const char *source,

@@ -38,22 +38,22 @@ tensor_bytes() { cat "$1"/*.safetensors | wc -c | tr -d ' '; }
     done
 
     # --- stopped at different places, then resumed: the bytes of an uninterrupted run
+    stopped=0
     for signal in KILL INT TERM; do
-        for steps in 1 3 5; do
+        for progress in 1 700 1900; do # bytes of job.json: nothing, one layer, three layers are done
             "$CLI_WALSH" quantize "$model" "$work/stopped" $quick --threads 1 >"$work/out" 2>"$work/err" &
             pid=$!
-            last="quantize, SIG$signal after $steps files"
-            for _ in $(seq 600); do
-                [ "$(ls "$work/stopped.partial" 2>/dev/null | wc -l)" -ge $steps ] && break
+            last="quantize, SIG$signal when job.json has $progress bytes"
+            for _ in $(seq 3000); do
+                [ "$(cat "$work/stopped.partial/job.json" 2>/dev/null | wc -c)" -ge $progress ] && break
                 [ -e "$work/stopped" ] && break
                 sleep 0.02
             done
             kill -$signal $pid 2>/dev/null
             wait $pid 2>/dev/null
             code=$?
-            if [ -e "$work/stopped" ]; then # it was faster
-                exits 0
-            else
+            if [ ! -e "$work/stopped" ]; then # else it was done before the signal came
+                stopped=$((stopped + 1))
                 case $signal in
                 KILL) exits 137 ;;
                 *)
@@ -62,29 +62,44 @@ tensor_bytes() { cat "$1"/*.safetensors | wc -c | tr -d ' '; }
 walsh quantize: stopped; finished layers are kept in WORK/stopped.partial: the same command with --resume goes on"
                     ;;
                 esac
-                [ ! -e "$work/stopped" ] || fails "a stopped job leaves a directory that looks whole"
+                refuses "WORK/stopped.partial holds an unfinished job; --resume goes on with it, removing it starts again" \
+                    quantize "$model" "$work/stopped" $quick --quiet
+                walsh quantize "$model" "$work/stopped" $quick --quiet --resume --seed 1
+                exits 2
+                grep -q '^walsh quantize: .*/stopped.partial was begun as another job (.* seed 42, .*, this one is (.* seed 1, ' \
+                    "$work/err" || fails "the options of both jobs"
                 works quantize "$model" "$work/stopped" $quick --resume --threads 2
             fi
-            same_files "resumed after SIG$signal, $steps files" "$work/whole" "$work/stopped"
+            same_files "resumed after SIG$signal, $progress bytes" "$work/whole" "$work/stopped"
             rm -rf "$work/stopped" "$work/stopped.partial"
         done
     done
+    [ $stopped -ge 5 ] || fails "only $stopped of 9 jobs were stopped in time"
 
     # --- what it refuses
-    walsh quantize "$model" "$work/whole" $quick
-    exits 1
-    silent
-    cp "$work/err" "$work/exists"
+    refuses "WORK/whole exists; quantize writes a new directory" quantize "$model" "$work/whole" $quick --quiet
     refuses "'no/model' is neither a directory nor in the Hugging Face cache (WORK/no-cache/hub); walsh does not download" \
         quantize no/model "$work/new" $quick
-    walsh quantize "$model" "$work/new" $quick --calibration "$work/missing"
-    exits 1
-    silent
-    walsh quantize "$work/whole" "$work/new" $quick
-    exits 1
-    silent
+    refuses "WORK/missing: no such file" quantize "$model" "$work/new" $quick --calibration "$work/missing"
+    refuses "WORK/none/new.partial: cannot make the directory: No such file or directory" \
+        quantize "$model" "$work/none/new" $quick --quiet
+    echo "too short" >"$work/short"
+    misuse "WORK/short: 4 tokens are too few to calibrate: one sequence takes 128" \
+        quantize "$model" "$work/new" $quick --calibration "$work/short"
+    misuse "WORK/whole: model.layers.0.self_attn.q_proj is quantized already; quantize the original checkpoint" \
+        quantize "$work/whole" "$work/new" $quick --quiet
     [ ! -e "$work/new" ] || fails "a refused job leaves a directory"
-    rm -rf "$work/new.partial"
+    [ ! -e "$work/new.partial" ] || fails "a refused job leaves a working directory"
+
+    # --- a quantized checkpoint that is broken
+    cp -r "$work/whole" "$work/broken"
+    tensor=model.layers.0.self_attn.q_proj.Wscale
+    length=$(od -An -tu4 -N4 "$work/whole/model.safetensors" | tr -d ' ')
+    offset=$(head -c $((8 + length)) "$work/whole/model.safetensors" | tail -c "$length" | tr '{' '\n' | grep -A 1 "$tensor" |
+        tail -n 1 | sed -n 's/.*"data_offsets":\[\([0-9]*\),.*/\1/p')
+    printf '\000\000\300\177' |
+        dd of="$work/broken/model.safetensors" bs=1 seek=$((8 + length + offset)) conv=notrunc 2>/dev/null
+    refuses "WORK/broken/model.safetensors: tensor $tensor: is nan, expected a finite number" inspect "$work/broken"
 
     # --- a full disk: a message, no directory that looks whole, and the job can go on where there is room
     last="quantize under a limit of the file size"
@@ -94,14 +109,15 @@ walsh quantize: stopped; finished layers are kept in WORK/stopped.partial: the s
     )
     code=$?
     exits 1
-    grep -q 'File too large' "$work/err" || fails "the reason"
+    grep -q 'full.partial/model.safetensors: cannot reserve [0-9]* bytes: File too large$' "$work/err" || fails "the reason"
     [ ! -e "$work/full" ] || fails "a directory that looks whole"
     works quantize "$model" "$work/full" $quick --resume
     same_files "after a full disk" "$work/whole" "$work/full"
     if [ "$(id -u)" -eq 0 ] && mkdir "$work/small" && mount -t tmpfs -o size=4m tmpfs "$work/small" 2>/dev/null; then
         walsh quantize "$model" "$work/small/out" $quick
         exits 1
-        grep -q 'No space left on device' "$work/err" || fails "the reason"
+        grep -q 'out.partial/model.safetensors: cannot reserve [0-9]* bytes: No space left on device$' "$work/err" ||
+            fails "the reason"
         [ ! -e "$work/small/out" ] || fails "a directory that looks whole"
         umount "$work/small"
     fi
