@@ -1,13 +1,14 @@
 /* walsh eval: perplexity of a model on a text, and its distance from a reference model. */
 #include <stdio.h>
 
-#include "app.h"
+#include "adapters.h"
 #include "files.h"
 
 struct eval_settings {
     struct command command;
     const char *text, *reference, *kv;
     int64_t max_tokens;
+    struct option_texts adapters;
 };
 
 #define AT(member) offsetof(struct eval_settings, member)
@@ -39,6 +40,12 @@ static const struct option eval_options[] = {
      .fallback = "auto",
      .offset = AT(kv),
      .help = "type of the key-value cache"},
+    {.name = "adapter",
+     .aliases = "lora",
+     .argument = ADAPTER_ARGUMENT,
+     .kind = OPTION_TEXTS,
+     .offset = AT(adapters),
+     .help = ADAPTER_HELP},
     {0},
 };
 
@@ -84,9 +91,15 @@ static enum walsh_status evaluate(struct eval_settings *settings, struct walsh_c
     if (status == WALSH_OK && settings->reference)
         status = command_open_model(command, context, settings->reference, &reference, err);
     options.reference = reference;
+    struct adapter_list adapters = {0};
+    if (status == WALSH_OK)
+        status = adapters_open(command, model, &settings->adapters, false, &adapters, err);
+    options.adapters = adapters.uses;
+    options.adapter_count = adapters.count;
     if (status == WALSH_OK) status = walsh_eval_text(model, text->data, text->size, &options, &result, err);
     progress_clear(&command->progress);
     if (status == WALSH_OK) status = print_result(command, &result, err);
+    adapters_close(&adapters);
     walsh_model_close(&reference);
     walsh_model_close(&model);
     return status;

@@ -2,19 +2,25 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "app.h"
+#include "adapters.h"
 #include "output.h"
 
 struct inspect_settings {
     struct command command;
     bool tensors;
+    struct option_texts adapters;
 };
 
+#define AT(member) offsetof(struct inspect_settings, member)
+
 static const struct option inspect_options[] = {
-    {.name = "tensors",
-     .kind = OPTION_FLAG,
-     .offset = offsetof(struct inspect_settings, tensors),
-     .help = "list every tensor"},
+    {.name = "tensors", .kind = OPTION_FLAG, .offset = AT(tensors), .help = "list every tensor"},
+    {.name = "adapter",
+     .aliases = "lora",
+     .argument = ADAPTER_ARGUMENT,
+     .kind = OPTION_TEXTS,
+     .offset = AT(adapters),
+     .help = "show the LoRA adapter in DIR too; may be repeated"},
     {0},
 };
 
@@ -107,8 +113,30 @@ static json_t *tensors_json(const struct walsh_model *model)
     return tensors;
 }
 
+static json_t *adapters_json(const struct adapter_list *list)
+{
+    json_t *adapters = json_array();
+    struct walsh_adapter_info info = {.struct_size = sizeof info};
+    for (size_t i = 0; i < list->count; i++) {
+        walsh_adapter_get_info(list->adapters[i], &info);
+        json_t *item = json_object();
+        json_put_text(item, "name", info.name);
+        json_put_real(item, "scale", (double)list->uses[i].scale);
+        json_put_text(item, "base_model", info.base_model);
+        json_put_text(item, "format", info.format);
+        json_put_integer(item, "linears", info.linears);
+        json_put_integer(item, "least_rank", info.least_rank);
+        json_put_integer(item, "most_rank", info.most_rank);
+        json_put_integer(item, "parameters", info.parameters);
+        json_put_integer(item, "memory_bytes", info.memory_bytes);
+        json_array_append_new(adapters, item);
+    }
+    return adapters;
+}
+
 static enum walsh_status print_json(const struct walsh_model *model, const struct walsh_model_info *info,
-                                    const struct inspect_settings *settings, struct walsh_error *err)
+                                    const struct inspect_settings *settings,
+                                    const struct adapter_list *adapters, struct walsh_error *err)
 {
     json_t *object = info_json(info), *list = json_array();
     struct part parts[MAX_PARTS];
@@ -124,6 +152,7 @@ static enum walsh_status print_json(const struct walsh_model *model, const struc
         json_array_append_new(list, item);
     }
     json_object_set_new(object, "parts", list);
+    if (adapters->count) json_object_set_new(object, "adapters", adapters_json(adapters));
     if (settings->tensors) json_object_set_new(object, "tensors", tensors_json(model));
     return json_print(object, err);
 }
@@ -159,6 +188,26 @@ static void print_parts(const struct walsh_model *model)
                parts[i].rotation);
 }
 
+static void print_adapters(const struct adapter_list *list)
+{
+    printf("\n%-24s %7s %9s %8s %-6s %12s %14s  %s\n", "adapter", "scale", "rank", "linears", "format",
+           "parameters", "bytes", "made for");
+    struct walsh_adapter_info info = {.struct_size = sizeof info};
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < list->count; i++) {
+        walsh_adapter_get_info(list->adapters[i], &info);
+        char rank[24];
+        snprintf(rank, sizeof rank, info.least_rank == info.most_rank ? "%u" : "%u..%u", info.least_rank,
+                 info.most_rank);
+        printf("%-24s %7g %9s %8u %-6s %12llu %14llu  %s\n", info.name, (double)list->uses[i].scale, rank,
+               info.linears, info.format, (unsigned long long)info.parameters,
+               (unsigned long long)info.memory_bytes, info.base_model);
+        bytes += info.memory_bytes;
+    }
+    printf("%llu bytes of adapters in memory, whatever the number of sessions that use them\n",
+           (unsigned long long)bytes);
+}
+
 static void print_tensors(const struct walsh_model *model)
 {
     printf("\n%-48s %16s %-6s %6s %12s  %s\n", "tensor", "shape", "format", "bits", "bytes", "rotation");
@@ -181,14 +230,17 @@ static enum walsh_status inspect(struct inspect_settings *settings, struct walsh
     progress_clear(&command->progress);
     struct walsh_model_info info = {.struct_size = sizeof info};
     walsh_model_get_info(model, &info);
-    enum walsh_status status = WALSH_OK;
-    if (command->json) {
-        status = print_json(model, &info, settings, err);
-    } else {
+    struct adapter_list adapters;
+    enum walsh_status status = adapters_open(command, model, &settings->adapters, false, &adapters, err);
+    if (status == WALSH_OK && command->json) {
+        status = print_json(model, &info, settings, &adapters, err);
+    } else if (status == WALSH_OK) {
         print_summary(&info);
         print_parts(model);
+        if (adapters.count) print_adapters(&adapters);
         if (settings->tensors) print_tensors(model);
     }
+    adapters_close(&adapters);
     walsh_model_close(&model);
     return status;
 }

@@ -7,7 +7,7 @@
 #include <sys/random.h>
 #include <unistd.h>
 
-#include "app.h"
+#include "adapters.h"
 #include "files.h"
 #include "stop.h"
 
@@ -16,7 +16,7 @@ struct run_settings {
     const char *prompt, *file, *kv;
     int64_t tokens, top_k, repeat_last, seed;
     double temperature, top_p, min_p, repeat_penalty;
-    struct option_texts stops;
+    struct option_texts stops, adapters;
 };
 
 #define AT(member) offsetof(struct run_settings, member)
@@ -110,6 +110,12 @@ static const struct option run_options[] = {
      .fallback = "auto",
      .offset = AT(kv),
      .help = "type of the key-value cache"},
+    {.name = "adapter",
+     .aliases = "lora",
+     .argument = ADAPTER_ARGUMENT,
+     .kind = OPTION_TEXTS,
+     .offset = AT(adapters),
+     .help = ADAPTER_HELP},
     {0},
 };
 
@@ -118,6 +124,7 @@ struct talk {
     struct run_settings *settings;
     struct walsh_context *context;
     struct walsh_model *model;
+    struct adapter_list adapters;
     struct walsh_session *session;
     struct walsh_sampler *sampler;
     uint64_t seed;
@@ -165,6 +172,8 @@ static enum walsh_status open_talk(struct talk *talk, struct walsh_error *err)
     options.context = command->context == OPTION_UNSET ? 0 : (uint32_t)command->context;
     options.kv = kv_from_name(talk->settings->kv);
     TRY(walsh_session_open(talk->model, &options, &talk->session, err));
+    TRY(adapters_open(command, talk->model, &talk->settings->adapters, false, &talk->adapters, err));
+    TRY(walsh_session_set_adapters(talk->session, talk->adapters.uses, talk->adapters.count, err));
     talk->pending = -1;
     return open_sampler(talk, err);
 }
@@ -173,6 +182,7 @@ static void close_talk(struct talk *talk)
 {
     walsh_sampler_close(&talk->sampler);
     walsh_session_close(&talk->session);
+    adapters_close(&talk->adapters);
     walsh_model_close(&talk->model);
     walsh_context_close(&talk->context);
 }
