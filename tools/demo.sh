@@ -15,14 +15,14 @@ number() { sed -n "s/.*\"$1\": \([-+0-9.e]*\).*/\1/p"; }
 # The tokens per second of one test of `walsh bench --json`.
 speed() { tr '{' '\n' | grep "\"test\": \"$1\"" | number tokens_per_second; }
 
-heading() { printf '\n%-22s %11s %9s %6s %8s %11s %10s\n' "$1" "$2" "MB/token" "bits" "PPL" "prompt t/s" "decode t/s"; }
-row() { # name disk-bytes ppl bench-json
+table=$work/table
+row() { # name disk-bytes ppl bench-json: one more line of the table
     printf '%s' "$4" >"$work/bench.json"
     awk -v name="$1" -v disk="$2" -v ppl="$3" \
         -v read="$(number weight_bytes <"$work/bench.json")" -v bits="$(number bits_per_weight <"$work/bench.json")" \
         -v prompt="$(speed prompt <"$work/bench.json")" -v decode="$(speed generate <"$work/bench.json")" 'BEGIN {
         printf "  %-20s %11s %9.1f %6.2f %8s %11.1f %10.1f\n", name, disk == "" ? "-" : sprintf("%.2f MB", disk / 1e6),
-            read / 1e6, bits, ppl == "" ? "-" : sprintf("%.2f", ppl), prompt, decode }'
+            read / 1e6, bits, ppl == "" ? "-" : sprintf("%.2f", ppl), prompt, decode }' >>"$table"
 }
 
 echo
@@ -31,8 +31,10 @@ echo "   \$ walsh quantize models/bookworm-8m bookworm-8m-e8p-3bpw --format e8p 
 "$walsh" quantize "$model" "$small" --format e8p --bits 3
 
 echo
-echo "2. Before and after: perplexity of data/valid.txt (walsh eval), tokens per second (walsh bench)."
-heading bookworm-8m "on disk"
+echo "2. Measure before and after: perplexity of data/valid.txt (walsh eval), tokens per second (walsh bench); and a synthetic"
+echo "   model of 1.2 billion parameters, whose weights do not fit into a cache (walsh bench --shape llama-1b)."
+printf '%-22s %11s %9s %6s %8s %11s %10s\n' "" "on disk" "MB/token" "bits" "PPL" "prompt t/s" "decode t/s" >"$table"
+echo bookworm-8m >>"$table"
 for side in before after; do
     case $side in
     before) directory=$model name="bf16, before" ;;
@@ -42,17 +44,19 @@ for side in before after; do
         "$("$walsh" eval "$directory" --text "$text" --json | number ppl)" \
         "$("$walsh" bench "$directory" --prompt 512 --generate 64 --json)"
 done
-heading "synthetic llama-1b" ""
+echo "synthetic llama-1b" >>"$table"
 memory=$(awk '/^MemAvailable/ { print int($2 / 1000) }' /proc/meminfo 2>/dev/null || echo 0)
 for weights in "bf16" "e8p --bits 3" "e8p --bits 2"; do
     if [ "$weights" = bf16 ] && [ "$memory" -lt 4000 ]; then
-        echo "  bf16                 left out: it needs 4 GB of memory, $memory MB are free"
+        echo "  bf16                 left out: it needs 4 GB of memory, $memory MB are free" >>"$table"
         continue
     fi
     # shellcheck disable=SC2086 # the format and its bits
     row "$(echo "$weights" | sed 's/ --bits \(.\)/, \1 bits/')" "" "" \
         "$("$walsh" bench --shape llama-1b --format $weights --prompt 128 --generate 16 --repeat 1 --json)"
 done
+echo
+cat "$table"
 
 prompt="It was late in the evening when"
 echo
