@@ -142,6 +142,7 @@ static enum walsh_status score_text(struct evaluation *e, const int32_t *ids, si
                        (double)(chunks * e->context), "tokens");
     }
     double mean = nll / (double)n;
+    if (isnan(mean)) return walsh_fail(err, WALSH_E_INTERNAL, "the model's logits are not numbers (NaN)");
     double variance = n > 1 ? (squares - (double)n * mean * mean) / (double)(n - 1) : 0;
     *result = (struct walsh_evaluation){.tokens = n,
                                         .nll = mean,
