@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "app.h"
+#include "adapters.h"
 #include "bench_kernels.h"
 #include "output.h"
 #include "shape.h"
@@ -14,6 +14,8 @@ struct bench_settings {
     const char *shape, *format, *kernels, *kv;
     int64_t bits, prompt, generate, repeat;
     struct option_integers batch, depth;
+    struct option_texts adapters;
+    bool mixed;
 };
 
 #define AT(member) offsetof(struct bench_settings, member)
@@ -97,6 +99,20 @@ static const struct option bench_options[] = {
      .fallback = "auto",
      .offset = AT(kv),
      .help = "type of the key-value cache"},
+    {.name = "adapter",
+     .aliases = "lora",
+     .argument = ADAPTER_ARGUMENT,
+     .kind = OPTION_TEXTS,
+     .offset = AT(adapters),
+     .help =
+         "measure without and with this LoRA adapter, by turns, and how much slower it is; random:r=N is a "
+         "synthetic one of rank N; may be repeated"},
+    {.name = "mixed",
+     .kind = OPTION_FLAG,
+     .offset = AT(mixed),
+     .help = "each sequence of a batch uses one --adapter of its own, in turn, instead of all of them; a "
+             "synthetic "
+             "one is made anew for each"},
     {.name = "kernels",
      .argument = "PATTERN",
      .kind = OPTION_MAYBE,
@@ -110,6 +126,9 @@ struct bench {
     struct bench_settings *settings;
     struct walsh_model *model;
     struct walsh_model_info info;
+    struct adapter_list adapters;
+    struct walsh_adapter **own; /* --mixed: of each sequence of the largest batch */
+    size_t own_count;
     json_t *results;
 };
 
@@ -145,33 +164,74 @@ static enum walsh_status prompt_tokens(const struct bench *bench, struct walsh_s
     return status;
 }
 
+/* What a test measured: [0] without, [1] with adapters, run by turns. */
+struct timing {
+    double seconds[2][MAX_REPEAT];
+    uint64_t adapter_bytes;
+};
+
+/* The median over the pairs of runs of how much longer the one with adapters took. */
+static double overhead(const struct timing *timing, size_t count)
+{
+    double ratio[MAX_REPEAT];
+    for (size_t r = 0; r < count; r++) ratio[r] = timing->seconds[1][r] / timing->seconds[0][r];
+    return median(ratio, count) - 1;
+}
+
+/* One line or object for each side of the timing. */
 static enum walsh_status put_result(struct bench *bench, const char *test, int64_t tokens, int64_t batch,
-                                    int64_t depth, double seconds, struct walsh_error *err)
+                                    int64_t depth, struct timing *timing, struct walsh_error *err)
 {
     struct command *command = &bench->settings->command;
-    bool decode = strcmp(test, "generate") == 0;
-    double rate = (double)(tokens * batch) / seconds;
-    double bandwidth = decode ? (double)bench->info.decode_bytes * (double)tokens / seconds / 1e9 : NAN;
-    if (command->json) {
-        json_t *item = json_object();
-        json_put_text(item, "test", test);
-        json_put_integer(item, "tokens", (unsigned long long)tokens);
-        json_put_integer(item, "batch", (unsigned long long)batch);
-        json_put_integer(item, "depth", (unsigned long long)depth);
-        json_put_real(item, "tokens_per_second", rate);
-        json_put_integer(item, "weight_bytes", bench->info.decode_bytes);
-        json_put_real(item, "bandwidth_gbps", bandwidth);
-        json_array_append_new(bench->results, item);
-        return WALSH_OK;
-    }
+    const size_t repeat = (size_t)bench->settings->repeat;
+    const bool decode = strcmp(test, "generate") == 0, adapters = bench->adapters.count > 0;
+    const double slower = adapters ? overhead(timing, repeat) : NAN;
     progress_clear(&command->progress);
-    printf("%-9s %7lld %6lld %7lld %12.2f", test, (long long)tokens, (long long)batch, (long long)depth,
-           rate);
-    if (decode)
-        printf(" %8.2f\n", bandwidth);
-    else
-        printf(" %8s\n", "-");
+    for (int side = 0; side <= adapters; side++) {
+        const double seconds = median(timing->seconds[side], repeat),
+                     rate = (double)(tokens * batch) / seconds;
+        const double bandwidth =
+            decode ? (double)bench->info.decode_bytes * (double)tokens / seconds / 1e9 : NAN;
+        if (command->json) {
+            json_t *item = json_object();
+            json_put_text(item, "test", test);
+            json_put_integer(item, "tokens", (unsigned long long)tokens);
+            json_put_integer(item, "batch", (unsigned long long)batch);
+            json_put_integer(item, "depth", (unsigned long long)depth);
+            json_put_real(item, "tokens_per_second", rate);
+            json_put_integer(item, "weight_bytes", bench->info.decode_bytes);
+            json_put_real(item, "bandwidth_gbps", bandwidth);
+            if (adapters) json_object_set_new(item, "adapter", json_boolean(side));
+            if (side) json_put_integer(item, "adapter_bytes", timing->adapter_bytes);
+            if (side) json_put_real(item, "overhead", slower);
+            json_array_append_new(bench->results, item);
+            continue;
+        }
+        char gigabytes[16] = "-", text[24] = "";
+        if (decode) snprintf(gigabytes, sizeof gigabytes, "%.2f", bandwidth);
+        if (side) snprintf(text, sizeof text, "  %+.1f%% time", 100 * slower);
+        printf("%-9s %7lld %6lld %7lld %12.2f %8s%s%s\n", test, (long long)tokens, (long long)batch,
+               (long long)depth, rate, gigabytes, side ? "  with adapters" : "", text);
+    }
     return fflush(stdout) == 0 ? WALSH_OK : fail_errno(err, "cannot write to standard output");
+}
+
+/* Have the sessions run with their adapters, or without any. */
+static enum walsh_status use_adapters(const struct bench *bench, struct walsh_session *const *sessions,
+                                      size_t batch, bool on, struct walsh_error *err)
+{
+    for (size_t i = 0; i < batch; i++) {
+        struct walsh_adapter_use own = {.scale = 1};
+        const struct walsh_adapter_use *uses = bench->adapters.uses;
+        size_t count = on ? bench->adapters.count : 0;
+        if (on && bench->own_count) {
+            own.adapter = bench->own[i];
+            uses = &own;
+            count = 1;
+        }
+        TRY(walsh_session_set_adapters(sessions[i], uses, count, err));
+    }
+    return WALSH_OK;
 }
 
 static enum walsh_status check_interrupt(struct walsh_error *err)
@@ -183,16 +243,18 @@ static enum walsh_status time_prompt(struct bench *bench, struct walsh_session *
                                      struct walsh_error *err)
 {
     const struct bench_settings *settings = bench->settings;
-    double seconds[MAX_REPEAT];
-    for (int64_t r = 0; r < settings->repeat; r++) {
-        TRY(check_interrupt(err));
-        double started = seconds_now();
-        TRY(prompt_tokens(bench, session, (size_t)settings->prompt, err));
-        seconds[r] = seconds_now() - started;
-        TRY(walsh_session_trim(session, (uint32_t)depth, err));
-    }
-    return put_result(bench, "prompt", settings->prompt, 1, depth, median(seconds, (size_t)settings->repeat),
-                      err);
+    struct timing timing = {0};
+    for (int64_t r = 0; r < settings->repeat; r++)
+        for (int side = 0; side <= (bench->adapters.count > 0); side++) {
+            TRY(check_interrupt(err));
+            TRY(use_adapters(bench, &session, 1, side, err));
+            const double started = seconds_now();
+            TRY(prompt_tokens(bench, session, (size_t)settings->prompt, err));
+            timing.seconds[side][r] = seconds_now() - started;
+            TRY(walsh_session_trim(session, (uint32_t)depth, err));
+            if (side) timing.adapter_bytes = walsh_sessions_adapter_bytes(&session, 1);
+        }
+    return put_result(bench, "prompt", settings->prompt, 1, depth, &timing, err);
 }
 
 /* `count` decode steps of all sessions; *seconds is their time. */
@@ -218,15 +280,18 @@ static enum walsh_status time_generation(struct bench *bench, struct walsh_sessi
                                          size_t batch, int64_t depth, struct walsh_error *err)
 {
     const struct bench_settings *settings = bench->settings;
-    double seconds[MAX_REPEAT];
-    for (int64_t r = -1; r < settings->repeat; r++) { /* -1: two steps to warm up, not counted */
-        double unused;
-        TRY(r < 0 ? generate_tokens(bench, sessions, batch, settings->generate < 2 ? 1 : 2, &unused, err)
-                  : generate_tokens(bench, sessions, batch, settings->generate, &seconds[r], err));
-        for (size_t i = 0; i < batch; i++) TRY(walsh_session_trim(sessions[i], (uint32_t)depth, err));
-    }
-    return put_result(bench, "generate", settings->generate, (int64_t)batch, depth,
-                      median(seconds, (size_t)settings->repeat), err);
+    struct timing timing = {0};
+    for (int64_t r = -1; r < settings->repeat; r++) /* -1: two steps to warm up, not counted */
+        for (int side = 0; side <= (bench->adapters.count > 0); side++) {
+            double unused;
+            TRY(use_adapters(bench, sessions, batch, side, err));
+            TRY(r < 0 ? generate_tokens(bench, sessions, batch, settings->generate < 2 ? 1 : 2, &unused, err)
+                      : generate_tokens(bench, sessions, batch, settings->generate, &timing.seconds[side][r],
+                                        err));
+            for (size_t i = 0; i < batch; i++) TRY(walsh_session_trim(sessions[i], (uint32_t)depth, err));
+            if (side) timing.adapter_bytes = walsh_sessions_adapter_bytes(sessions, batch);
+        }
+    return put_result(bench, "generate", settings->generate, (int64_t)batch, depth, &timing, err);
 }
 
 /* Both tests at one depth and batch; the prompt test does not depend on the batch and runs with the first
@@ -308,6 +373,38 @@ static enum walsh_status open_model(struct bench *bench, struct walsh_context *c
                                   &bench->model, err);
 }
 
+/* The adapters, and with --mixed one for each sequence of the largest batch. */
+static enum walsh_status open_adapters(struct bench *bench, struct walsh_error *err)
+{
+    const struct bench_settings *settings = bench->settings;
+    TRY(adapters_open(&settings->command, bench->model, &settings->adapters, true, &bench->adapters, err));
+    if (!settings->mixed) return WALSH_OK;
+    const size_t count = bench->adapters.count;
+    if (count == 0) return fail(err, WALSH_E_ARGUMENT, "--mixed needs an --adapter");
+    size_t most = 0;
+    for (size_t b = 0; b < settings->batch.count; b++)
+        if ((size_t)settings->batch.values[b] > most) most = (size_t)settings->batch.values[b];
+    bench->own = calloc(most, sizeof(struct walsh_adapter *));
+    if (!bench->own) return fail(err, WALSH_E_MEMORY, "out of memory for %zu adapters", most);
+    for (; bench->own_count < most; bench->own_count++) {
+        const size_t i = bench->own_count;
+        struct walsh_adapter **own = &bench->own[i];
+        if (i >= count)
+            TRY(adapter_random(bench->model, settings->adapters.values[i % count], i + 1, own, err));
+        if (!*own) *own = bench->adapters.adapters[i % count];
+    }
+    return WALSH_OK;
+}
+
+static void close_adapters(struct bench *bench)
+{
+    for (size_t i = bench->adapters.count; i < bench->own_count; i++) /* the first are the list's */
+        if (bench->own[i] != bench->adapters.adapters[i % bench->adapters.count])
+            walsh_adapter_close(&bench->own[i]);
+    free(bench->own);
+    adapters_close(&bench->adapters);
+}
+
 static enum walsh_status bench_model(struct bench_settings *settings, struct walsh_context *context,
                                      struct walsh_error *err)
 {
@@ -316,6 +413,7 @@ static enum walsh_status bench_model(struct bench_settings *settings, struct wal
         .settings = settings, .info = {.struct_size = sizeof bench.info}, .results = json_array()};
     const char *name = settings->shape ? settings->shape : command->arguments[0];
     enum walsh_status status = open_model(&bench, context, err);
+    if (status == WALSH_OK) status = open_adapters(&bench, err);
     if (status == WALSH_OK) {
         progress_clear(&command->progress);
         walsh_model_get_info(bench.model, &bench.info);
@@ -324,6 +422,7 @@ static enum walsh_status bench_model(struct bench_settings *settings, struct wal
     }
     if (status == WALSH_OK && command->json) status = print_json(&bench, context, name, err);
     json_decref(bench.results);
+    close_adapters(&bench);
     walsh_model_close(&bench.model);
     return status;
 }
