@@ -7,6 +7,7 @@
 #include "kernels/kernels.h"
 #include "kernels/low_rank.h"
 #include "kernels/product.h"
+#include "kernels/turbo.h"
 
 /* The instruction sets by which implementations are named, as bits of a feature mask. Each needs everything
  * below it: avx2: AVX2, FMA, F16C, BMI2. avx512: F, BW, DQ, VL. vnni: AVX512 VNNI, VBMI, GFNI. bf16:

@@ -1,0 +1,68 @@
+/* kernels/turbo: what the microkernels of packed keys and values compute, on one head's part of a page
+ * (formats/turbo_pages.h).
+ *
+ * A query is rotated once and becomes int16, softmax weights times norms become int16 per span of tokens;
+ * levels are integers. So a score and a value sum are exact integer sums and a few float operations in a
+ * fixed order, and every implementation gives the same bits. Together the roundings to int16 stay below 1e-4
+ * of the result. */
+#ifndef WALSH_KERNELS_TURBO_H
+#define WALSH_KERNELS_TURBO_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "formats/turbo.h"
+#include "formats/turbo_pages.h"
+
+/* A dot product of int16 queries and levels is taken in segments of so many elements, each within int32: who
+ * makes the query keeps the length of each segment below 2^31 / (sqrt(elements) * limit). */
+static inline uint32_t walsh_turbo_segment(const struct walsh_turbo_codebook *book)
+{
+    return book->bits <= 6 ? 256 : 64;
+}
+/* The largest weight of a span, so that WALSH_TURBO_SPAN times limit times it is within int32. */
+static inline int32_t walsh_turbo_largest_weight(const struct walsh_turbo_codebook *book)
+{
+    return book->bits <= 6 ? 32767 : book->bits == 7 ? 16383 : 8191;
+}
+
+/* Keys of `tokens` (a multiple of 32) tokens from a multiple of 32 on. For each query g and token t, with D_s
+ * the sum of query * level over segment s in integers: scores[g * ld + t] = ((float)D_0 + (float)D_1 + ...) *
+ * factor[g] * norm_t, from the left, each operation rounded to f32. */
+struct walsh_turbo_scores {
+    const struct walsh_turbo_codebook *book;
+    const uint8_t *codes; /* of the first token's block */
+    const uint16_t *norms;
+    size_t tokens, group, ld;
+    const int16_t *query; /* [group][dim] */
+    const float *factor;  /* [group]; carries book->scale */
+    float *scores;
+};
+
+/* Weights of `tokens` tokens, a multiple of the span. For each span: u_t = weight_t * norm_t (0 where
+ * weight_t is 0 or u_t is not finite), m = max |u_t|; scaled[t] = rint(u_t * (most / m)), factor = m * unit.
+ * factor is NaN where some u_t was not finite; m < 2^-100 gives zeros and factor 0. */
+struct walsh_turbo_weights {
+    const float *weight;
+    const uint16_t *norms;
+    size_t tokens;
+    float most; /* walsh_turbo_largest_weight */
+    float unit; /* book->scale / most */
+    int16_t *scaled;
+    float *factor; /* [tokens / span] */
+};
+
+/* Values of `tokens` tokens, a multiple of the span, from a multiple of it on. For each span s in order and
+ * each element j, with D the sum of weight * level over the span's tokens in integers: out[g][j] += (float)D
+ * * factor[g * ld_factor + s], both operations rounded to f32. */
+struct walsh_turbo_values {
+    const struct walsh_turbo_codebook *book;
+    const uint8_t *codes; /* of the first element block's first group */
+    size_t stride;        /* bytes from one block of 16 elements to the next */
+    size_t tokens, group, ld, ld_factor;
+    const int16_t *weights; /* [group][ld] */
+    const float *factor;
+    float *out; /* [group][dim] */
+};
+
+#endif
