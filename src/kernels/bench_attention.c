@@ -69,7 +69,7 @@ void walsh_bench_attend_chunk(struct walsh_bench *b, walsh_kernel_attend_chunk *
         uint32_t count = (cases[i].tokens + PAGE - 1) / PAGE;
         void **k = pages(b, cases[i].type, count), **v = pages(b, cases[i].type, count);
         struct decode_case t = {.f = f,
-                                .kv = {cases[i].type, PAGE, k, v},
+                                .kv = {.type = cases[i].type, .page_tokens = PAGE, .k_pages = k, .v_pages = v},
                                 .tokens = cases[i].tokens,
                                 .heads = cases[i].heads,
                                 .group = cases[i].group,

@@ -77,12 +77,15 @@ struct walsh_product {
 };
 
 /* Keys and values of one layer of one sequence, in pages of page_tokens tokens. Page layout, for K and V alike:
- * [kv_head][page_tokens][head_dim] elements of `type`. */
-enum walsh_kv_type { WALSH_KV_F32, WALSH_KV_F16 };
+ * [kv_head][page_tokens][head_dim] elements of `type`; TURBO: [kv_head] packed heads as formats/turbo_pages.h lays them out, of
+ * the codec's dimension and bits, page_tokens a multiple of WALSH_TURBO_SPAN. */
+enum walsh_kv_type { WALSH_KV_F32, WALSH_KV_F16, WALSH_KV_TURBO };
+struct walsh_turbo_codecs; /* kernels/turbo.h */
 struct walsh_kv_view {
     enum walsh_kv_type type;
     uint32_t page_tokens;
     void *const *k_pages, *const *v_pages;
+    struct walsh_turbo_codecs *turbo; /* TURBO only */
 };
 /* One query row: it attends to tokens [max(0, position + 1 - window), position] of kv (window 0: all). */
 struct walsh_attention_row {
@@ -149,11 +152,11 @@ struct walsh_ops {
     void (*rope)(const struct walsh_queue *q, float *x, size_t ldx, const uint32_t *positions, size_t rows, uint32_t heads,
                  uint32_t head_dim, const float *cosine, const float *sine);
     /* Store k, v [rows][kv_heads*head_dim] at rows[i].position of rows[i].kv. F16 saturates: what lies beyond +-65504, Inf
-     * too, is stored as +-65504. */
+     * too, is stored as +-65504. TURBO: a norm saturates likewise and is counted in kv->turbo. */
     void (*kv_append)(const struct walsh_queue *q, const struct walsh_attention_row *rows, size_t count, const float *k,
                       const float *v, size_t ld, const struct walsh_attention_shape *shape);
     /* out [count][heads*head_dim] = softmax(scale q·K^T) V for each row. PREFILL: all rows share one kv and their positions
-     * are consecutive. */
+     * are consecutive; a TURBO kv is attended to by decode's arithmetic in either role. */
     void (*attention)(const struct walsh_queue *q, float *out, size_t ldo, const float *query, size_t ldq,
                       const struct walsh_attention_row *rows, size_t count, const struct walsh_attention_shape *shape,
                       enum walsh_role role);

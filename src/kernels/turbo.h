@@ -8,11 +8,18 @@
 #ifndef WALSH_KERNELS_TURBO_H
 #define WALSH_KERNELS_TURBO_H
 
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include "formats/turbo.h"
 #include "formats/turbo_pages.h"
+
+/* The codecs of a cache, for a struct walsh_kv_view; shared by all its layers. */
+struct walsh_turbo_codecs {
+    const struct walsh_turbo_codec *key, *value;
+    atomic_uint_fast64_t saturated; /* norms stored as 65504 because they were larger */
+};
 
 /* A dot product of int16 queries and levels is taken in segments of so many elements, each within int32: who
  * makes the query keeps the length of each segment below 2^31 / (sqrt(elements) * limit). */

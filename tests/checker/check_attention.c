@@ -105,7 +105,7 @@ void check_attend_chunk(struct check *c, walsh_kernel_attend_chunk *reference,
         enum walsh_kv_type type = check_below(c, 2) ? WALSH_KV_F16 : WALSH_KV_F32;
         size_t elements = (size_t)heads * page_tokens * dim;
         void **k = random_pages(c, type, pages, elements), **v = random_pages(c, type, pages, elements);
-        struct walsh_kv_view kv = {type, page_tokens, k, v};
+        struct walsh_kv_view kv = {.type = type, .page_tokens = page_tokens, .k_pages = k, .v_pages = v};
         float *query = row(c, (size_t)group * dim);
         check_fill_normal(c, query, (size_t)group * dim);
         uint32_t begin = c->round == 0 ? 512 : (uint32_t)check_below(c, tokens);

@@ -24,7 +24,7 @@ static struct walsh_kv_view empty_cache(struct check *c, enum walsh_kv_type type
         memset(k[p], 0xff, bytes); /* NaN */
         memset(v[p], 0xff, bytes);
     }
-    return (struct walsh_kv_view){type, page_tokens, k, v};
+    return (struct walsh_kv_view){.type = type, .page_tokens = page_tokens, .k_pages = k, .v_pages = v};
 }
 
 /* The definition for one query head: out[head_dim], and per element its magnitude for the tolerance. */
