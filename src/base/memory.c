@@ -91,8 +91,9 @@ enum walsh_status walsh_arena_reserve(struct walsh_arena *arena, size_t bytes, c
     return has_room(arena, bytes) ? WALSH_OK : add_block(arena, bytes, what, err);
 }
 
-enum walsh_status walsh_arena_alloc(struct walsh_arena *arena, size_t count, size_t size, const char *what,
-                                    void *out_pointer, struct walsh_error *err)
+/* *padded_bytes receives count*size rounded up. */
+static enum walsh_status take(struct walsh_arena *arena, size_t count, size_t size, const char *what,
+                              void *out_pointer, size_t *padded_bytes, struct walsh_error *err)
 {
     void *p = NULL;
     memcpy(out_pointer, &p, sizeof p);
@@ -106,9 +107,28 @@ enum walsh_status walsh_arena_alloc(struct walsh_arena *arena, size_t count, siz
     p = (char *)block + block->used;
     block->used += padded;
     arena->bytes += padded;
-    memset(p, 0, padded);
+    *padded_bytes = padded;
     memcpy(out_pointer, &p, sizeof p);
     return WALSH_OK;
+}
+
+enum walsh_status walsh_arena_alloc(struct walsh_arena *arena, size_t count, size_t size, const char *what,
+                                    void *out_pointer, struct walsh_error *err)
+{
+    size_t bytes = 0;
+    void *p;
+    WALSH_TRY(take(arena, count, size, what, out_pointer, &bytes, err));
+    memcpy(&p, out_pointer, sizeof p);
+    memset(p, 0, bytes);
+    return WALSH_OK;
+}
+
+enum walsh_status walsh_arena_alloc_uninitialised(struct walsh_arena *arena, size_t count, size_t size,
+                                                  const char *what, void *out_pointer,
+                                                  struct walsh_error *err)
+{
+    size_t bytes;
+    return take(arena, count, size, what, out_pointer, &bytes, err);
 }
 
 enum walsh_status walsh_arena_strdup(struct walsh_arena *arena, const char *text, char **out,

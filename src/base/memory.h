@@ -36,6 +36,10 @@ struct walsh_arena {
 /* Zeroed block of count*size bytes, aligned to WALSH_ALIGNMENT; owned by the arena. */
 enum walsh_status walsh_arena_alloc(struct walsh_arena *arena, size_t count, size_t size, const char *what,
                                     void *out_pointer, struct walsh_error *err);
+/* As walsh_arena_alloc, not zeroed: for large blocks whose every byte the caller writes, where the threads that fill
+ * it should be the first to touch its pages. */
+enum walsh_status walsh_arena_alloc_uninitialised(struct walsh_arena *arena, size_t count, size_t size,
+                                                  const char *what, void *out_pointer, struct walsh_error *err);
 /* One block for the next `bytes` of the arena, each allocation rounded up to WALSH_ALIGNMENT: what is used together
  * then lies together, in huge pages where it is large. */
 enum walsh_status walsh_arena_reserve(struct walsh_arena *arena, size_t bytes, const char *what,

@@ -88,8 +88,9 @@ static enum walsh_status repack_stages(struct walsh_linear *linear, const struct
     enum walsh_status status = WALSH_OK;
     for (unsigned k = 0; k < glq->stages && status == WALSH_OK; k++) {
         uint8_t *packed;
-        status = walsh_arena_alloc(arena, walsh_stage_bytes(glq->stage[k].kind, w->rows, w->cols), 1,
-                                   linear->name, &packed, err);
+        /* a pair of rows fills all bytes of its blocks */
+        status = walsh_arena_alloc_uninitialised(
+            arena, walsh_stage_bytes(glq->stage[k].kind, w->rows, w->cols), 1, linear->name, &packed, err);
         if (status != WALSH_OK) break;
         struct repack r = {glq->stage[k].codes->data, glq->stage[k].kind, w->cols, codes, packed};
         walsh_pool_run(pool, w->rows / TILE_ROWS, 4, repack_tiles, &r);

@@ -60,8 +60,8 @@ enum walsh_status walsh_rope_tables(const struct walsh_config *config, struct wa
                                  count * 2 * sizeof(float), err));
     double *frequency;
     WALSH_TRY(walsh_arena_alloc(arena, half, sizeof *frequency, "rope frequencies", &frequency, err));
-    WALSH_TRY(walsh_arena_alloc(arena, count, sizeof(float), "the rope tables", cosine, err));
-    WALSH_TRY(walsh_arena_alloc(arena, count, sizeof(float), "the rope tables", sine, err));
+    WALSH_TRY(walsh_arena_alloc_uninitialised(arena, count, sizeof(float), "the rope tables", cosine, err));
+    WALSH_TRY(walsh_arena_alloc_uninitialised(arena, count, sizeof(float), "the rope tables", sine, err));
     walsh_rope_frequencies(&config->rope, config->head_dim, frequency);
     struct table_task task = {frequency, half, *cosine, *sine};
     walsh_pool_run(pool, config->max_positions, 256, fill_positions, &task);

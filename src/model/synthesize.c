@@ -59,7 +59,7 @@ static enum walsh_status draw(struct random_source *s, size_t bytes, double devi
                               struct walsh_error *err)
 {
     uint8_t *data;
-    WALSH_TRY(walsh_arena_alloc(&s->graph->arena, bytes, 1, "random weights", &data, err));
+    WALSH_TRY(walsh_arena_alloc_uninitialised(&s->graph->arena, bytes, 1, "random weights", &data, err));
     struct fill f = {data, bytes, walsh_mix64(s->seed + s->tensors++), 0};
     if (deviation != 0)
         f.scale = (float)(deviation * sqrt(3) / 32768); /* of an int16: uniform in +-deviation*sqrt(3) */
