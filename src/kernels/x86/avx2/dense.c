@@ -162,15 +162,6 @@ static size_t pack(const struct walsh_weights *w, size_t row, size_t outputs, si
     }
 }
 
-static void multiply(const struct walsh_product_part *p, const uint32_t *panels, const struct tile_rows *a,
-                     size_t steps, size_t output, size_t outputs, bool first)
-{
-    if (first)
-        tile_all(store_first, p, panels, a, steps, output, outputs);
-    else
-        tile_all(store_next, p, panels, a, steps, output, outputs);
-}
-
 void walsh_product_dense_prefill_avx2(const struct walsh_product_part *p)
 {
     const struct walsh_weights *w = p->weights;
@@ -180,7 +171,7 @@ void walsh_product_dense_prefill_avx2(const struct walsh_product_part *p)
         for (size_t k = 0; k < w->cols; k += BLOCK) {
             size_t steps = pack(w, r, outputs, k, walsh_min(BLOCK, w->cols - k), panels);
             struct tile_rows a = {(const float *)p->a->data + k, p->a->stride * sizeof(float), p->a->rows};
-            multiply(p, panels, &a, steps, r, outputs, k == 0);
+            multiply_block(p, 0, panels, &a, steps, r, outputs, k == 0);
         }
     }
 }
@@ -202,10 +193,8 @@ void walsh_product_bf16_prefill_avx2(const struct walsh_product_part *p)
                     for (size_t n = 0; n < steps; n += 8)
                         _mm256_store_ps(wide + m * BLOCK + n, load_bf16(a + m * p->a->stride, n, 8));
                 }
-                struct walsh_product_part part = *p;
-                part.y += i * p->ldy;
-                multiply(&part, panels, &(struct tile_rows){wide, BLOCK * sizeof(float), rows}, steps, r,
-                         outputs, k == 0);
+                struct tile_rows x = {wide, BLOCK * sizeof(float), rows};
+                multiply_block(p, i, panels, &x, steps, r, outputs, k == 0);
             }
         }
     }

@@ -142,10 +142,7 @@ void walsh_product_e8p_prefill_avx2(const struct walsh_product_part *p)
             pack(p->weights, r, outputs, b, panels);
             struct tile_rows a = {(const float *)p->a->data + b * WALSH_PLANE_COLUMNS,
                                   p->a->stride * sizeof(float), p->a->rows};
-            if (b == 0)
-                tile_all(store_first, p, panels, &a, WALSH_PLANE_COLUMNS, r, outputs);
-            else
-                tile_all(store_next, p, panels, &a, WALSH_PLANE_COLUMNS, r, outputs);
+            multiply_block(p, 0, panels, &a, WALSH_PLANE_COLUMNS, r, outputs, b == 0);
         }
     }
 }

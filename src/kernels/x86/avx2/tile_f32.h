@@ -3,6 +3,7 @@
 #define WALSH_KERNELS_X86_AVX2_TILE_F32_H
 
 #include <immintrin.h>
+#include <stdbool.h>
 
 typedef __m256 tile_sum;
 
@@ -20,18 +21,28 @@ static inline __m256 tile_step(__m256 sum, __m256i weights, __m256i activation)
 #include "kernels/x86/avx2/gemm.h"
 
 /* Where the sums of a block of columns go: the first block writes y, the later ones add to it. */
-INLINE void store_first(const void *to, size_t i, size_t r, size_t count, __m256 sum)
+struct block_output {
+    float *y;
+    size_t ldy;
+    bool first; /* block of columns */
+};
+
+INLINE void store_block(const void *to, size_t i, size_t r, size_t count, __m256 sum)
 {
-    const struct walsh_product_part *p = to;
-    _mm256_maskstore_ps(p->y + i * p->ldy + r, first_lanes(count), sum);
+    const struct block_output *o = to;
+    float *y = o->y + i * o->ldy + r;
+    __m256i mask = first_lanes(count);
+    if (!o->first) sum = _mm256_add_ps(_mm256_maskload_ps(y, mask), sum);
+    _mm256_maskstore_ps(y, mask, sum);
 }
 
-INLINE void store_next(const void *to, size_t i, size_t r, size_t count, __m256 sum)
+/* The panels of a block of columns by all rows of `a`, into y of `p` from its row i on. */
+static inline void multiply_block(const struct walsh_product_part *p, size_t i, const uint32_t *panels,
+                                  const struct tile_rows *a, size_t steps, size_t output, size_t outputs,
+                                  bool first)
 {
-    const struct walsh_product_part *p = to;
-    float *y = p->y + i * p->ldy + r;
-    __m256i mask = first_lanes(count);
-    _mm256_maskstore_ps(y, mask, _mm256_add_ps(_mm256_maskload_ps(y, mask), sum));
+    struct block_output to = {p->y + i * p->ldy, p->ldy, first};
+    tile_all(store_block, &to, panels, a, steps, output, outputs);
 }
 
 #endif

@@ -17,11 +17,6 @@
 /* 16 elements from x[k] on, widened; `count` of them exist, the rest come as 0. */
 typedef __m512 load_16(const void *x, size_t k, size_t count);
 
-INLINE __mmask16 first_lanes(size_t count)
-{
-    return (__mmask16)((1u << count) - 1);
-}
-
 INLINE __m512 load_f32(const void *x, size_t k, size_t count)
 {
     const float *at = (const float *)x + k;
@@ -181,15 +176,6 @@ static size_t pack(const struct walsh_weights *w, size_t row, size_t outputs, si
     }
 }
 
-static void multiply(const struct walsh_product_part *p, const uint32_t *panels, const struct tile_rows *a,
-                     size_t steps, size_t output, size_t outputs, bool first)
-{
-    if (first)
-        tile_all(store_first, p, panels, a, steps, output, outputs);
-    else
-        tile_all(store_next, p, panels, a, steps, output, outputs);
-}
-
 void walsh_product_dense_prefill_avx512(const struct walsh_product_part *p)
 {
     const struct walsh_weights *w = p->weights;
@@ -199,7 +185,7 @@ void walsh_product_dense_prefill_avx512(const struct walsh_product_part *p)
         for (size_t k = 0; k < w->cols; k += BLOCK) {
             size_t steps = pack(w, r, outputs, k, walsh_min(BLOCK, w->cols - k), panels);
             struct tile_rows a = {(const float *)p->a->data + k, p->a->stride * sizeof(float), p->a->rows};
-            multiply(p, panels, &a, steps, r, outputs, k == 0);
+            multiply_block(p, 0, panels, &a, steps, r, outputs, k == 0);
         }
     }
 }
@@ -221,10 +207,8 @@ void walsh_product_bf16_prefill_avx512(const struct walsh_product_part *p)
                     for (size_t n = 0; n < steps; n += 16)
                         _mm512_store_ps(wide + m * BLOCK + n, load_bf16(a + m * p->a->stride, n, 16));
                 }
-                struct walsh_product_part part = *p;
-                part.y += i * p->ldy;
-                multiply(&part, panels, &(struct tile_rows){wide, BLOCK * sizeof(float), rows}, steps, r,
-                         outputs, k == 0);
+                struct tile_rows x = {wide, BLOCK * sizeof(float), rows};
+                multiply_block(p, i, panels, &x, steps, r, outputs, k == 0);
             }
         }
     }

@@ -28,6 +28,12 @@
 #define TILE_VECTORS 3
 #define TILE_OUTPUTS (16 * TILE_VECTORS)
 
+/* The first `count` of 16 lanes; all where there are more. */
+INLINE __mmask16 first_lanes(size_t count)
+{
+    return (__mmask16)_bzhi_u32(0xffffu, count < 16 ? (unsigned)count : 16);
+}
+
 /* Where a finished vector of 16 outputs goes: row i, outputs [output, output + 16) of which `mask` exist. */
 typedef void tile_store(const void *to, size_t i, size_t output, __mmask16 mask, tile_sum sum);
 
@@ -66,8 +72,7 @@ INLINE void tile_run(tile_store *store, const void *to, const unsigned rows, con
     for (unsigned m = 0; m < rows; m++) {
 #pragma GCC unroll 3
         for (unsigned v = 0; v < vectors; v++) {
-            size_t left = outputs - 16 * v; /* outputs > 16 * (vectors - 1) */
-            __mmask16 mask = left >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << left) - 1);
+            __mmask16 mask = first_lanes(outputs - 16 * v); /* outputs > 16 * (vectors - 1) */
             store(to, i + m, output + 16 * v, mask, sum[m][v]);
         }
     }
@@ -82,19 +87,13 @@ INLINE void tile_rows_of(tile_store *store, const void *to, const unsigned vecto
         tile_run(store, to, 8, vectors, panel, row, a->stride, steps, i, output, outputs);
         return;
     }
-    for (size_t m = 0; m < left;) {
-        const char *at = row + m * a->stride;
-        if (left - m >= 4) {
-            tile_run(store, to, 4, vectors, panel, at, a->stride, steps, i + m, output, outputs);
-            m += 4;
-        } else if (left - m >= 2) {
-            tile_run(store, to, 2, vectors, panel, at, a->stride, steps, i + m, output, outputs);
-            m += 2;
-        } else {
-            tile_run(store, to, 1, vectors, panel, at, a->stride, steps, i + m, output, outputs);
-            m += 1;
-        }
+    size_t m = 0;
+    if (left >= 4) {
+        tile_run(store, to, 4, vectors, panel, row, a->stride, steps, i, output, outputs);
+        m = 4;
     }
+    for (; m < left; m++)
+        tile_run(store, to, 1, vectors, panel, row + m * a->stride, a->stride, steps, i + m, output, outputs);
 }
 
 /* All rows of `a` by the panels of `outputs` outputs, the first of which is number `output`. Panel p of

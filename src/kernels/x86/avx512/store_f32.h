@@ -3,20 +3,32 @@
 #ifndef WALSH_KERNELS_X86_AVX512_STORE_F32_H
 #define WALSH_KERNELS_X86_AVX512_STORE_F32_H
 
+#include <stdbool.h>
+
 #include "kernels/product.h"
 #include "kernels/x86/avx512/gemm.h"
 
-INLINE void store_first(const void *to, size_t i, size_t r, __mmask16 mask, __m512 sum)
+struct block_output {
+    float *y;
+    size_t ldy;
+    bool first; /* block of columns */
+};
+
+INLINE void store_block(const void *to, size_t i, size_t r, __mmask16 mask, __m512 sum)
 {
-    const struct walsh_product_part *p = to;
-    _mm512_mask_storeu_ps(p->y + i * p->ldy + r, mask, sum);
+    const struct block_output *o = to;
+    float *y = o->y + i * o->ldy + r;
+    if (!o->first) sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), sum);
+    _mm512_mask_storeu_ps(y, mask, sum);
 }
 
-INLINE void store_next(const void *to, size_t i, size_t r, __mmask16 mask, __m512 sum)
+/* The panels of a block of columns by all rows of `a`, into y of `p` from its row i on. */
+static inline void multiply_block(const struct walsh_product_part *p, size_t i, const uint32_t *panels,
+                                  const struct tile_rows *a, size_t steps, size_t output, size_t outputs,
+                                  bool first)
 {
-    const struct walsh_product_part *p = to;
-    float *y = p->y + i * p->ldy + r;
-    _mm512_mask_storeu_ps(y, mask, _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), sum));
+    struct block_output to = {p->y + i * p->ldy, p->ldy, first};
+    tile_all(store_block, &to, panels, a, steps, output, outputs);
 }
 
 #endif

@@ -123,10 +123,7 @@ void walsh_product_bf16_prefill_bf16(const struct walsh_product_part *p)
             size_t steps = panel_pack(panel_pairs, &source, r, outputs, 0, (source.cols + 1) / 2, panels);
             struct tile_rows a = {(const uint16_t *)p->a->data + k, p->a->stride * sizeof(uint16_t),
                                   p->a->rows};
-            if (k == 0)
-                tile_all(store_first, p, panels, &a, steps, r, outputs);
-            else
-                tile_all(store_next, p, panels, &a, steps, r, outputs);
+            multiply_block(p, 0, panels, &a, steps, r, outputs, k == 0);
         }
     }
 }

@@ -175,10 +175,7 @@ void walsh_product_e8p_prefill_vnni(const struct walsh_product_part *p)
             size_t count = walsh_min(most, blocks - b), k = b * WALSH_PLANE_COLUMNS;
             pack(p->weights, r, outputs, b, count, panels);
             struct tile_rows a = {(const float *)p->a->data + k, p->a->stride * sizeof(float), p->a->rows};
-            if (b == 0)
-                tile_all(store_first, p, panels, &a, count * WALSH_PLANE_COLUMNS, r, outputs);
-            else
-                tile_all(store_next, p, panels, &a, count * WALSH_PLANE_COLUMNS, r, outputs);
+            multiply_block(p, 0, panels, &a, count * WALSH_PLANE_COLUMNS, r, outputs, b == 0);
         }
     }
 }

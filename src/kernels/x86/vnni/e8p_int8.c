@@ -167,61 +167,25 @@ INLINE void pack_stage(enum walsh_stage_kind kind, const uint8_t *data, size_t b
     }
 }
 
-/* Where a stage's sums go. */
+/* Where a stage's sums go: y = (y + term) * scale, without y in the first stage, without the scale but in the
+ * last. */
 struct stage_output {
     const struct walsh_product_part *part;
     struct stage_term term;
+    bool first, last;
 };
 
-INLINE __m512 vector_term(const struct stage_output *s, size_t i, tile_sum sum)
-{
-    __m512i dot = (__m512i)sum, scaled = s->term.factor == 2 ? _mm512_add_epi32(dot, dot) : dot;
-    __m512i d = _mm512_sub_epi32(scaled, _mm512_set1_epi32(s->term.offset * s->part->a->sum[i]));
-    return _mm512_mul_ps(_mm512_set1_ps(s->term.scale), _mm512_cvtepi32_ps(d));
-}
-
-INLINE void store_only(const void *to, size_t i, size_t r, __mmask16 mask, tile_sum dot)
+INLINE void store_stage(const void *to, size_t i, size_t r, __mmask16 mask, tile_sum sum)
 {
     const struct stage_output *s = to;
-    _mm512_mask_storeu_ps(s->part->y + i * s->part->ldy + r, mask,
-                          _mm512_mul_ps(vector_term(s, i, dot), _mm512_set1_ps(s->part->a->scale[i])));
-}
-
-INLINE void store_first(const void *to, size_t i, size_t r, __mmask16 mask, tile_sum dot)
-{
-    const struct stage_output *s = to;
-    _mm512_mask_storeu_ps(s->part->y + i * s->part->ldy + r, mask, vector_term(s, i, dot));
-}
-
-INLINE void store_middle(const void *to, size_t i, size_t r, __mmask16 mask, tile_sum dot)
-{
-    const struct stage_output *s = to;
+    const struct walsh_activations *a = s->part->a;
     float *y = s->part->y + i * s->part->ldy + r;
-    _mm512_mask_storeu_ps(y, mask, _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), vector_term(s, i, dot)));
-}
-
-INLINE void store_last(const void *to, size_t i, size_t r, __mmask16 mask, tile_sum dot)
-{
-    const struct stage_output *s = to;
-    float *y = s->part->y + i * s->part->ldy + r;
-    __m512 terms = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), vector_term(s, i, dot));
-    _mm512_mask_storeu_ps(y, mask, _mm512_mul_ps(terms, _mm512_set1_ps(s->part->a->scale[i])));
-}
-
-static void multiply_stage(const struct walsh_product_part *p, unsigned stage, const uint32_t *panels,
-                           size_t steps, size_t r, size_t outputs)
-{
-    struct tile_rows a = {p->a->data, p->a->stride, p->a->rows};
-    struct stage_output to = {p, stage_term(p->weights, stage)};
-    bool first = stage == 0, last = stage + 1 == p->weights->stages;
-    if (first && last)
-        tile_all(store_only, &to, panels, &a, steps, r, outputs);
-    else if (first)
-        tile_all(store_first, &to, panels, &a, steps, r, outputs);
-    else if (last)
-        tile_all(store_last, &to, panels, &a, steps, r, outputs);
-    else
-        tile_all(store_middle, &to, panels, &a, steps, r, outputs);
+    __m512i dot = _mm512_mullo_epi32((__m512i)sum, _mm512_set1_epi32(s->term.factor));
+    dot = _mm512_sub_epi32(dot, _mm512_set1_epi32(s->term.offset * a->sum[i]));
+    __m512 term = _mm512_mul_ps(_mm512_set1_ps(s->term.scale), _mm512_cvtepi32_ps(dot));
+    if (!s->first) term = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), term);
+    if (s->last) term = _mm512_mul_ps(term, _mm512_set1_ps(a->scale[i]));
+    _mm512_mask_storeu_ps(y, mask, term);
 }
 
 void walsh_product_int8_prefill_vnni(const struct walsh_product_part *p)
@@ -229,6 +193,7 @@ void walsh_product_int8_prefill_vnni(const struct walsh_product_part *p)
     const struct walsh_weights *w = p->weights;
     const size_t blocks = walsh_stage_blocks(w->cols), row_bytes = blocks * WALSH_PLANE_COLUMNS;
     const size_t most = walsh_max(PANEL_BYTES / row_bytes / TILE_OUTPUTS, 1) * TILE_OUTPUTS;
+    const struct tile_rows a = {p->a->data, p->a->stride, p->a->rows};
     uint32_t *panels = p->scratch;
     for (size_t r = p->begin; r < p->end; r += most) {
         size_t outputs = walsh_min(most, p->end - r);
@@ -237,7 +202,8 @@ void walsh_product_int8_prefill_vnni(const struct walsh_product_part *p)
                 pack_stage(WALSH_STAGE_E8P, w->stage[k].data, blocks, r, outputs, panels);
             else
                 pack_stage(WALSH_STAGE_E81B, w->stage[k].data, blocks, r, outputs, panels);
-            multiply_stage(p, k, panels, blocks * STEPS, r, outputs);
+            struct stage_output to = {p, stage_term(w, k), k == 0, k + 1 == w->stages};
+            tile_all(store_stage, &to, panels, &a, blocks * STEPS, r, outputs);
         }
     }
 }
