@@ -58,7 +58,7 @@ static bool prepare(struct walsh_bench *b, struct turbo_case *t, unsigned bits, 
     for (size_t i = 0; i < GROUP * DIM; i++) query[i] = (int16_t)(i * 37 % 8000);
     for (size_t i = 0; i < GROUP * CHUNK; i++) weights[i] = (int16_t)(i * 37 % 8000);
     t->s = (struct walsh_turbo_scores){book, codes, norms, CHUNK, group, CHUNK, query, factor, scores};
-    t->w = (struct walsh_turbo_weights){scores, norms, CHUNK, 32767, 1.0f / 32767, weights, factor};
+    t->w = (struct walsh_turbo_weights){scores, norms, CHUNK, 1.0f / 32767, weights, factor};
     t->v = (struct walsh_turbo_values){book,
                                        codes,
                                        walsh_turbo_value_stride(bits, CHUNK),

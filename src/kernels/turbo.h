@@ -21,16 +21,18 @@ struct walsh_turbo_codecs {
     atomic_uint_fast64_t saturated; /* norms stored as 65504 because they were larger */
 };
 
-/* A dot product of int16 queries and levels is taken in segments of so many elements, each within int32: who
- * makes the query keeps the length of each segment below 2^31 / (sqrt(elements) * limit). */
+/* Sums in integers are cut so that each is within int32. A dot product of int16 queries and levels is taken
+ * in segments of so many elements: who makes the query keeps the length of each segment below 2^31 /
+ * (sqrt(elements) * limit). */
 static inline uint32_t walsh_turbo_segment(const struct walsh_turbo_codebook *book)
 {
-    return book->bits <= 6 ? 256 : 64;
+    return book->bits <= 6 ? 256 : book->bits == 7 ? 64 : 32;
 }
-/* The largest weight of a span, so that WALSH_TURBO_SPAN times limit times it is within int32. */
-static inline int32_t walsh_turbo_largest_weight(const struct walsh_turbo_codebook *book)
+/* A sum of values in runs of so many tokens: times limit times the largest weight it is below 2^31. */
+#define WALSH_TURBO_LARGEST_WEIGHT 32767
+static inline uint32_t walsh_turbo_run(const struct walsh_turbo_codebook *book)
 {
-    return book->bits <= 6 ? 32767 : book->bits == 7 ? 16383 : 8191;
+    return book->bits <= 6 ? 64 : book->bits == 7 ? 32 : 16;
 }
 
 /* Keys of `tokens` (a multiple of 32) tokens from a multiple of 32 on. For each query g and token t, with D_s
@@ -47,21 +49,21 @@ struct walsh_turbo_scores {
 };
 
 /* Weights of `tokens` tokens, a multiple of the span. For each span: u_t = weight_t * norm_t (0 where
- * weight_t is 0 or u_t is not finite), m = max |u_t|; scaled[t] = rint(u_t * (most / m)), factor = m * unit.
+ * weight_t is 0 or u_t is not finite), m = max |u_t|; scaled[t] = rint(u_t * (32767 / m)), factor = m * unit.
  * factor is NaN where some u_t was not finite; m < 2^-100 gives zeros and factor 0. */
 struct walsh_turbo_weights {
     const float *weight;
     const uint16_t *norms;
     size_t tokens;
-    float most; /* walsh_turbo_largest_weight */
-    float unit; /* book->scale / most */
+    float unit; /* book->scale / WALSH_TURBO_LARGEST_WEIGHT */
     int16_t *scaled;
     float *factor; /* [tokens / span] */
 };
 
 /* Values of `tokens` tokens, a multiple of the span, from a multiple of it on. For each span s in order and
- * each element j, with D the sum of weight * level over the span's tokens in integers: out[g][j] += (float)D
- * * factor[g * ld_factor + s], both operations rounded to f32. */
+ * each element j, with D_r the sum of weight * level over the span's run r in integers: out[g][j] +=
+ * ((float)D_0 + (float)D_1 + ...) * factor[g * ld_factor + s], from the left, each operation rounded to f32.
+ */
 struct walsh_turbo_values {
     const struct walsh_turbo_codebook *book;
     const uint8_t *codes; /* of the first element block's first group */

@@ -123,11 +123,8 @@ void check_turbo_weights(struct check *c, walsh_kernel_turbo_weights *reference,
         for (size_t i = 0; i < tokens; i++) weight[i] = check_below(c, 3) ? fabsf(weight[i]) * scale : 0;
         if (part % 4 == 1) memset(weight, 0, WALSH_TURBO_SPAN * sizeof *weight);
         if (c->round == CHECK_ROUNDS - 1) weight[check_below(c, tokens)] = part % 2 ? NAN : INFINITY;
-        struct walsh_turbo_weights t = {.weight = weight,
-                                        .norms = random_norms(c, tokens),
-                                        .tokens = tokens,
-                                        .most = part % 2 ? 32767 : 8191,
-                                        .unit = 1.25f / 32767};
+        struct walsh_turbo_weights t = {
+            .weight = weight, .norms = random_norms(c, tokens), .tokens = tokens, .unit = 1.25f / 32767};
         int16_t *expected = bytes(c, tokens, 2), *got = bytes(c, tokens, 2);
         float *factor = bytes(c, spans, 4), *factor2 = bytes(c, spans, 4);
         t.scaled = expected;
@@ -160,7 +157,7 @@ void check_turbo_values(struct check *c, walsh_kernel_turbo_values *reference,
             t.stride = walsh_turbo_value_stride(bits, page_tokens);
             t.ld = t.tokens + check_below(c, 7);
             t.ld_factor = spans + check_below(c, 3);
-            t.weights = random_i16(c, (group - 1) * t.ld + t.tokens, walsh_turbo_largest_weight(&book));
+            t.weights = random_i16(c, (group - 1) * t.ld + t.tokens, WALSH_TURBO_LARGEST_WEIGHT);
             t.factor = random_f32(c, (group - 1) * t.ld_factor + spans);
             float *expected = random_f32(c, group * dim), *got = bytes(c, group * dim, sizeof *got);
             memcpy(got, expected, group * dim * sizeof *got);

@@ -10,8 +10,9 @@
 
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/split.h"
+#include "kernels/cpu/turbo.h"
 
-#define SUBGROUP 16 /* query heads at once: bounds the scratch of scores */
+#define SUBGROUP WALSH_TURBO_HEADS /* query heads at once: bounds the scratch of scores */
 #define UNITS_PER_THREAD 4
 
 /* Softmax over some keys, not yet divided: out [group][head_dim] = sum exp(score - maximum) v. */
@@ -40,6 +41,7 @@ struct unit {
     uint32_t begin, end;     /* tokens */
     const float *query;
     float *out;
+    size_t number; /* of all units */
 };
 
 static uint32_t chunks_of(const struct decode *t, const struct walsh_attention_row *row)
@@ -68,12 +70,37 @@ static struct unit unit_at(const struct decode *t, size_t row, size_t index)
         .end = t->rows[row].position + 1,
         .query = t->query + row * t->ldq + at,
         .out = t->out + row * t->ldo + at,
+        .number = row * units_per_row(t) + index,
     };
 }
 
+/* A worker's scratch: the running maxima and sums, one partial result, scores; the upper half holds slots of
+ * a wave. */
+struct scratch {
+    float run[2][SUBGROUP], part[2][SUBGROUP];
+    float scores[SUBGROUP * WALSH_ATTEND_CHUNK];
+    float out[SUBGROUP * WALSH_MAX_HEAD_DIM];
+    struct walsh_turbo_scratch turbo;
+    struct walsh_turbo_queries queries[UNITS_PER_THREAD]; /* of a unit that runs alone the first; else of those
+                                                           * units whose place this is */
+};
+_Static_assert(sizeof(struct scratch) <= WALSH_SCRATCH_BYTES / 2, "the lower half of a worker's scratch");
+
+static struct scratch *scratch_of(const struct walsh_queue *q, size_t worker)
+{
+    return (struct scratch *)(void *)q->scratch[worker];
+}
+
+/* Packed keys: the unit's queries are rotated once, before its first chunk. */
+static void rotate_queries(const struct decode *t, const struct unit *u, struct walsh_turbo_queries *queries)
+{
+    if (u->row->kv->type == WALSH_KV_TURBO)
+        walsh_turbo_rotate_queries(t->q, u->row->kv->turbo->key, u->query, u->group, queries);
+}
+
 /* Chunk number `chunk` of the unit's own chunks. */
-static void attend_chunk(const struct decode *t, const struct unit *u, uint32_t chunk, float *scores,
-                         struct partial p)
+static void attend_chunk(const struct decode *t, const struct unit *u, uint32_t chunk, struct scratch *s,
+                         const struct walsh_turbo_queries *queries, struct partial p)
 {
     uint32_t from = (u->begin / WALSH_ATTEND_CHUNK + chunk) * WALSH_ATTEND_CHUNK;
     struct walsh_attend_chunk c = {
@@ -85,12 +112,15 @@ static void attend_chunk(const struct decode *t, const struct unit *u, uint32_t 
         .head_dim = t->shape->head_dim,
         .scale = t->shape->scale,
         .query = u->query,
-        .scores = scores,
+        .scores = s->scores,
         .maximum = p.maximum,
         .sum = p.sum,
         .out = p.out,
     };
-    t->q->kernels->attend_chunk(&c);
+    if (u->row->kv->type == WALSH_KV_TURBO)
+        walsh_turbo_attend_chunk(t->q, &c, queries, &s->turbo);
+    else
+        t->q->kernels->attend_chunk(&c);
 }
 
 /* Add the next chunk's `p` to the unit's running result. */
@@ -107,24 +137,14 @@ static void merge(const struct partial *run, const struct partial *p, uint32_t g
     }
 }
 
-static void divide(const struct partial *run, uint32_t group, uint32_t head_dim)
+/* Behind a unit's last chunk. */
+static void finish(const struct decode *t, const struct unit *u, const struct partial *run)
 {
-    for (uint32_t g = 0; g < group; g++)
+    const uint32_t head_dim = t->shape->head_dim;
+    for (uint32_t g = 0; g < u->group; g++)
         for (uint32_t d = 0; d < head_dim; d++) run->out[(size_t)g * head_dim + d] /= run->sum[g];
-}
-
-/* A worker's scratch: the running maxima and sums, one partial result, scores; the upper half holds slots of
- * a wave. */
-struct scratch {
-    float run[2][SUBGROUP], part[2][SUBGROUP];
-    float scores[SUBGROUP * WALSH_ATTEND_CHUNK];
-    float out[SUBGROUP * WALSH_MAX_HEAD_DIM];
-};
-_Static_assert(sizeof(struct scratch) <= WALSH_SCRATCH_BYTES / 2, "the lower half of a worker's scratch");
-
-static struct scratch *scratch_of(const struct walsh_queue *q, size_t worker)
-{
-    return (struct scratch *)(void *)q->scratch[worker];
+    if (u->row->kv->type == WALSH_KV_TURBO)
+        walsh_turbo_unrotate(t->q, u->row->kv->turbo->value, run->out, u->group);
 }
 
 static void whole_units(void *argument, size_t begin, size_t end, unsigned worker)
@@ -136,12 +156,13 @@ static void whole_units(void *argument, size_t begin, size_t end, unsigned worke
         struct unit u = unit_at(t, row, i % units_per_row(t));
         struct partial run = {s->run[0], s->run[1], u.out}, part = {s->part[0], s->part[1], s->out};
         uint32_t chunks = chunks_of(t, u.row);
-        attend_chunk(t, &u, 0, s->scores, run);
+        rotate_queries(t, &u, s->queries);
+        attend_chunk(t, &u, 0, s, s->queries, run);
         for (uint32_t c = 1; c < chunks; c++) {
-            attend_chunk(t, &u, c, s->scores, part);
+            attend_chunk(t, &u, c, s, s->queries, part);
             merge(&run, &part, u.group, t->shape->head_dim);
         }
-        divide(&run, u.group, t->shape->head_dim);
+        finish(t, &u, &run);
     }
 }
 
@@ -152,6 +173,24 @@ static struct partial slot(const struct decode *t, size_t i)
     float *p =
         (float *)(void *)(t->q->scratch[i % threads] + WALSH_SCRATCH_BYTES / 2 + i / threads * t->slot_bytes);
     return (struct partial){p, p + SUBGROUP, p + (size_t)2 * SUBGROUP};
+}
+
+/* In waves a unit's chunks run on several workers: its queries have one place. There are fewer units than
+ * UNITS_PER_THREAD per thread. */
+static struct walsh_turbo_queries *queries_of(const struct decode *t, const struct unit *u)
+{
+    size_t threads = walsh_pool_threads(t->q->pool);
+    return &scratch_of(t->q, u->number % threads)->queries[u->number / threads];
+}
+
+static void rotate_units(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    (void)worker;
+    const struct decode *t = argument;
+    for (size_t i = begin; i < end; i++) {
+        struct unit u = unit_at(t, i / units_per_row(t), i % units_per_row(t));
+        rotate_queries(t, &u, queries_of(t, &u));
+    }
 }
 
 /* The piece with number `index`, counted over rows, their units and their chunks; returns its chunk. */
@@ -174,7 +213,7 @@ static void wave_pieces(void *argument, size_t begin, size_t end, unsigned worke
     for (size_t i = begin; i < end; i++) {
         struct unit u;
         uint32_t chunk = piece_at(t, t->wave_begin + i, &u);
-        attend_chunk(t, &u, chunk, scratch_of(t->q, worker)->scores, slot(t, i));
+        attend_chunk(t, &u, chunk, scratch_of(t->q, worker), queries_of(t, &u), slot(t, i));
     }
 }
 
@@ -194,7 +233,7 @@ static void merge_wave(const struct decode *t, size_t pieces)
         } else {
             merge(&run, &part, u.group, t->shape->head_dim);
         }
-        if (chunk + 1 == chunks_of(t, u.row)) divide(&run, u.group, t->shape->head_dim);
+        if (chunk + 1 == chunks_of(t, u.row)) finish(t, &u, &run);
     }
 }
 
@@ -225,6 +264,7 @@ void walsh_cpu_decode_attention(const struct walsh_queue *q, float *out, size_t 
     t.slot_bytes =
         walsh_round_up((2 * SUBGROUP + (size_t)walsh_min(group, SUBGROUP) * shape->head_dim) * sizeof(float),
                        WALSH_ALIGNMENT);
+    walsh_run_rows(q, units, (size_t)walsh_min(group, SUBGROUP) * shape->head_dim * 16, rotate_units, &t);
     size_t pieces = chunks * units_per_row(&t),
            wave = (q->scratch_bytes - WALSH_SCRATCH_BYTES / 2) / t.slot_bytes * threads;
     for (; t.wave_begin < pieces; t.wave_begin += wave) {

@@ -3,6 +3,7 @@
 
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/split.h"
+#include "kernels/cpu/turbo.h"
 
 struct embed {
     const struct walsh_queue *q;
@@ -179,6 +180,7 @@ static void kv_append_rows(void *argument, size_t begin, size_t end, unsigned wo
     (void)worker;
     const struct kv_append *t = argument;
     for (size_t r = begin; r < end; r++) {
+        if (t->rows[r].kv->type == WALSH_KV_TURBO) continue;
         store(t, r, t->rows[r].kv->k_pages, t->k + r * t->ld);
         store(t, r, t->rows[r].kv->v_pages, t->v + r * t->ld);
     }
@@ -189,4 +191,5 @@ void walsh_cpu_kv_append(const struct walsh_queue *q, const struct walsh_attenti
 {
     struct kv_append t = {q, rows, k, v, ld, shape};
     walsh_run_rows(q, count, (size_t)shape->kv_heads * shape->head_dim * 2, kv_append_rows, &t);
+    walsh_turbo_append(q, rows, count, k, v, ld, shape);
 }

@@ -49,7 +49,7 @@ void walsh_turbo_weights_reference(const struct walsh_turbo_weights *t)
             }
             most = fmaxf(most, fabsf(u[i]));
         }
-        float inverse = most < 0x1p-100f ? 0 : t->most / most;
+        float inverse = most < 0x1p-100f ? 0 : WALSH_TURBO_LARGEST_WEIGHT / most;
         for (size_t i = 0; i < WALSH_TURBO_SPAN; i++) t->scaled[begin + i] = (int16_t)lrintf(u[i] * inverse);
         t->factor[span] = !finite ? NAN : most < 0x1p-100f ? 0 : most * t->unit;
     }
@@ -58,18 +58,22 @@ void walsh_turbo_weights_reference(const struct walsh_turbo_weights *t)
 void walsh_turbo_values_reference(const struct walsh_turbo_values *t)
 {
     const struct walsh_turbo_codebook *book = t->book;
-    const uint32_t dim = book->dim;
+    const uint32_t dim = book->dim, run = walsh_turbo_run(book);
     uint8_t codes[WALSH_TURBO_SPAN][WALSH_TURBO_MAX_DIM];
     for (size_t begin = 0; begin < t->tokens; begin += WALSH_TURBO_SPAN) {
         for (size_t i = 0; i < WALSH_TURBO_SPAN; i++)
             walsh_turbo_load_value(dim, book->bits, t->codes, t->stride, (uint32_t)(begin + i), codes[i]);
         for (size_t g = 0; g < t->group; g++)
             for (uint32_t j = 0; j < dim; j++) {
-                int64_t sum = 0;
-                for (size_t i = 0; i < WALSH_TURBO_SPAN; i++)
-                    sum += t->weights[g * t->ld + begin + i] * book->value[codes[i][j]];
+                float total = 0;
+                for (size_t from = 0; from < WALSH_TURBO_SPAN; from += run) {
+                    int64_t sum = 0;
+                    for (size_t i = from; i < from + run; i++)
+                        sum += t->weights[g * t->ld + begin + i] * book->value[codes[i][j]];
+                    total = from == 0 ? (float)sum : total + (float)sum;
+                }
                 float *out = t->out + g * dim + j;
-                *out = *out + (float)sum * t->factor[g * t->ld_factor + begin / WALSH_TURBO_SPAN];
+                *out = *out + total * t->factor[g * t->ld_factor + begin / WALSH_TURBO_SPAN];
             }
     }
 }

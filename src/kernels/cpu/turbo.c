@@ -1,0 +1,262 @@
+#include "kernels/cpu/turbo.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "kernels/cpu/split.h"
+
+_Static_assert(WALSH_TURBO_MAX_DIM <= WALSH_MAX_HEAD_DIM, "a head's scratch");
+_Static_assert(WALSH_ATTEND_CHUNK % WALSH_TURBO_SPAN == 0, "a chunk is made of spans");
+
+/* --- rotations on the queue's kernels: the bits of walsh_rotate_forward and walsh_rotate_inverse --- */
+
+static void rotate_forward(const struct walsh_kernels *k, const struct walsh_rotation *r, const float *x,
+                           float *y)
+{
+    const uint32_t n = r->size, block = r->blocks.block[0];
+    if (r->kind == WALSH_ROTATION_NONE) {
+        memcpy(y, x, n * sizeof *y);
+        return;
+    }
+    k->rotate_forward_f32(y, x, r->signs, block, block);
+    if (r->kind == WALSH_ROTATION_BLOCKS) return;
+    for (uint32_t i = block; i < n; i++) y[i] = r->signs[i] * x[i];
+    for (uint32_t i = 0; i < n; i++) y[i] *= r->signs[n + i];
+    k->hadamard_f32(y + (n - block), block);
+}
+
+static void rotate_inverse(const struct walsh_kernels *k, const struct walsh_rotation *r, float *x)
+{
+    const uint32_t n = r->size, block = r->blocks.block[0];
+    if (r->kind == WALSH_ROTATION_NONE) return;
+    if (r->kind == WALSH_ROTATION_OVERLAP) {
+        k->hadamard_f32(x + (n - block), block);
+        for (uint32_t i = 0; i < n; i++) x[i] *= r->signs[n + i];
+        for (uint32_t i = block; i < n; i++) x[i] *= r->signs[i];
+    }
+    k->rotate_inverse_f32(x, x, r->signs, block, block);
+}
+
+/* --- queries --- */
+
+#define TINY 0x1p-100f /* a largest element below it counts as 0 */
+
+/* The largest sum of squares among the segments of y, in double with eight sums. */
+static double largest_square(const float *y, uint32_t dim, uint32_t segment)
+{
+    double most = 0;
+    for (uint32_t begin = 0; begin < dim; begin += segment) {
+        double sum[8] = {0};
+        for (uint32_t i = begin; i < dim && i < begin + segment; i += 8)
+            for (uint32_t l = 0; l < 8; l++) sum[l] += (double)y[i + l] * (double)y[i + l];
+        for (uint32_t l = 1; l < 8; l++) sum[0] += sum[l];
+        if (!(sum[0] <= most)) most = sum[0]; /* NaN stays */
+        if (isnan(most)) return most;
+    }
+    return most;
+}
+
+/* y as int16, so large as 16 bits and the sums of a segment (kernels/turbo.h) admit: by Cauchy and Schwarz a
+ * sum is below the length of the segment's query times that of its levels, sqrt(elements) * limit. Returns
+ * the factor of a score. */
+static float round_query(const struct walsh_turbo_codebook *book, const float *y, int16_t *query)
+{
+    const uint32_t dim = book->dim, segment = walsh_turbo_segment(book);
+    float most = 0;
+    for (uint32_t i = 0; i < dim; i++) most = fabsf(y[i]) > most ? fabsf(y[i]) : most;
+    double square = largest_square(y, dim, segment), elements = dim < segment ? dim : segment;
+    memset(query, 0, dim * sizeof *query);
+    if (!isfinite(square)) return NAN;
+    if (most < TINY) return 0;
+    /* half a unit of rounding per element lengthens the query by at most sqrt(elements) / 2 */
+    double admitted = 0x1p31 / (sqrt(elements) * book->limit) - sqrt(elements);
+    float scale = (float)fmin(32767 / (double)most, admitted / sqrt(square));
+    for (uint32_t i = 0; i < dim; i++) query[i] = (int16_t)lrintf(y[i] * scale);
+    return book->scale / scale;
+}
+
+void walsh_turbo_rotate_queries(const struct walsh_queue *q, const struct walsh_turbo_codec *key,
+                                const float *query, uint32_t group, struct walsh_turbo_queries *out)
+{
+    const uint32_t dim = key->book.dim;
+    float y[WALSH_TURBO_MAX_DIM];
+    for (uint32_t g = 0; g < group; g++) {
+        rotate_forward(q->kernels, &key->rotation, query + (size_t)g * dim, y);
+        out->factor[g] = round_query(&key->book, y, out->query + (size_t)g * dim);
+    }
+}
+
+void walsh_turbo_unrotate(const struct walsh_queue *q, const struct walsh_turbo_codec *value, float *x,
+                          uint32_t group)
+{
+    for (uint32_t g = 0; g < group; g++)
+        rotate_inverse(q->kernels, &value->rotation, x + (size_t)g * value->book.dim);
+}
+
+/* --- a chunk --- */
+
+/* Tokens of one page. */
+struct run {
+    const uint8_t *head; /* of the page */
+    uint32_t slot;       /* the first token's place in the page, a multiple of the span */
+    uint32_t tokens;
+};
+
+static struct run run_at(const struct walsh_kv_view *kv, void *const *pages,
+                         const struct walsh_turbo_codebook *book, uint32_t kv_head, uint32_t token,
+                         uint32_t end)
+{
+    uint32_t slot = token % kv->page_tokens, left = kv->page_tokens - slot;
+    const uint8_t *page = pages[token / kv->page_tokens];
+    return (struct run){
+        .head = page + kv_head * walsh_turbo_head_bytes(book->dim, book->bits, kv->page_tokens),
+        .slot = slot,
+        .tokens = end - token < left ? end - token : left,
+    };
+}
+
+static const uint16_t *norms_of(const struct run *run, const struct walsh_turbo_codebook *book,
+                                uint32_t page_tokens)
+{
+    const uint8_t *norms = run->head + walsh_turbo_code_bytes(book->dim, book->bits, page_tokens);
+    return (const uint16_t *)(const void *)norms + run->slot;
+}
+
+static void score_tokens(const struct walsh_queue *q, const struct walsh_attend_chunk *c, uint32_t first,
+                         uint32_t end, const struct walsh_turbo_queries *queries)
+{
+    const struct walsh_turbo_codebook *book = &c->kv->turbo->key->book;
+    for (uint32_t token = first; token < end;) {
+        struct run run = run_at(c->kv, c->kv->k_pages, book, c->kv_head, token, end);
+        const struct walsh_turbo_scores scores = {
+            .book = book,
+            .codes = run.head + (size_t)run.slot * book->dim * book->bits / 8,
+            .norms = norms_of(&run, book, c->kv->page_tokens),
+            .tokens = run.tokens,
+            .group = c->group,
+            .ld = WALSH_ATTEND_CHUNK,
+            .query = queries->query,
+            .factor = queries->factor,
+            .scores = c->scores + (token - first),
+        };
+        q->kernels->turbo_scores(&scores);
+        token += run.tokens;
+    }
+}
+
+static void sum_values(const struct walsh_queue *q, const struct walsh_attend_chunk *c, uint32_t first,
+                       uint32_t end, struct walsh_turbo_scratch *scratch)
+{
+    const struct walsh_turbo_codebook *book = &c->kv->turbo->value->book;
+    enum { SPANS = WALSH_ATTEND_CHUNK / WALSH_TURBO_SPAN };
+    memset(c->out, 0, (size_t)c->group * book->dim * sizeof *c->out);
+    for (uint32_t token = first; token < end;) {
+        struct run run = run_at(c->kv, c->kv->v_pages, book, c->kv_head, token, end);
+        const uint16_t *norms = norms_of(&run, book, c->kv->page_tokens);
+        for (uint32_t g = 0; g < c->group; g++) {
+            const struct walsh_turbo_weights weights = {
+                .weight = c->scores + (size_t)g * WALSH_ATTEND_CHUNK + (token - first),
+                .norms = norms,
+                .tokens = run.tokens,
+                .unit = book->scale / WALSH_TURBO_LARGEST_WEIGHT,
+                .scaled = scratch->weights + (size_t)g * WALSH_ATTEND_CHUNK,
+                .factor = scratch->factor + (size_t)g * SPANS,
+            };
+            q->kernels->turbo_weights(&weights);
+        }
+        const struct walsh_turbo_values values = {
+            .book = book,
+            .codes = run.head + (size_t)run.slot * 2 * book->bits,
+            .stride = walsh_turbo_value_stride(book->bits, c->kv->page_tokens),
+            .tokens = run.tokens,
+            .group = c->group,
+            .ld = WALSH_ATTEND_CHUNK,
+            .ld_factor = SPANS,
+            .weights = scratch->weights,
+            .factor = scratch->factor,
+            .out = c->out,
+        };
+        q->kernels->turbo_values(&values);
+        token += run.tokens;
+    }
+}
+
+void walsh_turbo_attend_chunk(const struct walsh_queue *q, const struct walsh_attend_chunk *c,
+                              const struct walsh_turbo_queries *queries, struct walsh_turbo_scratch *scratch)
+{
+    /* whole spans; what is outside of [begin, end) gets the weight 0 */
+    const uint32_t first = c->begin / WALSH_TURBO_SPAN * WALSH_TURBO_SPAN;
+    const uint32_t end = (uint32_t)walsh_round_up(c->end, WALSH_TURBO_SPAN);
+    score_tokens(q, c, first, end, queries);
+    for (uint32_t g = 0; g < c->group; g++) {
+        float *score = c->scores + (size_t)g * WALSH_ATTEND_CHUNK;
+        c->maximum[g] = -INFINITY;
+        c->sum[g] = 0;
+        q->kernels->softmax_step_f32(score + (c->begin - first), c->end - c->begin, c->scale, &c->maximum[g],
+                                     &c->sum[g]);
+        memset(score, 0, (c->begin - first) * sizeof *score);
+        memset(score + (c->end - first), 0, (end - c->end) * sizeof *score);
+    }
+    sum_values(q, c, first, end, scratch);
+}
+
+/* --- append --- */
+
+enum { ROWS = 16, WORK = 16 }; /* rows encoded at once; the cost of an element against a light op's */
+
+struct append {
+    const struct walsh_queue *q;
+    const struct walsh_attention_row *rows;
+    size_t count;
+    const float *x[2]; /* keys, values */
+    size_t ld;
+    const struct walsh_attention_shape *shape;
+};
+
+/* Rows of one side with equal codecs, one head. */
+static void append_rows(const struct append *t, enum walsh_turbo_side side, uint32_t head, size_t row,
+                        size_t count)
+{
+    struct walsh_turbo_codecs *codecs = t->rows[row].kv->turbo;
+    const struct walsh_turbo_codec *codec = side == WALSH_TURBO_KEY ? codecs->key : codecs->value;
+    const uint32_t dim = codec->book.dim, bits = codec->book.bits;
+    uint8_t codes[ROWS * WALSH_TURBO_MAX_DIM];
+    uint16_t norms[ROWS];
+    const float *x = t->x[side] + row * t->ld + (size_t)head * dim;
+    size_t saturated = t->q->kernels->turbo_encode_f32(codec, x, t->ld, count, codes, norms);
+    if (saturated != 0) atomic_fetch_add(&codecs->saturated, saturated);
+    for (size_t i = 0; i < count; i++) {
+        const struct walsh_kv_view *kv = t->rows[row + i].kv;
+        uint32_t position = t->rows[row + i].position;
+        uint8_t *page = (side == WALSH_TURBO_KEY ? kv->k_pages : kv->v_pages)[position / kv->page_tokens];
+        walsh_turbo_store(side, dim, bits, page + head * walsh_turbo_head_bytes(dim, bits, kv->page_tokens),
+                          kv->page_tokens, position % kv->page_tokens, codes + i * dim, norms[i]);
+    }
+}
+
+/* A unit is one head of keys or of values, of all rows: tokens share words of a page. */
+static void append_units(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    (void)worker;
+    const struct append *t = argument;
+    for (size_t unit = begin; unit < end; unit++)
+        for (size_t row = 0, n; row < t->count; row += n) {
+            const struct walsh_turbo_codecs *codecs = t->rows[row].kv->turbo;
+            n = 1;
+            if (t->rows[row].kv->type != WALSH_KV_TURBO) continue;
+            while (n < ROWS && row + n < t->count && t->rows[row + n].kv->type == WALSH_KV_TURBO &&
+                   t->rows[row + n].kv->turbo == codecs)
+                n++;
+            append_rows(t, (enum walsh_turbo_side)(unit % 2), (uint32_t)(unit / 2), row, n);
+        }
+}
+
+void walsh_turbo_append(const struct walsh_queue *q, const struct walsh_attention_row *rows, size_t count,
+                        const float *k, const float *v, size_t ld, const struct walsh_attention_shape *shape)
+{
+    size_t packed = 0;
+    for (size_t r = 0; r < count; r++) packed += rows[r].kv->type == WALSH_KV_TURBO;
+    if (packed == 0) return;
+    struct append t = {q, rows, count, {k, v}, ld, shape};
+    walsh_run_rows(q, (size_t)shape->kv_heads * 2, packed * shape->head_dim * WORK, append_units, &t);
+}

@@ -1,0 +1,36 @@
+/* kernels/cpu: packed keys and values (formats/turbo.h) in the ops. Scores and value sums are taken in the
+ * codecs' rotated spaces: queries are rotated once, the result once, keys and values never. */
+#ifndef WALSH_KERNELS_CPU_TURBO_H
+#define WALSH_KERNELS_CPU_TURBO_H
+
+#include "kernels/cpu/attention.h"
+
+#define WALSH_TURBO_HEADS 16 /* query heads at once */
+
+/* Rotated queries as int16; the float query is query * factor / book->scale. */
+struct walsh_turbo_queries {
+    float factor[WALSH_TURBO_HEADS];
+    int16_t query[WALSH_TURBO_HEADS * WALSH_MAX_HEAD_DIM];
+};
+/* Of query [group][key dimension], group <= WALSH_TURBO_HEADS. A query with NaN or Inf has factor NaN. */
+void walsh_turbo_rotate_queries(const struct walsh_queue *q, const struct walsh_turbo_codec *key,
+                                const float *query, uint32_t group, struct walsh_turbo_queries *out);
+
+struct walsh_turbo_scratch {
+    float factor[WALSH_TURBO_HEADS * WALSH_ATTEND_CHUNK / WALSH_TURBO_SPAN];
+    int16_t weights[WALSH_TURBO_HEADS * WALSH_ATTEND_CHUNK];
+};
+/* The chunk that walsh_attend_chunk defines, on TURBO pages: out [group][value dimension] in the value
+ * codec's rotated space. c->query and c->head_dim are not used. [begin, end) lies between two multiples of
+ * WALSH_ATTEND_CHUNK. */
+void walsh_turbo_attend_chunk(const struct walsh_queue *q, const struct walsh_attend_chunk *c,
+                              const struct walsh_turbo_queries *queries, struct walsh_turbo_scratch *scratch);
+/* x [group][value dimension] <- R^-1 x. */
+void walsh_turbo_unrotate(const struct walsh_queue *q, const struct walsh_turbo_codec *value, float *x,
+                          uint32_t group);
+
+/* kv_append for the rows whose kv is TURBO; the others are skipped. */
+void walsh_turbo_append(const struct walsh_queue *q, const struct walsh_attention_row *rows, size_t count,
+                        const float *k, const float *v, size_t ld, const struct walsh_attention_shape *shape);
+
+#endif
