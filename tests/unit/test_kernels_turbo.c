@@ -225,7 +225,7 @@ static void check_truth(const struct queues *queues, struct walsh_random *random
     struct sequence s;
     open_sequence(&s, c.dim, c.bits, c.bits, HEADS, TOKENS);
     float *k = normal(random, TOKENS * ld, 1), *v = normal(random, TOKENS * ld, 1);
-    float *query = normal(random, width, 1.5), *out = get(width * sizeof *out);
+    float *query = normal(random, width, 1), *out = get(width * sizeof *out);
     /* the last tokens matter to the first head, so that it shows whether they are seen */
     for (uint32_t t = TOKENS - 2; t < TOKENS; t++)
         for (uint32_t i = 0; i < c.dim; i++) k[t * ld + i] = 0.3f * query[i];
