@@ -78,17 +78,18 @@ enum walsh_status adapter_random(const struct walsh_model *model, const char *op
 }
 
 static enum walsh_status open_one(const struct command *command, const struct walsh_model *model,
-                                  const char *option, bool synthetic, struct adapter_list *list,
+                                  const char *option, unsigned flags, struct adapter_list *list,
                                   struct walsh_error *err)
 {
     struct walsh_adapter *adapter = NULL;
     struct adapter_option parsed = {.scale = 1};
-    if (synthetic) TRY(adapter_random(model, option, list->count + 1, &adapter, err));
+    if (flags & ADAPTERS_SYNTHETIC) TRY(adapter_random(model, option, list->count + 1, &adapter, err));
     if (!adapter) {
         TRY(parse_option(option, &parsed, err));
         struct walsh_adapter_options options = WALSH_ADAPTER_OPTIONS;
         options.name = parsed.name[0] ? parsed.name : NULL;
         options.no_mmap = command->no_mmap;
+        if (flags & ADAPTERS_EXACT) options.storage = WALSH_ADAPTER_F32;
         TRY(walsh_adapter_open(model, parsed.path, &options, &adapter, err));
     }
     list->adapters[list->count] = adapter;
@@ -110,13 +111,13 @@ static enum walsh_status check_names(const struct adapter_list *list, struct wal
 }
 
 enum walsh_status adapters_open(const struct command *command, const struct walsh_model *model,
-                                const struct option_texts *options, bool synthetic, struct adapter_list *out,
+                                const struct option_texts *options, unsigned flags, struct adapter_list *out,
                                 struct walsh_error *err)
 {
     *out = (struct adapter_list){0};
     enum walsh_status status = WALSH_OK;
     for (size_t i = 0; i < options->count && status == WALSH_OK; i++) {
-        status = open_one(command, model, options->values[i], synthetic, out, err);
+        status = open_one(command, model, options->values[i], flags, out, err);
         if (status == WALSH_OK) status = check_names(out, err);
     }
     if (status != WALSH_OK) adapters_close(out);

@@ -14,10 +14,13 @@ struct adapter_list {
     struct walsh_adapter *adapters[OPTION_MANY]; /* uses[i].adapter, ours to close */
     size_t count;
 };
-/* Open them all; two of the same name are wrong usage. `random:r=N` is a synthetic adapter of rank N where
- * `synthetic` is set. */
+enum {
+    ADAPTERS_SYNTHETIC = 1, /* `random:r=N` is a synthetic adapter of rank N */
+    ADAPTERS_EXACT = 2      /* in f32, as their files have them */
+};
+/* Open them all; two of the same name are wrong usage. */
 enum walsh_status adapters_open(const struct command *command, const struct walsh_model *model,
-                                const struct option_texts *options, bool synthetic, struct adapter_list *out,
+                                const struct option_texts *options, unsigned flags, struct adapter_list *out,
                                 struct walsh_error *err);
 void adapters_close(struct adapter_list *list);
 

@@ -377,7 +377,8 @@ static enum walsh_status open_model(struct bench *bench, struct walsh_context *c
 static enum walsh_status open_adapters(struct bench *bench, struct walsh_error *err)
 {
     const struct bench_settings *settings = bench->settings;
-    TRY(adapters_open(&settings->command, bench->model, &settings->adapters, true, &bench->adapters, err));
+    TRY(adapters_open(&settings->command, bench->model, &settings->adapters, ADAPTERS_SYNTHETIC,
+                      &bench->adapters, err));
     if (!settings->mixed) return WALSH_OK;
     const size_t count = bench->adapters.count;
     if (count == 0) return fail(err, WALSH_E_ARGUMENT, "--mixed needs an --adapter");

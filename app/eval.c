@@ -92,8 +92,7 @@ static enum walsh_status evaluate(struct eval_settings *settings, struct walsh_c
         status = command_open_model(command, context, settings->reference, &reference, err);
     options.reference = reference;
     struct adapter_list adapters = {0};
-    if (status == WALSH_OK)
-        status = adapters_open(command, model, &settings->adapters, false, &adapters, err);
+    if (status == WALSH_OK) status = adapters_open(command, model, &settings->adapters, 0, &adapters, err);
     options.adapters = adapters.uses;
     options.adapter_count = adapters.count;
     if (status == WALSH_OK) status = walsh_eval_text(model, text->data, text->size, &options, &result, err);

@@ -231,7 +231,7 @@ static enum walsh_status inspect(struct inspect_settings *settings, struct walsh
     struct walsh_model_info info = {.struct_size = sizeof info};
     walsh_model_get_info(model, &info);
     struct adapter_list adapters;
-    enum walsh_status status = adapters_open(command, model, &settings->adapters, false, &adapters, err);
+    enum walsh_status status = adapters_open(command, model, &settings->adapters, 0, &adapters, err);
     if (status == WALSH_OK && command->json) {
         status = print_json(model, &info, settings, &adapters, err);
     } else if (status == WALSH_OK) {

@@ -172,7 +172,7 @@ static enum walsh_status open_talk(struct talk *talk, struct walsh_error *err)
     options.context = command->context == OPTION_UNSET ? 0 : (uint32_t)command->context;
     options.kv = kv_from_name(talk->settings->kv);
     TRY(walsh_session_open(talk->model, &options, &talk->session, err));
-    TRY(adapters_open(command, talk->model, &talk->settings->adapters, false, &talk->adapters, err));
+    TRY(adapters_open(command, talk->model, &talk->settings->adapters, 0, &talk->adapters, err));
     TRY(walsh_session_set_adapters(talk->session, talk->adapters.uses, talk->adapters.count, err));
     talk->pending = -1;
     return open_sampler(talk, err);

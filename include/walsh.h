@@ -348,6 +348,16 @@ WALSH_API enum walsh_status walsh_quantize(struct walsh_context *context, const 
                                            struct walsh_quantize_report *report, struct walsh_error *err);
 WALSH_API void walsh_quantize_report_free(struct walsh_quantize_report *report);
 
+/* ------------------------------------------------------------------------------------------------ merge */
+
+enum walsh_merge_type { WALSH_MERGE_BF16 = 0, WALSH_MERGE_F32 };
+/* Write the Hugging Face directory dst, which must not exist: the model with these adapters (count 0: none) as plain weights of
+ * `type`, W + s B A in place of W, quantized linears decoded. Sums in double precision: open the adapters with
+ * WALSH_ADAPTER_F32. *bytes (may be NULL): of the safetensors file. On failure nothing is left behind. */
+WALSH_API enum walsh_status walsh_merge(const struct walsh_model *model, const struct walsh_adapter_use *uses, size_t count,
+                                        const char *dst, enum walsh_merge_type type, uint64_t *bytes,
+                                        struct walsh_error *err);
+
 /* ------------------------------------------------------------------------------------------------ measurements */
 
 struct walsh_bench_ceilings { /* measured in this process */

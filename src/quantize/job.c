@@ -404,7 +404,7 @@ static enum walsh_status write_output(struct job *job, const char *destination,
     begin_share(job, 0, 0);
     show_progress(job, 0);
     json_t *quantization =
-        json_pack("{s:s, s:s, s:b, s:i, s:i}", "quant_method", "glq", "codebook", "e8p", "block_diagonal",
+        json_pack("{s:{s:s, s:s, s:b, s:i, s:i}}", "quantization_config", "quant_method", "glq", "codebook", "e8p", "block_diagonal",
                   !job->options->pow2, "codesz", 8, "bpw", (int)job->options->bits);
     if (!quantization) return walsh_fail(err, WALSH_E_MEMORY, "no memory for the quantization config");
     enum walsh_status status = walsh_output_finish(&job->output, quantization, err);

@@ -294,12 +294,25 @@ void walsh_output_view_close(struct walsh_output_view *view)
 
 /* --- the end --- */
 
-static enum walsh_status write_config(const struct walsh_output *o, json_t *quantization,
-                                      struct walsh_error *err)
+static bool change_config(json_t *config, json_t *changes)
+{
+    const char *key;
+    json_t *value;
+    json_object_foreach(changes, key, value)
+    {
+        if (json_is_null(value))
+            (void)json_object_del(config, key);
+        else if (json_object_set(config, key, value) != 0)
+            return false;
+    }
+    return true;
+}
+
+static enum walsh_status write_config(const struct walsh_output *o, json_t *changes, struct walsh_error *err)
 {
     char *path;
     json_t *config = json_loadb(o->source->config_json, o->source->config_size, JSON_REJECT_DUPLICATES, NULL);
-    if (!config || json_object_set(config, "quantization_config", quantization) != 0) {
+    if (!config || !change_config(config, changes)) {
         json_decref(config);
         return walsh_fail(err, WALSH_E_MEMORY, "%s: no memory for config.json", o->partial);
     }
@@ -342,9 +355,15 @@ static enum walsh_status sync_parent(const char *path, struct walsh_error *err)
     return status;
 }
 
-enum walsh_status walsh_output_finish(struct walsh_output *o, json_t *quantization, struct walsh_error *err)
+void walsh_output_discard(struct walsh_output *o)
 {
-    WALSH_TRY(write_config(o, quantization, err));
+    if (o->fd < 0 || !o->partial) return;
+    if (remove_files(o->partial, "", NULL) == WALSH_OK) (void)rmdir(o->partial);
+}
+
+enum walsh_status walsh_output_finish(struct walsh_output *o, json_t *changes, struct walsh_error *err)
+{
+    WALSH_TRY(write_config(o, changes, err));
     for (size_t i = 0; i < sizeof companions / sizeof *companions; i++)
         WALSH_TRY(copy_companion(o, companions[i], err));
     WALSH_TRY(remove_files(o->partial, ".tmp", err)); /* of writers that were killed */

@@ -55,7 +55,10 @@ enum walsh_status walsh_output_view_open(const struct walsh_output *o, struct wa
                                          struct walsh_error *err);
 void walsh_output_view_close(struct walsh_output_view *view);
 
-/* Config with `quantization` as quantization_config, tokenizer and generation files, then the final name. */
-enum walsh_status walsh_output_finish(struct walsh_output *o, json_t *quantization, struct walsh_error *err);
+/* The source's config with the members of `changes` (null: taken out), tokenizer and generation files, then
+ * the final name. */
+enum walsh_status walsh_output_finish(struct walsh_output *o, json_t *changes, struct walsh_error *err);
+/* Remove DESTINATION.partial, of a job that cannot be resumed. */
+void walsh_output_discard(struct walsh_output *o);
 
 #endif

@@ -1,0 +1,336 @@
+#include "quantize/merge.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "formats/e8p_planes.h"
+#include "model/sites.h"
+#include "quantize/output.h"
+#include "quantize/rotate.h"
+
+#define NAME_SIZE 320
+
+struct merge {
+    const struct walsh_queue *queue;
+    const struct walsh_hooks *hooks;
+    const struct walsh_merging *merging;
+    const struct walsh_linear **linears; /* of the graph, by name */
+    size_t linear_count;
+    struct walsh_output output;
+    struct walsh_arena arena;
+};
+
+static int compare_names(const void *a, const void *b)
+{
+    return strcmp((*(const struct walsh_linear *const *)a)->name,
+                  (*(const struct walsh_linear *const *)b)->name);
+}
+
+static enum walsh_status list_linears(struct merge *m, struct walsh_error *err)
+{
+    struct walsh_site_walk walk = {.graph = m->merging->graph};
+    struct walsh_site site;
+    size_t count = 0;
+    while (walsh_site_next(&walk, &site)) count += site.count;
+    WALSH_TRY(
+        walsh_arena_alloc(&m->arena, count, sizeof *m->linears, "the model's linears", &m->linears, err));
+    walk = (struct walsh_site_walk){.graph = m->merging->graph};
+    while (walsh_site_next(&walk, &site))
+        for (unsigned i = 0; i < site.count; i++) m->linears[m->linear_count++] = site.linears[i];
+    qsort((void *)m->linears, m->linear_count, sizeof *m->linears, compare_names);
+    return WALSH_OK;
+}
+
+/* The linear of tensor "MODULE.suffix", and where its suffix begins; NULL: of none. */
+static const struct walsh_linear *find_linear(const struct merge *m, const char *tensor, const char **suffix)
+{
+    char module[NAME_SIZE];
+    const char *dot = strrchr(tensor, '.');
+    if (!dot || (size_t)(dot - tensor) >= sizeof module) return NULL;
+    memcpy(module, tensor, (size_t)(dot - tensor));
+    module[dot - tensor] = 0;
+    *suffix = dot + 1;
+    const struct walsh_linear key = {.name = module}, *wanted = &key;
+    const struct walsh_linear **found = bsearch((const void *)&wanted, (const void *)m->linears,
+                                                m->linear_count, sizeof *m->linears, compare_names);
+    return found ? *found : NULL;
+}
+
+static bool is_float(enum walsh_dtype dtype)
+{
+    return dtype == WALSH_F32 || dtype == WALSH_F16 || dtype == WALSH_BF16;
+}
+
+static enum walsh_dtype written_dtype(const struct merge *m, const struct walsh_tensor *t)
+{
+    return is_float(t->dtype) ? m->merging->dtype : t->dtype;
+}
+
+/* A tensor that a quantized linear is made of: its place is taken by the decoded weight. */
+static bool is_code(const struct merge *m, const struct walsh_tensor *t)
+{
+    const char *suffix;
+    const struct walsh_linear *l = find_linear(m, t->name, &suffix);
+    return l && l->weights.format == WALSH_FORMAT_E8P && strcmp(suffix, "bias") != 0;
+}
+
+static enum walsh_status plan(const struct merge *m, struct walsh_safetensors_plan *out,
+                              struct walsh_error *err)
+{
+    const struct walsh_checkpoint *ck = &m->merging->graph->checkpoint;
+    for (size_t i = 0; i < ck->tensor_count; i++) {
+        const struct walsh_tensor *t = ck->tensors[i];
+        if (t->used && !is_code(m, t))
+            WALSH_TRY(walsh_plan_add(out, t->name, written_dtype(m, t), t->rank, t->shape, err));
+    }
+    for (size_t i = 0; i < m->linear_count; i++) {
+        const struct walsh_linear *l = m->linears[i];
+        if (l->weights.format != WALSH_FORMAT_E8P) continue;
+        char name[NAME_SIZE];
+        const uint64_t shape[] = {l->out, l->in};
+        snprintf(name, sizeof name, "%s.weight", l->name);
+        WALSH_TRY(walsh_plan_add(out, name, m->merging->dtype, 2, shape, err));
+    }
+    return walsh_plan_finish(out, err);
+}
+
+/* Write n values as the type of the job. */
+static enum walsh_status write_values(struct merge *m, const char *name, const float *values, size_t n,
+                                      struct walsh_error *err)
+{
+    if (m->merging->dtype == WALSH_F32)
+        return walsh_output_write(&m->output, name, values, n * sizeof *values, err);
+    uint16_t *half;
+    WALSH_TRY(walsh_alloc(n, sizeof *half, name, &half, err));
+    for (size_t i = 0; i < n; i++) half[i] = walsh_bf16_from_f32(values[i]);
+    const enum walsh_status status = walsh_output_write(&m->output, name, half, n * sizeof *half, err);
+    walsh_free(half);
+    return status;
+}
+
+static enum walsh_status copy_tensor(struct merge *m, const struct walsh_tensor *t, struct walsh_error *err)
+{
+    if (written_dtype(m, t) == t->dtype)
+        return walsh_output_write(&m->output, t->name, t->data, t->bytes, err);
+    const size_t n = walsh_tensor_elements(t);
+    float *values;
+    WALSH_TRY(walsh_alloc(n, sizeof *values, t->name, &values, err));
+    walsh_tensor_to_f32(t, values);
+    const enum walsh_status status = write_values(m, t->name, values, n, err);
+    walsh_free(values);
+    return status;
+}
+
+/* --- one linear --- */
+
+static bool has_updates(const struct merge *m, const struct walsh_linear *l)
+{
+    const struct walsh_adapter_set *set = m->merging->set;
+    return set && set->first[l->index] < set->first[l->index + 1];
+}
+
+/* Rows of W~ from the layout that the kernels read. */
+struct decoding {
+    const struct walsh_weights *weights;
+    float *out; /* [rows][cols] */
+};
+
+static void decode_rows(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    (void)worker;
+    const struct decoding *t = argument;
+    const struct walsh_weights *w = t->weights;
+    memset(t->out + begin * w->cols, 0, (end - begin) * w->cols * sizeof *t->out);
+    for (size_t r = begin; r < end; r++)
+        for (unsigned k = 0; k < w->stages; k++)
+            for (uint32_t g = 0; g < w->cols / 8; g++) {
+                float v[8];
+                if (w->stage[k].kind == WALSH_STAGE_E8P)
+                    walsh_e8p_decode(walsh_e8p_unpack(w->cols, w->stage[k].data, (uint32_t)r, g), v);
+                else
+                    walsh_e81b_decode(walsh_e81b_unpack(w->cols, w->stage[k].data, (uint32_t)r, g), v);
+                float *to = t->out + r * w->cols + 8 * (size_t)g;
+                for (size_t i = 0; i < 8; i++) to[i] += w->stage[k].scale * v[i];
+            }
+}
+
+/* w [out][in] = crop(inverse_out W~ forward_in). */
+static enum walsh_status decode_linear(const struct merge *m, const struct walsh_linear *l, float *w,
+                                       struct walsh_error *err)
+{
+    const size_t rows = l->weights.rows, cols = l->weights.cols, in = l->in;
+    float *rotated, *narrow, *across;
+    WALSH_TRY(walsh_alloc(rows * cols + 2 * rows * in, sizeof *rotated, l->name, &rotated, err));
+    narrow = rotated + rows * cols;
+    across = narrow + rows * in;
+    struct decoding decoding = {&l->weights, rotated};
+    walsh_pool_run(m->queue->pool, rows, 4, decode_rows, &decoding);
+    walsh_unrotate_rows(m->queue, &l->in_rotation, l->in_rotation.signs, rotated, rows, narrow);
+    walsh_transpose(m->queue, narrow, rows, in, across);
+    walsh_unrotate_rows(m->queue, &l->out_rotation, l->out_rotation.signs, across, in, narrow);
+    walsh_transpose(m->queue, narrow, in, l->out, w);
+    walsh_free(rotated);
+    return WALSH_OK;
+}
+
+/* An update in the linear's original space, its scale in B: A [rank][in], B [out][rank]. */
+struct plain_update {
+    size_t rank;
+    double *a, *b;
+};
+
+static enum walsh_status open_update(const struct walsh_linear *l, const struct walsh_adapter_term *term,
+                                     struct plain_update *out, struct walsh_error *err)
+{
+    const struct walsh_adapter_linear *u = term->update;
+    const size_t rank = u->rank, in = l->in;
+    double *values;
+    WALSH_TRY(walsh_alloc(rank * (in + l->out) + u->out + l->out, sizeof *values, "an adapter's weights",
+                          &values, err));
+    *out = (struct plain_update){rank, values, values + rank * in};
+    double *column = out->b + rank * l->out, *original = column + u->out;
+    for (size_t j = 0; j < rank; j++) {
+        for (size_t i = 0; i < in; i++) out->a[j * in + i] = (double)walsh_adapter_a(u, j, i);
+        for (size_t o = 0; o < u->out; o++)
+            column[o] = (double)term->scale * (double)walsh_adapter_b(u, o, j);
+        walsh_rotate_inverse_f64(&l->out_rotation, column, original);
+        for (size_t o = 0; o < l->out; o++) out->b[o * rank + j] = original[o];
+    }
+    return WALSH_OK;
+}
+
+/* Rows of w += B A of all updates. */
+struct adding {
+    size_t in, count;
+    struct plain_update updates[WALSH_MAX_ADAPTERS];
+    float *w;
+    double *sums; /* [threads][in] */
+};
+
+static void add_rows(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    const struct adding *t = argument;
+    const size_t in = t->in;
+    double *sum = t->sums + worker * in;
+    for (size_t o = begin; o < end; o++) {
+        for (size_t i = 0; i < in; i++) sum[i] = (double)t->w[o * in + i];
+        for (size_t n = 0; n < t->count; n++) {
+            const struct plain_update *u = &t->updates[n];
+            for (size_t j = 0; j < u->rank; j++) {
+                const double b = u->b[o * u->rank + j], *a = u->a + j * in;
+                for (size_t i = 0; i < in; i++) sum[i] += b * a[i];
+            }
+        }
+        for (size_t i = 0; i < in; i++) t->w[o * in + i] = (float)sum[i];
+    }
+}
+
+static enum walsh_status add_updates(const struct merge *m, const struct walsh_linear *l, float *w,
+                                     struct walsh_error *err)
+{
+    const struct walsh_adapter_set *set = m->merging->set;
+    struct adding adding = {.in = l->in, .w = w};
+    if (!has_updates(m, l)) return WALSH_OK;
+    enum walsh_status status = walsh_alloc((size_t)walsh_pool_threads(m->queue->pool) * l->in,
+                                           sizeof *adding.sums, "sums of a merge", &adding.sums, err);
+    for (uint32_t t = set->first[l->index]; t < set->first[l->index + 1] && status == WALSH_OK; t++) {
+        status = open_update(l, &set->terms[t], &adding.updates[adding.count], err);
+        if (status == WALSH_OK) adding.count++;
+    }
+    if (status == WALSH_OK) walsh_pool_run(m->queue->pool, l->out, 8, add_rows, &adding);
+    for (size_t n = 0; n < adding.count; n++) walsh_free(adding.updates[n].a);
+    walsh_free(adding.sums);
+    return status;
+}
+
+static enum walsh_status write_linear(struct merge *m, const struct walsh_linear *l,
+                                      const struct walsh_tensor *dense, struct walsh_error *err)
+{
+    char name[NAME_SIZE];
+    const size_t n = (size_t)l->out * l->in;
+    float *w;
+    snprintf(name, sizeof name, "%s.weight", l->name);
+    WALSH_TRY(walsh_alloc(n, sizeof *w, l->name, &w, err));
+    enum walsh_status status = WALSH_OK;
+    if (dense)
+        walsh_tensor_to_f32(dense, w);
+    else
+        status = decode_linear(m, l, w, err);
+    if (status == WALSH_OK) status = add_updates(m, l, w, err);
+    if (status == WALSH_OK) status = write_values(m, name, w, n, err);
+    walsh_free(w);
+    return status;
+}
+
+/* --- the job --- */
+
+static enum walsh_status write_tensors(struct merge *m, struct walsh_error *err)
+{
+    const struct walsh_checkpoint *ck = &m->merging->graph->checkpoint;
+    const struct walsh_safetensors_plan *p = &m->output.plan;
+    for (size_t i = 0; i < p->count; i++) {
+        WALSH_TRY(walsh_check_abort(m->hooks, err));
+        const struct walsh_tensor *source = walsh_checkpoint_find(ck, p->tensors[i].name);
+        const char *suffix = "";
+        const struct walsh_linear *l = find_linear(m, p->tensors[i].name, &suffix);
+        if (l && strcmp(suffix, "weight") == 0 && (!source || has_updates(m, l)))
+            WALSH_TRY(write_linear(m, l, source, err));
+        else
+            WALSH_TRY(copy_tensor(m, source, err));
+        walsh_progress(m->hooks, "merge", (double)(i + 1), (double)p->count, "tensors");
+    }
+    return WALSH_OK;
+}
+
+/* What differs in config.json. */
+static enum walsh_status config_changes(const struct merge *m, json_t **out, struct walsh_error *err)
+{
+    const struct walsh_checkpoint *ck = &m->merging->graph->checkpoint;
+    const char *type = m->merging->dtype == WALSH_F32 ? "float32" : "bfloat16";
+    json_t *config = json_loadb(ck->config_json, ck->config_size, JSON_REJECT_DUPLICATES, NULL);
+    const bool renamed = json_object_get(config, "dtype"); /* as newer writers call it */
+    json_decref(config);
+    *out = json_pack("{s:n, s:s}", "quantization_config", renamed ? "dtype" : "torch_dtype", type);
+    return *out ? WALSH_OK : walsh_fail(err, WALSH_E_MEMORY, "no memory for config.json");
+}
+
+static enum walsh_status run(struct merge *m, const char *destination, uint64_t *bytes,
+                             struct walsh_error *err)
+{
+    const struct walsh_model_graph *graph = m->merging->graph;
+    struct walsh_safetensors_plan written = {0};
+    if (!graph->checkpoint.directory)
+        return walsh_fail(err, WALSH_E_ARGUMENT, "a synthetic model has no directory to merge into");
+    if (walsh_path_exists(destination))
+        return walsh_fail(err, WALSH_E_EXISTS, "%s exists; merge writes a new directory", destination);
+    if (graph->config.tied_embeddings && has_updates(m, &graph->head))
+        return walsh_fail(err, WALSH_E_UNSUPPORTED,
+                          "an adapter updates %s, whose weights are the embedding's too: it cannot be merged",
+                          graph->head.name);
+    WALSH_TRY(list_linears(m, err));
+    enum walsh_status status = plan(m, &written, err);
+    if (status == WALSH_OK)
+        status =
+            walsh_output_open(&graph->checkpoint, destination, &written, "merge", false, &m->output, err);
+    walsh_plan_close(&written);
+    if (status == WALSH_OK) status = write_tensors(m, err);
+    json_t *changes = NULL;
+    if (status == WALSH_OK) status = config_changes(m, &changes, err);
+    if (status == WALSH_OK) *bytes = m->output.plan.file_bytes;
+    if (status == WALSH_OK) status = walsh_output_finish(&m->output, changes, err);
+    json_decref(changes);
+    if (status != WALSH_OK) walsh_output_discard(&m->output);
+    return status;
+}
+
+enum walsh_status walsh_merge_job(const struct walsh_queue *q, const struct walsh_hooks *hooks,
+                                  const struct walsh_merging *merging, const char *destination,
+                                  uint64_t *bytes, struct walsh_error *err)
+{
+    struct merge m = {.queue = q, .hooks = hooks, .merging = merging, .output = {.fd = -1}};
+    const enum walsh_status status = run(&m, destination, bytes, err);
+    walsh_output_close(&m.output);
+    walsh_arena_close(&m.arena);
+    return status;
+}
