@@ -20,8 +20,10 @@ static void run_scores(void *argument)
 {
     struct turbo_case *t = argument;
     struct walsh_turbo_scores s = t->s;
-    for (size_t i = 0; i < t->chunks; i++, s.codes += walsh_turbo_code_bytes(DIM, s.book->bits, CHUNK))
+    for (size_t i = 0; i < t->chunks; i++, s.codes = s.next) {
+        s.next = s.codes + walsh_turbo_code_bytes(DIM, s.book->bits, CHUNK);
         t->scores(&s);
+    }
 }
 
 static void run_weights(void *argument)
@@ -34,8 +36,10 @@ static void run_values(void *argument)
 {
     struct turbo_case *t = argument;
     struct walsh_turbo_values v = t->v;
-    for (size_t i = 0; i < t->chunks; i++, v.codes += walsh_turbo_code_bytes(DIM, v.book->bits, CHUNK))
+    for (size_t i = 0; i < t->chunks; i++, v.codes = v.next) {
+        v.next = v.codes + walsh_turbo_code_bytes(DIM, v.book->bits, CHUNK);
         t->values(&v);
+    }
 }
 
 /* Codes of `chunks` chunks and all else that a kernel reads; false where memory is short. */
@@ -57,18 +61,26 @@ static bool prepare(struct walsh_bench *b, struct turbo_case *t, unsigned bits, 
     for (size_t i = 0; i < GROUP * CHUNK; i++) scores[i] = 1;
     for (size_t i = 0; i < GROUP * DIM; i++) query[i] = (int16_t)(i * 37 % 8000);
     for (size_t i = 0; i < GROUP * CHUNK; i++) weights[i] = (int16_t)(i * 37 % 8000);
-    t->s = (struct walsh_turbo_scores){book, codes, norms, CHUNK, group, CHUNK, query, factor, scores};
+    t->s = (struct walsh_turbo_scores){.book = book,
+                                       .codes = codes,
+                                       .norms = norms,
+                                       .tokens = CHUNK,
+                                       .group = group,
+                                       .ld = CHUNK,
+                                       .query = query,
+                                       .factor = factor,
+                                       .scores = scores};
     t->w = (struct walsh_turbo_weights){scores, norms, CHUNK, 1.0f / 32767, weights, factor};
-    t->v = (struct walsh_turbo_values){book,
-                                       codes,
-                                       walsh_turbo_value_stride(bits, CHUNK),
-                                       CHUNK,
-                                       group,
-                                       CHUNK,
-                                       CHUNK / WALSH_TURBO_SPAN,
-                                       weights,
-                                       factor,
-                                       out};
+    t->v = (struct walsh_turbo_values){.book = book,
+                                       .codes = codes,
+                                       .stride = walsh_turbo_value_stride(bits, CHUNK),
+                                       .tokens = CHUNK,
+                                       .group = group,
+                                       .ld = CHUNK,
+                                       .ld_factor = CHUNK / WALSH_TURBO_SPAN,
+                                       .weights = weights,
+                                       .factor = factor,
+                                       .out = out};
     return true;
 }
 

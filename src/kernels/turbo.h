@@ -41,6 +41,7 @@ static inline uint32_t walsh_turbo_run(const struct walsh_turbo_codebook *book)
 struct walsh_turbo_scores {
     const struct walsh_turbo_codebook *book;
     const uint8_t *codes; /* of the first token's block */
+    const uint8_t *next;  /* codes that are likely read afterwards, to be fetched ahead; NULL: unknown */
     const uint16_t *norms;
     size_t tokens, group, ld;
     const int16_t *query; /* [group][dim] */
@@ -67,6 +68,7 @@ struct walsh_turbo_weights {
 struct walsh_turbo_values {
     const struct walsh_turbo_codebook *book;
     const uint8_t *codes; /* of the first element block's first group */
+    const uint8_t *next;  /* as for the scores */
     size_t stride;        /* bytes from one block of 16 elements to the next */
     size_t tokens, group, ld, ld_factor;
     const int16_t *weights; /* [group][ld] */

@@ -575,7 +575,7 @@ static void test_group_5_key_and_value_dimensions_differ(void **state)
                                              .sum = sum,
                                              .out = out};
         walsh_turbo_rotate_queries(&queues->q[i], key, query, GROUP, &queries);
-        walsh_turbo_attend_chunk(&queues->q[i], &c, &queries, &scratch);
+        walsh_turbo_attend_chunk(&queues->q[i], &c, TOKENS, &queries, &scratch);
         walsh_turbo_unrotate(&queues->q[i], value, out, GROUP);
         for (int g = 0; g < GROUP; g++) {
             double score[TOKENS], expected[VALUE] = {0}, most = -INFINITY, total = 0;

@@ -118,7 +118,7 @@ static void attend_chunk(const struct decode *t, const struct unit *u, uint32_t 
         .out = p.out,
     };
     if (u->row->kv->type == WALSH_KV_TURBO)
-        walsh_turbo_attend_chunk(t->q, &c, queries, &s->turbo);
+        walsh_turbo_attend_chunk(t->q, &c, u->end, queries, &s->turbo);
     else
         t->q->kernels->attend_chunk(&c);
 }

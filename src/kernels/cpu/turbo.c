@@ -95,43 +95,52 @@ void walsh_turbo_unrotate(const struct walsh_queue *q, const struct walsh_turbo_
 
 /* --- a chunk --- */
 
-/* Tokens of one page. */
+/* Tokens of one page from a multiple of the span on. */
 struct run {
-    const uint8_t *head; /* of the page */
-    uint32_t slot;       /* the first token's place in the page, a multiple of the span */
+    const uint8_t *codes;
+    const uint16_t *norms;
     uint32_t tokens;
 };
 
-static struct run run_at(const struct walsh_kv_view *kv, void *const *pages,
-                         const struct walsh_turbo_codebook *book, uint32_t kv_head, uint32_t token,
-                         uint32_t end)
+static struct run run_at(const struct walsh_kv_view *kv, enum walsh_turbo_side side, uint32_t kv_head,
+                         uint32_t token, uint32_t end)
 {
-    uint32_t slot = token % kv->page_tokens, left = kv->page_tokens - slot;
-    const uint8_t *page = pages[token / kv->page_tokens];
+    const bool key = side == WALSH_TURBO_KEY;
+    const struct walsh_turbo_codebook *book = &(key ? kv->turbo->key : kv->turbo->value)->book;
+    const uint32_t dim = book->dim, bits = book->bits, slot = token % kv->page_tokens;
+    const uint8_t *page = (key ? kv->k_pages : kv->v_pages)[token / kv->page_tokens];
+    const uint8_t *head = page + kv_head * walsh_turbo_head_bytes(dim, bits, kv->page_tokens);
+    const uint8_t *norms = head + walsh_turbo_code_bytes(dim, bits, kv->page_tokens);
     return (struct run){
-        .head = page + kv_head * walsh_turbo_head_bytes(book->dim, book->bits, kv->page_tokens),
-        .slot = slot,
-        .tokens = end - token < left ? end - token : left,
+        .codes = head + (size_t)slot * bits * (key ? dim / 8 : 2),
+        .norms = (const uint16_t *)(const void *)norms + slot,
+        .tokens = (uint32_t)walsh_min(end - token, kv->page_tokens - slot),
     };
 }
 
-static const uint16_t *norms_of(const struct run *run, const struct walsh_turbo_codebook *book,
-                                uint32_t page_tokens)
+/* The run behind `token` of a side, its norms fetched; its codes are fetched by the kernels. */
+static const uint8_t *fetch_run(const struct walsh_attend_chunk *c, enum walsh_turbo_side side,
+                                uint32_t token, uint32_t end)
 {
-    const uint8_t *norms = run->head + walsh_turbo_code_bytes(book->dim, book->bits, page_tokens);
-    return (const uint16_t *)(const void *)norms + run->slot;
+    struct run run = run_at(c->kv, side, c->kv_head, token, end);
+    for (uint32_t i = 0; i < run.tokens; i += WALSH_ALIGNMENT / sizeof *run.norms)
+        __builtin_prefetch(run.norms + i);
+    return run.codes;
 }
 
+/* Keys of [first, end), then the values from `first` on. */
 static void score_tokens(const struct walsh_queue *q, const struct walsh_attend_chunk *c, uint32_t first,
                          uint32_t end, const struct walsh_turbo_queries *queries)
 {
-    const struct walsh_turbo_codebook *book = &c->kv->turbo->key->book;
-    for (uint32_t token = first; token < end;) {
-        struct run run = run_at(c->kv, c->kv->k_pages, book, c->kv_head, token, end);
+    for (uint32_t token = first, next; token < end; token = next) {
+        struct run run = run_at(c->kv, WALSH_TURBO_KEY, c->kv_head, token, end);
+        next = token + run.tokens;
         const struct walsh_turbo_scores scores = {
-            .book = book,
-            .codes = run.head + (size_t)run.slot * book->dim * book->bits / 8,
-            .norms = norms_of(&run, book, c->kv->page_tokens),
+            .book = &c->kv->turbo->key->book,
+            .codes = run.codes,
+            .next = next < end ? fetch_run(c, WALSH_TURBO_KEY, next, end)
+                               : fetch_run(c, WALSH_TURBO_VALUE, first, end),
+            .norms = run.norms,
             .tokens = run.tokens,
             .group = c->group,
             .ld = WALSH_ATTEND_CHUNK,
@@ -140,23 +149,23 @@ static void score_tokens(const struct walsh_queue *q, const struct walsh_attend_
             .scores = c->scores + (token - first),
         };
         q->kernels->turbo_scores(&scores);
-        token += run.tokens;
     }
 }
 
+/* Values of [first, end), then the keys of the next chunk. */
 static void sum_values(const struct walsh_queue *q, const struct walsh_attend_chunk *c, uint32_t first,
-                       uint32_t end, struct walsh_turbo_scratch *scratch)
+                       uint32_t end, uint32_t last, struct walsh_turbo_scratch *scratch)
 {
     const struct walsh_turbo_codebook *book = &c->kv->turbo->value->book;
     enum { SPANS = WALSH_ATTEND_CHUNK / WALSH_TURBO_SPAN };
     memset(c->out, 0, (size_t)c->group * book->dim * sizeof *c->out);
-    for (uint32_t token = first; token < end;) {
-        struct run run = run_at(c->kv, c->kv->v_pages, book, c->kv_head, token, end);
-        const uint16_t *norms = norms_of(&run, book, c->kv->page_tokens);
+    for (uint32_t token = first, next; token < end; token = next) {
+        struct run run = run_at(c->kv, WALSH_TURBO_VALUE, c->kv_head, token, end);
+        next = token + run.tokens;
         for (uint32_t g = 0; g < c->group; g++) {
             const struct walsh_turbo_weights weights = {
                 .weight = c->scores + (size_t)g * WALSH_ATTEND_CHUNK + (token - first),
-                .norms = norms,
+                .norms = run.norms,
                 .tokens = run.tokens,
                 .unit = book->scale / WALSH_TURBO_LARGEST_WEIGHT,
                 .scaled = scratch->weights + (size_t)g * WALSH_ATTEND_CHUNK,
@@ -166,7 +175,10 @@ static void sum_values(const struct walsh_queue *q, const struct walsh_attend_ch
         }
         const struct walsh_turbo_values values = {
             .book = book,
-            .codes = run.head + (size_t)run.slot * 2 * book->bits,
+            .codes = run.codes,
+            .next = next < end    ? fetch_run(c, WALSH_TURBO_VALUE, next, end)
+                    : next < last ? fetch_run(c, WALSH_TURBO_KEY, next, last)
+                                  : NULL,
             .stride = walsh_turbo_value_stride(book->bits, c->kv->page_tokens),
             .tokens = run.tokens,
             .group = c->group,
@@ -177,11 +189,10 @@ static void sum_values(const struct walsh_queue *q, const struct walsh_attend_ch
             .out = c->out,
         };
         q->kernels->turbo_values(&values);
-        token += run.tokens;
     }
 }
 
-void walsh_turbo_attend_chunk(const struct walsh_queue *q, const struct walsh_attend_chunk *c,
+void walsh_turbo_attend_chunk(const struct walsh_queue *q, const struct walsh_attend_chunk *c, uint32_t last,
                               const struct walsh_turbo_queries *queries, struct walsh_turbo_scratch *scratch)
 {
     /* whole spans; what is outside of [begin, end) gets the weight 0 */
@@ -197,7 +208,7 @@ void walsh_turbo_attend_chunk(const struct walsh_queue *q, const struct walsh_at
         memset(score, 0, (c->begin - first) * sizeof *score);
         memset(score + (c->end - first), 0, (end - c->end) * sizeof *score);
     }
-    sum_values(q, c, first, end, scratch);
+    sum_values(q, c, first, end, last, scratch);
 }
 
 /* --- append --- */

@@ -22,8 +22,9 @@ struct walsh_turbo_scratch {
 };
 /* The chunk that walsh_attend_chunk defines, on TURBO pages: out [group][value dimension] in the value
  * codec's rotated space. c->query and c->head_dim are not used. [begin, end) lies between two multiples of
- * WALSH_ATTEND_CHUNK. */
-void walsh_turbo_attend_chunk(const struct walsh_queue *q, const struct walsh_attend_chunk *c,
+ * WALSH_ATTEND_CHUNK. `last`: where the tokens end that the caller will ask for chunk by chunk; what follows
+ * `end` is fetched ahead. */
+void walsh_turbo_attend_chunk(const struct walsh_queue *q, const struct walsh_attend_chunk *c, uint32_t last,
                               const struct walsh_turbo_queries *queries, struct walsh_turbo_scratch *scratch);
 /* x [group][value dimension] <- R^-1 x. */
 void walsh_turbo_unrotate(const struct walsh_queue *q, const struct walsh_turbo_codec *value, float *x,

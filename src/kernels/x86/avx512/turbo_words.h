@@ -73,9 +73,9 @@ struct levels {
 };
 static inline void levels_load(struct levels *t, const struct walsh_turbo_codebook *book, unsigned bits)
 {
+    const int tables = bits <= 5 ? 1 : bits == 6 ? 2 : bits == 7 ? 4 : 8;
     int16_t value[256];
-    for (int i = 0; i < 256; i++) value[i] = book->value[i & (int)(book->levels - 1)];
-    int tables = bits <= 5 ? 1 : bits == 6 ? 2 : bits == 7 ? 4 : 8;
+    for (int i = 0; i < 32 * tables; i++) value[i] = book->value[i & ((1 << bits) - 1)];
 #ifdef __AVX512VBMI__
     if (bits == 8) {
         uint8_t byte[2][256];
