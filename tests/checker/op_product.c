@@ -25,32 +25,38 @@ static void run(const struct walsh_queue *q, const struct op_case *t, const stru
     q->ops->product(q, list, t->count, a, NULL, t->role);
 }
 
-/* Outputs [begin, end) of product n against the reference's table. */
-static void compare(struct check *c, const struct check_queues *queues, const struct op_case *t,
-                    const struct walsh_weights *w, const struct walsh_activations *a, const float *y,
-                    size_t ldy, size_t begin, size_t end)
+/* A product and what its reference needs. */
+struct expectation {
+    const struct walsh_queue *reference;
+    const struct walsh_weights *w;
+    const struct walsh_activations *a;
+    struct walsh_weights absolute_w; /* empty where the product is exact */
+    struct walsh_activations absolute_a;
+};
+
+/* Outputs [begin, end) of y against the reference's table. */
+static void compare(struct check *c, const struct expectation *e, const float *y, size_t ldy, size_t begin,
+                    size_t end)
 {
-    const struct walsh_kernels *k = queues->reference.kernels;
-    size_t outputs = end - begin, n = a->rows * outputs;
+    const struct walsh_kernels *k = e->reference->kernels;
+    size_t outputs = end - begin, n = e->a->rows * outputs;
     float *expected = check_alloc(c, n * sizeof *expected, 0), *got = check_alloc(c, n * sizeof *got, 0);
     float *magnitude = check_alloc(c, n * sizeof *magnitude, 0);
     struct walsh_product_part part = {
-        w, a, begin, end, expected - begin, outputs, queues->reference.scratch[0]};
-    for (size_t i = 0; i < a->rows; i++)
+        e->w, e->a, begin, end, expected - begin, outputs, e->reference->scratch[0]};
+    for (size_t i = 0; i < e->a->rows; i++)
         memcpy(got + i * outputs, y + i * ldy + begin, outputs * sizeof *got);
-    if (t->type == WALSH_ACTIVATION_INT8) {
+    if (e->a->type == WALSH_ACTIVATION_INT8) {
         k->product_int8_decode(&part);
         check_exact_f32(c, "y", expected, got, n);
         return;
     }
-    if (w->format == WALSH_FORMAT_E8P)
+    if (e->w->format == WALSH_FORMAT_E8P)
         k->product_e8p_decode(&part);
     else
         k->product_dense_decode(&part);
-    struct walsh_weights absolute_w = product_magnitudes(c, w);
-    struct walsh_activations absolute_a = product_absolute(c, a);
-    part.weights = &absolute_w;
-    part.a = &absolute_a;
+    part.weights = &e->absolute_w;
+    part.a = &e->absolute_a;
     part.y = magnitude - begin;
     k->product_dense_decode(&part);
     check_close_f32(c, "y", expected, got, magnitude, n, 4);
@@ -74,16 +80,21 @@ static void check_case(struct check *c, const struct check_queues *queues, const
         size_t outputs = w[n].rows, ldy = outputs + n, bytes = t->rows * ldy * sizeof(float);
         check_exact_bytes(c, "y of 1 and of 2 threads", y[0][n], y[1][n], bytes);
         check_exact_bytes(c, "y of 1 and of 3 threads", y[0][n], y[2][n], bytes);
+        struct expectation e = {.reference = &queues->reference, .w = &w[n], .a = &a};
+        if (t->type != WALSH_ACTIVATION_INT8) {
+            e.absolute_w = product_magnitudes(c, &w[n]);
+            e.absolute_a = product_absolute(c, &a);
+        }
         /* all outputs of a small product; of a large one the ends, a boundary of 8192 + 2048, and any other
          */
         if (outputs <= 256) {
-            compare(c, queues, t, &w[n], &a, y[0][n], ldy, 0, outputs);
+            compare(c, &e, y[0][n], ldy, 0, outputs);
             continue;
         }
         size_t any = check_below(c, outputs / WALSH_PRODUCT_ROWS) * WALSH_PRODUCT_ROWS;
         const size_t begins[] = {0, any, 8192 - 16, 8192 + 2048, outputs - 16};
         for (size_t i = 0; i < sizeof begins / sizeof begins[0]; i++)
-            compare(c, queues, t, &w[n], &a, y[0][n], ldy, begins[i], begins[i] + 16);
+            compare(c, &e, y[0][n], ldy, begins[i], begins[i] + 16);
     }
 }
 
