@@ -35,9 +35,9 @@ static inline uint32_t walsh_turbo_run(const struct walsh_turbo_codebook *book)
     return book->bits <= 6 ? 64 : book->bits == 7 ? 32 : 16;
 }
 
-/* Keys of `tokens` (a multiple of 32) tokens from a multiple of 32 on. For each query g and token t, with D_s
- * the sum of query * level over segment s in integers: scores[g * ld + t] = ((float)D_0 + (float)D_1 + ...) *
- * factor[g] * norm_t, from the left, each operation rounded to f32. */
+/* Keys of `tokens` tokens, a multiple of the span, from a multiple of it on. For each query g and token t,
+ * with D_s the sum of query * level over segment s in integers: scores[g * ld + t] = ((float)D_0 + (float)D_1
+ * + ...) * factor[g] * norm_t, from the left, each operation rounded to f32. */
 struct walsh_turbo_scores {
     const struct walsh_turbo_codebook *book;
     const uint8_t *codes; /* of the first token's block */

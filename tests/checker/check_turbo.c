@@ -93,7 +93,7 @@ void check_turbo_scores(struct check *c, walsh_kernel_turbo_scores *reference,
     for (size_t k = 0; k < DIMS; k++)
         for (unsigned bits = 1 + (unsigned)(k + c->round) % 2; bits <= 8; bits += 2) {
             const uint32_t dim = dims[k];
-            const size_t group = 1 + check_below(c, 9), tokens = 32 * (1 + check_below(c, 6));
+            const size_t group = 1 + check_below(c, 9), tokens = WALSH_TURBO_SPAN * (1 + check_below(c, 3));
             walsh_turbo_codebook_build(dim, bits, &book, NULL);
             const size_t code_bytes = tokens * dim * bits / 8;
             struct walsh_turbo_scores t = {.book = &book, .tokens = tokens, .group = group};

@@ -10,7 +10,13 @@
 
 typedef __m512i words;
 typedef uint16_t halves __attribute__((vector_size(64)));
-enum { BLOCKS = 2 }; /* rows at once */
+/* Rows at once: as many as registers hold, to hide the latency of the multiply-adds and to share broadcast
+ * operands; tables of more than 5 bits take registers too. */
+enum { MOST_BLOCKS = 4 };
+static inline int blocks_at_once(unsigned bits)
+{
+    return bits <= 4 ? 4 : 2;
+}
 
 static inline words words_zero(void)
 {
