@@ -2,6 +2,7 @@
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "app.h"
@@ -11,7 +12,7 @@ struct quantize_settings {
     struct command command;
     const char *format, *rotation, *calibration;
     int64_t bits, passes, samples, sample_tokens, seed;
-    bool no_hessian, dry_run, resume;
+    bool no_hessian, plain, dry_run, resume;
 };
 
 #define AT(member) offsetof(struct quantize_settings, member)
@@ -81,6 +82,11 @@ static const struct option quantize_options[] = {
      .kind = OPTION_FLAG,
      .offset = AT(no_hessian),
      .help = "no calibration: round each weight to the nearest code (for measurements)"},
+    {.name = "plain",
+     .kind = OPTION_FLAG,
+     .offset = AT(plain),
+     .help =
+         "the published method as it is: no scales beside the signs, no search for them (for measurements)"},
     {.name = "dry-run",
      .kind = OPTION_FLAG,
      .offset = AT(dry_run),
@@ -140,8 +146,11 @@ static void print_text(const struct quantize_settings *settings, const struct wa
 /* An interrupted job is a failure with a way out, where there is something to go on with. */
 static enum walsh_status explain_abort(const struct command *command, struct walsh_error *err)
 {
+    const char *dst = command->arguments[1];
+    size_t size = strlen(dst);
+    while (size > 1 && dst[size - 1] == '/') size--;
     char partial[PATH_MAX];
-    snprintf(partial, sizeof partial, "%s.partial", command->arguments[1]);
+    snprintf(partial, sizeof partial, "%.*s.partial", (int)size, dst);
     if (access(partial, F_OK) != 0) return fail(err, WALSH_E_ABORTED, "stopped; nothing was written");
     return fail(err, WALSH_E_ABORTED,
                 "stopped; finished layers are kept in %s: the same command with --resume goes on", partial);
@@ -161,6 +170,7 @@ static enum walsh_status quantize(struct quantize_settings *settings, const char
     options.sample_tokens = settings->sample_tokens == OPTION_UNSET ? 0 : (uint32_t)settings->sample_tokens;
     if (settings->passes != OPTION_UNSET) options.passes = (int)settings->passes;
     options.seed = (uint64_t)settings->seed;
+    options.plain = settings->plain;
     options.dry_run = settings->dry_run;
     options.resume = settings->resume;
     options.no_mmap = command->no_mmap;
@@ -187,10 +197,10 @@ static enum walsh_status run_quantize(struct command *command, struct walsh_erro
     TRY(model_find(command->arguments[0], &source, err));
     enum walsh_status status = WALSH_OK;
     const char *calibration = settings->calibration;
-    if (!calibration && !settings->no_hessian) {
+    if (!calibration && !settings->no_hessian && !settings->dry_run) {
         status = data_find("calibration.txt", &shipped, err);
         calibration = shipped;
-        if (status == WALSH_OK && !settings->dry_run)
+        if (status == WALSH_OK)
             progress_note(&command->progress,
                           "walsh quantize: calibrating with the text that ships with walsh (%s)", shipped);
     }

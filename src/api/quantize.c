@@ -18,7 +18,7 @@ static enum walsh_status job_options(const struct walsh_quantize_options *o, str
     if (o->rotation && !pow2 && strcmp(o->rotation, "block") != 0)
         return walsh_fail(err, WALSH_E_UNSUPPORTED,
                           "rotation %s is not one that e8p is written with; known: block, pow2", o->rotation);
-    if (!o->calibration && !o->identity_hessian)
+    if (!o->calibration && !o->identity_hessian && !o->dry_run)
         return walsh_fail(err, WALSH_E_ARGUMENT,
                           "quantize needs a calibration text, or identity_hessian for none");
     if (o->calibration && o->identity_hessian)

@@ -27,6 +27,7 @@ struct job {
     struct walsh_calibration calibration;
     bool calibrated;
     struct walsh_output output;
+    bool biased; /* a quantized linear has a bias */
     struct walsh_job_report *report;
     /* the layer at hand */
     uint32_t layer;
@@ -81,6 +82,7 @@ static enum walsh_status plan_linear(struct job *job, struct walsh_safetensors_p
     snprintf(weight, sizeof weight, "%s.weight", linear->name);
     struct walsh_tensor *dense = walsh_checkpoint_find(&job->graph->checkpoint, weight);
     if (dense) dense->used = false; /* replaced, not copied */
+    if (linear->bias) job->biased = true;
     struct walsh_job_linear *row = &job->report->linears[job->report->linear_count++];
     *row = (struct walsh_job_linear){
         .rows = linear->out, .cols = linear->in, .bytes = linear_bytes(job, out.padded, in.padded)};
@@ -96,7 +98,16 @@ static size_t count_linears(const struct walsh_model_graph *graph)
     return count;
 }
 
-/* Every quantized linear in the GLQ layout, everything else as the source has it. */
+/* Embeddings, head, norms and router are kept in bf16; a bias, which costs nothing, as it is. */
+static enum walsh_dtype kept_dtype(const struct walsh_tensor *t)
+{
+    static const char bias[] = ".bias";
+    size_t size = strlen(t->name), end = sizeof bias - 1;
+    bool is_bias = size > end && strcmp(t->name + size - end, bias) == 0;
+    return is_bias ? t->dtype : WALSH_BF16;
+}
+
+/* Every quantized linear in the GLQ layout, everything else in bf16. */
 static enum walsh_status plan_output(struct job *job, struct walsh_safetensors_plan *plan,
                                      struct walsh_error *err)
 {
@@ -116,15 +127,15 @@ static enum walsh_status plan_output(struct job *job, struct walsh_safetensors_p
     }
     for (size_t i = 0; i < graph->checkpoint.tensor_count; i++) {
         const struct walsh_tensor *t = graph->checkpoint.tensors[i];
-        if (t->used) WALSH_TRY(walsh_plan_add(plan, t->name, t->dtype, t->rank, t->shape, err));
+        if (t->used) WALSH_TRY(walsh_plan_add(plan, t->name, kept_dtype(t), t->rank, t->shape, err));
     }
     WALSH_TRY(walsh_plan_finish(plan, err));
     job->report->bytes_predicted = plan->file_bytes;
     return WALSH_OK;
 }
 
-/* What makes two jobs the same: options, calibration tokens, the source's shapes and the beginning of each
- * tensor. */
+/* What makes two jobs the same: options, calibration tokens, samples of the source's bytes, and the
+ * instruction sets, on which the bits of float sums depend. */
 static void describe(const struct job *job, uint64_t calibration, char *out, size_t size)
 {
     const struct walsh_job_options *o = job->options;
@@ -134,12 +145,15 @@ static void describe(const struct job *job, uint64_t calibration, char *out, siz
         const struct walsh_tensor *t = ck->tensors[i];
         source = XXH64(t->name, strlen(t->name), source + t->bytes);
         source = XXH64(t->data, walsh_min(t->bytes, 4096), source);
+        source =
+            XXH64((const uint8_t *)t->data + t->bytes / 2, walsh_min(t->bytes - t->bytes / 2, 4096), source);
     }
     snprintf(out, size,
              "walsh %s, e8p %u bits, %s, %u x %u calibration tokens %016" PRIx64
-             ", %u passes, %s, seed %" PRIu64 ", source %016" PRIx64,
+             ", %u passes, %s, seed %" PRIu64 ", source %016" PRIx64 ", kernels %x",
              WALSH_VERSION, o->bits, o->pow2 ? "pow2" : "block", job->calibration.samples,
-             job->calibration.tokens, calibration, o->passes, o->tune ? "tuned" : "plain", o->seed, source);
+             job->calibration.tokens, calibration, o->passes, o->tune ? "tuned" : "plain", o->seed, source,
+             job->queue->kernels->isa);
 }
 
 /* --- one linear --- */
@@ -386,6 +400,20 @@ static enum walsh_status run_layer(struct job *job, struct walsh_job_linear *row
 
 /* --- the job --- */
 
+/* GLQ drops the biases of quantized linears: what has them is marked as ours, so that GLQ refuses it. */
+static json_t *quantization_config(const struct job *job)
+{
+    json_t *config = json_pack("{s:{s:s, s:s, s:b, s:i, s:i}}", "quantization_config", "quant_method",
+                               job->biased ? "walsh" : "glq", "codebook", "e8p", "block_diagonal",
+                               !job->options->pow2, "codesz", 8, "bpw", (int)job->options->bits);
+    json_t *inner = json_object_get(config, "quantization_config");
+    if (config && job->biased && json_object_set_new(inner, "version", json_integer(1)) != 0) {
+        json_decref(config);
+        return NULL;
+    }
+    return config;
+}
+
 static enum walsh_status write_output(struct job *job, const char *destination,
                                       struct walsh_safetensors_plan *plan, const char *description,
                                       struct walsh_error *err)
@@ -403,9 +431,7 @@ static enum walsh_status write_output(struct job *job, const char *destination,
     }
     begin_share(job, 0, 0);
     show_progress(job, 0);
-    json_t *quantization =
-        json_pack("{s:{s:s, s:s, s:b, s:i, s:i}}", "quantization_config", "quant_method", "glq", "codebook", "e8p", "block_diagonal",
-                  !job->options->pow2, "codesz", 8, "bpw", (int)job->options->bits);
+    json_t *quantization = quantization_config(job);
     if (!quantization) return walsh_fail(err, WALSH_E_MEMORY, "no memory for the quantization config");
     enum walsh_status status = walsh_output_finish(&job->output, quantization, err);
     json_decref(quantization);
@@ -452,7 +478,8 @@ enum walsh_status walsh_quantize_job(const struct walsh_queue *q, const struct w
                                      const struct walsh_job_options *options, struct walsh_job_report *report,
                                      struct walsh_error *err)
 {
-    struct job job = {.queue = q, .hooks = hooks, .options = options, .report = report, .output = {.fd = -1}};
+    struct job job = {
+        .queue = q, .hooks = hooks, .options = options, .report = report, .output = {.fd = -1, .lock = -1}};
     double start = walsh_now();
     *report = (struct walsh_job_report){0};
     enum walsh_status status = run(&job, source, destination, err);

@@ -328,7 +328,7 @@ enum walsh_status walsh_merge_job(const struct walsh_queue *q, const struct wals
                                   const struct walsh_merging *merging, const char *destination,
                                   uint64_t *bytes, struct walsh_error *err)
 {
-    struct merge m = {.queue = q, .hooks = hooks, .merging = merging, .output = {.fd = -1}};
+    struct merge m = {.queue = q, .hooks = hooks, .merging = merging, .output = {.fd = -1, .lock = -1}};
     const enum walsh_status status = run(&m, destination, bytes, err);
     walsh_output_close(&m.output);
     walsh_arena_close(&m.arena);

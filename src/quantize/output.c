@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
@@ -30,7 +31,7 @@ static const char *const companions[] = {"generation_config.json",
 
 /* --- the directory --- */
 
-static enum walsh_status join(const char *a, const char *b, char **out, struct walsh_error *err)
+static enum walsh_status concatenate(const char *a, const char *b, char **out, struct walsh_error *err)
 {
     size_t size = strlen(a) + strlen(b) + 1;
     WALSH_TRY(walsh_alloc(size, 1, "a path", out, err));
@@ -38,22 +39,31 @@ static enum walsh_status join(const char *a, const char *b, char **out, struct w
     return WALSH_OK;
 }
 
-/* Remove the files of `path` whose names end in `suffix` ("": all of them). */
-static enum walsh_status remove_files(const char *path, const char *suffix, struct walsh_error *err)
+/* Remove what killed writers left in `path`: names that end in ".tmp". */
+static enum walsh_status remove_temporaries(const char *path, struct walsh_error *err)
 {
+    static const char suffix[] = ".tmp";
     DIR *directory = opendir(path);
     if (!directory) return walsh_fail_errno(err, errno, "%s: cannot list it", path);
     enum walsh_status status = WALSH_OK;
     for (struct dirent *entry; status == WALSH_OK && (entry = readdir(directory)) != NULL;) {
-        size_t size = strlen(entry->d_name), end = strlen(suffix);
-        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0 || size < end ||
-            strcmp(entry->d_name + size - end, suffix) != 0)
-            continue;
+        size_t size = strlen(entry->d_name), end = sizeof suffix - 1;
+        if (size <= end || strcmp(entry->d_name + size - end, suffix) != 0) continue;
         if (unlinkat(dirfd(directory), entry->d_name, 0) != 0)
             status = walsh_fail_errno(err, errno, "%s/%s: cannot remove it", path, entry->d_name);
     }
     closedir(directory);
     return status;
+}
+
+/* One job at a time writes the directory; the lock goes with the process. */
+static enum walsh_status lock_directory(struct walsh_output *o, struct walsh_error *err)
+{
+    o->lock = open(o->partial, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (o->lock < 0) return walsh_fail_errno(err, errno, "%s: cannot open the directory", o->partial);
+    if (flock(o->lock, LOCK_EX | LOCK_NB) == 0) return WALSH_OK;
+    if (errno != EWOULDBLOCK) return walsh_fail_errno(err, errno, "%s: cannot lock it", o->partial);
+    return walsh_fail(err, WALSH_E_EXISTS, "%s: another job is writing it", o->partial);
 }
 
 static enum walsh_status write_journal(const struct walsh_output *o, struct walsh_error *err)
@@ -65,46 +75,63 @@ static enum walsh_status write_journal(const struct walsh_output *o, struct wals
     return status;
 }
 
-/* A new directory: the file at its full size, so that a disk that is too small says so now. */
-static enum walsh_status begin(struct walsh_output *o, const char *description, struct walsh_error *err)
+/* model.safetensors at its full size, so that a disk that is too small says so now. */
+static enum walsh_status create_tensors(struct walsh_output *o, struct walsh_error *err)
 {
-    if (mkdir(o->partial, 0777) != 0 && errno != EEXIST)
-        return walsh_fail_errno(err, errno, "%s: cannot make the directory", o->partial);
     o->fd = open(o->tensors, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (o->fd < 0) return walsh_fail_errno(err, errno, "%s: cannot create it", o->tensors);
     int full = posix_fallocate(o->fd, 0, (off_t)o->plan.file_bytes);
     if (full != 0)
         return walsh_fail_errno(err, full, "%s: cannot reserve %" PRIu64 " bytes", o->tensors,
                                 o->plan.file_bytes);
-    WALSH_TRY(walsh_pwrite_all(o->fd, o->tensors, o->plan.header, o->plan.header_bytes, 0, err));
-    o->state = json_pack("{s:s, s:[]}", "job", description, "layers");
-    if (!o->state) return walsh_fail(err, WALSH_E_MEMORY, "%s: no memory for its text", o->journal);
-    return WALSH_OK; /* job.json appears with the first thing worth keeping */
+    return walsh_pwrite_all(o->fd, o->tensors, o->plan.header, o->plan.header_bytes, 0, err);
 }
 
-static enum walsh_status continue_job(struct walsh_output *o, const char *description,
-                                      struct walsh_error *err)
+/* job.json comes first: it says that the directory is ours. */
+static enum walsh_status begin_job(struct walsh_output *o, const char *description, struct walsh_error *err)
+{
+    WALSH_TRY(lock_directory(o, err));
+    o->state = json_pack("{s:s, s:b, s:[]}", "job", description, "copied", 0, "layers");
+    if (!o->state) return walsh_fail(err, WALSH_E_MEMORY, "%s: no memory for its text", o->journal);
+    enum walsh_status status = write_journal(o, err);
+    if (status == WALSH_OK) status = create_tensors(o, err);
+    if (status != WALSH_OK) { /* nothing there is worth keeping */
+        (void)unlink(o->tensors);
+        (void)unlink(o->journal);
+        (void)rmdir(o->partial);
+    }
+    return status;
+}
+
+static enum walsh_status read_journal(struct walsh_output *o, struct walsh_error *err)
 {
     char *text;
     size_t size;
-    WALSH_TRY(walsh_file_read_text(o->journal, MAX_JOURNAL_BYTES, &text, &size, err));
     json_error_t where;
+    WALSH_TRY(walsh_file_read_text(o->journal, MAX_JOURNAL_BYTES, &text, &size, err));
     o->state = json_loadb(text, size, JSON_REJECT_DUPLICATES, &where);
     walsh_free(text);
     if (!o->state)
         return walsh_fail(err, WALSH_E_FORMAT, "%s: line %d: %s; remove %s to start again", o->journal,
                           where.line, where.text, o->partial);
-    const char *job = json_string_value(json_object_get(o->state, "job"));
-    const json_t *layers = json_object_get(o->state, "layers");
-    if (!job || !json_is_array(layers))
+    if (!json_is_string(json_object_get(o->state, "job")) ||
+        !json_is_boolean(json_object_get(o->state, "copied")) ||
+        !json_is_array(json_object_get(o->state, "layers")))
         return walsh_fail(err, WALSH_E_FORMAT,
                           "%s: not the record of a quantize job; remove %s to start again", o->journal,
                           o->partial);
+    return WALSH_OK;
+}
+
+static enum walsh_status continue_job(struct walsh_output *o, const char *description,
+                                      struct walsh_error *err)
+{
+    const char *job = json_string_value(json_object_get(o->state, "job"));
     if (strcmp(job, description) != 0)
         return walsh_fail(err, WALSH_E_ARGUMENT,
                           "%s was begun as another job (%s), this one is (%s); use its options or remove it",
                           o->partial, job, description);
-    o->layers_done = (uint32_t)json_array_size(layers);
+    o->layers_done = (uint32_t)json_array_size(json_object_get(o->state, "layers"));
     o->fd = open(o->tensors, O_RDWR | O_CLOEXEC);
     if (o->fd < 0) return walsh_fail_errno(err, errno, "%s: cannot open it", o->tensors);
     struct stat st;
@@ -116,46 +143,70 @@ static enum walsh_status continue_job(struct walsh_output *o, const char *descri
     return WALSH_OK;
 }
 
+/* DESTINATION.partial is there: a job to go on with, one that had not written anything yet, or not ours. */
+static enum walsh_status reopen_job(struct walsh_output *o, const char *description, bool resume,
+                                    struct walsh_error *err)
+{
+    WALSH_TRY(lock_directory(o, err));
+    WALSH_TRY(remove_temporaries(o->partial, err));
+    if (!walsh_path_exists(o->journal)) {
+        if (rmdir(o->partial) != 0)
+            return walsh_fail(
+                err, WALSH_E_EXISTS,
+                "%s exists and is not an unfinished job of walsh; remove it or choose another name",
+                o->partial);
+        close(o->lock);
+        o->lock = -1;
+        if (mkdir(o->partial, 0777) != 0)
+            return walsh_fail_errno(err, errno, "%s: cannot make the directory", o->partial);
+        return begin_job(o, description, err);
+    }
+    WALSH_TRY(read_journal(o, err));
+    if (!json_is_true(json_object_get(o->state, "copied"))) {
+        json_decref(o->state);
+        o->state = NULL;
+        close(o->lock);
+        o->lock = -1;
+        return begin_job(o, description, err);
+    }
+    if (!resume)
+        return walsh_fail(err, WALSH_E_EXISTS,
+                          "%s holds an unfinished job; --resume goes on with it, removing it starts again",
+                          o->partial);
+    return continue_job(o, description, err);
+}
+
 enum walsh_status walsh_output_open(const struct walsh_checkpoint *source, const char *destination,
                                     struct walsh_safetensors_plan *plan, const char *description, bool resume,
                                     struct walsh_output *out, struct walsh_error *err)
 {
-    *out = (struct walsh_output){.source = source, .plan = *plan, .fd = -1};
+    *out = (struct walsh_output){.source = source, .plan = *plan, .fd = -1, .lock = -1};
     *plan = (struct walsh_safetensors_plan){0};
-    WALSH_TRY(join(destination, "", &out->destination, err));
+    WALSH_TRY(concatenate(destination, "", &out->destination, err));
     for (size_t n = strlen(destination); n > 1 && out->destination[n - 1] == '/'; n--)
         out->destination[n - 1] = '\0';
-    WALSH_TRY(join(out->destination, ".partial", &out->partial, err));
-    WALSH_TRY(join(out->partial, "/model.safetensors", &out->tensors, err));
-    WALSH_TRY(join(out->partial, "/job.json", &out->journal, err));
+    WALSH_TRY(concatenate(out->destination, ".partial", &out->partial, err));
+    WALSH_TRY(concatenate(out->partial, "/model.safetensors", &out->tensors, err));
+    WALSH_TRY(concatenate(out->partial, "/job.json", &out->journal, err));
     if (walsh_path_exists(out->destination))
         return walsh_fail(err, WALSH_E_EXISTS, "%s exists; quantize writes a new directory",
                           out->destination);
-    if (walsh_path_exists(out->partial) && walsh_path_exists(out->journal)) {
-        if (!resume)
-            return walsh_fail(
-                err, WALSH_E_EXISTS,
-                "%s holds an unfinished job; --resume goes on with it, removing it starts again",
-                out->partial);
-        return continue_job(out, description, err);
-    }
-    enum walsh_status status = begin(out, description, err);
-    if (status != WALSH_OK && walsh_path_is_directory(out->partial)) { /* nothing there is worth keeping */
-        if (remove_files(out->partial, "", NULL) == WALSH_OK) (void)rmdir(out->partial);
-    }
-    return status;
+    if (mkdir(out->partial, 0777) == 0) return begin_job(out, description, err);
+    if (errno != EEXIST) return walsh_fail_errno(err, errno, "%s: cannot make the directory", out->partial);
+    return reopen_job(out, description, resume, err);
 }
 
 void walsh_output_close(struct walsh_output *o)
 {
     if (o->fd >= 0) close(o->fd);
+    if (o->lock >= 0) close(o->lock);
     json_decref(o->state);
     walsh_plan_close(&o->plan);
     walsh_free(o->destination);
     walsh_free(o->partial);
     walsh_free(o->tensors);
     walsh_free(o->journal);
-    *o = (struct walsh_output){.fd = -1};
+    *o = (struct walsh_output){.fd = -1, .lock = -1};
 }
 
 /* --- tensors --- */
@@ -170,19 +221,57 @@ enum walsh_status walsh_output_write(struct walsh_output *o, const char *name, c
     return walsh_pwrite_all(o->fd, o->tensors, data, bytes, o->plan.offsets[i], err);
 }
 
+/* Elements of an F32 or F16 tensor as bf16, `count` from `first` on. */
+static void convert_to_bf16(const struct walsh_tensor *t, size_t first, size_t count, uint16_t *out)
+{
+    const uint8_t *from = (const uint8_t *)t->data + first * walsh_dtype_size(t->dtype);
+    for (size_t i = 0; i < count; i++) {
+        float f;
+        uint16_t h;
+        if (t->dtype == WALSH_F32) {
+            memcpy(&f, from + 4 * i, sizeof f);
+        } else {
+            memcpy(&h, from + 2 * i, sizeof h);
+            f = walsh_f32_from_f16(h);
+        }
+        out[i] = walsh_bf16_from_f32(f);
+    }
+}
+
+static enum walsh_status copy_tensor(struct walsh_output *o, size_t planned, const struct walsh_tensor *t,
+                                     uint16_t *buffer, const struct walsh_hooks *hooks,
+                                     struct walsh_error *err)
+{
+    bool convert = o->plan.tensors[planned].dtype != t->dtype;
+    size_t bytes = o->plan.tensors[planned].bytes;
+    for (size_t at = 0; at < bytes; at += COPY_BYTES) {
+        size_t n = walsh_min(COPY_BYTES, bytes - at);
+        const void *data = (const uint8_t *)t->data + at;
+        if (convert) {
+            convert_to_bf16(t, at / sizeof *buffer, n / sizeof *buffer, buffer);
+            data = buffer;
+        }
+        WALSH_TRY(walsh_check_abort(hooks, err));
+        WALSH_TRY(walsh_pwrite_all(o->fd, o->tensors, data, n, o->plan.offsets[planned] + at, err));
+    }
+    return WALSH_OK;
+}
+
 enum walsh_status walsh_output_copy_tensors(struct walsh_output *o, const struct walsh_hooks *hooks,
                                             struct walsh_error *err)
 {
-    for (size_t i = 0; i < o->plan.count; i++) {
+    uint16_t *buffer;
+    WALSH_TRY(walsh_alloc(COPY_BYTES, 1, "a buffer to copy tensors", &buffer, err));
+    enum walsh_status status = WALSH_OK;
+    for (size_t i = 0; i < o->plan.count && status == WALSH_OK; i++) {
         const struct walsh_tensor *t = walsh_checkpoint_find(o->source, o->plan.tensors[i].name);
-        if (!t) continue;
-        for (size_t at = 0; at < t->bytes; at += COPY_BYTES) {
-            WALSH_TRY(walsh_check_abort(hooks, err));
-            WALSH_TRY(walsh_pwrite_all(o->fd, o->tensors, (const uint8_t *)t->data + at,
-                                       walsh_min(COPY_BYTES, t->bytes - at), o->plan.offsets[i] + at, err));
-        }
+        if (t) status = copy_tensor(o, i, t, buffer, hooks, err);
     }
+    walsh_free(buffer);
+    if (status != WALSH_OK) return status;
     if (fsync(o->fd) != 0) return walsh_fail_errno(err, errno, "%s: cannot write it to the disk", o->tensors);
+    if (json_object_set_new(o->state, "copied", json_true()) != 0)
+        return walsh_fail(err, WALSH_E_MEMORY, "%s: no memory for its text", o->journal);
     return write_journal(o, err);
 }
 
@@ -316,7 +405,7 @@ static enum walsh_status write_config(const struct walsh_output *o, json_t *chan
         json_decref(config);
         return walsh_fail(err, WALSH_E_MEMORY, "%s: no memory for config.json", o->partial);
     }
-    char *text = json_dumps(config, JSON_INDENT(2) | JSON_REAL_PRECISION(17));
+    char *text = json_dumps(config, JSON_INDENT(2) | JSON_REAL_PRECISION(15));
     json_decref(config);
     if (!text) return walsh_fail(err, WALSH_E_MEMORY, "%s: no memory for config.json", o->partial);
     enum walsh_status status = walsh_path_join(o->partial, "config.json", &path, err);
@@ -348,17 +437,30 @@ static enum walsh_status sync_parent(const char *path, struct walsh_error *err)
     if (!slash) return walsh_fsync_directory(".", err);
     if (slash == path) return walsh_fsync_directory("/", err);
     char *parent;
-    WALSH_TRY(join(path, "", &parent, err));
+    WALSH_TRY(concatenate(path, "", &parent, err));
     parent[slash - path] = '\0';
     enum walsh_status status = walsh_fsync_directory(parent, err);
     walsh_free(parent);
     return status;
 }
 
+static void remove_member(const struct walsh_output *o, const char *name)
+{
+    char *path;
+    if (walsh_path_join(o->partial, name, &path, NULL) != WALSH_OK) return;
+    (void)unlink(path);
+    walsh_free(path);
+}
+
 void walsh_output_discard(struct walsh_output *o)
 {
     if (o->fd < 0 || !o->partial) return;
-    if (remove_files(o->partial, "", NULL) == WALSH_OK) (void)rmdir(o->partial);
+    for (size_t i = 0; i < sizeof companions / sizeof *companions; i++) remove_member(o, companions[i]);
+    remove_member(o, "config.json");
+    (void)unlink(o->tensors);
+    (void)unlink(o->journal);
+    (void)remove_temporaries(o->partial, NULL);
+    (void)rmdir(o->partial); /* unless somebody put something else there */
 }
 
 enum walsh_status walsh_output_finish(struct walsh_output *o, json_t *changes, struct walsh_error *err)
@@ -366,7 +468,7 @@ enum walsh_status walsh_output_finish(struct walsh_output *o, json_t *changes, s
     WALSH_TRY(write_config(o, changes, err));
     for (size_t i = 0; i < sizeof companions / sizeof *companions; i++)
         WALSH_TRY(copy_companion(o, companions[i], err));
-    WALSH_TRY(remove_files(o->partial, ".tmp", err)); /* of writers that were killed */
+    WALSH_TRY(remove_temporaries(o->partial, err));
     WALSH_TRY(walsh_fsync_directory(o->partial, err));
     if (walsh_path_exists(o->destination))
         return walsh_fail(err, WALSH_E_EXISTS, "%s appeared while the job ran; the result is in %s",

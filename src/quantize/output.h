@@ -18,6 +18,7 @@ struct walsh_output {
     char *destination, *partial, *tensors, *journal; /* paths */
     struct walsh_safetensors_plan plan;
     int fd;        /* of model.safetensors; -1 */
+    int lock;      /* on DESTINATION.partial; -1 */
     json_t *state; /* what job.json holds */
     uint32_t layers_done;
 };
@@ -29,12 +30,13 @@ enum walsh_status walsh_output_open(const struct walsh_checkpoint *source, const
                                     struct walsh_safetensors_plan *plan, const char *description, bool resume,
                                     struct walsh_output *out, struct walsh_error *err);
 void walsh_output_close(
-    struct walsh_output *o); /* keeps DESTINATION.partial; safe on a zeroed struct with fd -1 */
+    struct walsh_output *o); /* keeps DESTINATION.partial; safe on a zeroed struct whose fd and lock are -1 */
 
 /* `bytes` of a planned tensor. */
 enum walsh_status walsh_output_write(struct walsh_output *o, const char *name, const void *data, size_t bytes,
                                      struct walsh_error *err);
-/* Every planned tensor that the source has under the same name. */
+/* Every planned tensor that the source has under the same name; rounded to bf16 where that is what is
+ * planned. */
 enum walsh_status walsh_output_copy_tensors(struct walsh_output *o, const struct walsh_hooks *hooks,
                                             struct walsh_error *err);
 /* Layer `layers_done` is written: its linears' figures go into job.json, with a hash of their bytes. */
