@@ -65,3 +65,15 @@ echo "   \$ walsh run bookworm-8m-e8p-3bpw \"$prompt\" -n 80 --seed 1"
 echo
 printf '%s' "$prompt"
 "$walsh" run "$small" "$prompt" -n 80 --seed 1
+
+lora=$root/models/shakespeare-lora-8m play=$root/data/shakespeare-valid.txt
+echo
+echo "4. The same prompt with a LoRA adapter on the quantized model, unmerged; it was trained on Shakespeare's plays:"
+echo "   \$ walsh run bookworm-8m-e8p-3bpw \"$prompt\" --adapter models/shakespeare-lora-8m -n 80 --seed 1"
+echo
+printf '%s' "$prompt"
+"$walsh" run "$small" "$prompt" --adapter "$lora" -n 80 --seed 1
+echo
+printf 'PPL of a play that neither has seen, data/shakespeare-valid.txt: %.2f without the adapter, ' \
+    "$("$walsh" eval "$small" --text "$play" --json | number ppl)"
+printf '%.2f with it.\n' "$("$walsh" eval "$small" --text "$play" --adapter "$lora" --json | number ppl)"

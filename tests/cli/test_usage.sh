@@ -7,7 +7,7 @@ exits 2
 silent
 works help
 grep -q '^  quantize ' "$work/out" || fails "the overview lists the verbs"
-for verb in quantize run eval bench inspect devices version; do
+for verb in quantize run eval bench inspect merge devices version; do
     works help "$verb"
     grep -q "^Usage: walsh $verb" "$work/out" || fails "usage line"
     grep -q -- '--json  ' "$work/out" || fails "the options of every verb"
