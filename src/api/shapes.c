@@ -182,7 +182,7 @@ uint64_t walsh_shape_bytes(const struct walsh_config *c, unsigned bits)
                  (c->experts ? (double)c->experts * c->expert_intermediate : (double)c->intermediate);
     double router = 2.0 * c->experts * c->hidden;
     double tables = (c->tied_embeddings ? 2.0 : 4.0) * c->vocab * c->hidden;
-    double rope = 4.0 * c->max_positions * c->head_dim;
+    double rope = 4.0 * (double)walsh_min(c->max_positions, WALSH_MAX_POSITIONS) * c->head_dim;
     double bytes = c->layers * ((attention + mlp) * (bits ? bits : 16) / 8 + router) + tables + rope;
     return bytes < 1.8e19 ? (uint64_t)bytes : UINT64_MAX;
 }

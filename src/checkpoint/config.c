@@ -246,11 +246,13 @@ static enum walsh_status read_walsh(const struct walsh_json_object *q, struct wa
         return walsh_fail(err, WALSH_E_UNSUPPORTED,
                           "%s: version %u of quantization method \"walsh\" is not supported; known: %d",
                           q->where, out->version, WALSH_FORMAT_VERSION);
-    const char *codebook = "";
-    WALSH_TRY(walsh_json_string(q, "codebook", false, &codebook, err));
-    if (strlen(codebook) >= sizeof out->codebook)
-        return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: codebook \"%.100s\" is not supported", q->where,
-                          codebook);
+    const char *codebook = NULL;
+    WALSH_TRY(walsh_json_string(q, "codebook", true, &codebook, err));
+    if (strcmp(codebook, "e8p") != 0)
+        return walsh_fail(
+            err, WALSH_E_UNSUPPORTED,
+            "%s: codebook \"%.100s\" of quantization method \"walsh\" is not supported; known: e8p", q->where,
+            codebook);
     snprintf(out->codebook, sizeof out->codebook, "%s", codebook);
     return WALSH_OK;
 }

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "formats/e8p_planes.h"
 #include "rotation/rotation.h"
 
 #define NAME_BYTES 1200 /* of a tensor's name while it is put together */
@@ -133,7 +134,11 @@ static enum walsh_status infer_sizes(const struct walsh_tensor *t, uint32_t out_
         out->n_pad = columns.padded;
     else if (t->shape[1] == legacy_columns.padded / 64)
         out->n_pad = legacy_columns.padded;
-    if (out->m_pad && out->n_pad && t->shape[2] == 8 && t->shape[3] == 4) return WALSH_OK;
+    if (out->m_pad && out->n_pad && t->shape[2] == 8 && t->shape[3] == 4) {
+        if (out->n_pad <= WALSH_STAGE_MAX_COLUMNS) return WALSH_OK;
+        return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: tensor %s: %u columns, expected at most %u", t->file,
+                          t->name, out->n_pad, WALSH_STAGE_MAX_COLUMNS);
+    }
 
     char found[128], expected[128], legacy[128];
     uint64_t shape[4], legacy_shape[4];

@@ -129,11 +129,39 @@ static enum walsh_status build_head(const struct builder *b, enum walsh_activati
     return WALSH_OK;
 }
 
+/* The kernels' scratch has fixed sizes; a configuration beyond them is refused before anything is built. */
+static enum walsh_status check_limits(const struct walsh_model_graph *graph, struct walsh_error *err)
+{
+    const struct walsh_config *c = &graph->config;
+    const char *where = graph->checkpoint.directory ? graph->checkpoint.directory : "shape";
+    if (c->head_dim > WALSH_MAX_HEAD_DIM)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: head_dim is %u, expected at most %d", where,
+                          c->head_dim, WALSH_MAX_HEAD_DIM);
+    if (c->heads / c->kv_heads > WALSH_MAX_HEAD_GROUP)
+        return walsh_fail(
+            err, WALSH_E_UNSUPPORTED,
+            "%s: %u attention heads for %u key-value heads are %u for each, expected at most %d", where,
+            c->heads, c->kv_heads, c->heads / c->kv_heads, WALSH_MAX_HEAD_GROUP);
+    const struct {
+        const char *what;
+        uint32_t columns;
+    } inputs[] = {{"hidden size", c->hidden},
+                  {"heads times head_dim", c->heads * c->head_dim},
+                  {"intermediate size", c->experts ? c->expert_intermediate : c->intermediate}};
+    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++)
+        if (inputs[i].columns > WALSH_MAX_COLUMNS)
+            return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: %s is %u, expected at most %u", where,
+                              inputs[i].what, inputs[i].columns, WALSH_MAX_COLUMNS);
+    return WALSH_OK;
+}
+
 enum walsh_status walsh_graph_build(struct walsh_model_graph *graph, struct walsh_source *source,
                                     enum walsh_activation_type dense, struct walsh_pool *pool,
                                     struct walsh_error *err)
 {
     const struct walsh_config *c = &graph->config;
+    WALSH_TRY(check_limits(graph, err));
+    graph->config.max_positions = (uint32_t)walsh_min(c->max_positions, WALSH_MAX_POSITIONS);
     const struct builder b = {graph, source, &walsh_architecture_names[c->architecture], err};
     WALSH_TRY(source->table(source, b.names->embedding, c->vocab, c->hidden, &graph->embedding, err));
     WALSH_TRY(walsh_arena_alloc(&graph->arena, c->layers, sizeof *graph->layers, "the layers", &graph->layers,

@@ -46,8 +46,9 @@ static struct walsh_row_sets slot_sets(const struct walsh_rows *rows, struct wal
     return sets;
 }
 
-/* gate and up of a single row's experts: they read the same x, so that they share its preparation and one
- * dispatch. */
+/* gate and up of a single row's experts: they read the same x, so that those with equal input rotations share
+ * its preparation and one dispatch. Without rotation these are all of them; the quantizer gives each expert
+ * signs of its own, which only its gate and up share. */
 static void gate_up_one_row(const struct walsh_queue *q, const struct walsh_layer *layer,
                             const struct walsh_rows *rows, const struct walsh_config *c,
                             struct walsh_workspace *ws)

@@ -8,6 +8,11 @@
 #include "model/linear.h"
 #include "text/tokenizer.h"
 
+/* Positions that a graph has tables for at most: config.max_positions of a graph is cut to it
+ * (checkpoint.config keeps what the file says), because the tables grow with it and some files name millions.
+ */
+#define WALSH_MAX_POSITIONS (1u << 17)
+
 struct walsh_expert {
     struct walsh_linear gate, up, down;
 };
@@ -43,7 +48,10 @@ struct walsh_model_graph {
     struct walsh_checkpoint checkpoint; /* keeps the mapping alive; zeroed for a synthetic model */
     struct walsh_config config;
     struct walsh_generation_config generation;
-    struct walsh_tokenizer *tokenizer; /* NULL: synthetic */
+    struct walsh_tokenizer *tokenizer; /* NULL: synthetic, or opened without one */
+    int32_t *tokenless;                /* [tokenless_count]: ids of the vocabulary that the tokenizer has no token for
+                                          (rows that pad the embedding), ascending */
+    size_t tokenless_count;
     struct walsh_weights embedding;    /* [vocab][hidden] */
     struct walsh_layer *layers;
     const float *final_norm;
@@ -58,7 +66,8 @@ struct walsh_model_graph {
 
 struct walsh_load_options {
     bool use_mmap;
-    bool tokenizer;                            /* read tokenizer.json too: missing is an error */
+    bool tokenizer;                            /* read tokenizer.json too: missing is an error ... */
+    bool tokenizer_optional;                   /* ... unless this is set */
     enum walsh_activation_type rotated, dense; /* activation type of rotated and of dense linears */
 };
 /* Open the directory, build every layer through the table of architectures, check that every tensor was used.

@@ -102,9 +102,15 @@ static enum walsh_status random_e8p(struct random_source *s, const char *name, u
 {
     struct walsh_e8p_plan plan;
     WALSH_TRY(walsh_e8p_plan_bits(s->bits, &plan, err));
-    /* The rotation of an input is that of the layer's input, not of the linear: real checkpoints made by
-     * walsh share it. */
-    WALSH_TRY(random_rotation(s, "input", "SV", in, WALSH_MIN_BLOCK_COLUMNS, &linear->in_rotation, err));
+    /* As in the checkpoints that walsh writes, linears that read the same input share its signs: q, k and v
+     * of a layer, gate and up of an MLP or of one expert. Two experts do not. */
+    const char *dot = strrchr(name, '.');
+    char block[256];
+    snprintf(block, sizeof block, "%.*s", dot ? (int)(dot - name) : 0, name);
+    WALSH_TRY(random_rotation(s, block, "SV", in, WALSH_MIN_BLOCK_COLUMNS, &linear->in_rotation, err));
+    if (linear->in_rotation.blocks.padded > WALSH_STAGE_MAX_COLUMNS)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: %u columns in e8p, expected at most %u", name,
+                          linear->in_rotation.blocks.padded, WALSH_STAGE_MAX_COLUMNS);
     WALSH_TRY(random_rotation(s, name, "SU", out, WALSH_MIN_BLOCK_ROWS, &linear->out_rotation, err));
     struct walsh_weights *w = &linear->weights;
     *w = (struct walsh_weights){.format = WALSH_FORMAT_E8P,

@@ -29,6 +29,9 @@ enum walsh_status walsh_runtime_session_open(struct walsh_runner *runner, uint32
 {
     *out = NULL;
     uint32_t positions = runner->graph->config.max_positions;
+    if (capacity > positions && positions == WALSH_MAX_POSITIONS)
+        return walsh_fail(err, WALSH_E_ARGUMENT, "context of %u tokens: walsh runs at most %u", capacity,
+                          WALSH_MAX_POSITIONS);
     if (capacity == 0 || capacity > positions)
         return walsh_fail(err, WALSH_E_ARGUMENT, "context of %u tokens: the model has positions for 1 to %u",
                           capacity, positions);

@@ -118,6 +118,8 @@ config version 's/"use_cache": true/"quantization_config": {"quant_method": "wal
     'version 99 of quantization method "walsh" is not supported; known: 1'
 config codebook 's/"use_cache": true/"quantization_config": {"quant_method": "glq", "codebook": "trellis"}/' \
     'GLQ codebook "trellis" is not supported; known: e8p'
+config walsh-codebook 's/"use_cache": true/"quantization_config": {"quant_method": "walsh", "version": 1, "codebook": "trellis"}/' \
+    'codebook "trellis" of quantization method "walsh" is not supported; known: e8p'
 config key-twice 's/"use_cache": true/"use_cache": true, "use_cache": true/' \
     "invalid JSON at line 30, column 32: duplicate object key near '\"use_cache\"'"
 config activation 's/"silu"/"gelu"/' 'hidden_act "gelu" is not supported; known: silu'

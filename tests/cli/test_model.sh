@@ -119,12 +119,12 @@ refuses "cannot open 'WORK/none.json': No such file or directory" bench --shape 
 echo '{"hidden_size": 128}' >"$work/bad.json"
 refuses "WORK/bad.json: 'intermediate_size' is missing" bench --shape "$work/bad.json"
 cat >"$work/large-cache.json" <<'END'
-{"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 32, "num_attention_heads": 256, "num_key_value_heads": 256,
+{"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 128, "num_attention_heads": 256, "num_key_value_heads": 256,
  "head_dim": 16, "vocab_size": 64, "max_position_embeddings": 1000000}
 END
-walsh bench --shape "$work/large-cache.json" --format bf16 --prompt 8 --generate 0 --depth 900000 --kv f16
+walsh bench --shape "$work/large-cache.json" --format bf16 --prompt 8 --generate 0 --depth 100000 --kv f32
 exits 1
-grep -q '^walsh bench: the KV cache of a context of 900008 tokens needs 450048.0 MiB, this machine has [0-9.]* MiB available$' \
+grep -q '^walsh bench: the KV cache of a context of 100008 tokens needs 400384.0 MiB, this machine has [0-9.]* MiB available$' \
     "$work/err" || fails "the cache that cannot fit is refused with the figure"
 works bench --kernels hadamard --json
 has ceilings.read_gbps kernels.0.kernel kernels.0.implementation kernels.0.ratio kernels.0.roofline

@@ -218,27 +218,30 @@ static void a_cache_that_cannot_fit_is_refused(void **state)
     (void)state;
     struct walsh_error err = {0};
     struct walsh_shape shape = WALSH_SHAPE;
-    shape.hidden = 16;
+    shape.hidden = 4;
     shape.intermediate = 16;
-    shape.layers = 64;
+    shape.layers = 256;
     shape.heads = shape.kv_heads = 512;
     shape.head_dim = 32;
     shape.vocab = 8;
-    shape.max_positions = 1u << 20;
+    shape.max_positions = 1u << 20; /* cut to 2^17 */
     struct walsh_model *wide;
     assert_int_equal(walsh_model_synthesize(context, &shape, "bf16", 0, 1, NULL, &wide, &err), WALSH_OK);
     struct walsh_session_options options = WALSH_SESSION_OPTIONS;
-    options.context = 1u << 20;
-    /* 2^20 tokens x 64 layers x 2 x 512 x 32 x 2 bytes = 4 TiB */
-    assert_int_equal(walsh_session_bytes(wide, &options), UINT64_C(1) << 42);
     struct walsh_session *session;
+    options.context = (1u << 17) + 1;
+    assert_int_equal(walsh_session_open(wide, &options, &session, &err), WALSH_E_ARGUMENT);
+    assert_string_equal(err.message, "context of 131073 tokens: walsh runs at most 131072");
+    options.context = 1u << 17;
+    /* 2^17 tokens x 256 layers x 2 x 512 x 32 x 2 bytes = 2 TiB */
+    assert_int_equal(walsh_session_bytes(wide, &options), UINT64_C(1) << 41);
     assert_int_equal(walsh_session_open(wide, &options, &session, &err), WALSH_E_MEMORY);
     assert_ptr_equal(
         strstr(err.message,
-               "the KV cache of a context of 1048576 tokens needs 4194304.0 MiB, this machine has "),
+               "the KV cache of a context of 131072 tokens needs 2097152.0 MiB, this machine has "),
         err.message);
     options.kv = WALSH_KV_CACHE_F32;
-    assert_int_equal(walsh_session_bytes(wide, &options), UINT64_C(1) << 43);
+    assert_int_equal(walsh_session_bytes(wide, &options), UINT64_C(1) << 42);
     walsh_model_close(&wide);
 }
 

@@ -262,10 +262,12 @@ static void test_quantization(void **state)
     assert_true(q.bits == 3 && !q.block_diagonal);
     q = accept(Q("'quant_method':'glq','codebook':'e8p'")).quant;
     assert_true(q.block_diagonal && q.bits == 0);
-    q = accept(Q("'quant_method':'walsh','version':1,'bpw':2.5")).quant;
+    q = accept(Q("'quant_method':'walsh','version':1,'codebook':'e8p','block_diagonal':false,'bpw':2.5"))
+            .quant;
     assert_int_equal(q.method, WALSH_QUANT_WALSH);
     assert_int_equal(q.version, 1);
-    assert_true(q.bits == 2.5);
+    assert_string_equal(q.codebook, "e8p");
+    assert_true(q.bits == 2.5 && !q.block_diagonal);
     assert_int_equal(accept("{" LLAMA ",'quantization_config':null}").quant.method, WALSH_QUANT_NONE);
 
     refuse(Q("'quant_method':'gptq','bits':4"), WALSH_E_UNSUPPORTED,
@@ -276,6 +278,10 @@ static void test_quantization(void **state)
     refuse(Q("'quant_method':'glq'"), WALSH_E_FORMAT, "config.json: quantization_config.codebook is missing");
     refuse(Q("'quant_method':'walsh','version':2"), WALSH_E_UNSUPPORTED,
            "config.json: version 2 of quantization method \"walsh\" is not supported; known: 1");
+    refuse(Q("'quant_method':'walsh','version':1,'codebook':'trellis'"), WALSH_E_UNSUPPORTED,
+           "config.json: codebook \"trellis\" of quantization method \"walsh\" is not supported; known: e8p");
+    refuse(Q("'quant_method':'walsh','version':1"), WALSH_E_FORMAT,
+           "config.json: quantization_config.codebook is missing");
     refuse(Q("'quant_method':'walsh'"), WALSH_E_FORMAT,
            "config.json: quantization_config.version is missing");
     refuse(Q("'quant_method':'glq','codebook':'e8p','bpw':-1"), WALSH_E_FORMAT,

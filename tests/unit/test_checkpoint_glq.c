@@ -217,6 +217,20 @@ static void test_take_refuses(void **state)
     refuse(&s, WALSH_E_FORMAT, F "SU: dtype BF16, expected F16");
 }
 
+/* Wider than what a stage's products are made for: refused by the codes, before anything else is read. */
+static void test_too_wide(void **state)
+{
+    (void)state;
+    struct stored s = {.count = 0};
+    add(&s, M "Qidxs_e8p", WALSH_I64, 4, (const uint64_t[]){1, 65600 / 64, 8, 4}, NULL);
+    struct walsh_checkpoint ck;
+    struct walsh_error err = {0};
+    struct walsh_glq_linear l;
+    assert_int_equal(take(&s, 16, 65600, &l, &ck, &err), WALSH_E_UNSUPPORTED);
+    assert_string_equal(without_directory(err.message), F "Qidxs_e8p: 65600 columns, expected at most 65536");
+    walsh_checkpoint_close(&ck);
+}
+
 static void test_bad_numbers(void **state)
 {
     (void)state;
@@ -276,9 +290,10 @@ static void test_plan(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_fixture),      cmocka_unit_test(test_inverses),    cmocka_unit_test(test_take),
-        cmocka_unit_test(test_take_refuses), cmocka_unit_test(test_bad_numbers), cmocka_unit_test(test_gap),
-        cmocka_unit_test(test_plan),
+        cmocka_unit_test(test_fixture),  cmocka_unit_test(test_inverses),
+        cmocka_unit_test(test_take),     cmocka_unit_test(test_take_refuses),
+        cmocka_unit_test(test_too_wide), cmocka_unit_test(test_bad_numbers),
+        cmocka_unit_test(test_gap),      cmocka_unit_test(test_plan),
     };
     return cmocka_run_group_tests(tests, temporary_make, temporary_remove);
 }

@@ -1,5 +1,6 @@
 /* Graphs from checkpoints: every tensor consumed or named, shapes, tied heads, tokenizers; and what a graph
  * says of itself. */
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -177,35 +178,89 @@ static void a_missing_tokenizer_is_an_error(void **state)
             "DIR/mute/tokenizer.json: no such file (a model directory needs its tokenizer.json)");
 }
 
-/* A config whose tables alone are larger than any machine's memory is refused before they are made. */
-static void impossible_positions_are_refused(void **state)
+#define CONFIG_WITH(keys)                                                                                    \
+    "{\"architectures\":[\"LlamaForCausalLM\"],\"num_hidden_layers\":1,\"vocab_size\":16," keys "}"
+
+/* Files name millions of positions; tables are made for as many as walsh runs. */
+static void positions_are_cut_to_the_limit(void **state)
 {
     (void)state;
     struct walsh_error err = {0};
     struct walsh_model_graph *graph;
-    const char *path =
-        directory("deep",
-                  "{\"architectures\":[\"LlamaForCausalLM\"],\"hidden_size\":2048,\"intermediate_size\":8,"
-                  "\"num_hidden_layers\":1,\"num_attention_heads\":2,\"vocab_size\":1,"
-                  "\"max_position_embeddings\":268435456}",
-                  (const struct planned[]){
-                      {"model.embed_tokens.weight", WALSH_BF16, 2, {1, 2048}, NULL},
-                      {"model.norm.weight", WALSH_BF16, 1, {2048}, NULL},
-                      {"model.layers.0.input_layernorm.weight", WALSH_BF16, 1, {2048}, NULL},
-                      {"model.layers.0.post_attention_layernorm.weight", WALSH_BF16, 1, {2048}, NULL},
-                      {"model.layers.0.self_attn.q_proj.weight", WALSH_BF16, 2, {2048, 2048}, NULL},
-                      {"model.layers.0.self_attn.k_proj.weight", WALSH_BF16, 2, {2048, 2048}, NULL},
-                      {"model.layers.0.self_attn.v_proj.weight", WALSH_BF16, 2, {2048, 2048}, NULL},
-                      {"model.layers.0.self_attn.o_proj.weight", WALSH_BF16, 2, {2048, 2048}, NULL},
-                      {"model.layers.0.mlp.gate_proj.weight", WALSH_BF16, 2, {8, 2048}, NULL},
-                      {"model.layers.0.mlp.up_proj.weight", WALSH_BF16, 2, {8, 2048}, NULL},
-                      {"model.layers.0.mlp.down_proj.weight", WALSH_BF16, 2, {2048, 8}, NULL},
-                      {"lm_head.weight", WALSH_BF16, 2, {1, 2048}, NULL},
-                  },
-                  SMALL);
-    assert_int_equal(open_graph(path, false, &graph, &err), WALSH_E_MEMORY); /* 1 TiB */
-    assert_non_null(
-        strstr(err.message, "the rope tables of max_position_embeddings positions needs 1048576.0 MiB"));
+    const char *path = directory("deep",
+                                 CONFIG_WITH("\"hidden_size\":4,\"intermediate_size\":8,"
+                                             "\"num_attention_heads\":2,"
+                                             "\"max_position_embeddings\":268435456"),
+                                 small, SMALL);
+    if (open_graph(path, false, &graph, &err) != WALSH_OK) fail_msg("%s", err.message);
+    assert_int_equal(graph->config.max_positions, 131072);
+    assert_int_equal(graph->checkpoint.config.max_positions, 268435456);
+    assert_true(graph->rope_cosine[131071] == (float)cos(131071));
+    assert_true(graph->arena.bytes < (2u << 20)); /* two tables of 512 KiB */
+    walsh_graph_close(&graph);
+}
+
+/* What the kernels' scratch does not hold is refused before a tensor is looked for. */
+static void sizes_beyond_the_kernels_are_refused(void **state)
+{
+    (void)state;
+    refused(
+        directory("group",
+                  CONFIG_WITH("\"hidden_size\":4,\"intermediate_size\":8,\"num_attention_heads\":40000,"
+                              "\"num_key_value_heads\":1,\"head_dim\":2,"
+                              "\"max_position_embeddings\":32"),
+                  small, SMALL),
+        false, WALSH_E_UNSUPPORTED,
+        "DIR/group: 40000 attention heads for 1 key-value heads are 40000 for each, expected at most 256");
+    refused(directory("wide",
+                      CONFIG_WITH("\"hidden_size\":4,\"intermediate_size\":8,\"num_attention_heads\":512,"
+                                  "\"num_key_value_heads\":512,\"head_dim\":1024,"
+                                  "\"max_position_embeddings\":32"),
+                      small, SMALL),
+            false, WALSH_E_UNSUPPORTED, "DIR/wide: heads times head_dim is 524288, expected at most 262144");
+    refused(directory("broad",
+                      CONFIG_WITH("\"hidden_size\":4,\"intermediate_size\":262145,"
+                                  "\"num_attention_heads\":2,\"max_position_embeddings\":32"),
+                      small, SMALL),
+            false, WALSH_E_UNSUPPORTED, "DIR/broad: intermediate size is 262145, expected at most 262144");
+}
+
+/* Experts of a synthetic model, as the quantizer makes them: signs of their own, which gate and up share. */
+static void synthetic_experts_have_their_own_signs(void **state)
+{
+    (void)state;
+    struct walsh_error err = {0};
+    struct walsh_model_graph *graph;
+    struct walsh_config config = {.architecture = WALSH_ARCH_QWEN3_MOE,
+                                  .hidden = 64,
+                                  .layers = 1,
+                                  .heads = 2,
+                                  .kv_heads = 1,
+                                  .head_dim = 32,
+                                  .vocab = 16,
+                                  .max_positions = 32,
+                                  .rms_epsilon = 1e-5,
+                                  .rope = {.theta = 10000, .factor = 1},
+                                  .qk_norm = true,
+                                  .experts = 2,
+                                  .experts_per_token = 1,
+                                  .expert_intermediate = 64};
+    const struct walsh_load_options options = {.rotated = WALSH_ACTIVATION_INT8};
+    if (walsh_graph_synthesize(&config, 2, 1, &options, &queue, &graph, &err) != WALSH_OK)
+        fail_msg("%s", err.message);
+    const struct walsh_layer *layer = &graph->layers[0];
+    const struct walsh_expert *a = &layer->experts[0], *b = &layer->experts[1];
+    assert_true(walsh_rotation_equal(&a->gate.in_rotation, &a->up.in_rotation));
+    assert_ptr_equal(a->gate.in_rotation.signs, a->up.in_rotation.signs);
+    assert_false(walsh_rotation_equal(&a->gate.in_rotation, &b->gate.in_rotation));
+    assert_ptr_equal(layer->q.in_rotation.signs, layer->v.in_rotation.signs);
+    walsh_graph_close(&graph);
+
+    config.hidden = 65600; /* 65536 + 64 columns */
+    assert_int_equal(walsh_graph_synthesize(&config, 2, 1, &options, &queue, &graph, &err),
+                     WALSH_E_UNSUPPORTED);
+    assert_string_equal(err.message,
+                        "model.layers.0.self_attn.q_proj: 65600 columns in e8p, expected at most 65536");
 }
 
 static int open_queue(void **state)
@@ -228,7 +283,9 @@ int main(void)
         cmocka_unit_test(wrong_tensors_are_named),
         cmocka_unit_test(a_tied_head_must_be_the_embedding),
         cmocka_unit_test(a_missing_tokenizer_is_an_error),
-        cmocka_unit_test(impossible_positions_are_refused),
+        cmocka_unit_test(positions_are_cut_to_the_limit),
+        cmocka_unit_test(sizes_beyond_the_kernels_are_refused),
+        cmocka_unit_test(synthetic_experts_have_their_own_signs),
     };
     return cmocka_run_group_tests(tests, open_queue, close_queue);
 }
