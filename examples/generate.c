@@ -26,7 +26,8 @@ static enum walsh_status open_all(struct objects *o, const char *path, struct wa
 
     struct walsh_model_info info = {.struct_size = sizeof info};
     walsh_model_get_info(o->model, &info);
-    struct walsh_sampler_options greedy = {.struct_size = sizeof greedy, .top_p = 1, .repeat_penalty = 1};
+    struct walsh_sampler_options greedy = WALSH_SAMPLER_OPTIONS;
+    greedy.model = o->model;
     status = walsh_sampler_open(&greedy, info.vocab, &o->sampler, err);
     return status == WALSH_OK ? walsh_text_stream_open(o->model, true, &o->stream, err) : status;
 }

@@ -68,6 +68,7 @@ struct walsh_model_options {
     size_t struct_size;
     bool no_mmap;                       /* read the files instead of mapping them */
     enum walsh_activation_mode activations; /* AUTO */
+    bool tokenizer_optional;            /* a directory without tokenizer.json opens too: its model knows ids, no text */
 };
 #define WALSH_MODEL_OPTIONS {.struct_size = sizeof(struct walsh_model_options)}
 
@@ -209,7 +210,7 @@ enum walsh_kv { WALSH_KV_CACHE_AUTO = 0, /* f32 where activations are F32, else 
 
 struct walsh_session_options {
     size_t struct_size;
-    uint32_t context; /* capacity in tokens; 0: the model's maximum, at most 4096 */
+    uint32_t context; /* capacity in tokens, at most 131072; 0: the model's maximum, at most 4096 */
     enum walsh_kv kv;
 };
 #define WALSH_SESSION_OPTIONS {.struct_size = sizeof(struct walsh_session_options)}
@@ -217,6 +218,10 @@ struct walsh_session_options {
 struct walsh_session;
 /* Bytes that the cache of such a session takes when full. */
 WALSH_API uint64_t walsh_session_bytes(const struct walsh_model *model, const struct walsh_session_options *options);
+/* Refuses with the figure (WALSH_E_MEMORY) where `count` such sessions, all full, cannot fit into the available memory. */
+WALSH_API enum walsh_status walsh_sessions_check(const struct walsh_model *model,
+                                                 const struct walsh_session_options *options, size_t count,
+                                                 struct walsh_error *err);
 /* Refuses with the figure (WALSH_E_MEMORY) where the full cache cannot fit into this machine's available memory. */
 WALSH_API enum walsh_status walsh_session_open(const struct walsh_model *model, const struct walsh_session_options *options,
                                                struct walsh_session **out, struct walsh_error *err);
@@ -254,13 +259,17 @@ struct walsh_sampler_options {
     size_t struct_size;
     double temperature;    /* 0: greedy */
     uint32_t top_k;        /* 0: off */
-    double top_p;          /* 1: off */
+    double top_p;          /* in (0, 1]; 1 (set by the macro): off */
     double min_p;          /* 0: off */
-    double repeat_penalty; /* 1: off; over the last repeat_last tokens */
-    uint32_t repeat_last;  /* 64 */
+    double repeat_penalty; /* above 0; 1 (set by the macro): off; over the last repeat_last tokens */
+    uint32_t repeat_last;  /* 64 (set by the macro); 0: none */
     uint64_t seed;
+    const struct walsh_model *model; /* NULL, or: ids that its tokenizer has no token for are never drawn. The model
+                                        outlives the sampler */
 };
-/* The model's own defaults from generation_config.json (greedy where do_sample is false). */
+#define WALSH_SAMPLER_OPTIONS                                                                                          \
+    {.struct_size = sizeof(struct walsh_sampler_options), .top_p = 1, .repeat_penalty = 1, .repeat_last = 64}
+/* The model's own defaults from generation_config.json (greedy where do_sample is false), with .model set. */
 WALSH_API void walsh_sampler_defaults(const struct walsh_model *model, struct walsh_sampler_options *out);
 struct walsh_sampler;
 WALSH_API enum walsh_status walsh_sampler_open(const struct walsh_sampler_options *options, uint32_t vocab,

@@ -9,7 +9,8 @@
 
 /* The rule behind `activations`. Products of rotated formats know f32 and int8, those of bf16 weights f32 and
  * bf16, all other weights f32; a type that a format lacks becomes the best one that it has. */
-static enum walsh_status choose_activations(const struct walsh_queue *queue, enum walsh_activation_mode wanted,
+static enum walsh_status choose_activations(const struct walsh_queue *queue,
+                                            enum walsh_activation_mode wanted,
                                             struct walsh_load_options *load, struct walsh_error *err)
 {
     enum walsh_activation_type dense =
@@ -39,8 +40,34 @@ static enum walsh_status read_options(const struct walsh_context *context,
 {
     *o = (struct walsh_model_options)WALSH_MODEL_OPTIONS;
     WALSH_TRY(walsh_options_read(o, sizeof *o, options, "walsh_model_options", err));
-    *load = (struct walsh_load_options){.use_mmap = !o->no_mmap, .tokenizer = true};
+    *load = (struct walsh_load_options){
+        .use_mmap = !o->no_mmap, .tokenizer = true, .tokenizer_optional = o->tokenizer_optional};
     return choose_activations(&context->queue, o->activations, load, err);
+}
+
+static enum walsh_activation_mode public_activations(enum walsh_activation_type type)
+{
+    switch (type) {
+    case WALSH_ACTIVATION_F32:
+        return WALSH_ACTIVATIONS_F32;
+    case WALSH_ACTIVATION_BF16:
+        return WALSH_ACTIVATIONS_BF16;
+    case WALSH_ACTIVATION_INT8:
+        return WALSH_ACTIVATIONS_INT8;
+    }
+    return WALSH_ACTIVATIONS_AUTO;
+}
+
+/* Say so where the linears use another type than the one asked for, because their format does not know it. */
+static void log_activations(const struct walsh_context *context, enum walsh_activation_mode requested,
+                            const struct walsh_model_graph *graph)
+{
+    static const char *const names[] = {"auto", "f32", "bf16", "int8"};
+    const struct walsh_linear *linear = &graph->layers[0].q;
+    const enum walsh_activation_mode used = public_activations(linear->activation);
+    if (requested == WALSH_ACTIVATIONS_AUTO || requested == used) return;
+    walsh_log(&context->hooks, WALSH_LOG_INFO, "%s weights know no %s activations: %s is used",
+              walsh_format_name(linear->weights.format), names[requested], names[used]);
 }
 
 /* Takes the graph over, on failure too. */
@@ -58,6 +85,7 @@ static enum walsh_status wrap(struct walsh_context *context, const struct walsh_
     model->graph = graph;
     model->requested = o->activations;
     model->in_memory = o->no_mmap;
+    log_activations(context, o->activations, graph);
     status = walsh_runner_open(graph, &context->queue, &context->hooks, &model->runner, err);
     if (status != WALSH_OK) {
         walsh_model_close(&model);
@@ -139,19 +167,6 @@ enum walsh_status walsh_model_kv_type(const struct walsh_model *model, enum wals
         return WALSH_OK;
     }
     return walsh_fail(err, WALSH_E_ARGUMENT, "kv is %d, expected auto, f16 or f32", (int)kv);
-}
-
-static enum walsh_activation_mode public_activations(enum walsh_activation_type type)
-{
-    switch (type) {
-    case WALSH_ACTIVATION_F32:
-        return WALSH_ACTIVATIONS_F32;
-    case WALSH_ACTIVATION_BF16:
-        return WALSH_ACTIVATIONS_BF16;
-    case WALSH_ACTIVATION_INT8:
-        return WALSH_ACTIVATIONS_INT8;
-    }
-    return WALSH_ACTIVATIONS_AUTO;
 }
 
 void walsh_model_get_info(const struct walsh_model *model, struct walsh_model_info *info)

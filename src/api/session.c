@@ -1,9 +1,12 @@
 /* Sessions and sampling. */
+#include <float.h>
+#include <stdio.h>
+
 #include "api/api.h"
+#include "base/machine.h"
 #include "runtime/sampler.h"
 
 #define DEFAULT_CONTEXT 4096u
-#define DEFAULT_REPEAT_LAST 64
 
 static enum walsh_status read_options(const struct walsh_model *model,
                                       const struct walsh_session_options *options, uint32_t *capacity,
@@ -23,6 +26,20 @@ uint64_t walsh_session_bytes(const struct walsh_model *model, const struct walsh
     if (read_options(model, options, &capacity, &type, NULL) != WALSH_OK) return 0;
     const struct walsh_kv_shape shape = walsh_session_kv_shape(model->graph, capacity, type);
     return walsh_kv_bytes(&shape);
+}
+
+enum walsh_status walsh_sessions_check(const struct walsh_model *model,
+                                       const struct walsh_session_options *options, size_t count,
+                                       struct walsh_error *err)
+{
+    uint32_t capacity;
+    enum walsh_kv_type type;
+    WALSH_TRY(read_options(model, options, &capacity, &type, err));
+    const struct walsh_kv_shape shape = walsh_session_kv_shape(model->graph, capacity, type);
+    const uint64_t each = walsh_kv_bytes(&shape);
+    char what[120];
+    snprintf(what, sizeof what, "the KV caches of %zu sessions with a context of %u tokens", count, capacity);
+    return walsh_memory_check(what, each && count > UINT64_MAX / each ? UINT64_MAX : each * count, err);
 }
 
 enum walsh_status walsh_session_open(const struct walsh_model *model,
@@ -83,29 +100,35 @@ const float *walsh_session_logits(const struct walsh_session *session)
 void walsh_sampler_defaults(const struct walsh_model *model, struct walsh_sampler_options *out)
 {
     const struct walsh_generation_config *g = &model->graph->generation;
-    *out = (struct walsh_sampler_options){.struct_size = sizeof *out,
-                                          .temperature = g->do_sample ? g->temperature : 0,
-                                          .top_k = g->top_k,
-                                          .top_p = g->top_p,
-                                          .min_p = g->min_p,
-                                          .repeat_penalty = g->repetition_penalty,
-                                          .repeat_last = DEFAULT_REPEAT_LAST};
+    *out = (struct walsh_sampler_options)WALSH_SAMPLER_OPTIONS;
+    out->temperature = g->do_sample ? g->temperature : 0;
+    out->top_k = g->top_k;
+    out->top_p = g->top_p > 0 ? g->top_p : DBL_MIN; /* files may say 0: the likeliest token alone */
+    out->min_p = g->min_p;
+    out->repeat_penalty = g->repetition_penalty;
+    out->model = model;
 }
 
 enum walsh_status walsh_sampler_open(const struct walsh_sampler_options *options, uint32_t vocab,
                                      struct walsh_sampler **out, struct walsh_error *err)
 {
     *out = NULL;
-    struct walsh_sampler_options o = {.struct_size = sizeof o};
+    struct walsh_sampler_options o = WALSH_SAMPLER_OPTIONS;
     WALSH_TRY(walsh_options_read(&o, sizeof o, options, "walsh_sampler_options", err));
+    const struct walsh_model_graph *graph = o.model ? o.model->graph : NULL;
+    if (graph && graph->config.vocab != vocab)
+        return walsh_fail(err, WALSH_E_ARGUMENT, "a sampler of %u ids for a model of %u", vocab,
+                          graph->config.vocab);
     const struct walsh_sampling sampling = {
         .temperature = o.temperature,
         .top_k = o.top_k,
-        .top_p = o.top_p == 0 ? 1 : o.top_p,
+        .top_p = o.top_p,
         .min_p = o.min_p,
-        .repeat_penalty = o.repeat_penalty == 0 ? 1 : o.repeat_penalty,
-        .repeat_last = o.repeat_last == 0 ? DEFAULT_REPEAT_LAST : o.repeat_last,
+        .repeat_penalty = o.repeat_penalty,
+        .repeat_last = o.repeat_last,
         .seed = o.seed,
+        .excluded = graph ? graph->tokenless : NULL,
+        .excluded_count = graph ? graph->tokenless_count : 0,
     };
     return walsh_sampler_create(&sampling, vocab, out, err);
 }

@@ -4,7 +4,9 @@
 static enum walsh_status need_tokenizer(const struct walsh_model *model, struct walsh_error *err)
 {
     if (model->graph->tokenizer) return WALSH_OK;
-    return walsh_fail(err, WALSH_E_NOT_FOUND, "this model is synthetic and has no tokenizer");
+    return walsh_fail(err, WALSH_E_NOT_FOUND, "%s",
+                      model->graph->checkpoint.directory ? "this model was opened without a tokenizer.json"
+                                                         : "this model is synthetic and has no tokenizer");
 }
 
 enum walsh_status walsh_model_encode(const struct walsh_model *model, const char *text, size_t size,
@@ -14,7 +16,18 @@ enum walsh_status walsh_model_encode(const struct walsh_model *model, const char
     unsigned encode = 0;
     if (flags & WALSH_TEXT_SPECIAL) encode |= WALSH_ENCODE_SPECIAL;
     if (flags & WALSH_TEXT_PLAIN) encode |= WALSH_ENCODE_PLAIN;
-    return walsh_tokenizer_encode(model->graph->tokenizer, text, size, encode, ids, count, err);
+    WALSH_TRY(walsh_tokenizer_encode(model->graph->tokenizer, text, size, encode, ids, count, err));
+    const uint32_t vocab = model->graph->config.vocab;
+    for (size_t i = 0; i < *count; i++) {
+        const int32_t id = (*ids)[i];
+        if ((uint32_t)id < vocab) continue;
+        walsh_free(*ids);
+        *ids = NULL;
+        return walsh_fail(err, WALSH_E_FORMAT,
+                          "%s: tokenizer.json gives id %d, the model's vocabulary has ids 0 to %u",
+                          model->graph->checkpoint.directory, id, vocab - 1);
+    }
+    return WALSH_OK;
 }
 
 enum walsh_status walsh_model_decode(const struct walsh_model *model, const int32_t *ids, size_t count,

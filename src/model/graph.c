@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/file.h"
 #include "model/build.h"
 #include "model/architectures.h"
 
@@ -80,6 +81,29 @@ static enum walsh_status use_redundant(const struct walsh_model_graph *graph, st
     return WALSH_OK;
 }
 
+static enum walsh_status list_tokenless(struct walsh_model_graph *graph, struct walsh_error *err)
+{
+    const int32_t vocab = (int32_t)graph->config.vocab; /* below 2^24 */
+    size_t count = 0;
+    for (int32_t id = 0; id < vocab; id++) count += !walsh_tokenizer_has(graph->tokenizer, id);
+    WALSH_TRY(walsh_arena_alloc(&graph->arena, count, sizeof *graph->tokenless, "ids without a token",
+                                &graph->tokenless, err));
+    for (int32_t id = 0; id < vocab; id++)
+        if (!walsh_tokenizer_has(graph->tokenizer, id)) graph->tokenless[graph->tokenless_count++] = id;
+    return WALSH_OK;
+}
+
+static enum walsh_status open_tokenizer(struct walsh_model_graph *graph, const char *directory,
+                                        const struct walsh_load_options *options, struct walsh_error *err)
+{
+    if (!options->tokenizer) return WALSH_OK;
+    char path[4096];
+    snprintf(path, sizeof path, "%s/tokenizer.json", directory);
+    if (options->tokenizer_optional && !walsh_path_exists(path)) return WALSH_OK;
+    WALSH_TRY(walsh_tokenizer_open(directory, &graph->tokenizer, err));
+    return list_tokenless(graph, err);
+}
+
 static enum walsh_status load(struct walsh_model_graph *graph, const char *directory,
                               const struct walsh_load_options *options, struct walsh_pool *pool,
                               struct walsh_error *err)
@@ -87,7 +111,7 @@ static enum walsh_status load(struct walsh_model_graph *graph, const char *direc
     WALSH_TRY(walsh_checkpoint_open(directory, options->use_mmap, &graph->checkpoint, err));
     graph->config = graph->checkpoint.config;
     graph->generation = graph->checkpoint.generation;
-    if (options->tokenizer) WALSH_TRY(walsh_tokenizer_open(directory, &graph->tokenizer, err));
+    WALSH_TRY(open_tokenizer(graph, directory, options, err));
     struct checkpoint_source source = {
         .source = {load_linear, load_vector, load_table}, .graph = graph, .options = options, .pool = pool};
     WALSH_TRY(walsh_graph_build(graph, &source.source, options->dense, pool, err));

@@ -49,10 +49,10 @@ struct walsh_model_graph {
     struct walsh_config config;
     struct walsh_generation_config generation;
     struct walsh_tokenizer *tokenizer; /* NULL: synthetic, or opened without one */
-    int32_t *tokenless;                /* [tokenless_count]: ids of the vocabulary that the tokenizer has no token for
-                                          (rows that pad the embedding), ascending */
+    int32_t *tokenless; /* [tokenless_count]: ids of the vocabulary that the tokenizer has no token for
+                           (rows that pad the embedding), ascending */
     size_t tokenless_count;
-    struct walsh_weights embedding;    /* [vocab][hidden] */
+    struct walsh_weights embedding; /* [vocab][hidden] */
     struct walsh_layer *layers;
     const float *final_norm;
     struct walsh_linear head;           /* shares embedding's data where tied */

@@ -1,6 +1,9 @@
 #include "runtime/eval.h"
 
 #include <math.h>
+#include <stdio.h>
+
+#include "base/machine.h"
 
 #define LOGIT_ELEMENTS ((size_t)1 << 24) /* 64 MiB of logits at once, per model */
 
@@ -52,6 +55,19 @@ static enum walsh_status open_subject(struct subject *s, struct walsh_runner *ru
     WALSH_TRY(walsh_alloc((size_t)e->context * runner->graph->config.hidden, sizeof(float), "hidden states",
                           &s->hidden, err));
     return walsh_alloc(e->slice * e->vocab, sizeof(float), "logits", &s->logits, err);
+}
+
+/* The caches of both together, before either is opened: pages come as they are written, so that each alone
+ * would pass. */
+static enum walsh_status check_caches(const struct walsh_runner *model, const struct walsh_runner *reference,
+                                      uint32_t context, enum walsh_kv_type type, struct walsh_error *err)
+{
+    const struct walsh_kv_shape shapes[] = {walsh_session_kv_shape(model->graph, context, type),
+                                            walsh_session_kv_shape(reference->graph, context, type)};
+    const uint64_t a = walsh_kv_bytes(&shapes[0]), b = walsh_kv_bytes(&shapes[1]);
+    char what[100];
+    snprintf(what, sizeof what, "the KV caches of model and reference with a context of %u tokens", context);
+    return walsh_memory_check(what, a > UINT64_MAX - b ? UINT64_MAX : a + b, err);
 }
 
 static void close_subject(struct subject *s)
@@ -163,16 +179,17 @@ enum walsh_status walsh_runtime_eval(struct walsh_runner *runner, struct walsh_r
         return walsh_fail(err, WALSH_E_ARGUMENT, "evaluation needs chunks of at least 2 tokens, not %u",
                           context);
     if (count < context)
-        return walsh_fail(err, WALSH_E_ARGUMENT,
+        return walsh_fail(err, WALSH_E_FORMAT,
                           "the text has %zu tokens, one chunk of the context %u: use a smaller context",
                           count, context);
     if (reference && reference->graph->config.vocab != c->vocab)
-        return walsh_fail(err, WALSH_E_ARGUMENT,
+        return walsh_fail(err, WALSH_E_FORMAT,
                           "the reference model has a vocabulary of %u, the model one of %u",
                           reference->graph->config.vocab, c->vocab);
     WALSH_TRY(walsh_runner_check_ids(runner, ids, count, err));
     struct evaluation e = {.context = context, .vocab = c->vocab};
     e.slice = walsh_min(walsh_max(LOGIT_ELEMENTS / c->vocab, 16), WALSH_CHUNK_ROWS);
+    if (reference) WALSH_TRY(check_caches(runner, reference, context, type, err));
     enum walsh_status status = open_subject(&e.model, runner, &e, type, err);
     if (status == WALSH_OK)
         status = walsh_runtime_set_adapters(e.model.session, adapters, adapter_count, err);

@@ -13,8 +13,8 @@ struct walsh_evaluation {
 };
 /* ids are cut into non-overlapping chunks of `context` (the tail dropped), each run as a prompt from an empty
  * cache; tokens 2..context of each are scored. Log-softmax in double; sums in the order of the text.
- * `reference` may be NULL; it needs the same vocabulary and runs without adapters. Fewer ids than one chunk:
- * WALSH_E_ARGUMENT. NaN among the logits: WALSH_E_INTERNAL. */
+ * `reference` may be NULL; it needs the same vocabulary and runs without adapters. Fewer ids than one chunk,
+ * or another vocabulary: WALSH_E_FORMAT. NaN among the logits: WALSH_E_INTERNAL. */
 enum walsh_status walsh_runtime_eval(struct walsh_runner *runner, struct walsh_runner *reference,
                                      const int32_t *ids, size_t count, uint32_t context,
                                      enum walsh_kv_type type, const struct walsh_adapter_choice *adapters,

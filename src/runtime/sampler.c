@@ -161,6 +161,8 @@ enum walsh_status walsh_sampler_choose(struct walsh_sampler *s, const float *log
     for (uint32_t i = 0; i < s->vocab; i++)
         s->candidates[i] = (struct walsh_candidate){logits[i], (int32_t)i};
     penalize(s, logits);
+    for (size_t i = 0; i < s->options.excluded_count; i++)
+        s->candidates[s->options.excluded[i]].logit = -INFINITY;
     struct walsh_candidate best;
     WALSH_TRY(find_best(s, &best, err));
     if (s->options.temperature == 0) {

@@ -2,6 +2,7 @@
 #ifndef WALSH_RUNTIME_SAMPLER_H
 #define WALSH_RUNTIME_SAMPLER_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #include "base/random.h"
@@ -16,8 +17,11 @@ struct walsh_sampling {
     double min_p;          /* in [0, 1]: drop tokens below min_p * the largest probability; 0: off */
     double repeat_penalty; /* > 0: positive logits of recent tokens are divided by it, negative ones
                               multiplied; 1: off */
-    uint32_t repeat_last;  /* tokens that count as recent */
+    uint32_t repeat_last;  /* tokens that count as recent; 0: none */
     uint64_t seed;
+    const int32_t
+        *excluded; /* [excluded_count] ids that are never drawn, borrowed; each below the vocabulary */
+    size_t excluded_count;
 };
 
 struct walsh_candidate {

@@ -10,7 +10,7 @@ static enum walsh_status append_token(const struct walsh_tokenizer *t, int32_t i
                                       bool *started, struct walsh_buffer *out, struct walsh_error *err)
 {
     const struct walsh_vocabulary *v = &t->vocabulary;
-    if (id < 0 || (size_t)id >= v->size || v->tokens[id].flags == 0)
+    if (!walsh_tokenizer_has(t, id))
         return walsh_fail(err, WALSH_E_ARGUMENT, "token id %d is not in the vocabulary of %zu", id, v->size);
     const struct walsh_token *token = &v->tokens[id];
     if (skip_special && (token->flags & WALSH_TOKEN_SPECIAL)) return WALSH_OK;

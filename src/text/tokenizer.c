@@ -51,6 +51,12 @@ size_t walsh_tokenizer_size(const struct walsh_tokenizer *t)
     return t->vocabulary.size;
 }
 
+bool walsh_tokenizer_has(const struct walsh_tokenizer *t, int32_t id)
+{
+    const struct walsh_vocabulary *v = &t->vocabulary;
+    return id >= 0 && (size_t)id < v->size && v->tokens[id].flags != 0;
+}
+
 int32_t walsh_tokenizer_bos(const struct walsh_tokenizer *t)
 {
     return t->bos;

@@ -27,9 +27,10 @@ enum walsh_status walsh_tokenizer_open(const char *directory, struct walsh_token
                                        struct walsh_error *err);
 void walsh_tokenizer_close(struct walsh_tokenizer **t);
 
-size_t walsh_tokenizer_size(const struct walsh_tokenizer *t); /* 1 + the largest id */
-int32_t walsh_tokenizer_bos(const struct walsh_tokenizer *t); /* -1: none named */
-int32_t walsh_tokenizer_eos(const struct walsh_tokenizer *t); /* -1: none named */
+size_t walsh_tokenizer_size(const struct walsh_tokenizer *t);          /* 1 + the largest id */
+bool walsh_tokenizer_has(const struct walsh_tokenizer *t, int32_t id); /* false: a hole, or outside */
+int32_t walsh_tokenizer_bos(const struct walsh_tokenizer *t);          /* -1: none named */
+int32_t walsh_tokenizer_eos(const struct walsh_tokenizer *t);          /* -1: none named */
 int32_t walsh_tokenizer_find(const struct walsh_tokenizer *t,
                              const char *token);                            /* id of a token's text, or -1 */
 const char *walsh_tokenizer_chat_template(const struct walsh_tokenizer *t); /* NULL: none */

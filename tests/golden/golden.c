@@ -134,7 +134,7 @@ static void check_greedy(const struct subject *s, const struct walsh_safetensors
     const int32_t *ids = tensor(st, s->adapter, "greedy_ids", WALSH_I32, &n);
     struct walsh_session *session = open_session(s);
     struct walsh_sampler *sampler;
-    const struct walsh_sampler_options greedy = {.struct_size = sizeof greedy};
+    const struct walsh_sampler_options greedy = WALSH_SAMPLER_OPTIONS;
     need(walsh_sampler_open(&greedy, (uint32_t)vocab, &sampler, &err), &err);
     need(walsh_session_prompt(session, ids, PROMPT, &err), &err);
     for (size_t i = PROMPT; i < n; i++) {

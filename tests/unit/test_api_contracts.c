@@ -10,6 +10,7 @@
 
 #include <cmocka.h>
 
+#include "base/machine.h"
 #include "walsh.h"
 
 #define MODEL WALSH_SOURCE_DIR "/models/bookworm-8m"
@@ -126,6 +127,36 @@ static void models_say_what_they_are(void **state)
     walsh_sampler_defaults(model, &defaults);
     assert_true(defaults.temperature == 0.8 && defaults.top_p == 0.95 && defaults.repeat_penalty == 1);
     assert_int_equal(defaults.top_k, 0);
+    assert_int_equal(defaults.repeat_last, 64);
+    assert_ptr_equal(defaults.model, model);
+}
+
+/* Every option means what it says: none of them takes 0 for "not given". */
+static void samplers_take_their_options_literally(void **state)
+{
+    (void)state;
+    struct walsh_error err = {0};
+    struct walsh_sampler *sampler;
+    struct walsh_sampler_options options = WALSH_SAMPLER_OPTIONS;
+    options.top_p = 0;
+    assert_int_equal(walsh_sampler_open(&options, 4, &sampler, &err), WALSH_E_ARGUMENT);
+    assert_string_equal(err.message, "top_p is 0, expected more than 0, at most 1");
+    options.top_p = 1;
+    options.model = model;
+    assert_int_equal(walsh_sampler_open(&options, 4, &sampler, &err), WALSH_E_ARGUMENT);
+    assert_string_equal(err.message, "a sampler of 4 ids for a model of 8192");
+    const float logits[4] = {1, 3, 2, 0};
+    for (uint32_t last = 0; last < 2; last++) { /* greedy; 3 / 2 < 2 while token 1 is recent */
+        options = (struct walsh_sampler_options)WALSH_SAMPLER_OPTIONS;
+        options.repeat_penalty = 2;
+        options.repeat_last = last;
+        int32_t id;
+        assert_int_equal(walsh_sampler_open(&options, 4, &sampler, &err), WALSH_OK);
+        walsh_sampler_accept(sampler, 1);
+        assert_int_equal(walsh_sampler_draw(sampler, logits, &id, &err), WALSH_OK);
+        assert_int_equal(id, last ? 2 : 1);
+        walsh_sampler_close(&sampler);
+    }
 }
 
 static void contexts_of_sessions_have_limits(void **state)
@@ -242,6 +273,29 @@ static void a_cache_that_cannot_fit_is_refused(void **state)
         err.message);
     options.kv = WALSH_KV_CACHE_F32;
     assert_int_equal(walsh_session_bytes(wide, &options), UINT64_C(1) << 42);
+
+    /* two caches of which each alone fits */
+    const uint64_t available = walsh_memory_available();
+    options.kv = WALSH_KV_CACHE_F16;
+    options.context =
+        (uint32_t)(available / (UINT64_C(1) << 24) / 4 * 3); /* 16 MiB per token: three quarters */
+    if (options.context >= 512 && options.context < 1u << 17) {
+        assert_int_equal(walsh_sessions_check(wide, &options, 1, &err), WALSH_OK);
+        assert_int_equal(walsh_sessions_check(wide, &options, 2, &err), WALSH_E_MEMORY);
+        int32_t *ids = calloc(options.context, sizeof *ids);
+        struct walsh_eval_options eval = WALSH_EVAL_OPTIONS;
+        struct walsh_eval_result result = {.struct_size = sizeof result};
+        eval.context = options.context;
+        eval.kv = WALSH_KV_CACHE_F16;
+        eval.reference = wide;
+        aborts_left = 1; /* should it begin */
+        assert_int_equal(walsh_eval_ids(wide, ids, eval.context, &eval, &result, &err), WALSH_E_MEMORY);
+        aborts_left = 0;
+        assert_ptr_equal(strstr(err.message, "the KV caches of model and reference with a context of "),
+                         err.message);
+        free(ids);
+    }
+    assert_int_equal(walsh_sessions_check(wide, &options, SIZE_MAX, &err), WALSH_E_MEMORY);
     walsh_model_close(&wide);
 }
 
@@ -356,7 +410,7 @@ static void evaluation_follows_the_protocol(void **state)
     assert_int_equal(walsh_eval_ids(model, ids, COUNT, &options, &result, &err), WALSH_OK);
     assert_int_equal(result.tokens, 2 * (CONTEXT - 1));
     options.max_tokens = CONTEXT - 1;
-    assert_int_equal(walsh_eval_ids(model, ids, COUNT, &options, &result, &err), WALSH_E_ARGUMENT);
+    assert_int_equal(walsh_eval_ids(model, ids, COUNT, &options, &result, &err), WALSH_E_FORMAT);
     assert_string_equal(err.message,
                         "the text has 39 tokens, one chunk of the context 40: use a smaller context");
     options.max_tokens = 0;
@@ -404,7 +458,7 @@ static void a_reference_measures_the_difference(void **state)
     struct walsh_model *other;
     assert_int_equal(walsh_model_synthesize(context, &shape, "bf16", 0, 1, NULL, &other, &err), WALSH_OK);
     options.reference = other;
-    assert_int_equal(walsh_eval_ids(model, ids, 200, &options, &result, &err), WALSH_E_ARGUMENT);
+    assert_int_equal(walsh_eval_ids(model, ids, 200, &options, &result, &err), WALSH_E_FORMAT);
     assert_string_equal(err.message, "the reference model has a vocabulary of 50, the model one of 8192");
     walsh_model_close(&other);
     walsh_model_close(&exact);
@@ -443,6 +497,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(contexts_refuse_what_they_do_not_know),
         cmocka_unit_test(models_say_what_they_are),
+        cmocka_unit_test(samplers_take_their_options_literally),
         cmocka_unit_test(contexts_of_sessions_have_limits),
         cmocka_unit_test(a_step_is_all_or_nothing),
         cmocka_unit_test(aborted_prompts_leave_no_trace),

@@ -160,6 +160,35 @@ static void repeats_are_penalized_while_they_are_recent(void **state)
     walsh_sampler_destroy(&sampler);
 }
 
+/* Excluded tokens are out before every filter, and stay out where the penalty looks at them. */
+static void excluded_tokens_are_never_drawn(void **state)
+{
+    (void)state;
+    static const int32_t excluded[] = {1, 3};
+    struct walsh_sampling o = plain;
+    o.excluded = excluded;
+    o.excluded_count = 2;
+    expect_kept(&o, 0xff & ~(1 << 1 | 1 << 3));
+    o.top_k = 2;
+    expect_kept(&o, 1 << 6 | 1 << 4);
+    o.top_k = 0;
+    o.top_p = 0.5; /* .20 + .15 of the .45 that are left: .23 are needed */
+    expect_kept(&o, 1 << 6 | 1 << 4);
+
+    o = plain;
+    o.temperature = 0;
+    o.repeat_penalty = 1.5;
+    o.excluded = excluded;
+    o.excluded_count = 2;
+    struct walsh_sampler *sampler = open_sampler(&o);
+    const float logits[VOCAB] = {1, 9, 2, 8, 3, 0, 0, 0};
+    int32_t id;
+    walsh_sampler_note(sampler, 1);
+    assert_int_equal(walsh_sampler_choose(sampler, logits, &id, NULL), WALSH_OK);
+    assert_int_equal(id, 4);
+    walsh_sampler_destroy(&sampler);
+}
+
 static void a_seed_fixes_the_draws(void **state)
 {
     (void)state;
@@ -223,6 +252,7 @@ int main(void)
         cmocka_unit_test(filters_keep_what_they_say),
         cmocka_unit_test(greedy_takes_the_first_of_the_largest),
         cmocka_unit_test(repeats_are_penalized_while_they_are_recent),
+        cmocka_unit_test(excluded_tokens_are_never_drawn),
         cmocka_unit_test(a_seed_fixes_the_draws),
         cmocka_unit_test(bad_logits_and_options_are_refused),
     };
