@@ -46,6 +46,7 @@ struct verb {
     size_t least_arguments;
     const struct option *options; /* its own; ends with a NULL name */
     unsigned uses;                /* USES_ bits */
+    bool tokenizer_optional;      /* runs on models without a tokenizer.json */
     size_t settings_size;
     enum walsh_status (*run)(struct command *command, struct walsh_error *err);
 };

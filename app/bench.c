@@ -304,6 +304,7 @@ static enum walsh_status time_point(struct bench *bench, struct walsh_session **
     struct walsh_session_options options = WALSH_SESSION_OPTIONS;
     options.context = (uint32_t)(depth + longest);
     options.kv = kv_from_name(settings->kv);
+    if (batch > 1) TRY(walsh_sessions_check(bench->model, &options, batch, err));
     for (size_t i = 0; i < batch; i++) {
         TRY(walsh_session_open(bench->model, &options, &sessions[i], err));
         TRY(prompt_tokens(bench, sessions[i], (size_t)depth, err));
@@ -369,8 +370,11 @@ static enum walsh_status open_model(struct bench *bench, struct walsh_context *c
     TRY(shape_find(settings->shape, &shape, err));
     struct walsh_model_options options = WALSH_MODEL_OPTIONS;
     options.activations = command_activations(command);
-    return walsh_model_synthesize(context, &shape, settings->format, (unsigned)settings->bits, 1, &options,
-                                  &bench->model, err);
+    enum walsh_status status = walsh_model_synthesize(
+        context, &shape, settings->format, (unsigned)settings->bits, 1, &options, &bench->model, err);
+    if (status == WALSH_E_ARGUMENT) /* the options were checked before: what is left is the file's fault */
+        err->status = status = WALSH_E_FORMAT;
+    return status;
 }
 
 /* The adapters, and with --mixed one for each sequence of the largest batch. */
@@ -466,6 +470,7 @@ const struct verb verb_bench = {
     .least_arguments = 0,
     .options = bench_options,
     .uses = USES_MODEL,
+    .tokenizer_optional = true,
     .settings_size = sizeof(struct bench_settings),
     .run = run_bench,
 };

@@ -33,7 +33,7 @@ const struct option common_options[] = {
      .environment = "WALSH_CONTEXT",
      .offset = AT(context),
      .uses = USES_CONTEXT,
-     .help = "tokens of context"},
+     .help = "tokens of context; default: the model's maximum, at most 4096 (eval: 2048)"},
     {.name = "device",
      .argument = "DEVICE",
      .kind = OPTION_CHOICE,
@@ -158,6 +158,7 @@ enum walsh_status command_open_model(struct command *command, struct walsh_conte
     struct walsh_model_options options = WALSH_MODEL_OPTIONS;
     options.no_mmap = command->no_mmap;
     options.activations = command_activations(command);
+    options.tokenizer_optional = command->verb->tokenizer_optional;
     enum walsh_status status = walsh_model_open(context, path, &options, out, err);
     free(path);
     return status;

@@ -262,6 +262,7 @@ const struct verb verb_inspect = {
     .least_arguments = 1,
     .options = inspect_options,
     .uses = USES_MODEL,
+    .tokenizer_optional = true,
     .settings_size = sizeof(struct inspect_settings),
     .run = run_inspect,
 };

@@ -27,8 +27,8 @@ static const struct verb verb_version = {
     .run = run_version,
 };
 
-const struct verb *const verbs[] = {&verb_quantize, &verb_run,     &verb_eval,    &verb_bench,
-                                    &verb_inspect,  &verb_merge, &verb_devices, &verb_version, NULL};
+const struct verb *const verbs[] = {&verb_quantize, &verb_run,     &verb_eval,    &verb_bench, &verb_inspect,
+                                    &verb_merge,    &verb_devices, &verb_version, NULL};
 
 static const struct verb *find_verb(const char *name)
 {
@@ -68,15 +68,14 @@ static int help(int argc, char **argv)
     return finish(0);
 }
 
-/* The message on stderr and, for scripts that asked for JSON, on stdout too. */
+/* The message on stderr and, for scripts that asked for JSON, on stdout too. Only the command line is wrong
+ * usage: what is wrong in a file fails with another status than WALSH_E_ARGUMENT. */
 static int report_failure(struct command *command, const struct walsh_error *failure)
 {
     progress_clear(&command->progress);
     fprintf(stderr, "walsh %s: %s\n", command->verb->name, failure->message);
-    if (failure->status == WALSH_E_ARGUMENT) {
-        fprintf(stderr, "See 'walsh help %s'.\n", command->verb->name);
-        return 2;
-    }
+    const bool usage = failure->status == WALSH_E_ARGUMENT;
+    if (usage) fprintf(stderr, "See 'walsh help %s'.\n", command->verb->name);
     if (command->json) {
         json_t *object = json_object(), *details = json_object();
         json_put_text(details, "status", walsh_status_name(failure->status));
@@ -84,7 +83,7 @@ static int report_failure(struct command *command, const struct walsh_error *fai
         json_object_set_new(object, "error", details);
         json_print(object, NULL);
     }
-    return finish(1);
+    return finish(usage ? 2 : 1);
 }
 
 static int run_verb(const struct verb *verb, int argc, char **argv)

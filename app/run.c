@@ -16,6 +16,7 @@ struct run_settings {
     const char *prompt, *file, *kv;
     int64_t tokens, top_k, repeat_last, seed;
     double temperature, top_p, min_p, repeat_penalty;
+    bool plain_text;
     struct option_texts stops, adapters;
 };
 
@@ -34,6 +35,10 @@ static const struct option run_options[] = {
      .kind = OPTION_TEXT,
      .offset = AT(file),
      .help = "read the prompt from FILE, - for standard input"},
+    {.name = "plain-text",
+     .kind = OPTION_FLAG,
+     .offset = AT(plain_text),
+     .help = "texts of special tokens in the prompt are plain text, not tokens"},
     {.name = "tokens",
      .letter = 'n',
      .aliases = "n-predict predict max-new-tokens max-tokens",
@@ -88,7 +93,7 @@ static const struct option run_options[] = {
      .least = 0,
      .most = INT32_MAX,
      .offset = AT(repeat_last),
-     .help = "tokens that the repeat penalty looks at"},
+     .help = "tokens that the repeat penalty looks at, 0 for none; default: 64"},
     {.name = "stop",
      .aliases = "reverse-prompt",
      .argument = "TEXT",
@@ -194,10 +199,11 @@ static enum walsh_status take_prompt(struct talk *talk, const char *text, size_t
     int32_t *ids = NULL;
     size_t count = 0;
     unsigned flags = walsh_session_length(talk->session) == 0 ? WALSH_TEXT_SPECIAL : 0;
+    if (talk->settings->plain_text) flags |= WALSH_TEXT_PLAIN;
     TRY(walsh_model_encode(talk->model, text, size, flags, &ids, &count, err));
     double started = seconds_now();
     enum walsh_status status = WALSH_OK;
-    if (count == 0) status = fail(err, WALSH_E_ARGUMENT, "the prompt is empty");
+    if (count == 0) status = fail(err, WALSH_E_FORMAT, "the prompt is empty");
     if (status == WALSH_OK && talk->pending >= 0) {
         status = walsh_session_prompt(talk->session, &talk->pending, 1, err);
         if (status == WALSH_OK) talk->pending = -1;
@@ -223,15 +229,11 @@ static enum walsh_status show(struct talk *talk, struct answer *answer, const ch
     return WALSH_OK;
 }
 
-/* One decode step, timed. A Ctrl-C that arrives inside ends the answer, it is not a failure. */
+/* One decode step, timed. */
 static enum walsh_status step(struct talk *talk, int32_t id, struct answer *answer, struct walsh_error *err)
 {
     double started = seconds_now();
     enum walsh_status status = walsh_step(&talk->session, &id, 1, err);
-    if (status == WALSH_E_ABORTED) {
-        answer->finish = "interrupted";
-        return WALSH_OK;
-    }
     answer->step_seconds += seconds_now() - started;
     answer->steps++;
     return status;
@@ -336,6 +338,15 @@ static enum walsh_status reply(struct talk *talk, const char *prompt, size_t siz
     return status;
 }
 
+/* A line that cannot be answered (longer than the context, or no token at all) or whose prompt Ctrl-C
+ * stopped: say why; the next line is read. */
+static bool skip_line(enum walsh_status status, const struct walsh_error *err)
+{
+    if (status != WALSH_E_CAPACITY && status != WALSH_E_FORMAT && status != WALSH_E_ABORTED) return false;
+    fprintf(stderr, "%s\n", err->message);
+    return true;
+}
+
 /* Lines from the terminal until Ctrl-D, each appended to the same session; a full session starts afresh. */
 static enum walsh_status converse(struct talk *talk, struct walsh_error *err)
 {
@@ -359,7 +370,7 @@ static enum walsh_status converse(struct talk *talk, struct walsh_error *err)
             status = walsh_session_trim(talk->session, 0, err);
             if (status == WALSH_OK) status = reply(talk, line, (size_t)length, err);
         }
-        if (status == WALSH_E_ABORTED) status = WALSH_OK;
+        if (skip_line(status, err)) status = WALSH_OK;
     }
     fputc('\n', stderr);
     free(line);
@@ -401,6 +412,9 @@ static enum walsh_status run_run(struct command *command, struct walsh_error *er
     struct talk talk = {.settings = (struct run_settings *)command};
     struct text prompt = {0};
     bool found = false;
+    if (talk.settings->top_p <= 0) /* NaN: not given */
+        return fail(err, WALSH_E_ARGUMENT, "--top-p: %g is out of range: above 0, at most 1",
+                    talk.settings->top_p);
     TRY(find_prompt(talk.settings, &prompt, &found, err));
     enum walsh_status status = open_talk(&talk, err);
     progress_clear(&command->progress);
@@ -420,6 +434,8 @@ const struct verb verb_run = {
                "and continued in one session. The text goes to standard output as it is generated, without "
                "the prompt; "
                "speeds go to standard error. Ctrl-C ends the text.\n\n"
+               "Texts of special tokens in the prompt (<|im_start|> and the like) become those tokens; with "
+               "--plain-text they stay text.\n\n"
                "Sampling options that are not given are those of the model's generation_config.json.",
     .positionals = {"MODEL", "PROMPT"},
     .least_arguments = 1,

@@ -51,7 +51,6 @@ same finish "$(value finish)" stop
 same text "$(value text)" "$(head -n 1 "$work/reference" | cut -c 1-19)"
 
 # --- the context
-misuse "the prompt is empty" run "$model" ""
 refuses "prompt of 11 tokens: the context holds 4, 0 are in use" run "$model" "$prompt and then and then" -c 4
 misuse "context of 5000 tokens: the model has positions for 1 to 1024" run "$model" hi -c 5000
 works run "$model" "$prompt" -c 16 -n 100 --temp 0 --json
