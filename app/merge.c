@@ -13,6 +13,7 @@ struct merge_settings {
     struct command command;
     const char *dtype, *format;
     int64_t bits;
+    bool no_hessian;
     struct option_texts adapters;
 };
 
@@ -48,6 +49,10 @@ static const struct option merge_options[] = {
      .fallback = "4",
      .offset = AT(bits),
      .help = "bits per weight of --format"},
+    {.name = "no-hessian",
+     .kind = OPTION_FLAG,
+     .offset = AT(no_hessian),
+     .help = "with --format: quantize without calibration, faster and worse"},
     {0},
 };
 
@@ -123,11 +128,12 @@ static enum walsh_status merge_and_quantize(struct merge_settings *settings, str
         return fail(err, WALSH_E_ARGUMENT, "%s: the path is too long", destination);
     if (access(destination, F_OK) == 0)
         return fail(err, WALSH_E_EXISTS, "%s exists; merge writes a new directory", destination);
-    TRY(data_find("calibration.txt", &calibration, err));
+    if (!settings->no_hessian) TRY(data_find("calibration.txt", &calibration, err));
     struct walsh_quantize_options options = WALSH_QUANTIZE_OPTIONS;
     options.format = settings->format;
     options.bits = (unsigned)settings->bits;
     options.calibration = calibration;
+    options.identity_hessian = settings->no_hessian;
     struct walsh_quantize_report done = {.struct_size = sizeof done};
     enum walsh_status status = merge(settings, context, merged, WALSH_MERGE_F32, bytes, err);
     if (status == WALSH_OK) {
