@@ -56,7 +56,7 @@ true_that "merged and unmerged agree" "($merged / $(value ppl) - 1) ^ 2 < 0.002 
 works merge "$model" "$lora" "$work/small" --format e8p --bits 4 --no-hessian
 [ ! -e "$work/small.merged" ] || fails "the merged model on the way is removed"
 works eval "$work/small" --text "$play" --max-tokens 1536 --context 512 --json
-true_that "quantized after merging" "$(value ppl) < $merged * 1.05"
+true_that "quantized after merging" "$(value ppl) < $merged * 1.12"
 refuses "WORK/merged exists; merge writes a new directory" merge "$model" "$lora" "$work/merged"
 misuse "DST is missing" merge "$model" "$lora"
 
