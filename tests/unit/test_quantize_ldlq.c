@@ -232,6 +232,91 @@ static void test_proxy(void **state)
     free_problem(&p);
 }
 
+/* The sweep against a naive one in double: H = C C^T, L = C diag(C_kk)^-1, targets W_k + sum_{j>k} E_j L_jk.
+ */
+static void test_sweep_matches_formula(void **state)
+{
+    (void)state;
+    enum { M = 24, N = 192, GROUPS = N / 8 }; /* three panels */
+    struct problem p = make_problem(M, N);
+    struct walsh_queue q = queue_of(NULL);
+    struct walsh_ldlq_input input;
+    assert_int_equal(walsh_ldlq_input_open(&q, &p.in, p.h, "test", NULL, &input, NULL), WALSH_OK);
+    struct walsh_ldlq_result r;
+    const struct walsh_ldlq_options options = {2, 0, false};
+    assert_int_equal(walsh_ldlq_quantize(&q, &input, &p.out, p.w, &options, &r, NULL, NULL), WALSH_OK);
+
+    double *c = room(N * N, sizeof *c), *l = room(N * N, sizeof *l), *e = room(r.m * N, sizeof *e);
+    float *w = room(r.m * N, sizeof *w);
+    assert_int_equal(walsh_rotate_matrix(&p.out, &p.in, p.w, w, NULL), WALSH_OK);
+    for (size_t j = 0; j < N; j++) /* Cholesky, column by column */
+        for (size_t i = j; i < N; i++) {
+            double sum = (double)input.hessian[i * N + j];
+            for (size_t k = 0; k < j; k++) sum -= c[i * N + k] * c[j * N + k];
+            c[i * N + j] = i == j ? sqrt(sum) : sum / c[j * N + j];
+        }
+    for (size_t k = 0; k < GROUPS; k++) /* X C_kk = C_ik by back substitution */
+        for (size_t i = 8 * k + 8; i < N; i++)
+            for (size_t b = 8; b-- > 0;) {
+                double sum = c[i * N + 8 * k + b];
+                for (size_t a = b + 1; a < 8; a++)
+                    sum -= l[i * N + 8 * k + a] * c[(8 * k + a) * N + 8 * k + b];
+                l[i * N + 8 * k + b] = sum / c[(8 * k + b) * N + 8 * k + b];
+            }
+    size_t same = 0;
+    double error = 0;
+    for (size_t row = 0; row < r.m; row++)
+        for (size_t k = GROUPS; k-- > 0;) {
+            float x[8], v[8];
+            for (size_t b = 0; b < 8; b++) {
+                double target = (double)w[row * N + 8 * k + b];
+                for (size_t j = 8 * k + 8; j < N; j++) target += e[row * N + j] * l[j * N + 8 * k + b];
+                x[b] = (float)(target / (double)r.wscale);
+            }
+            same += walsh_e8p_encode(x, v) == ((const uint16_t *)r.codes[0])[row * GROUPS + k];
+            for (size_t b = 0; b < 8; b++)
+                e[row * N + 8 * k + b] = (double)w[row * N + 8 * k + b] - (double)r.wscale * (double)v[b];
+        }
+    double whole = 0;
+    for (size_t row = 0; row < r.m; row++)
+        for (size_t i = 0; i < N; i++)
+            for (size_t j = 0; j < N; j++) {
+                double h = (double)input.hessian[i * N + j];
+                error += e[row * N + i] * h * e[row * N + j];
+                whole += (double)w[row * N + i] * h * (double)w[row * N + j];
+            }
+    print_message("%zu of %zu codes as in double\n", same, (size_t)r.m * GROUPS);
+    assert_true(same > (size_t)r.m * GROUPS * 95 / 100); /* one rounding apart may part a row's later codes */
+    assert_true(fabs(r.proxy / (error / whole) - 1) < 0.01);
+    walsh_free(c), walsh_free(l), walsh_free(e), walsh_free(w);
+    walsh_ldlq_result_close(&r);
+    walsh_ldlq_input_close(&input);
+    walsh_queue_close(&q);
+    free_problem(&p);
+}
+
+/* Feedback changes the spread of the targets; the search for Wscale follows it. */
+static void test_wscale_search(void **state)
+{
+    (void)state;
+    struct problem p = make_problem(96, 192);
+    double squares = 0;
+    for (uint32_t i = 0; i < p.m * p.n; i++) squares += (double)p.w[i] * (double)p.w[i];
+    const double rms = sqrt(squares / (p.m * p.n));
+    for (uint32_t i = 0; i < p.n; i++) /* neighbours that all but repeat each other */
+        for (uint32_t j = 0; j < p.n; j++) p.h[i * p.n + j] = powf(0.99f, fabsf((float)i - (float)j));
+    struct walsh_ldlq_result tuned, plain, free_of_feedback;
+    run(&p, NULL, p.h, (struct walsh_ldlq_options){4, 2, true}, &tuned, NULL);
+    run(&p, NULL, p.h, (struct walsh_ldlq_options){4, 2, false}, &plain, NULL);
+    run(&p, NULL, NULL, (struct walsh_ldlq_options){4, 2, true}, &free_of_feedback, NULL);
+    assert_true(fabs((double)plain.wscale * 1.03 / rms - 1) < 1e-4);
+    assert_true(fabsf(tuned.wscale / free_of_feedback.wscale - 1) > 0.02f);
+    assert_true(tuned.proxy < 0.97 * plain.proxy);
+    walsh_ldlq_result_close(&tuned), walsh_ldlq_result_close(&plain),
+        walsh_ldlq_result_close(&free_of_feedback);
+    free_problem(&p);
+}
+
 static void test_threads(void **state)
 {
     (void)state;
@@ -420,6 +505,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_hessian),
+        cmocka_unit_test(test_sweep_matches_formula),
+        cmocka_unit_test(test_wscale_search),
         cmocka_unit_test(test_better_than_nearest),
         cmocka_unit_test(test_proxy),
         cmocka_unit_test(test_threads),
