@@ -33,4 +33,4 @@ format:
 	@git ls-files '*.c' '*.h' | xargs clang-format -i
 
 clean:
-	@rm -rf build build-clang build-asan build-tsan build-fuzz
+	@rm -rf build build-clang build-asan build-tsan
