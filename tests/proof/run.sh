@@ -102,6 +102,40 @@ else
     missing "bookworm-moe-12m: quantization of experts"
 fi
 
+# --- adapters: on quantized weights, and merged (their logits and perplexities are in the golden part)
+if [ -d "$models/bookworm-26m" ] && [ -d "$models/shakespeare-lora-26m" ] && [ -f "$texts/shakespeare-valid.txt" ]; then
+    lora=$models/shakespeare-lora-26m play=$texts/shakespeare-valid.txt
+    rm -rf "$work/q"
+    if measure quantize "$models/bookworm-26m" "$work/q" --bits 4 --calibration "$texts/calibration.txt" &&
+        measure eval "$work/q" --text "$play" --context 1024 --adapter "$lora"; then
+        say "        26m 4 bits with its adapter: ppl $(number ppl) of shakespeare-valid, 24.7164 in fp32"
+        ok "26m 4 bits with its adapter" "$(number ppl) < 24.7164 * 1.02"
+    fi
+else
+    missing "bookworm-26m, its adapter or a text: adapters on quantized weights"
+fi
+for name in 26m moe-12m; do
+    model=$models/bookworm-$name lora=$models/shakespeare-lora-$name
+    if [ ! -d "$model" ] || [ ! -d "$lora" ]; then
+        missing "bookworm-$name or its adapter: merging"
+        continue
+    fi
+    for dtype in f32 bf16; do
+        rm -rf "$work/merged"
+        measure merge "$model" "$lora" "$work/merged" --dtype $dtype || continue
+        measure eval "$model" --adapter "$lora" --reference "$work/merged" --text "$root/data/shakespeare-valid.txt" \
+            --max-tokens 8192 --context 1024 --activations f32 || continue
+        say "        $name merged in $dtype: KL $(number kl) from unmerged, top-1 $(number top1_agreement)"
+        ok "$name merged in $dtype" "$(number kl) < $([ $dtype = f32 ] && echo 1e-7 || echo 1e-4)"
+    done
+done
+if "$root/tests/proof/planted.sh" >"$work/planted" 2>&1; then
+    passed=$((passed + 1))
+else
+    failed=$((failed + 1))
+fi
+tee -a "$log" <"$work/planted"
+
 # --- memory: a random checkpoint of 1 GB takes one layer, its Hessians and the calibration, not the model
 mkdir "$work/random"
 "$build/tests/random_checkpoint" "$work/random" 2048 5632 11 8192

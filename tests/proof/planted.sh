@@ -1,0 +1,91 @@
+#!/bin/sh
+# Bugs planted on purpose, each in a copy of the last commit, each of which a test must catch (docs/adapters.md). Usage: tests/proof/planted.sh
+# Takes some minutes: it builds the library once and a part of it for every bug.
+set -eu
+root=$(cd "$(dirname "$0")/../.." && pwd)
+work=$(mktemp -d "${TMPDIR:-/tmp}/walsh-planted.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+trap 'exit 1' INT TERM
+mkdir "$work/source"
+git -C "$root" archive HEAD | tar -xf - -C "$work/source"
+cd "$work/source"
+cmake -S . -B "$work/build" -G Ninja -DWALSH_WERROR=OFF >/dev/null
+caught=0 missed=0
+
+build() { ninja -C "$work/build" "$1" >"$work/log" 2>&1 || { tail -n 20 "$work/log" && exit 1; }; }
+# The test $1 with the arguments behind it fails: at once, or within `tries` runs where it depends on the threads' luck.
+fails() {
+    build "$1"
+    test=$1
+    shift
+    for _ in $(seq "$tries"); do "$work/build/tests/$test" "$@" >/dev/null 2>&1 || return 0; done
+    return 1
+}
+# plant WHAT FILE SED-SCRIPT TEST...: a TEST is a target, with its arguments behind colons
+plant() {
+    what=$1 file=$2 script=$3
+    shift 3
+    cp "$file" "$work/kept"
+    sed -i "$script" "$file"
+    if cmp -s "$file" "$work/kept"; then
+        echo "MISSED  $what: $file has changed, the bug cannot be planted"
+        missed=$((missed + 1))
+        return
+    fi
+    for test in "$@"; do
+        # shellcheck disable=SC2046 # the words of a test
+        if fails $(echo "$test" | tr : ' '); then
+            echo "caught  $what: $test"
+            caught=$((caught + 1))
+        else
+            echo "MISSED  $what: $test passes"
+            missed=$((missed + 1))
+        fi
+    done
+    cp "$work/kept" "$file"
+    touch "$file"
+}
+
+golden="golden:--adapter:$root/models/shakespeare-lora-8m:$root/models/bookworm-8m:$root/tests/fixtures/golden/bookworm-8m.safetensors"
+checker=walsh_checker:--kernel:low_rank
+tries=1
+for test in test_model_adapter_linear test_model_adapter_fold test_api_adapter test_api_merge "$checker" "$golden"; do
+    # shellcheck disable=SC2046
+    if fails $(echo "$test" | tr : ' '); then
+        echo "MISSED  nothing is planted and $test fails"
+        exit 1
+    fi
+done
+
+plant "h is what the call before left" src/kernels/cpu/low_rank.c \
+    's/^    job->queue->kernels->low_rank_down(&part);/    (void)part;/' test_model_adapter_linear "$checker" "$golden"
+plant "h of batch row 0 for every row" src/kernels/x86/low_rank.inc 's/vec_set(h\[(size_t)r \* p->ldh + j/vec_set(h[j/' \
+    test_model_adapter_linear "$checker"
+plant "x of the first row for a later group" src/kernels/cpu/low_rank.c 's/in->x + (d->row_begin + row) \* in->ldx/in->x + row * in->ldx/' \
+    test_model_adapter_linear test_api_adapter "$checker"
+plant "y of the first row for a later group" src/kernels/cpu/low_rank.c 's/product->y + d->row_begin \* product->ldy/product->y/' \
+    test_model_adapter_linear test_api_adapter "$checker"
+plant "B' by butterfly, then signs" src/rotation/rotation.c \
+    '/^enum walsh_status walsh_fold_columns/,/^}/{s/= (double)r->signs\[i\] \* (double)b\[/= (double)b[/
+     s/= (float)y\[i \* width + j\]/= (float)((i < r->size ? (double)r->signs[i] : 1.0) * y[i * width + j])/}' \
+    test_model_adapter_fold test_model_adapter_linear
+plant "A' by signs, then butterfly" src/rotation/rotation.c \
+    '/^enum walsh_status walsh_fold_rows/,/^}/s/walsh_rotate_inverse_f64(r, y, y);/walsh_rotate_forward_f64(r, y, y);/' \
+    test_model_adapter_fold
+plant "B' without reciprocals of scaled signs" src/model/adapter_linear.c 's/= 1\.0f \/ r\.signs\[i\]/= r.signs[i]/;s/1\.0f \/ r\.signs\[i\]/r.signs[i]/' \
+    test_model_adapter_fold
+plant "the plan drops one linear of each layer" src/model/adapter_set.c 's/if (!update) continue;/if (!update || linear->index % 7 == 6) continue;/' \
+    test_model_adapter_linear test_api_adapter
+plant "a call drops its last linear" src/model/adapter_products.c 's/for (size_t s = 0; s < sets->count; s++) add_terms/for (size_t s = 0; s < sets->count \&\& i + 1 < count + (count == 1); s++) add_terms/' \
+    test_model_adapter_linear test_api_adapter
+plant "k reads the h of q" src/model/adapter_products.c 's/update->shared_a \&\& i < in->count/i < in->count/;s/in->down\[i\]\.a == update->a \&\& /in->down[i].rank == update->rank \&\& /' \
+    test_model_adapter_linear "$golden"
+plant "the caller's scale is ignored" src/model/adapter_products.c 's/\.scale = term->scale/.scale = 1/' test_model_adapter_linear test_api_adapter
+plant "a step gives a row another's token" src/runtime/session.c 's/r->ids\[i\] = ids\[r->order\[i\]\]/r->ids[i] = ids[i]/' test_api_adapter
+plant "merge without the inverse rotation of B'" src/quantize/merge.c 's/walsh_rotate_inverse_f64(&l->out_rotation, column, original);/memcpy(original, column, l->out * sizeof *original);/' \
+    test_api_merge
+tries=40
+plant "a piece does not wait for h" src/kernels/cpu/low_rank.c 's/^    wait_for_downs(job);/    (void)wait_for_downs;/' "$checker"
+
+echo "$caught caught, $missed missed"
+[ "$missed" -eq 0 ]
