@@ -1,9 +1,10 @@
 /* AVX2 products of dense weights: f32, f16 or bf16 weights by f32 activations, bf16 by bf16. Every element is
  * widened to f32 exactly.
  *
- * Decode: each output has one accumulator of 8 lanes over the columns in order, then a fixed tree; weights
- * are read once for two activation rows. Prefill: columns in blocks of BLOCK; within a block one chain of
- * FMAs per output in column order, the blocks summed in order. Both are the same for any number of rows. */
+ * Decode: the weights pass by as one sequential stream, read once for two activation rows; an output has
+ * CHAINS accumulators of 8 lanes, to which the columns are dealt in turn, then a fixed tree. Prefill: columns
+ * in blocks of BLOCK; within a block one chain of FMAs per output in column order, the blocks summed in
+ * order. Both are the same for any number of rows. */
 #include <string.h>
 
 #include "base/memory.h"
@@ -12,8 +13,8 @@
 
 #define BLOCK 256        /* prefill: columns per panel */
 #define PANEL_OUTPUTS 96 /* prefill: outputs whose panels share the L2: 96 * 256 * 4 = 98 KB */
-#define OUTPUTS 4        /* decode: outputs at once, as many streams of memory */
-#define PREFETCH 1024    /* decode: bytes ahead of each stream */
+#define CHAINS 4         /* decode: accumulators of an output */
+#define PREFETCH 4096    /* decode: bytes ahead */
 
 /* 8 elements from x[k] on, widened; `count` of them exist, the rest come as 0. */
 typedef __m256 load_8(const void *x, size_t k, size_t count);
@@ -51,47 +52,43 @@ struct element {
 
 /* --- decode --- */
 
-/* OUTPUTS outputs from r on, of which `exist`, by `rows` activation rows from i on; rows is constant. */
-INLINE void decode_block(const struct element weight, const struct element activation, const unsigned rows,
-                         const struct walsh_product_part *p, size_t r, size_t exist, size_t i)
+/* Output r by `rows` activation rows, constant, from i on. */
+INLINE void decode_output(const struct element weight, const struct element activation, const unsigned rows,
+                          const struct walsh_product_part *p, size_t r, size_t i)
 {
     const size_t cols = p->weights->cols, a_bytes = p->a->stride * activation.width;
-    const char *a = (const char *)p->a->data + i * a_bytes, *w[OUTPUTS];
-    __m256 sum[OUTPUTS][2];
+    const char *a = (const char *)p->a->data + i * a_bytes;
+    const char *w = (const char *)p->weights->data + r * cols * weight.width;
+    __m256 sum[CHAINS][2];
 #pragma GCC unroll 4
-    for (unsigned n = 0; n < OUTPUTS; n++) {
-        size_t row = r + (n < exist ? n : exist - 1); /* beyond the last: read it again, store nothing */
-        w[n] = (const char *)p->weights->data + row * cols * weight.width;
+    for (unsigned n = 0; n < CHAINS; n++) {
 #pragma GCC unroll 2
         for (unsigned m = 0; m < rows; m++) sum[n][m] = _mm256_setzero_ps();
     }
     size_t k = 0;
-    for (; k + 16 <= cols; k += 16) {
+    for (; k + 8 * CHAINS <= cols; k += 8 * CHAINS) {
+        for (unsigned line = 0; line < 8 * CHAINS * weight.width; line += 64)
+            _mm_prefetch(w + k * weight.width + PREFETCH + line, _MM_HINT_T0);
 #pragma GCC unroll 4
-        for (unsigned n = 0; n < OUTPUTS; n++) {
-            _mm_prefetch(w[n] + k * weight.width + PREFETCH, _MM_HINT_T0);
-            __m256 v = weight.load(w[n], k, 8), next = weight.load(w[n], k + 8, 8);
-#pragma GCC unroll 2
-            for (unsigned m = 0; m < rows; m++) {
-                sum[n][m] = _mm256_fmadd_ps(v, activation.load(a + m * a_bytes, k, 8), sum[n][m]);
-                sum[n][m] = _mm256_fmadd_ps(next, activation.load(a + m * a_bytes, k + 8, 8), sum[n][m]);
-            }
-        }
-    }
-    for (; k < cols; k += 8) {
-#pragma GCC unroll 4
-        for (unsigned n = 0; n < OUTPUTS; n++) {
-            __m256 v = weight.load(w[n], k, cols - k);
+        for (unsigned n = 0; n < CHAINS; n++) {
+            __m256 v = weight.load(w, k + 8 * n, 8);
 #pragma GCC unroll 2
             for (unsigned m = 0; m < rows; m++)
-                sum[n][m] = _mm256_fmadd_ps(v, activation.load(a + m * a_bytes, k, 8), sum[n][m]);
+                sum[n][m] = _mm256_fmadd_ps(v, activation.load(a + m * a_bytes, k + 8 * n, 8), sum[n][m]);
         }
     }
 #pragma GCC unroll 4
-    for (unsigned n = 0; n < OUTPUTS; n++) {
-        if (n >= exist) continue;
+    for (unsigned n = 0; n < CHAINS; n++) {
+        if (k + 8 * n >= cols) break;
+        __m256 v = weight.load(w, k + 8 * n, cols - k - 8 * n);
 #pragma GCC unroll 2
-        for (unsigned m = 0; m < rows; m++) p->y[(i + m) * p->ldy + r + n] = sum_lanes_ps(sum[n][m]);
+        for (unsigned m = 0; m < rows; m++)
+            sum[n][m] = _mm256_fmadd_ps(v, activation.load(a + m * a_bytes, k + 8 * n, 8), sum[n][m]);
+    }
+#pragma GCC unroll 2
+    for (unsigned m = 0; m < rows; m++) {
+        __m256 pair = _mm256_add_ps(sum[0][m], sum[1][m]), other = _mm256_add_ps(sum[2][m], sum[3][m]);
+        p->y[(i + m) * p->ldy + r] = sum_lanes_ps(_mm256_add_ps(pair, other));
     }
 }
 
@@ -99,10 +96,10 @@ INLINE void decode(const struct element weight, const struct element activation,
                    const struct walsh_product_part *p)
 {
     const size_t rows = p->a->rows;
-    for (size_t r = p->begin; r < p->end; r += OUTPUTS) {
-        size_t exist = walsh_min(OUTPUTS, p->end - r), i = 0;
-        for (; i + 2 <= rows; i += 2) decode_block(weight, activation, 2, p, r, exist, i);
-        if (i < rows) decode_block(weight, activation, 1, p, r, exist, i);
+    for (size_t r = p->begin; r < p->end; r++) {
+        size_t i = 0;
+        for (; i + 2 <= rows; i += 2) decode_output(weight, activation, 2, p, r, i);
+        if (i < rows) decode_output(weight, activation, 1, p, r, i);
     }
 }
 
