@@ -61,18 +61,18 @@ cat "$table"
 prompt="It was late in the evening when"
 echo
 echo "3. Write with the quantized model:"
-echo "   \$ walsh run bookworm-8m-e8p-3bpw \"$prompt\" -n 80 --seed 1"
+echo "   \$ walsh run bookworm-8m-e8p-3bpw \"$prompt\" -n 80 --seed 3"
 echo
 printf '%s' "$prompt"
-"$walsh" run "$small" "$prompt" -n 80 --seed 1
+"$walsh" run "$small" "$prompt" -n 80 --seed 3
 
 lora=$root/models/shakespeare-lora-8m play=$root/data/shakespeare-valid.txt
 echo
 echo "4. The same prompt with a LoRA adapter on the quantized model, unmerged; it was trained on Shakespeare's plays:"
-echo "   \$ walsh run bookworm-8m-e8p-3bpw \"$prompt\" --adapter models/shakespeare-lora-8m -n 80 --seed 1"
+echo "   \$ walsh run bookworm-8m-e8p-3bpw \"$prompt\" --adapter models/shakespeare-lora-8m -n 80 --seed 3"
 echo
 printf '%s' "$prompt"
-"$walsh" run "$small" "$prompt" --adapter "$lora" -n 80 --seed 1
+"$walsh" run "$small" "$prompt" --adapter "$lora" -n 80 --seed 3
 echo
 printf 'PPL of a play that neither has seen, data/shakespeare-valid.txt: %.2f without the adapter, ' \
     "$("$walsh" eval "$small" --text "$play" --json | number ppl)"
