@@ -1,11 +1,13 @@
-/* walsh: run, measure and quantize language models whose weights are rotated (randomized Hadamard transform) and low-bit.
+/* walsh: run, measure and quantize language models whose weights are rotated (randomized Hadamard transform)
+ * and low-bit.
  *
- * Conventions. Every call that can fail returns enum walsh_status and writes a message into the caller's struct walsh_error
- * (NULL where none is wanted). walsh_x_open(..., &out) makes an object that walsh_x_close(&x) frees and sets to NULL; closing
- * NULL does nothing. Options structs start with struct_size = sizeof(struct ...), set by their WALSH_..._OPTIONS macro; a zeroed
- * member means the default that its comment gives. Strings are UTF-8. Models are immutable and may be shared by
- * threads as long as one call runs on a context at a time; a session has one owner. Nothing here prints, exits or reads
- * the environment. */
+ * Conventions. Every call that can fail returns enum walsh_status and writes a message into the caller's
+ * struct walsh_error (NULL where none is wanted). walsh_x_open(..., &out) makes an object that
+ * walsh_x_close(&x) frees and sets to NULL; closing NULL does nothing. Options structs start with struct_size
+ * = sizeof(struct ...), set by their WALSH_..._OPTIONS macro; a zeroed member means the default that its
+ * comment gives. Strings are UTF-8. Models are immutable and may be shared by threads as long as one call
+ * runs on a context at a time; a session has one owner. Nothing here prints, exits or reads the environment.
+ */
 #ifndef WALSH_H
 #define WALSH_H
 
@@ -35,15 +37,18 @@ struct walsh_context;
 
 struct walsh_context_options {
     size_t struct_size;
-    unsigned threads;   /* 0: the CPUs that this process may use */
-    const char *cpu;    /* NULL or "best" | "reference" | "avx2" | "avx512" | "amx": caps the instruction sets */
+    unsigned threads; /* 0: the CPUs that this process may use */
+    const char *cpu; /* NULL or "best" | "reference" | "avx2" | "avx512" | "amx": caps the instruction sets */
     const char *device; /* NULL or "cpu" */
     struct walsh_hooks hooks;
 };
-#define WALSH_CONTEXT_OPTIONS {.struct_size = sizeof(struct walsh_context_options)}
+#define WALSH_CONTEXT_OPTIONS                                                                                \
+    {                                                                                                        \
+        .struct_size = sizeof(struct walsh_context_options)                                                  \
+    }
 
-WALSH_API enum walsh_status walsh_context_open(const struct walsh_context_options *options, struct walsh_context **out,
-                                               struct walsh_error *err);
+WALSH_API enum walsh_status walsh_context_open(const struct walsh_context_options *options,
+                                               struct walsh_context **out, struct walsh_error *err);
 WALSH_API void walsh_context_close(struct walsh_context **context);
 WALSH_API unsigned walsh_context_threads(const struct walsh_context *context);
 /* "avx512f avx512bw ..." of this machine. */
@@ -54,28 +59,34 @@ WALSH_API bool walsh_context_kernel(const struct walsh_context *context, size_t 
 
 /* ------------------------------------------------------------------------------------------------ models */
 
-/* How activations enter the products. Rotated formats know int8 and f32, bf16 weights bf16 and f32, other weights f32. */
+/* How activations enter the products. Rotated formats know int8 and f32, bf16 weights bf16 and f32, other
+ * weights f32. */
 enum walsh_activation_mode {
-    WALSH_ACTIVATIONS_AUTO = 0, /* int8 on rotated formats; bf16 on bf16 weights where the hardware has it; else f32 */
-    WALSH_ACTIVATIONS_F32,      /* everywhere */
-    WALSH_ACTIVATIONS_BF16,     /* on bf16 weights; f32 on rotated formats */
-    WALSH_ACTIVATIONS_INT8      /* on rotated formats; dense weights as AUTO */
+    WALSH_ACTIVATIONS_AUTO =
+        0, /* int8 on rotated formats; bf16 on bf16 weights where the hardware has it; else f32 */
+    WALSH_ACTIVATIONS_F32,  /* everywhere */
+    WALSH_ACTIVATIONS_BF16, /* on bf16 weights; f32 on rotated formats */
+    WALSH_ACTIVATIONS_INT8  /* on rotated formats; dense weights as AUTO */
 };
 
 struct walsh_model;
 
 struct walsh_model_options {
     size_t struct_size;
-    bool no_mmap;                       /* read the files instead of mapping them */
+    bool no_mmap;                           /* read the files instead of mapping them */
     enum walsh_activation_mode activations; /* AUTO */
-    bool tokenizer_optional;            /* a directory without tokenizer.json opens too: its model knows ids, no text */
+    bool tokenizer_optional; /* a directory without tokenizer.json opens too: its model knows ids, no text */
 };
-#define WALSH_MODEL_OPTIONS {.struct_size = sizeof(struct walsh_model_options)}
+#define WALSH_MODEL_OPTIONS                                                                                  \
+    {                                                                                                        \
+        .struct_size = sizeof(struct walsh_model_options)                                                    \
+    }
 
-/* `path`: a Hugging Face directory (config.json, tokenizer.json, *.safetensors). The context outlives the model. */
+/* `path`: a Hugging Face directory (config.json, tokenizer.json, *.safetensors). The context outlives the
+ * model. */
 WALSH_API enum walsh_status walsh_model_open(struct walsh_context *context, const char *path,
-                                             const struct walsh_model_options *options, struct walsh_model **out,
-                                             struct walsh_error *err);
+                                             const struct walsh_model_options *options,
+                                             struct walsh_model **out, struct walsh_error *err);
 WALSH_API void walsh_model_close(struct walsh_model **model);
 
 /* A model of random weights, for measurements without a download. The values are random, the work is real. */
@@ -86,23 +97,29 @@ struct walsh_shape {
     uint32_t experts, experts_per_token, expert_intermediate; /* 0: dense */
     bool tied_embeddings;
 };
-#define WALSH_SHAPE {.struct_size = sizeof(struct walsh_shape)}
+#define WALSH_SHAPE                                                                                          \
+    {                                                                                                        \
+        .struct_size = sizeof(struct walsh_shape)                                                            \
+    }
 /* Named shapes ("llama-1b", ...): fills *out; WALSH_E_NOT_FOUND lists the known names. */
-WALSH_API enum walsh_status walsh_shape_named(const char *name, struct walsh_shape *out, struct walsh_error *err);
+WALSH_API enum walsh_status walsh_shape_named(const char *name, struct walsh_shape *out,
+                                              struct walsh_error *err);
 WALSH_API const char *walsh_shape_name(size_t i); /* the i-th known name; NULL past the last */
 /* format: "bf16" or "e8p" with bits 2..8 (ignored for bf16). Such a model has no tokenizer. */
-WALSH_API enum walsh_status walsh_model_synthesize(struct walsh_context *context, const struct walsh_shape *shape,
-                                                   const char *format, unsigned bits, uint64_t seed,
-                                                   const struct walsh_model_options *options, struct walsh_model **out,
-                                                   struct walsh_error *err);
+WALSH_API enum walsh_status walsh_model_synthesize(struct walsh_context *context,
+                                                   const struct walsh_shape *shape, const char *format,
+                                                   unsigned bits, uint64_t seed,
+                                                   const struct walsh_model_options *options,
+                                                   struct walsh_model **out, struct walsh_error *err);
 
 struct walsh_model_info {
     size_t struct_size;
     const char *architecture; /* "LlamaForCausalLM"; lives as long as the model, as all strings here */
     const char *format;       /* of the layers' linears: "bf16", "e8p" */
     double bits_per_weight;   /* of the layers' linears, codes only */
-    uint32_t hidden, intermediate, layers, heads, kv_heads, head_dim, vocab, max_positions, experts, experts_per_token;
-    uint64_t parameters;      /* logical weights, tied ones once */
+    uint32_t hidden, intermediate, layers, heads, kv_heads, head_dim, vocab, max_positions, experts,
+        experts_per_token;
+    uint64_t parameters;        /* logical weights, tied ones once */
     uint64_t linear_parameters; /* of the layers' linears */
     uint64_t checkpoint_bytes;  /* of all safetensors files */
     uint64_t memory_bytes;      /* held in anonymous memory by the model (repacked weights, tables) */
@@ -120,9 +137,9 @@ struct walsh_tensor_info {
     char format[16];    /* "bf16", "e8p" */
     char rotation[160]; /* "in 512+64, out 1024+512" or "" */
     uint64_t rows, cols;
-    uint64_t bytes;     /* as the decode step reads it */
+    uint64_t bytes; /* as the decode step reads it */
     double bits_per_weight;
-    const char *part;   /* "embedding" | "attention" | "mlp" | "experts" | "router" | "norm" | "head" */
+    const char *part; /* "embedding" | "attention" | "mlp" | "experts" | "router" | "norm" | "head" */
 };
 WALSH_API bool walsh_model_tensor(const struct walsh_model *model, size_t i, struct walsh_tensor_info *info);
 
@@ -136,11 +153,13 @@ enum {
     WALSH_TEXT_PLAIN = 2    /* texts of special tokens are plain text */
 };
 /* *ids: free with walsh_memory_free. */
-WALSH_API enum walsh_status walsh_model_encode(const struct walsh_model *model, const char *text, size_t size, unsigned flags,
-                                               int32_t **ids, size_t *count, struct walsh_error *err);
+WALSH_API enum walsh_status walsh_model_encode(const struct walsh_model *model, const char *text, size_t size,
+                                               unsigned flags, int32_t **ids, size_t *count,
+                                               struct walsh_error *err);
 /* *text: NUL-terminated, free with walsh_memory_free. */
-WALSH_API enum walsh_status walsh_model_decode(const struct walsh_model *model, const int32_t *ids, size_t count,
-                                               bool skip_special, char **text, size_t *size, struct walsh_error *err);
+WALSH_API enum walsh_status walsh_model_decode(const struct walsh_model *model, const int32_t *ids,
+                                               size_t count, bool skip_special, char **text, size_t *size,
+                                               struct walsh_error *err);
 WALSH_API void walsh_memory_free(void *p);
 
 /* Streaming decode: whole characters only. */
@@ -148,16 +167,18 @@ struct walsh_text_stream;
 WALSH_API enum walsh_status walsh_text_stream_open(const struct walsh_model *model, bool skip_special,
                                                    struct walsh_text_stream **out, struct walsh_error *err);
 /* Text completed by id; valid until the next call on the stream. */
-WALSH_API enum walsh_status walsh_text_stream_next(struct walsh_text_stream *stream, int32_t id, const char **text,
-                                                   size_t *size, struct walsh_error *err);
-WALSH_API enum walsh_status walsh_text_stream_finish(struct walsh_text_stream *stream, const char **text, size_t *size,
-                                                     struct walsh_error *err);
+WALSH_API enum walsh_status walsh_text_stream_next(struct walsh_text_stream *stream, int32_t id,
+                                                   const char **text, size_t *size, struct walsh_error *err);
+WALSH_API enum walsh_status walsh_text_stream_finish(struct walsh_text_stream *stream, const char **text,
+                                                     size_t *size, struct walsh_error *err);
 WALSH_API void walsh_text_stream_close(struct walsh_text_stream **stream);
 
-/* ------------------------------------------------------------------------------------------------ adapters */
+/* ------------------------------------------------------------------------------------------------ adapters
+ */
 
-/* A LoRA adapter: low-rank updates y += scale * B (A x) of some of a model's linears. Immutable; any number of sessions of
- * its model may use it, alone or with others, and the sessions of one step may use different ones. The model outlives it. */
+/* A LoRA adapter: low-rank updates y += scale * B (A x) of some of a model's linears. Immutable; any number
+ * of sessions of its model may use it, alone or with others, and the sessions of one step may use different
+ * ones. The model outlives it. */
 struct walsh_adapter;
 
 /* How its weights are kept in memory. */
@@ -168,20 +189,24 @@ enum walsh_adapter_storage {
 };
 struct walsh_adapter_options {
     size_t struct_size;
-    const char *name; /* NULL: the last component of the path. The adapters of a session have different names */
+    const char
+        *name; /* NULL: the last component of the path. The adapters of a session have different names */
     enum walsh_adapter_storage storage;
     bool no_mmap;
 };
-#define WALSH_ADAPTER_OPTIONS {.struct_size = sizeof(struct walsh_adapter_options)}
+#define WALSH_ADAPTER_OPTIONS                                                                                \
+    {                                                                                                        \
+        .struct_size = sizeof(struct walsh_adapter_options)                                                  \
+    }
 
-/* `path`: a directory that the PEFT library wrote (adapter_config.json, adapter_model.safetensors). A model in use is not
- * touched, whatever happens. */
+/* `path`: a directory that the PEFT library wrote (adapter_config.json, adapter_model.safetensors). A model
+ * in use is not touched, whatever happens. */
 WALSH_API enum walsh_status walsh_adapter_open(const struct walsh_model *model, const char *path,
-                                               const struct walsh_adapter_options *options, struct walsh_adapter **out,
-                                               struct walsh_error *err);
+                                               const struct walsh_adapter_options *options,
+                                               struct walsh_adapter **out, struct walsh_error *err);
 /* Random updates of rank 1..256 of every projection of the layers, for measurements. */
-WALSH_API enum walsh_status walsh_adapter_random(const struct walsh_model *model, uint32_t rank, uint64_t seed,
-                                                 const struct walsh_adapter_options *options,
+WALSH_API enum walsh_status walsh_adapter_random(const struct walsh_model *model, uint32_t rank,
+                                                 uint64_t seed, const struct walsh_adapter_options *options,
                                                  struct walsh_adapter **out, struct walsh_error *err);
 /* Sessions that use the adapter keep it. */
 WALSH_API void walsh_adapter_close(struct walsh_adapter **adapter);
@@ -193,8 +218,8 @@ struct walsh_adapter_info {
     const char *format;     /* in memory: "bf16", "f32" */
     uint32_t linears;       /* that it updates */
     uint32_t least_rank, most_rank;
-    uint64_t parameters;    /* as stored in its file */
-    uint64_t memory_bytes;  /* of its weights */
+    uint64_t parameters;   /* as stored in its file */
+    uint64_t memory_bytes; /* of its weights */
 };
 WALSH_API void walsh_adapter_get_info(const struct walsh_adapter *adapter, struct walsh_adapter_info *info);
 
@@ -204,56 +229,73 @@ struct walsh_adapter_use {
     float scale;
 };
 
-/* ------------------------------------------------------------------------------------------------ sessions */
+/* ------------------------------------------------------------------------------------------------ sessions
+ */
 
-enum walsh_kv { WALSH_KV_CACHE_AUTO = 0, /* f32 where activations are F32, else f16 */ WALSH_KV_CACHE_F16, WALSH_KV_CACHE_F32 };
+enum walsh_kv {
+    WALSH_KV_CACHE_AUTO = 0,
+    /* f32 where activations are F32, else f16 */ WALSH_KV_CACHE_F16,
+    WALSH_KV_CACHE_F32
+};
 
 struct walsh_session_options {
     size_t struct_size;
     uint32_t context; /* capacity in tokens, at most 131072; 0: the model's maximum, at most 4096 */
     enum walsh_kv kv;
 };
-#define WALSH_SESSION_OPTIONS {.struct_size = sizeof(struct walsh_session_options)}
+#define WALSH_SESSION_OPTIONS                                                                                \
+    {                                                                                                        \
+        .struct_size = sizeof(struct walsh_session_options)                                                  \
+    }
 
 struct walsh_session;
 /* Bytes that the cache of such a session takes when full. */
-WALSH_API uint64_t walsh_session_bytes(const struct walsh_model *model, const struct walsh_session_options *options);
-/* Refuses with the figure (WALSH_E_MEMORY) where `count` such sessions, all full, cannot fit into the available memory. */
+WALSH_API uint64_t walsh_session_bytes(const struct walsh_model *model,
+                                       const struct walsh_session_options *options);
+/* Refuses with the figure (WALSH_E_MEMORY) where `count` such sessions, all full, cannot fit into the
+ * available memory. */
 WALSH_API enum walsh_status walsh_sessions_check(const struct walsh_model *model,
                                                  const struct walsh_session_options *options, size_t count,
                                                  struct walsh_error *err);
-/* Refuses with the figure (WALSH_E_MEMORY) where the full cache cannot fit into this machine's available memory. */
-WALSH_API enum walsh_status walsh_session_open(const struct walsh_model *model, const struct walsh_session_options *options,
+/* Refuses with the figure (WALSH_E_MEMORY) where the full cache cannot fit into this machine's available
+ * memory. */
+WALSH_API enum walsh_status walsh_session_open(const struct walsh_model *model,
+                                               const struct walsh_session_options *options,
                                                struct walsh_session **out, struct walsh_error *err);
 WALSH_API void walsh_session_close(struct walsh_session **session);
 WALSH_API uint32_t walsh_session_length(const struct walsh_session *session);  /* tokens in the cache */
 WALSH_API uint32_t walsh_session_context(const struct walsh_session *session); /* capacity */
 /* Forget tokens [length, ...). */
-WALSH_API enum walsh_status walsh_session_trim(struct walsh_session *session, uint32_t length, struct walsh_error *err);
+WALSH_API enum walsh_status walsh_session_trim(struct walsh_session *session, uint32_t length,
+                                               struct walsh_error *err);
 
-/* Use these adapters together from the next token on; count 0: none. At most 16. What is in the cache stays: trim the session
- * to 0 where the past should be read with them too. On failure the session is as before. */
-WALSH_API enum walsh_status walsh_session_set_adapters(struct walsh_session *session, const struct walsh_adapter_use *uses,
-                                                       size_t count, struct walsh_error *err);
+/* Use these adapters together from the next token on; count 0: none. At most 16. What is in the cache stays:
+ * trim the session to 0 where the past should be read with them too. On failure the session is as before. */
+WALSH_API enum walsh_status walsh_session_set_adapters(struct walsh_session *session,
+                                                       const struct walsh_adapter_use *uses, size_t count,
+                                                       struct walsh_error *err);
 /* Memory of all adapters that these sessions use, each counted once. */
 WALSH_API uint64_t walsh_sessions_adapter_bytes(struct walsh_session *const *sessions, size_t count);
 
-/* Append `count` >= 1 tokens as a prompt (prefill arithmetic, chunks cut at fixed absolute positions). Afterwards
- * walsh_session_logits is that of the last. More than the capacity: WALSH_E_CAPACITY, nothing appended. An abort between
- * chunks leaves the session at its old length. */
-WALSH_API enum walsh_status walsh_session_prompt(struct walsh_session *session, const int32_t *ids, size_t count,
-                                                 struct walsh_error *err);
-/* One decode step: append ids[i] to sessions[i], all of one model, no session twice. A row's bits do not depend on
- * `count` or on the others. */
-WALSH_API enum walsh_status walsh_step(struct walsh_session *const *sessions, const int32_t *ids, size_t count,
-                                       struct walsh_error *err);
-/* [vocab] logits of the last token; NULL before the first. Owned by the session, valid until its next call. */
+/* Append `count` >= 1 tokens as a prompt (prefill arithmetic, chunks cut at fixed absolute positions).
+ * Afterwards walsh_session_logits is that of the last. More than the capacity: WALSH_E_CAPACITY, nothing
+ * appended. An abort between chunks leaves the session at its old length. */
+WALSH_API enum walsh_status walsh_session_prompt(struct walsh_session *session, const int32_t *ids,
+                                                 size_t count, struct walsh_error *err);
+/* One decode step: append ids[i] to sessions[i], all of one model, no session twice. A row's bits do not
+ * depend on `count` or on the others. */
+WALSH_API enum walsh_status walsh_step(struct walsh_session *const *sessions, const int32_t *ids,
+                                       size_t count, struct walsh_error *err);
+/* [vocab] logits of the last token; NULL before the first. Owned by the session, valid until its next call.
+ */
 WALSH_API const float *walsh_session_logits(const struct walsh_session *session);
-/* Logits of `count` tokens appended as a prompt, at every position: out [count][vocab]. For evaluation and tests. */
-WALSH_API enum walsh_status walsh_session_prompt_logits(struct walsh_session *session, const int32_t *ids, size_t count,
-                                                        float *out, struct walsh_error *err);
+/* Logits of `count` tokens appended as a prompt, at every position: out [count][vocab]. For evaluation and
+ * tests. */
+WALSH_API enum walsh_status walsh_session_prompt_logits(struct walsh_session *session, const int32_t *ids,
+                                                        size_t count, float *out, struct walsh_error *err);
 
-/* ------------------------------------------------------------------------------------------------ sampling */
+/* ------------------------------------------------------------------------------------------------ sampling
+ */
 
 struct walsh_sampler_options {
     size_t struct_size;
@@ -264,11 +306,14 @@ struct walsh_sampler_options {
     double repeat_penalty; /* above 0; 1 (set by the macro): off; over the last repeat_last tokens */
     uint32_t repeat_last;  /* 64 (set by the macro); 0: none */
     uint64_t seed;
-    const struct walsh_model *model; /* NULL, or: ids that its tokenizer has no token for are never drawn. The model
-                                        outlives the sampler */
+    const struct walsh_model *model; /* NULL, or: ids that its tokenizer has no token for are never drawn. The
+                                        model outlives the sampler */
 };
-#define WALSH_SAMPLER_OPTIONS                                                                                          \
-    {.struct_size = sizeof(struct walsh_sampler_options), .top_p = 1, .repeat_penalty = 1, .repeat_last = 64}
+#define WALSH_SAMPLER_OPTIONS                                                                                \
+    {                                                                                                        \
+        .struct_size = sizeof(struct walsh_sampler_options), .top_p = 1, .repeat_penalty = 1,                \
+        .repeat_last = 64                                                                                    \
+    }
 /* The model's own defaults from generation_config.json (greedy where do_sample is false), with .model set. */
 WALSH_API void walsh_sampler_defaults(const struct walsh_model *model, struct walsh_sampler_options *out);
 struct walsh_sampler;
@@ -278,21 +323,25 @@ WALSH_API void walsh_sampler_close(struct walsh_sampler **sampler);
 /* Tell it a token of the prompt (for the repeat penalty). */
 WALSH_API void walsh_sampler_accept(struct walsh_sampler *sampler, int32_t id);
 /* Draw from logits [vocab] and accept the result. NaN among the logits: WALSH_E_INTERNAL. */
-WALSH_API enum walsh_status walsh_sampler_draw(struct walsh_sampler *sampler, const float *logits, int32_t *id,
-                                               struct walsh_error *err);
+WALSH_API enum walsh_status walsh_sampler_draw(struct walsh_sampler *sampler, const float *logits,
+                                               int32_t *id, struct walsh_error *err);
 
-/* ------------------------------------------------------------------------------------------------ evaluation */
+/* ------------------------------------------------------------------------------------------------ evaluation
+ */
 
 struct walsh_eval_options {
     size_t struct_size;
     uint32_t context; /* tokens per chunk; 0: the smaller of 2048 and the model's maximum */
     enum walsh_kv kv;
-    uint64_t max_tokens; /* 0: all */
-    const struct walsh_model *reference; /* adds kl and top1_agreement; same tokenizer and vocabulary */
+    uint64_t max_tokens;                      /* 0: all */
+    const struct walsh_model *reference;      /* adds kl and top1_agreement; same tokenizer and vocabulary */
     const struct walsh_adapter_use *adapters; /* of the model, not of the reference */
     size_t adapter_count;
 };
-#define WALSH_EVAL_OPTIONS {.struct_size = sizeof(struct walsh_eval_options)}
+#define WALSH_EVAL_OPTIONS                                                                                   \
+    {                                                                                                        \
+        .struct_size = sizeof(struct walsh_eval_options)                                                     \
+    }
 struct walsh_eval_result {
     size_t struct_size;
     double nll;       /* mean negative log-likelihood of the scored tokens, nats */
@@ -305,39 +354,44 @@ struct walsh_eval_result {
     double kl;             /* mean KL(reference || model), nats */
     double top1_agreement; /* share of positions with equal argmax */
 };
-/* The PPL protocol: the whole text is encoded once without special tokens and cut into non-overlapping chunks of `context`
- * (the tail dropped); tokens 2..n of each chunk are scored. */
+/* The PPL protocol: the whole text is encoded once without special tokens and cut into non-overlapping chunks
+ * of `context` (the tail dropped); tokens 2..n of each chunk are scored. */
 WALSH_API enum walsh_status walsh_eval_text(const struct walsh_model *model, const char *text, size_t size,
-                                            const struct walsh_eval_options *options, struct walsh_eval_result *result,
-                                            struct walsh_error *err);
+                                            const struct walsh_eval_options *options,
+                                            struct walsh_eval_result *result, struct walsh_error *err);
 WALSH_API enum walsh_status walsh_eval_ids(const struct walsh_model *model, const int32_t *ids, size_t count,
-                                           const struct walsh_eval_options *options, struct walsh_eval_result *result,
-                                           struct walsh_error *err);
+                                           const struct walsh_eval_options *options,
+                                           struct walsh_eval_result *result, struct walsh_error *err);
 
-/* ------------------------------------------------------------------------------------------------ quantize */
+/* ------------------------------------------------------------------------------------------------ quantize
+ */
 
 struct walsh_quantize_options {
     size_t struct_size;
-    const char *format;         /* "e8p" */
-    unsigned bits;              /* 2..8 for e8p */
-    const char *rotation;       /* NULL or "block" | "pow2" */
-    const char *calibration;    /* path of a UTF-8 text; NULL together with identity_hessian only */
-    bool identity_hessian;      /* no calibration: nearest rounding of the rotated weights (for measurements) */
-    uint32_t samples;           /* calibration sequences; 0: 128 */
-    uint32_t sample_tokens;     /* tokens each; 0: the smaller of 1024 and the model's maximum */
-    int passes;                 /* coordinate-descent passes; -1 (set by the macro): the best measured */
-    uint64_t seed;              /* signs; 0 counts */
-    bool dry_run;               /* predict only */
-    bool resume;                /* go on with DST.partial */
+    const char *format;      /* "e8p" */
+    unsigned bits;           /* 2..8 for e8p */
+    const char *rotation;    /* NULL or "block" | "pow2" */
+    const char *calibration; /* path of a UTF-8 text; NULL together with identity_hessian only */
+    bool identity_hessian;   /* no calibration: nearest rounding of the rotated weights (for measurements) */
+    uint32_t samples;        /* calibration sequences; 0: 128 */
+    uint32_t sample_tokens;  /* tokens each; 0: the smaller of 1024 and the model's maximum */
+    int passes;              /* coordinate-descent passes; -1 (set by the macro): the best measured */
+    uint64_t seed;           /* signs; 0 counts */
+    bool dry_run;            /* predict only */
+    bool resume;             /* go on with DST.partial */
     bool no_mmap;
-    bool plain;                 /* the published method as it is: no scales in SU and SV, Wscale from the rms (for comparisons) */
+    bool plain; /* the published method as it is: no scales in SU and SV, Wscale from the rms (for
+                   comparisons) */
 };
-#define WALSH_QUANTIZE_OPTIONS {.struct_size = sizeof(struct walsh_quantize_options), .passes = -1, .seed = 42}
+#define WALSH_QUANTIZE_OPTIONS                                                                               \
+    {                                                                                                        \
+        .struct_size = sizeof(struct walsh_quantize_options), .passes = -1, .seed = 42                       \
+    }
 
 struct walsh_quantize_layer {
-    const char *name;     /* "model.layers.0.self_attn.q_proj" */
-    uint32_t rows, cols;  /* logical */
-    double proxy;         /* tr(D H D^T) / tr(W H W^T), relative */
+    const char *name;    /* "model.layers.0.self_attn.q_proj" */
+    uint32_t rows, cols; /* logical */
+    double proxy;        /* tr(D H D^T) / tr(W H W^T), relative */
     double bits_per_weight;
     double seconds;
 };
@@ -350,8 +404,9 @@ struct walsh_quantize_report {
     struct walsh_quantize_layer *linears; /* walsh_quantize_report_free */
     size_t linear_count;
 };
-/* Read the Hugging Face directory src, write the Hugging Face directory dst (GLQ layout). dst must not exist; the work happens in
- * dst + ".partial", which a later call with `resume` continues after an abort, a crash or kill -9. */
+/* Read the Hugging Face directory src, write the Hugging Face directory dst (GLQ layout). dst must not exist;
+ * the work happens in dst + ".partial", which a later call with `resume` continues after an abort, a crash or
+ * kill -9. */
 WALSH_API enum walsh_status walsh_quantize(struct walsh_context *context, const char *src, const char *dst,
                                            const struct walsh_quantize_options *options,
                                            struct walsh_quantize_report *report, struct walsh_error *err);
@@ -360,32 +415,35 @@ WALSH_API void walsh_quantize_report_free(struct walsh_quantize_report *report);
 /* ------------------------------------------------------------------------------------------------ merge */
 
 enum walsh_merge_type { WALSH_MERGE_BF16 = 0, WALSH_MERGE_F32 };
-/* Write the Hugging Face directory dst, which must not exist: the model with these adapters (count 0: none) as plain weights of
- * `type`, W + s B A in place of W, quantized linears decoded. Sums in double precision: open the adapters with
- * WALSH_ADAPTER_F32. *bytes (may be NULL): of the safetensors file. On failure nothing is left behind. */
-WALSH_API enum walsh_status walsh_merge(const struct walsh_model *model, const struct walsh_adapter_use *uses, size_t count,
-                                        const char *dst, enum walsh_merge_type type, uint64_t *bytes,
-                                        struct walsh_error *err);
+/* Write the Hugging Face directory dst, which must not exist: the model with these adapters (count 0: none)
+ * as plain weights of `type`, W + s B A in place of W, quantized linears decoded. Sums in double precision:
+ * open the adapters with WALSH_ADAPTER_F32. *bytes (may be NULL): of the safetensors file. On failure nothing
+ * is left behind. */
+WALSH_API enum walsh_status walsh_merge(const struct walsh_model *model, const struct walsh_adapter_use *uses,
+                                        size_t count, const char *dst, enum walsh_merge_type type,
+                                        uint64_t *bytes, struct walsh_error *err);
 
-/* ------------------------------------------------------------------------------------------------ measurements */
+/* ------------------------------------------------------------------------------------------------
+ * measurements */
 
 struct walsh_bench_ceilings { /* measured in this process */
-    double read_bandwidth; /* bytes/s from DRAM */
-    double fma_f32;        /* flop/s */
-    double dot_i8;         /* op/s; 0 where the machine has no int8 dot product */
+    double read_bandwidth;    /* bytes/s from DRAM */
+    double fma_f32;           /* flop/s */
+    double dot_i8;            /* op/s; 0 where the machine has no int8 dot product */
 };
 struct walsh_bench_row {
     const char *kernel, *implementation;
-    char size[96];          /* "4096x4096, 1 row" */
-    double seconds;         /* median of one call */
+    char size[96];            /* "4096x4096, 1 row" */
+    double seconds;           /* median of one call */
     double bytes, operations; /* of one call */
-    double ratio;           /* reference implementation's seconds / seconds */
-    double roofline;        /* share of the binding ceiling, 0..1 */
+    double ratio;             /* reference implementation's seconds / seconds */
+    double roofline;          /* share of the binding ceiling, 0..1 */
 };
 /* Run the kernels whose name contains `pattern` (NULL: all); one callback per row. */
 WALSH_API enum walsh_status walsh_bench_kernels(struct walsh_context *context, const char *pattern,
-                                                void (*row)(void *user, const struct walsh_bench_row *row), void *user,
-                                                struct walsh_bench_ceilings *ceilings, struct walsh_error *err);
+                                                void (*row)(void *user, const struct walsh_bench_row *row),
+                                                void *user, struct walsh_bench_ceilings *ceilings,
+                                                struct walsh_error *err);
 
 #ifdef __cplusplus
 }

@@ -1,5 +1,5 @@
-/* Callbacks for log lines, progress and cancellation. Every member may be NULL. They are called from the thread that
- * made the call into walsh, never from a worker. */
+/* Callbacks for log lines, progress and cancellation. Every member may be NULL. They are called from the
+ * thread that made the call into walsh, never from a worker. */
 #ifndef WALSH_HOOKS_H
 #define WALSH_HOOKS_H
 

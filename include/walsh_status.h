@@ -21,8 +21,8 @@ enum walsh_status {
     WALSH_E_INTERNAL     /* a broken invariant of walsh itself: a bug */
 };
 
-/* The caller's error buffer. `message` names the file, the tensor or option, what was found, what was expected.
- * Every call accepts NULL where no message is wanted. */
+/* The caller's error buffer. `message` names the file, the tensor or option, what was found, what was
+ * expected. Every call accepts NULL where no message is wanted. */
 struct walsh_error {
     enum walsh_status status;
     char message[1000];

@@ -8,18 +8,20 @@
 
 #include "base/status.h"
 
-/* A read-only input. Mapped, or read into memory where use_mmap is false (a file that shrinks under a mapping faults:
- * docs/architecture.md). */
+/* A read-only input. Mapped, or read into memory where use_mmap is false (a file that shrinks under a mapping
+ * faults: docs/architecture.md). */
 struct walsh_file {
     const uint8_t *data; /* never NULL after open; a size of 0 is legal */
     size_t size;
     bool mapped;
     char *path; /* owned copy, for messages */
 };
-enum walsh_status walsh_file_open(const char *path, bool use_mmap, struct walsh_file *out, struct walsh_error *err);
+enum walsh_status walsh_file_open(const char *path, bool use_mmap, struct walsh_file *out,
+                                  struct walsh_error *err);
 void walsh_file_close(struct walsh_file *file); /* zeroes *file; safe on a zeroed one */
 
-/* The whole file as text: size bytes and a terminating NUL; more than max_size bytes is an error. walsh_free. */
+/* The whole file as text: size bytes and a terminating NUL; more than max_size bytes is an error. walsh_free.
+ */
 enum walsh_status walsh_file_read_text(const char *path, size_t max_size, char **out, size_t *size,
                                        struct walsh_error *err);
 
@@ -30,10 +32,12 @@ struct walsh_writer {
     uint64_t offset; /* bytes written by walsh_writer_append */
 };
 enum walsh_status walsh_writer_open(const char *path, struct walsh_writer *out, struct walsh_error *err);
-enum walsh_status walsh_writer_append(struct walsh_writer *w, const void *data, size_t size, struct walsh_error *err);
+enum walsh_status walsh_writer_append(struct walsh_writer *w, const void *data, size_t size,
+                                      struct walsh_error *err);
 /* fsync, rename over `path`, fsync of the directory. The writer is closed either way. */
 enum walsh_status walsh_writer_commit(struct walsh_writer *w, struct walsh_error *err);
-void walsh_writer_discard(struct walsh_writer *w); /* removes the temporary; safe on a closed or zeroed writer with fd -1 */
+void walsh_writer_discard(
+    struct walsh_writer *w); /* removes the temporary; safe on a closed or zeroed writer with fd -1 */
 
 /* Write all of data to `path` atomically: open, append, commit. */
 enum walsh_status walsh_file_write(const char *path, const void *data, size_t size, struct walsh_error *err);
@@ -46,6 +50,7 @@ enum walsh_status walsh_copy_file(const char *from, const char *to, struct walsh
 bool walsh_path_exists(const char *path);
 bool walsh_path_is_directory(const char *path);
 /* directory + "/" + name in a new string; walsh_free. */
-enum walsh_status walsh_path_join(const char *directory, const char *name, char **out, struct walsh_error *err);
+enum walsh_status walsh_path_join(const char *directory, const char *name, char **out,
+                                  struct walsh_error *err);
 
 #endif

@@ -39,7 +39,10 @@ static inline uint32_t walsh_bits_from_float(float f)
     return u;
 }
 
-static inline float walsh_f32_from_bf16(uint16_t b) { return walsh_float_from_bits((uint32_t)b << 16); }
+static inline float walsh_f32_from_bf16(uint16_t b)
+{
+    return walsh_float_from_bits((uint32_t)b << 16);
+}
 
 /* Round to nearest, ties to even; NaN stays NaN (quiet). */
 static inline uint16_t walsh_bf16_from_f32(float f)
@@ -53,8 +56,8 @@ static inline uint16_t walsh_bf16_from_f32(float f)
 float walsh_f32_from_f16(uint16_t h);
 uint16_t walsh_f16_from_f32(float f);
 
-/* OCP E4M3 (no Inf, 0x7f/0xff NaN), E5M2 and E8M0 (2^(b-127), 255 = NaN). The encoders round to nearest even and
- * saturate. */
+/* OCP E4M3 (no Inf, 0x7f/0xff NaN), E5M2 and E8M0 (2^(b-127), 255 = NaN). The encoders round to nearest even
+ * and saturate. */
 float walsh_f32_from_e4m3(uint8_t b);
 uint8_t walsh_e4m3_from_f32(float f);
 float walsh_f32_from_e5m2(uint8_t b);

@@ -14,8 +14,8 @@ enum walsh_status walsh_fail_errno(struct walsh_error *err, int errnum, const ch
     __attribute__((format(printf, 3, 4), cold));
 
 /* Put "format: " before the message already in err (a caller adds the file's name); returns err's status. */
-enum walsh_status walsh_fail_within(struct walsh_error *err, enum walsh_status status, const char *format, ...)
-    __attribute__((format(printf, 3, 4), cold));
+enum walsh_status walsh_fail_within(struct walsh_error *err, enum walsh_status status, const char *format,
+                                    ...) __attribute__((format(printf, 3, 4), cold));
 
 /* Leave the function when a call fails, its message already written. */
 #define WALSH_TRY(call)                                                                                      \

@@ -1,6 +1,7 @@
-/* checkpoint/config: config.json and generation_config.json as plain structs. Integers are range-checked, unknown
- * architectures and quantization methods are errors that list the known ones; unknown keys are ignored, but a key that
- * changes the arithmetic and has a value that walsh does not implement is an error that names key and value. */
+/* checkpoint/config: config.json and generation_config.json as plain structs. Integers are range-checked,
+ * unknown architectures and quantization methods are errors that list the known ones; unknown keys are
+ * ignored, but a key that changes the arithmetic and has a value that walsh does not implement is an error
+ * that names key and value. */
 #ifndef WALSH_CHECKPOINT_CONFIG_H
 #define WALSH_CHECKPOINT_CONFIG_H
 
@@ -16,14 +17,14 @@ enum walsh_architecture { WALSH_ARCH_LLAMA, WALSH_ARCH_QWEN3_MOE, WALSH_ARCH_COU
 
 enum walsh_rope_type { WALSH_ROPE_DEFAULT, WALSH_ROPE_LINEAR, WALSH_ROPE_LLAMA3 };
 
-/* config.json: rope_theta at the top level, rope_scaling {rope_type|type, ...}, or rope_parameters {rope_theta,
- * rope_type, ...}. */
+/* config.json: rope_theta at the top level, rope_scaling {rope_type|type, ...}, or rope_parameters
+ * {rope_theta, rope_type, ...}. */
 struct walsh_rope_config {
     enum walsh_rope_type type;
     double theta;
-    double factor;                            /* linear, llama3 */
+    double factor;                                      /* linear, llama3 */
     double low_frequency_factor, high_frequency_factor; /* llama3 */
-    uint32_t original_max_positions;          /* llama3 */
+    uint32_t original_max_positions;                    /* llama3 */
 };
 
 enum walsh_quant_method { WALSH_QUANT_NONE, WALSH_QUANT_GLQ, WALSH_QUANT_WALSH };
@@ -55,8 +56,8 @@ struct walsh_config {
     struct walsh_quant_config quant;
 };
 /* Parse `size` bytes of config.json; `path` is for messages. */
-enum walsh_status walsh_config_parse(const char *path, const char *json, size_t size, struct walsh_config *out,
-                                     struct walsh_error *err);
+enum walsh_status walsh_config_parse(const char *path, const char *json, size_t size,
+                                     struct walsh_config *out, struct walsh_error *err);
 
 struct walsh_generation_config { /* generation_config.json; absent keys keep these defaults */
     bool do_sample;              /* false */

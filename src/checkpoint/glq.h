@@ -9,8 +9,8 @@
  *   MODULE.inv_resid_scale, inv_resid_scale2, inv_resid_scale3   F32 []   of the stages 2, 3, 4, cumulative
  * and W~ = Wscale * sum over stages k of inv_resid_scale[k] * decode(codes[k]).
  *
- * E8P: element [mt][kt][r][c] holds four codes; code i (0..3) is row 16mt + 2r + (i & 1), group of eight columns
- * 8kt + 2c + (i >> 1). Its high byte stands at bits 8i, bit j of its low byte at bit 32 + 4j + i.
+ * E8P: element [mt][kt][r][c] holds four codes; code i (0..3) is row 16mt + 2r + (i & 1), group of eight
+ * columns 8kt + 2c + (i >> 1). Its high byte stands at bits 8i, bit j of its low byte at bit 32 + 4j + i.
  * E81B: byte i of an element is its group i, so the bytes are row-major codes. */
 #ifndef WALSH_CHECKPOINT_GLQ_H
 #define WALSH_CHECKPOINT_GLQ_H
@@ -18,7 +18,8 @@
 #include "checkpoint/checkpoint.h"
 #include "formats/weights.h"
 
-/* Stored tensor (maybe unaligned, as mapped) -> codes[m_pad][n_pad/8], and back. m_pad a multiple of 16 (E8P), n_pad of
+/* Stored tensor (maybe unaligned, as mapped) -> codes[m_pad][n_pad/8], and back. m_pad a multiple of 16
+ * (E8P), n_pad of
  * 64. `stored` has m_pad * n_pad/8 codes' bytes: 2 each for E8P, 1 for E81B. */
 void walsh_glq_unpack_e8p(const void *stored, size_t m_pad, size_t n_pad, uint16_t *codes);
 void walsh_glq_pack_e8p(const uint16_t *codes, size_t m_pad, size_t n_pad, void *stored);
@@ -44,10 +45,10 @@ struct walsh_glq_linear {
 /* Is `module` ("model.layers.0.mlp.up_proj") stored as a GLQ E8P linear? */
 bool walsh_glq_present(const struct walsh_checkpoint *ck, const char *module);
 
-/* Find, validate and mark used all tensors of `module`, whose logical weight is [out_features][in_features]. The padded
- * sizes come from the stored shapes; each must be the size padded to blocks (outputs to 16, inputs to 64) or to the next
- * power of two. Missing tensors, other dtypes or shapes, two kinds of one stage, NaN or Inf in a scale or in SU, SV: errors
- * that name the tensor. */
+/* Find, validate and mark used all tensors of `module`, whose logical weight is [out_features][in_features].
+ * The padded sizes come from the stored shapes; each must be the size padded to blocks (outputs to 16, inputs
+ * to 64) or to the next power of two. Missing tensors, other dtypes or shapes, two kinds of one stage, NaN or
+ * Inf in a scale or in SU, SV: errors that name the tensor. */
 enum walsh_status walsh_glq_take(const struct walsh_checkpoint *ck, const char *module, uint32_t out_features,
                                  uint32_t in_features, struct walsh_glq_linear *out, struct walsh_error *err);
 
@@ -57,7 +58,8 @@ const char *walsh_glq_codes_name(const char *module, unsigned stage, enum walsh_
 const char *walsh_glq_scale_name(const char *module, unsigned stage, char *buffer, size_t size);
 
 /* Declare all tensors of one linear in the plan of an output file. */
-enum walsh_status walsh_glq_plan(struct walsh_safetensors_plan *plan, const char *module, uint32_t m_pad, uint32_t n_pad,
-                                 unsigned stages, const enum walsh_stage_kind *kinds, struct walsh_error *err);
+enum walsh_status walsh_glq_plan(struct walsh_safetensors_plan *plan, const char *module, uint32_t m_pad,
+                                 uint32_t n_pad, unsigned stages, const enum walsh_stage_kind *kinds,
+                                 struct walsh_error *err);
 
 #endif

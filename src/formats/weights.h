@@ -5,7 +5,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum walsh_format { WALSH_FORMAT_F32, WALSH_FORMAT_F16, WALSH_FORMAT_BF16, WALSH_FORMAT_E8P, WALSH_FORMAT_COUNT };
+enum walsh_format {
+    WALSH_FORMAT_F32,
+    WALSH_FORMAT_F16,
+    WALSH_FORMAT_BF16,
+    WALSH_FORMAT_E8P,
+    WALSH_FORMAT_COUNT
+};
 
 #define WALSH_MAX_STAGES 4
 
@@ -27,7 +33,7 @@ struct walsh_weights {
     } stage[WALSH_MAX_STAGES];
 };
 
-const char *walsh_format_name(enum walsh_format format);          /* "bf16", "e8p" */
-size_t walsh_weights_bytes(const struct walsh_weights *w);        /* what a decode step reads of it */
+const char *walsh_format_name(enum walsh_format format);   /* "bf16", "e8p" */
+size_t walsh_weights_bytes(const struct walsh_weights *w); /* what a decode step reads of it */
 
 #endif

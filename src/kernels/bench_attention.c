@@ -68,15 +68,15 @@ void walsh_bench_attend_chunk(struct walsh_bench *b, walsh_kernel_attend_chunk *
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         uint32_t count = (cases[i].tokens + PAGE - 1) / PAGE;
         void **k = pages(b, cases[i].type, count), **v = pages(b, cases[i].type, count);
-        struct decode_case t = {.f = f,
-                                .kv = {.type = cases[i].type, .page_tokens = PAGE, .k_pages = k, .v_pages = v},
-                                .tokens = cases[i].tokens,
-                                .heads = cases[i].heads,
-                                .group = cases[i].group,
-                                .query = walsh_bench_normal(b, GROUP_MOST * DIM),
-                                .scores =
-                                    walsh_bench_alloc(b, GROUP_MOST * WALSH_ATTEND_CHUNK * sizeof(float)),
-                                .out = walsh_bench_alloc(b, GROUP_MOST * DIM * sizeof(float))};
+        struct decode_case t = {
+            .f = f,
+            .kv = {.type = cases[i].type, .page_tokens = PAGE, .k_pages = k, .v_pages = v},
+            .tokens = cases[i].tokens,
+            .heads = cases[i].heads,
+            .group = cases[i].group,
+            .query = walsh_bench_normal(b, GROUP_MOST * DIM),
+            .scores = walsh_bench_alloc(b, GROUP_MOST * WALSH_ATTEND_CHUNK * sizeof(float)),
+            .out = walsh_bench_alloc(b, GROUP_MOST * DIM * sizeof(float))};
         if (k == NULL || v == NULL || t.query == NULL || t.scores == NULL || t.out == NULL) return;
         char size[64];
         snprintf(size, sizeof size, "tokens=%u heads=%ux%u dim=%d %s", t.tokens, t.heads, t.group, DIM,

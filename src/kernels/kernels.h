@@ -1,10 +1,13 @@
-/* kernels: queues, the tensors' descriptors and the two tables (ops and microkernels). May use formats, rotation, base.
+/* kernels: queues, the tensors' descriptors and the two tables (ops and microkernels). May use formats,
+ * rotation, base.
  *
- * An *op* is what the model calls: whole tensors, a queue first, no allocation, no synchronisation visible to the caller
- * (on the CPU it returns when it is done). A *microkernel* is a piece of an op for one thread. Both are declared once,
- * in kernels.def; re-including it gives prototypes, dispatch tables, checker cases and benchmark rows.
+ * An *op* is what the model calls: whole tensors, a queue first, no allocation, no synchronisation visible to
+ * the caller (on the CPU it returns when it is done). A *microkernel* is a piece of an op for one thread.
+ * Both are declared once, in kernels.def; re-including it gives prototypes, dispatch tables, checker cases
+ * and benchmark rows.
  *
- * Determinism: a row's result depends on its own inputs and the role, never on the rows beside it or on the threads. */
+ * Determinism: a row's result depends on its own inputs and the role, never on the rows beside it or on the
+ * threads. */
 #ifndef WALSH_KERNELS_KERNELS_H
 #define WALSH_KERNELS_KERNELS_H
 
@@ -21,11 +24,12 @@
 /* What a row is for. It selects the arithmetic, so that a decode row has the same bits in any batch. */
 enum walsh_role { WALSH_DECODE, WALSH_PREFILL };
 
-/* How activations enter a product. INT8: one scale per row, x ~ scale * q, q = rint(x * 127/amax) in [-127, 127]. */
+/* How activations enter a product. INT8: one scale per row, x ~ scale * q, q = rint(x * 127/amax) in [-127,
+ * 127]. */
 enum walsh_activation_type { WALSH_ACTIVATION_F32, WALSH_ACTIVATION_BF16, WALSH_ACTIVATION_INT8 };
 
-/* Prepared activations [rows][cols] of a product: rotated, rounded, zero beyond `cols` up to `stride`. stride is a multiple
- * of 256 elements; data is 64-byte aligned. */
+/* Prepared activations [rows][cols] of a product: rotated, rounded, zero beyond `cols` up to `stride`. stride
+ * is a multiple of 256 elements; data is 64-byte aligned. */
 #define WALSH_MAX_COLUMNS (1u << 18) /* of activations: whoever builds a linear checks it */
 struct walsh_activations {
     enum walsh_activation_type type;
@@ -49,8 +53,8 @@ struct walsh_low_rank_down {
     size_t units_before;
     atomic_size_t units_left;
 };
-/* The second half, y[row] += scale * B h[row] for the rows of input->down[down]: `down` names an h of the same
- * call, which is the only one there is. */
+/* The second half, y[row] += scale * B h[row] for the rows of input->down[down]: `down` names an h of the
+ * same call, which is the only one there is. */
 struct walsh_low_rank_up {
     uint32_t down;
     float scale;
@@ -66,8 +70,8 @@ struct walsh_low_rank_input {
 /* f32 elements of scratch for the h of `rows` rows. */
 size_t walsh_low_rank_scratch(size_t rank, size_t cols, size_t rows, enum walsh_role role);
 
-/* One product of a list that shares its activations: y[row][0..weights.rows) = W · a_row, f32, row stride ldy, and
- * then the updates in their order. */
+/* One product of a list that shares its activations: y[row][0..weights.rows) = W · a_row, f32, row stride
+ * ldy, and then the updates in their order. */
 struct walsh_product {
     const struct walsh_weights *weights;
     float *y;
@@ -76,9 +80,10 @@ struct walsh_product {
     size_t up_count;
 };
 
-/* Keys and values of one layer of one sequence, in pages of page_tokens tokens. Page layout, for K and V alike:
- * [kv_head][page_tokens][head_dim] elements of `type`; TURBO: [kv_head] packed heads as formats/turbo_pages.h lays them out, of
- * the codec's dimension and bits, page_tokens a multiple of WALSH_TURBO_SPAN. */
+/* Keys and values of one layer of one sequence, in pages of page_tokens tokens. Page layout, for K and V
+ * alike: [kv_head][page_tokens][head_dim] elements of `type`; TURBO: [kv_head] packed heads as
+ * formats/turbo_pages.h lays them out, of the codec's dimension and bits, page_tokens a multiple of
+ * WALSH_TURBO_SPAN. */
 enum walsh_kv_type { WALSH_KV_F32, WALSH_KV_F16, WALSH_KV_TURBO };
 struct walsh_turbo_codecs; /* kernels/turbo.h */
 struct walsh_kv_view {
@@ -110,16 +115,18 @@ struct walsh_ops;
 struct walsh_queue {
     const struct walsh_ops *ops;
     const struct walsh_kernels *kernels;
-    struct walsh_pool *pool;     /* borrowed; NULL: the calling thread */
-    uint8_t **scratch;           /* [threads] 64-byte aligned, scratch_bytes each, for tiles inside ops */
+    struct walsh_pool *pool; /* borrowed; NULL: the calling thread */
+    uint8_t **scratch;       /* [threads] 64-byte aligned, scratch_bytes each, for tiles inside ops */
     size_t scratch_bytes;
 };
-/* Pick the table for `level` and allocate scratch. A level that the machine lacks: WALSH_E_UNSUPPORTED, naming what it has. */
-enum walsh_status walsh_queue_open(enum walsh_cpu_level level, struct walsh_pool *pool, struct walsh_queue *out,
-                                   struct walsh_error *err);
+/* Pick the table for `level` and allocate scratch. A level that the machine lacks: WALSH_E_UNSUPPORTED,
+ * naming what it has. */
+enum walsh_status walsh_queue_open(enum walsh_cpu_level level, struct walsh_pool *pool,
+                                   struct walsh_queue *out, struct walsh_error *err);
 void walsh_queue_close(struct walsh_queue *q);
 /* For `walsh devices`: kernel number i's name and the implementation chosen in q; false past the end. */
-bool walsh_queue_kernel(const struct walsh_queue *q, size_t i, const char **kernel, const char **implementation);
+bool walsh_queue_kernel(const struct walsh_queue *q, size_t i, const char **kernel,
+                        const char **implementation);
 /* True where BF16 activations have hardware products in q's table (AVX512_BF16). */
 bool walsh_queue_has_bf16(const struct walsh_queue *q);
 /* "avx512f avx512bw ..." of this machine, for `walsh devices`. */
@@ -128,45 +135,49 @@ const char *walsh_cpu_features(void);
 /* The ops. All pointers are host memory, f32 unless said; x and y may alias only where said. */
 struct walsh_ops {
     /* out[row][0..cols) = f32 of table[ids[row]]; table dense [vocab][cols], ids already range-checked. */
-    void (*embed)(const struct walsh_queue *q, float *out, const struct walsh_weights *table, const int32_t *ids,
-                  size_t rows);
+    void (*embed)(const struct walsh_queue *q, float *out, const struct walsh_weights *table,
+                  const int32_t *ids, size_t rows);
     /* y = x / sqrt(mean(x^2) + eps) * weight, per row of n; y may be x. ld* are row strides in elements. */
-    void (*rms_norm)(const struct walsh_queue *q, float *y, size_t ldy, const float *x, size_t ldx, const float *weight,
-                     size_t rows, size_t n, float eps);
+    void (*rms_norm)(const struct walsh_queue *q, float *y, size_t ldy, const float *x, size_t ldx,
+                     const float *weight, size_t rows, size_t n, float eps);
     /* x += d, n elements. */
     void (*add)(const struct walsh_queue *q, float *x, const float *d, size_t n);
-    /* a = round(forward(rotation, x)) row by row: x [rows][ldx], rotation->size elements used. NONE only rounds/copies.
-     * a's rows, type and buffers are set by the caller; cols must equal rotation->blocks.padded. */
+    /* a = round(forward(rotation, x)) row by row: x [rows][ldx], rotation->size elements used. NONE only
+     * rounds/copies. a's rows, type and buffers are set by the caller; cols must equal
+     * rotation->blocks.padded. */
     void (*prepare)(const struct walsh_queue *q, struct walsh_activations *a, const float *x, size_t ldx,
                     const struct walsh_rotation *rotation);
-    /* All products of a list, over one set of activations, in one dispatch, with their low-rank updates (low_rank NULL:
-     * none has any). h is computed in the same dispatch, beside the products, from the raw x. */
+    /* All products of a list, over one set of activations, in one dispatch, with their low-rank updates
+     * (low_rank NULL: none has any). h is computed in the same dispatch, beside the products, from the raw x.
+     */
     void (*product)(const struct walsh_queue *q, const struct walsh_product *list, size_t count,
                     const struct walsh_activations *a, const struct walsh_low_rank_input *low_rank,
                     enum walsh_role role);
-    /* y[row][0..size) = inverse(rotation, z[row]) + bias (NULL: none); z [rows][ldz] is overwritten. y may be z. */
+    /* y[row][0..size) = inverse(rotation, z[row]) + bias (NULL: none); z [rows][ldz] is overwritten. y may be
+     * z. */
     void (*unrotate)(const struct walsh_queue *q, float *y, size_t ldy, float *z, size_t ldz,
                      const struct walsh_rotation *rotation, const float *bias, size_t rows);
     /* Rotate pairs (i, i + head_dim/2) of each of `heads` heads in place by the angle of its row's position:
      * cosine, sine [max_positions][head_dim/2]. (Su et al. 2021, in Hugging Face's half-split order.) */
-    void (*rope)(const struct walsh_queue *q, float *x, size_t ldx, const uint32_t *positions, size_t rows, uint32_t heads,
-                 uint32_t head_dim, const float *cosine, const float *sine);
-    /* Store k, v [rows][kv_heads*head_dim] at rows[i].position of rows[i].kv. F16 saturates: what lies beyond +-65504, Inf
-     * too, is stored as +-65504. TURBO: a norm saturates likewise and is counted in kv->turbo. */
-    void (*kv_append)(const struct walsh_queue *q, const struct walsh_attention_row *rows, size_t count, const float *k,
-                      const float *v, size_t ld, const struct walsh_attention_shape *shape);
-    /* out [count][heads*head_dim] = softmax(scale q·K^T) V for each row. PREFILL: all rows share one kv and their positions
-     * are consecutive; a TURBO kv is attended to by decode's arithmetic in either role. */
+    void (*rope)(const struct walsh_queue *q, float *x, size_t ldx, const uint32_t *positions, size_t rows,
+                 uint32_t heads, uint32_t head_dim, const float *cosine, const float *sine);
+    /* Store k, v [rows][kv_heads*head_dim] at rows[i].position of rows[i].kv. F16 saturates: what lies beyond
+     * +-65504, Inf too, is stored as +-65504. TURBO: a norm saturates likewise and is counted in kv->turbo.
+     */
+    void (*kv_append)(const struct walsh_queue *q, const struct walsh_attention_row *rows, size_t count,
+                      const float *k, const float *v, size_t ld, const struct walsh_attention_shape *shape);
+    /* out [count][heads*head_dim] = softmax(scale q·K^T) V for each row. PREFILL: all rows share one kv and
+     * their positions are consecutive; a TURBO kv is attended to by decode's arithmetic in either role. */
     void (*attention)(const struct walsh_queue *q, float *out, size_t ldo, const float *query, size_t ldq,
-                      const struct walsh_attention_row *rows, size_t count, const struct walsh_attention_shape *shape,
-                      enum walsh_role role);
+                      const struct walsh_attention_row *rows, size_t count,
+                      const struct walsh_attention_shape *shape, enum walsh_role role);
     /* y = silu(gate) * up, rows of n; y may be gate. */
-    void (*swiglu)(const struct walsh_queue *q, float *y, size_t ldy, const float *gate, const float *up, size_t ld,
-                   size_t rows, size_t n);
-    /* Per row: the k largest of softmax(logits[experts]) in descending order (ties: the lower index), their indices and
-     * weights, renormalised to sum 1 where `normalize`. */
-    void (*route)(const struct walsh_queue *q, int32_t *index, float *weight, const float *logits, size_t rows,
-                  uint32_t experts, uint32_t k, bool normalize);
+    void (*swiglu)(const struct walsh_queue *q, float *y, size_t ldy, const float *gate, const float *up,
+                   size_t ld, size_t rows, size_t n);
+    /* Per row: the k largest of softmax(logits[experts]) in descending order (ties: the lower index), their
+     * indices and weights, renormalised to sum 1 where `normalize`. */
+    void (*route)(const struct walsh_queue *q, int32_t *index, float *weight, const float *logits,
+                  size_t rows, uint32_t experts, uint32_t k, bool normalize);
 };
 
 #endif

@@ -115,7 +115,8 @@ static void test_attend_chunk(void **state)
     float k[4] = {2, 0, 0, 0}, v[4] = {1, 10, 3, 20}, query[2] = {1, 1}, scores[WALSH_ATTEND_CHUNK], out[2],
           maximum, sum;
     void *k_pages[1] = {k}, *v_pages[1] = {v};
-    struct walsh_kv_view kv = {.type = WALSH_KV_F32, .page_tokens = 2, .k_pages = k_pages, .v_pages = v_pages};
+    struct walsh_kv_view kv = {
+        .type = WALSH_KV_F32, .page_tokens = 2, .k_pages = k_pages, .v_pages = v_pages};
     struct walsh_attend_chunk t = {.kv = &kv,
                                    .begin = 0,
                                    .end = 2,

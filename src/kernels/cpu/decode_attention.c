@@ -81,8 +81,8 @@ struct scratch {
     float scores[SUBGROUP * WALSH_ATTEND_CHUNK];
     float out[SUBGROUP * WALSH_MAX_HEAD_DIM];
     struct walsh_turbo_scratch turbo;
-    struct walsh_turbo_queries queries[UNITS_PER_THREAD]; /* of a unit that runs alone the first; else of those
-                                                           * units whose place this is */
+    struct walsh_turbo_queries queries[UNITS_PER_THREAD]; /* of a unit that runs alone the first; else of
+                                                           * those units whose place this is */
 };
 _Static_assert(sizeof(struct scratch) <= WALSH_SCRATCH_BYTES / 2, "the lower half of a worker's scratch");
 
