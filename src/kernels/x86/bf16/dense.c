@@ -1,8 +1,7 @@
 /* bf16 weights by bf16 activations with VDPBF16PS, which adds two products to each of 16 f32 lanes (round to
  * nearest even, subnormals as zero).
  *
- * Decode: the weights pass by as one sequential stream, read once for four activation rows; an output has
- * CHAINS accumulators of 16 lanes, to which the columns are dealt in turn, then a fixed tree. Prefill:
+ * Decode: each output has one accumulator of 16 lanes over column pairs in order, then a fixed tree. Prefill:
  * one chain per output over all columns in pairs, in blocks of BLOCK columns that are summed in order. */
 #include <immintrin.h>
 
@@ -24,8 +23,7 @@ static inline __m512 tile_step(__m512 sum, __m512i weights, __m512i activation)
 
 #define BLOCK 1024        /* prefill: columns per panel */
 #define PANEL_OUTPUTS 192 /* prefill: outputs whose panels share the L2: 192 * 1024 * 2 = 393 KB */
-#define CHAINS 4          /* decode: accumulators of an output */
-#define PREFETCH 4096     /* decode: bytes ahead */
+#define OUTPUTS 4         /* decode: outputs at once; streams that the machine prefetches better alone */
 
 /* The 32 elements from x[k] on, of which `count` exist. */
 INLINE __m512i load(const uint16_t *x, size_t k, size_t count)
@@ -36,61 +34,61 @@ INLINE __m512i load(const uint16_t *x, size_t k, size_t count)
 
 /* --- decode --- */
 
-/* Output r by `rows` activation rows, constant, from i on. */
-INLINE void decode_output(const unsigned rows, const struct walsh_product_part *p, size_t r, size_t i)
+INLINE void decode_block(const unsigned rows, const struct walsh_product_part *p, size_t r, size_t exist,
+                         size_t i)
 {
     const size_t cols = p->weights->cols, stride = p->a->stride;
-    const uint16_t *a = (const uint16_t *)p->a->data + i * stride;
-    const uint16_t *w = (const uint16_t *)p->weights->data + r * cols;
-    __m512 sum[CHAINS][4];
+    const uint16_t *a = (const uint16_t *)p->a->data + i * stride, *w[OUTPUTS];
+    __m512 sum[OUTPUTS][4];
 #pragma GCC unroll 4
-    for (unsigned n = 0; n < CHAINS; n++) {
+    for (unsigned n = 0; n < OUTPUTS; n++) {
+        size_t row = r + (n < exist ? n : exist - 1); /* beyond the last: read it again, store nothing */
+        w[n] = (const uint16_t *)p->weights->data + row * cols;
 #pragma GCC unroll 4
         for (unsigned m = 0; m < rows; m++) sum[n][m] = tile_zero();
     }
     size_t k = 0;
-    for (; k + 32 * CHAINS <= cols; k += 32 * CHAINS) {
+    for (; k + 32 <= cols; k += 32) {
+        __m512i x[4];
 #pragma GCC unroll 4
-        for (unsigned n = 0; n < CHAINS; n++) {
-            _mm_prefetch((const char *)(w + k + 32 * n) + PREFETCH, _MM_HINT_T0);
-            __m512i v = load(w, k + 32 * n, 32);
+        for (unsigned m = 0; m < rows; m++) x[m] = load(a + m * stride, k, 32);
 #pragma GCC unroll 4
-            for (unsigned m = 0; m < rows; m++)
-                sum[n][m] = tile_step(sum[n][m], v, load(a + m * stride, k + 32 * n, 32));
+        for (unsigned n = 0; n < OUTPUTS; n++) {
+            __m512i v = load(w[n], k, 32);
+#pragma GCC unroll 4
+            for (unsigned m = 0; m < rows; m++) sum[n][m] = tile_step(sum[n][m], v, x[m]);
         }
     }
 #pragma GCC unroll 4
-    for (unsigned n = 0; n < CHAINS; n++) {
-        if (k + 32 * n >= cols) break;
-        __m512i v = load(w, k + 32 * n, cols - k - 32 * n);
+    for (unsigned n = 0; n < OUTPUTS; n++) {
+        if (n >= exist) continue;
+        __m512i v = k < cols ? load(w[n], k, cols - k) : _mm512_setzero_si512();
 #pragma GCC unroll 4
-        for (unsigned m = 0; m < rows; m++)
-            sum[n][m] = tile_step(sum[n][m], v, load(a + m * stride, k + 32 * n, 32));
-    }
-#pragma GCC unroll 4
-    for (unsigned m = 0; m < rows; m++) {
-        __m512 pair = _mm512_add_ps(sum[0][m], sum[1][m]), other = _mm512_add_ps(sum[2][m], sum[3][m]);
-        p->y[(i + m) * p->ldy + r] = _mm512_reduce_add_ps(_mm512_add_ps(pair, other));
+        for (unsigned m = 0; m < rows; m++) {
+            if (k < cols) sum[n][m] = tile_step(sum[n][m], v, load(a + m * stride, k, 32));
+            p->y[(i + m) * p->ldy + r + n] = _mm512_reduce_add_ps(sum[n][m]);
+        }
     }
 }
 
 void walsh_product_bf16_decode_bf16(const struct walsh_product_part *p)
 {
     const size_t rows = p->a->rows;
-    for (size_t r = p->begin; r < p->end; r++) {
+    for (size_t r = p->begin; r < p->end; r += OUTPUTS) {
+        size_t exist = walsh_min(OUTPUTS, p->end - r);
         for (size_t i = 0; i < rows; i += 4) {
             switch (rows - i) {
             case 1:
-                decode_output(1, p, r, i);
+                decode_block(1, p, r, exist, i);
                 break;
             case 2:
-                decode_output(2, p, r, i);
+                decode_block(2, p, r, exist, i);
                 break;
             case 3:
-                decode_output(3, p, r, i);
+                decode_block(3, p, r, exist, i);
                 break;
             default:
-                decode_output(4, p, r, i);
+                decode_block(4, p, r, exist, i);
             }
         }
     }
