@@ -70,7 +70,7 @@ static void test_every_bit_has_its_place(void **state)
     struct walsh_random random = start();
     for (size_t k = 0; k < DIMS; k++)
         for (unsigned bits = 1; bits <= 8; bits++)
-            for (int side = 0; side < 2; side++) {
+            for (unsigned side = 0; side < 2; side++) {
                 const uint32_t dim = dims[k];
                 const size_t bytes = walsh_turbo_head_bytes(dim, bits, PAGE);
                 assert_int_equal(bytes, PAGE * walsh_turbo_bytes(dim, bits));
@@ -108,7 +108,7 @@ static void test_places_are_a_permutation(void **state)
     (void)state;
     for (size_t k = 0; k < DIMS; k++)
         for (unsigned bits = 1; bits <= 8; bits++)
-            for (int side = 0; side < 2; side++) {
+            for (unsigned side = 0; side < 2; side++) {
                 const uint32_t dim = dims[k];
                 const size_t bytes = walsh_turbo_head_bytes(dim, bits, PAGE);
                 uint8_t *head = calloc(bytes, 1), codes[MOST];
@@ -129,7 +129,7 @@ static void test_group_1_equal_bytes_in_any_order(void **state)
     enum { DIM = 80, BITS = 3, BYTES = PAGE * (DIM * BITS / 8 + 2) };
     static uint8_t codes[PAGE][DIM], one[BYTES], two[BYTES];
     memset(two, 0xA5, sizeof two);
-    for (int side = 0; side < 2; side++) {
+    for (unsigned side = 0; side < 2; side++) {
         for (uint32_t s = 0; s < PAGE; s++)
             for (int i = 0; i < DIM; i++) codes[s][i] = (uint8_t)(walsh_random_u64(&random) & 7);
         for (uint32_t s = 0; s < PAGE; s++)
