@@ -9,3 +9,14 @@ add_test(NAME golden_tiny_qwen3_moe COMMAND golden ${fixtures}/golden/tiny-qwen3
   ${fixtures}/golden/tiny-qwen3-moe.safetensors)
 add_test(NAME golden_shakespeare_lora_8m COMMAND golden --adapter ${CMAKE_SOURCE_DIR}/models/shakespeare-lora-8m
   ${CMAKE_SOURCE_DIR}/models/bookworm-8m ${fixtures}/golden/bookworm-8m.safetensors)
+# The same outputs without the widest instruction sets: what other machines run.
+set(levels reference)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  list(APPEND levels avx2)
+endif()
+foreach(level ${levels})
+  add_test(NAME golden_bookworm_8m_${level} COMMAND golden --cpu ${level} ${CMAKE_SOURCE_DIR}/models/bookworm-8m
+    ${fixtures}/golden/bookworm-8m.safetensors)
+  add_test(NAME golden_tiny_qwen3_moe_${level} COMMAND golden --cpu ${level} ${fixtures}/golden/tiny-qwen3-moe
+    ${fixtures}/golden/tiny-qwen3-moe.safetensors)
+endforeach()

@@ -306,17 +306,23 @@ static void check_one(struct walsh_context *context, const char *adapter, char *
 
 int main(int argc, char **argv)
 {
+    struct walsh_context_options options = WALSH_CONTEXT_OPTIONS;
+    if (argc >= 3 && strcmp(argv[1], "--cpu") == 0) {
+        options.cpu = argv[2];
+        argv += 2;
+        argc -= 2;
+    }
     const bool proof = argc >= 3 && strcmp(argv[1], "--proof") == 0;
     const bool adapter = argc >= 3 && strcmp(argv[1], "--adapter") == 0;
     const int first = adapter ? 3 : 1, count = argc - first;
     if (!(proof ? argc == 3 || argc == 5 : count == 2 || count == 5)) {
-        fprintf(stderr, "usage: golden [--adapter DIR] MODEL OUTPUTS [TEXT TOKENS PPL]\n"
-                        "       golden --proof MODELS [OUTPUTS TEXTS]\n");
+        fprintf(stderr, "usage: golden [--cpu LEVEL] [--adapter DIR] MODEL OUTPUTS [TEXT TOKENS PPL]\n"
+                        "       golden [--cpu LEVEL] --proof MODELS [OUTPUTS TEXTS]\n");
         return 2;
     }
     struct walsh_error err;
     struct walsh_context *context;
-    need(walsh_context_open(NULL, &context, &err), &err);
+    need(walsh_context_open(&options, &context, &err), &err);
     if (proof) {
         char outputs[2048], texts[2048];
         snprintf(outputs, sizeof outputs, "%s/../golden", argv[2]);
