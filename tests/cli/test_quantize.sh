@@ -41,7 +41,7 @@ tensor_bytes() { cat "$1"/*.safetensors | wc -c | tr -d ' '; }
     stopped=0
     for signal in KILL INT TERM; do
         for progress in 1 700 1900; do # bytes of job.json: nothing, one layer, three layers are done
-            "$CLI_WALSH" quantize "$model" "$work/stopped" $quick --threads 1 >"$work/out" 2>"$work/err" &
+            "$CLI_WALSH" quantize "$model" "$work/stopped" $quick --threads 1 --quiet >"$work/out" 2>"$work/err" &
             pid=$!
             last="quantize, SIG$signal when job.json has $progress bytes"
             for _ in $(seq 3000); do
@@ -58,8 +58,7 @@ tensor_bytes() { cat "$1"/*.safetensors | wc -c | tr -d ' '; }
                 KILL) exits 137 ;;
                 *)
                     exits 1
-                    says "walsh quantize: calibrating with the text that ships with walsh (SOURCE/data/calibration.txt)
-walsh quantize: stopped; finished layers are kept in WORK/stopped.partial: the same command with --resume goes on"
+                    says "walsh quantize: stopped; finished layers are kept in WORK/stopped.partial: the same command with --resume goes on"
                     ;;
                 esac
                 refuses "WORK/stopped.partial holds an unfinished job; --resume goes on with it, removing it starts again" \
@@ -105,19 +104,17 @@ walsh quantize: stopped; finished layers are kept in WORK/stopped.partial: the s
     last="quantize under a limit of the file size"
     (
         ulimit -f 1000 # blocks of 512 bytes, or of 1024
-        exec "$CLI_WALSH" quantize "$model" "$work/full" $quick >"$work/out" 2>"$work/err"
+        exec "$CLI_WALSH" quantize "$model" "$work/full" $quick --quiet >"$work/out" 2>"$work/err"
     )
     code=$?
     exits 1
-    grep -q 'full.partial/model.safetensors: cannot reserve [0-9]* bytes: File too large$' "$work/err" || fails "the reason"
+    says "walsh quantize: WORK/full.partial/model.safetensors: cannot reserve $predicted bytes: File too large"
     [ ! -e "$work/full" ] || fails "a directory that looks whole"
     works quantize "$model" "$work/full" $quick --resume
     same_files "after a full disk" "$work/whole" "$work/full"
     if [ "$(id -u)" -eq 0 ] && mkdir "$work/small" && mount -t tmpfs -o size=4m tmpfs "$work/small" 2>/dev/null; then
-        walsh quantize "$model" "$work/small/out" $quick
-        exits 1
-        grep -q 'out.partial/model.safetensors: cannot reserve [0-9]* bytes: No space left on device$' "$work/err" ||
-            fails "the reason"
+        refuses "WORK/small/out.partial/model.safetensors: cannot reserve $predicted bytes: No space left on device" \
+            quantize "$model" "$work/small/out" $quick --quiet
         [ ! -e "$work/small/out" ] || fails "a directory that looks whole"
         umount "$work/small"
     fi
