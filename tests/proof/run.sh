@@ -153,7 +153,7 @@ if wait $pid; then
     bytes=$(cat "$work"/random/*.safetensors | wc -c)
     say "        checkpoint of $bytes bytes: peak RssAnon $peak kB"
     # One layer in fp32: 180 MB. Hessians: 2048^2 three times and 5632^2, fp32: 180 MB, as much again while they are factored.
-    ok "peak anonymous memory of a 1 GB checkpoint" "$peak < 700000 && $bytes > 1000000000"
+    ok "peak anonymous memory of a 1 GB checkpoint" "$peak < 800000 && $bytes > 1000000000"
 else
     failed=$((failed + 1))
     say "FAILED  quantize a random checkpoint: $(tail -n 1 "$work/err")"
