@@ -10,12 +10,13 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/walsh-cost.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' INT TERM
 missed=0
+cd "$root"
 
 # test bits bound options...: the overhead of the rows of `test`
 measure() {
     test=$1 bits=$2 bound=$3
     shift 3
-    "$walsh" bench --shape "$root/bench/shape-1.7b.json" --bits "$bits" -t 2 --repeat "$repeat" --adapter random:r=16 --json --quiet \
+    "$walsh" bench --shape bench/shape-1.7b.json --bits "$bits" -t 2 --repeat "$repeat" --adapter random:r=16 --json --quiet \
         "$@" >"$work/json"
     overhead=$(tr '{' '\n' <"$work/json" | grep "\"test\": \"$test\"" | sed -n 's/.*"overhead": \([-+0-9.e]*\).*/\1/p')
     rate=$(tr '{' '\n' <"$work/json" | grep "\"test\": \"$test\"" | sed -n '1s/.*"tokens_per_second": \([-+0-9.e]*\).*/\1/p')
