@@ -40,12 +40,14 @@ tensor_bytes() { cat "$1"/*.safetensors | wc -c | tr -d ' '; }
     # --- stopped at different places, then resumed: the bytes of an uninterrupted run
     stopped=0
     for signal in KILL INT TERM; do
-        for progress in 1 700 1900; do # bytes of job.json: nothing, one layer, three layers are done
+        for progress in 1 700 1900; do # bytes of job.json: no, one, three layers are done
             "$CLI_WALSH" quantize "$model" "$work/stopped" $quick --threads 1 --quiet >"$work/out" 2>"$work/err" &
             pid=$!
             last="quantize, SIG$signal when job.json has $progress bytes"
             for _ in $(seq 3000); do
-                [ "$(cat "$work/stopped.partial/job.json" 2>/dev/null | wc -c)" -ge $progress ] && break
+                # Before the kept tensors are copied there is nothing to go on with: such a job starts anew.
+                grep -q '"copied": *true' "$work/stopped.partial/job.json" 2>/dev/null &&
+                    [ "$(wc -c <"$work/stopped.partial/job.json")" -ge $progress ] && break
                 [ -e "$work/stopped" ] && break
                 sleep 0.02
             done
