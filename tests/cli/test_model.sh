@@ -60,7 +60,7 @@ same finish "$(value finish)" context
 last="run MODEL, interrupted"
 "$CLI_WALSH" run "$model" "$prompt" -n 900 --temp 0 --stop zzzz >"$work/out" 2>"$work/err" &
 pid=$!
-for _ in $(seq 200); do
+for _ in $(seq 2000); do
     [ -s "$work/out" ] && break
     sleep 0.05
 done

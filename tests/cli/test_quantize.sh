@@ -44,7 +44,7 @@ tensor_bytes() { cat "$1"/*.safetensors | wc -c | tr -d ' '; }
             "$CLI_WALSH" quantize "$model" "$work/stopped" $quick --threads 1 --quiet >"$work/out" 2>"$work/err" &
             pid=$!
             last="quantize, SIG$signal when job.json has $progress bytes"
-            for _ in $(seq 3000); do
+            for _ in $(seq 6000); do
                 # Before the kept tensors are copied there is nothing to go on with: such a job starts anew.
                 grep -q '"copied": *true' "$work/stopped.partial/job.json" 2>/dev/null &&
                     [ "$(wc -c <"$work/stopped.partial/job.json")" -ge $progress ] && break
