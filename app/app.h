@@ -80,8 +80,6 @@ enum walsh_status command_open_model(struct command *command, struct walsh_conte
 /* enum walsh_activation_mode of --activations, and its name. */
 enum walsh_activation_mode command_activations(const struct command *command);
 const char *activations_name(enum walsh_activation_mode activations);
-/* enum walsh_kv of a --kv option. */
-enum walsh_kv kv_from_name(const char *name);
 
 double seconds_now(void); /* monotonic */
 

@@ -6,12 +6,14 @@
 
 #include "adapters.h"
 #include "bench_kernels.h"
+#include "kv.h"
 #include "output.h"
 #include "shape.h"
 
 struct bench_settings {
     struct command command;
-    const char *shape, *format, *kernels, *kv;
+    const char *shape, *format, *kernels;
+    struct kv_settings kv;
     int64_t bits, prompt, generate, repeat;
     struct option_integers batch, depth;
     struct option_texts adapters;
@@ -92,13 +94,7 @@ static const struct option bench_options[] = {
      .fallback = "3",
      .offset = AT(repeat),
      .help = "times that each test runs; the median is reported"},
-    {.name = "kv",
-     .argument = "TYPE",
-     .kind = OPTION_CHOICE,
-     .choices = "auto|f16|f32",
-     .fallback = "auto",
-     .offset = AT(kv),
-     .help = "type of the key-value cache"},
+    KV_OPTIONS(AT(kv)),
     {.name = "adapter",
      .aliases = "lora",
      .argument = ADAPTER_ARGUMENT,
@@ -303,7 +299,7 @@ static enum walsh_status time_point(struct bench *bench, struct walsh_session **
     int64_t longest = settings->prompt > settings->generate ? settings->prompt : settings->generate;
     struct walsh_session_options options = WALSH_SESSION_OPTIONS;
     options.context = (uint32_t)(depth + longest);
-    options.kv = kv_from_name(settings->kv);
+    TRY(kv_options(&settings->kv, &options.kv, err));
     if (batch > 1) TRY(walsh_sessions_check(bench->model, &options, batch, err));
     for (size_t i = 0; i < batch; i++) {
         TRY(walsh_session_open(bench->model, &options, &sessions[i], err));

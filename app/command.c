@@ -133,12 +133,6 @@ enum walsh_activation_mode command_activations(const struct command *command)
     return WALSH_ACTIVATIONS_AUTO;
 }
 
-enum walsh_kv kv_from_name(const char *name)
-{
-    if (strcmp(name, "f16") == 0) return WALSH_KV_CACHE_F16;
-    return strcmp(name, "f32") == 0 ? WALSH_KV_CACHE_F32 : WALSH_KV_CACHE_AUTO;
-}
-
 enum walsh_status command_open_context(struct command *command, struct walsh_context **out,
                                        struct walsh_error *err)
 {

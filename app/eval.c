@@ -3,10 +3,12 @@
 
 #include "adapters.h"
 #include "files.h"
+#include "kv.h"
 
 struct eval_settings {
     struct command command;
-    const char *text, *reference, *kv;
+    const char *text, *reference;
+    struct kv_settings kv;
     int64_t max_tokens;
     struct option_texts adapters;
 };
@@ -33,13 +35,8 @@ static const struct option eval_options[] = {
      .most = 1e15,
      .offset = AT(max_tokens),
      .help = "stop after the first N tokens of the text; default: all"},
-    {.name = "kv",
-     .argument = "TYPE",
-     .kind = OPTION_CHOICE,
-     .choices = "auto|f16|f32",
-     .fallback = "auto",
-     .offset = AT(kv),
-     .help = "type of the key-value cache"},
+    KV_OPTIONS(AT(kv)),
+    KV_MEASUREMENT_OPTIONS(AT(kv)),
     {.name = "adapter",
      .aliases = "lora",
      .argument = ADAPTER_ARGUMENT,
@@ -85,9 +82,9 @@ static enum walsh_status evaluate(struct eval_settings *settings, struct walsh_c
     struct walsh_eval_options options = WALSH_EVAL_OPTIONS;
     struct walsh_eval_result result = {.struct_size = sizeof result};
     options.context = command->context == OPTION_UNSET ? 0 : (uint32_t)command->context;
-    options.kv = kv_from_name(settings->kv);
     options.max_tokens = settings->max_tokens == OPTION_UNSET ? 0 : (uint64_t)settings->max_tokens;
-    enum walsh_status status = command_open_model(command, context, command->arguments[0], &model, err);
+    enum walsh_status status = kv_options(&settings->kv, &options.kv, err);
+    if (status == WALSH_OK) status = command_open_model(command, context, command->arguments[0], &model, err);
     if (status == WALSH_OK && settings->reference)
         status = command_open_model(command, context, settings->reference, &reference, err);
     options.reference = reference;

@@ -9,11 +9,13 @@
 
 #include "adapters.h"
 #include "files.h"
+#include "kv.h"
 #include "stop.h"
 
 struct run_settings {
     struct command command;
-    const char *prompt, *file, *kv;
+    const char *prompt, *file;
+    struct kv_settings kv;
     int64_t tokens, top_k, repeat_last, seed;
     double temperature, top_p, min_p, repeat_penalty;
     bool plain_text;
@@ -108,13 +110,7 @@ static const struct option run_options[] = {
      .most = 9e18,
      .offset = AT(seed),
      .help = "seed of the draws; default: a new one each time, which is reported"},
-    {.name = "kv",
-     .argument = "TYPE",
-     .kind = OPTION_CHOICE,
-     .choices = "auto|f16|f32",
-     .fallback = "auto",
-     .offset = AT(kv),
-     .help = "type of the key-value cache"},
+    KV_OPTIONS(AT(kv)),
     {.name = "adapter",
      .aliases = "lora",
      .argument = ADAPTER_ARGUMENT,
@@ -175,7 +171,7 @@ static enum walsh_status open_talk(struct talk *talk, struct walsh_error *err)
     TRY(command_open_model(command, talk->context, command->arguments[0], &talk->model, err));
     struct walsh_session_options options = WALSH_SESSION_OPTIONS;
     options.context = command->context == OPTION_UNSET ? 0 : (uint32_t)command->context;
-    options.kv = kv_from_name(talk->settings->kv);
+    TRY(kv_options(&talk->settings->kv, &options.kv, err));
     TRY(walsh_session_open(talk->model, &options, &talk->session, err));
     TRY(adapters_open(command, talk->model, &talk->settings->adapters, 0, &talk->adapters, err));
     TRY(walsh_session_set_adapters(talk->session, talk->adapters.uses, talk->adapters.count, err));

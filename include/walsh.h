@@ -233,15 +233,35 @@ struct walsh_adapter_use {
  */
 
 enum walsh_kv {
-    WALSH_KV_CACHE_AUTO = 0,
-    /* f32 where activations are F32, else f16 */ WALSH_KV_CACHE_F16,
-    WALSH_KV_CACHE_F32
+    WALSH_KV_CACHE_AUTO = 0, /* f32 where activations are F32, else f16 */
+    WALSH_KV_CACHE_F16,
+    WALSH_KV_CACHE_F32,
+    WALSH_KV_CACHE_TURBO /* rotated and quantized, each key and value by itself (docs/kv-cache.md) */
 };
+enum walsh_kv_key_codec {
+    WALSH_KV_KEYS_MSE = 0,
+    WALSH_KV_KEYS_PROD /* unbiased scores at the price of a larger error; experimental */
+};
+
+/* How keys and values are stored. What stands behind `type` is for TURBO. */
+struct walsh_kv_options {
+    enum walsh_kv type;
+    unsigned key_bits, value_bits; /* per element, 1..8 (PROD keys 2..8); 0: 4 */
+    uint32_t skip;                 /* the first and last `skip` layers stay f16 */
+    uint32_t recent;               /* decode reads the newest `recent` tokens in f16; at most 65536 */
+    uint64_t seed;                 /* of the rotation */
+    enum walsh_kv_key_codec key_codec;
+    bool no_rotation, no_correction; /* without the rotation, without the correction of norms: for
+                                      * measurements */
+};
+/* Total bits per element in steps of 1/2: the key takes the floor, the value the ceiling (3.5: 3 and 4).
+ * False where `total` is no multiple of 1/2 from 1 to 8. */
+WALSH_API bool walsh_kv_split_bits(double total, unsigned *key_bits, unsigned *value_bits);
 
 struct walsh_session_options {
     size_t struct_size;
     uint32_t context; /* capacity in tokens, at most 131072; 0: the model's maximum, at most 4096 */
-    enum walsh_kv kv;
+    struct walsh_kv_options kv;
 };
 #define WALSH_SESSION_OPTIONS                                                                                \
     {                                                                                                        \
@@ -249,7 +269,7 @@ struct walsh_session_options {
     }
 
 struct walsh_session;
-/* Bytes that the cache of such a session takes when full. */
+/* Bytes that the cache of such a session takes when full; 0 where the options are wrong. */
 WALSH_API uint64_t walsh_session_bytes(const struct walsh_model *model,
                                        const struct walsh_session_options *options);
 /* Refuses with the figure (WALSH_E_MEMORY) where `count` such sessions, all full, cannot fit into the
@@ -265,6 +285,13 @@ WALSH_API enum walsh_status walsh_session_open(const struct walsh_model *model,
 WALSH_API void walsh_session_close(struct walsh_session **session);
 WALSH_API uint32_t walsh_session_length(const struct walsh_session *session);  /* tokens in the cache */
 WALSH_API uint32_t walsh_session_context(const struct walsh_session *session); /* capacity */
+/* Bytes of keys and values that the session holds now, in whole pages; pages that forks share count for each.
+ */
+WALSH_API uint64_t walsh_session_cache_bytes(const struct walsh_session *session);
+/* A second session with the same tokens, logits, adapters and options. The stored tokens are shared until one
+ * of both appends to them. */
+WALSH_API enum walsh_status walsh_session_fork(const struct walsh_session *session,
+                                               struct walsh_session **out, struct walsh_error *err);
 /* Forget tokens [length, ...). */
 WALSH_API enum walsh_status walsh_session_trim(struct walsh_session *session, uint32_t length,
                                                struct walsh_error *err);
@@ -332,7 +359,7 @@ WALSH_API enum walsh_status walsh_sampler_draw(struct walsh_sampler *sampler, co
 struct walsh_eval_options {
     size_t struct_size;
     uint32_t context; /* tokens per chunk; 0: the smaller of 2048 and the model's maximum */
-    enum walsh_kv kv;
+    struct walsh_kv_options kv;
     uint64_t max_tokens;                      /* 0: all */
     const struct walsh_model *reference;      /* adds kl and top1_agreement; same tokenizer and vocabulary */
     const struct walsh_adapter_use *adapters; /* of the model, not of the reference */

@@ -38,8 +38,9 @@ void walsh_result_write(void *out, const void *result, size_t size);
 enum walsh_status walsh_adapter_choices(const struct walsh_adapter_use *uses, size_t count,
                                         struct walsh_adapter_choice *out, struct walsh_error *err);
 
-/* The cache's type for this model: WALSH_KV_CACHE_AUTO resolved. */
-enum walsh_status walsh_model_kv_type(const struct walsh_model *model, enum walsh_kv kv,
-                                      enum walsh_kv_type *out, struct walsh_error *err);
+/* What a cache of this model stores: WALSH_KV_CACHE_AUTO and defaults resolved. */
+enum walsh_status walsh_model_kv_policy(const struct walsh_model *model,
+                                        const struct walsh_kv_options *options, struct walsh_kv_policy *out,
+                                        struct walsh_error *err);
 
 #endif

@@ -18,13 +18,13 @@ enum walsh_status walsh_eval_ids(const struct walsh_model *model, const int32_t 
     uint32_t most = model->graph->config.max_positions;
     uint32_t context = o.context ? o.context : most < DEFAULT_CONTEXT ? most : DEFAULT_CONTEXT;
     if (o.max_tokens && o.max_tokens < count) count = o.max_tokens;
-    enum walsh_kv_type type;
-    WALSH_TRY(walsh_model_kv_type(model, o.kv, &type, err));
+    struct walsh_kv_policy policy;
+    WALSH_TRY(walsh_model_kv_policy(model, &o.kv, &policy, err));
     struct walsh_adapter_choice choices[WALSH_MAX_ADAPTERS];
     WALSH_TRY(walsh_adapter_choices(o.adapters, o.adapter_count, choices, err));
     struct walsh_evaluation e;
     WALSH_TRY(walsh_runtime_eval(model->runner, o.reference ? o.reference->runner : NULL, ids, count, context,
-                                 type, choices, o.adapter_count, &e, err));
+                                 &policy, choices, o.adapter_count, &e, err));
     const struct walsh_eval_result r = {
         .struct_size = sizeof r,
         .nll = e.nll,

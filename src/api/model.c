@@ -6,6 +6,9 @@
 #include "api/shapes.h"
 #include "base/machine.h"
 #include "formats/e8p.h"
+#include "formats/turbo.h"
+
+#define DEFAULT_KV_BITS 4
 
 /* The rule behind `activations`. Products of rotated formats know f32 and int8, those of bf16 weights f32 and
  * bf16, all other weights f32; a type that a format lacks becomes the best one that it has. */
@@ -152,21 +155,51 @@ enum walsh_status walsh_model_synthesize(struct walsh_context *context, const st
     return wrap(context, &o, graph, out, err);
 }
 
-enum walsh_status walsh_model_kv_type(const struct walsh_model *model, enum walsh_kv kv,
-                                      enum walsh_kv_type *out, struct walsh_error *err)
+/* What stands behind `type` is meaningless without TURBO: a caller who sets it is told. */
+static enum walsh_status plain_policy(const struct walsh_kv_options *o, enum walsh_kv_type type,
+                                      struct walsh_kv_policy *out, struct walsh_error *err)
 {
-    switch (kv) {
+    if (o->key_bits || o->value_bits || o->skip || o->recent || o->key_codec || o->no_rotation ||
+        o->no_correction)
+        return walsh_fail(
+            err, WALSH_E_ARGUMENT,
+            "bits, skipped layers, recent tokens and codecs of the KV cache need its type turbo");
+    *out = (struct walsh_kv_policy){.type = type};
+    return WALSH_OK;
+}
+
+enum walsh_status walsh_model_kv_policy(const struct walsh_model *model, const struct walsh_kv_options *o,
+                                        struct walsh_kv_policy *out, struct walsh_error *err)
+{
+    switch (o->type) {
     case WALSH_KV_CACHE_AUTO:
-        *out = model->requested == WALSH_ACTIVATIONS_F32 ? WALSH_KV_F32 : WALSH_KV_F16;
-        return WALSH_OK;
+        return plain_policy(o, model->requested == WALSH_ACTIVATIONS_F32 ? WALSH_KV_F32 : WALSH_KV_F16, out,
+                            err);
     case WALSH_KV_CACHE_F16:
-        *out = WALSH_KV_F16;
-        return WALSH_OK;
+        return plain_policy(o, WALSH_KV_F16, out, err);
     case WALSH_KV_CACHE_F32:
-        *out = WALSH_KV_F32;
+        return plain_policy(o, WALSH_KV_F32, out, err);
+    case WALSH_KV_CACHE_TURBO:
+        if (o->key_codec != WALSH_KV_KEYS_MSE && o->key_codec != WALSH_KV_KEYS_PROD)
+            return walsh_fail(err, WALSH_E_ARGUMENT, "kv key_codec is %d, expected mse or prod",
+                              (int)o->key_codec);
+        *out = (struct walsh_kv_policy){.type = WALSH_KV_TURBO,
+                                        .key_bits = o->key_bits ? o->key_bits : DEFAULT_KV_BITS,
+                                        .value_bits = o->value_bits ? o->value_bits : DEFAULT_KV_BITS,
+                                        .skip = o->skip,
+                                        .recent = o->recent,
+                                        .seed = o->seed,
+                                        .prod_keys = o->key_codec == WALSH_KV_KEYS_PROD,
+                                        .no_rotation = o->no_rotation,
+                                        .no_correction = o->no_correction};
         return WALSH_OK;
     }
-    return walsh_fail(err, WALSH_E_ARGUMENT, "kv is %d, expected auto, f16 or f32", (int)kv);
+    return walsh_fail(err, WALSH_E_ARGUMENT, "kv is %d, expected auto, f16, f32 or turbo", (int)o->type);
+}
+
+bool walsh_kv_split_bits(double total, unsigned *key_bits, unsigned *value_bits)
+{
+    return walsh_turbo_split_bits(total, key_bits, value_bits);
 }
 
 void walsh_model_get_info(const struct walsh_model *model, struct walsh_model_info *info)

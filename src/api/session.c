@@ -10,21 +10,21 @@
 
 static enum walsh_status read_options(const struct walsh_model *model,
                                       const struct walsh_session_options *options, uint32_t *capacity,
-                                      enum walsh_kv_type *type, struct walsh_error *err)
+                                      struct walsh_kv_policy *policy, struct walsh_error *err)
 {
     struct walsh_session_options o = WALSH_SESSION_OPTIONS;
     WALSH_TRY(walsh_options_read(&o, sizeof o, options, "walsh_session_options", err));
     uint32_t most = model->graph->config.max_positions;
     *capacity = o.context ? o.context : most < DEFAULT_CONTEXT ? most : DEFAULT_CONTEXT;
-    return walsh_model_kv_type(model, o.kv, type, err);
+    return walsh_model_kv_policy(model, &o.kv, policy, err);
 }
 
 uint64_t walsh_session_bytes(const struct walsh_model *model, const struct walsh_session_options *options)
 {
     uint32_t capacity;
-    enum walsh_kv_type type;
-    if (read_options(model, options, &capacity, &type, NULL) != WALSH_OK) return 0;
-    const struct walsh_kv_shape shape = walsh_session_kv_shape(model->graph, capacity, type);
+    struct walsh_kv_policy policy;
+    if (read_options(model, options, &capacity, &policy, NULL) != WALSH_OK) return 0;
+    const struct walsh_kv_shape shape = walsh_session_kv_shape(model->graph, capacity, &policy);
     return walsh_kv_bytes(&shape);
 }
 
@@ -33,9 +33,9 @@ enum walsh_status walsh_sessions_check(const struct walsh_model *model,
                                        struct walsh_error *err)
 {
     uint32_t capacity;
-    enum walsh_kv_type type;
-    WALSH_TRY(read_options(model, options, &capacity, &type, err));
-    const struct walsh_kv_shape shape = walsh_session_kv_shape(model->graph, capacity, type);
+    struct walsh_kv_policy policy;
+    WALSH_TRY(read_options(model, options, &capacity, &policy, err));
+    const struct walsh_kv_shape shape = walsh_session_kv_shape(model->graph, capacity, &policy);
     const uint64_t each = walsh_kv_bytes(&shape);
     char what[120];
     snprintf(what, sizeof what, "the KV caches of %zu sessions with a context of %u tokens", count, capacity);
@@ -48,9 +48,9 @@ enum walsh_status walsh_session_open(const struct walsh_model *model,
 {
     *out = NULL;
     uint32_t capacity;
-    enum walsh_kv_type type;
-    WALSH_TRY(read_options(model, options, &capacity, &type, err));
-    return walsh_runtime_session_open(model->runner, capacity, type, out, err);
+    struct walsh_kv_policy policy;
+    WALSH_TRY(read_options(model, options, &capacity, &policy, err));
+    return walsh_runtime_session_open(model->runner, capacity, &policy, out, err);
 }
 
 void walsh_session_close(struct walsh_session **session)
@@ -66,6 +66,17 @@ uint32_t walsh_session_length(const struct walsh_session *session)
 uint32_t walsh_session_context(const struct walsh_session *session)
 {
     return session->kv->shape.capacity;
+}
+
+uint64_t walsh_session_cache_bytes(const struct walsh_session *session)
+{
+    return walsh_kv_allocated(session->kv);
+}
+
+enum walsh_status walsh_session_fork(const struct walsh_session *session, struct walsh_session **out,
+                                     struct walsh_error *err)
+{
+    return walsh_runtime_fork(session, out, err);
 }
 
 enum walsh_status walsh_session_trim(struct walsh_session *session, uint32_t length, struct walsh_error *err)

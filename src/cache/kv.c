@@ -1,94 +1,244 @@
-#include "cache/kv.h"
-
 #include <string.h>
 
-#include "base/memory.h"
+#include "cache/kv_layout.h"
 
-/* Bytes of one page of K or of V of one layer; a multiple of WALSH_ALIGNMENT because a page has 256 tokens.
- */
-static bool page_bytes(const struct walsh_kv_shape *shape, size_t *out)
+/* --- codecs --- */
+
+static void release_codecs(struct walsh_kv_codecs *codecs)
 {
-    size_t element = shape->type == WALSH_KV_F16 ? 2 : 4;
-    return walsh_mul(shape->kv_heads, shape->head_dim, out) && walsh_mul(*out, WALSH_KV_PAGE * element, out);
+    if (!codecs || atomic_fetch_sub(&codecs->references, 1) > 1) return;
+    walsh_turbo_codec_close(&codecs->key);
+    walsh_turbo_codec_close(&codecs->value);
+    walsh_free(codecs);
 }
 
-static uint32_t page_count(uint32_t tokens)
+static enum walsh_status open_codecs(const struct walsh_kv_shape *shape, struct walsh_kv_codecs **out,
+                                     struct walsh_error *err)
 {
-    return (uint32_t)walsh_div_up(tokens, WALSH_KV_PAGE);
+    const struct walsh_kv_policy *p = &shape->policy;
+    *out = NULL;
+    if (walsh_kv_packed_layers(shape) == 0) return WALSH_OK;
+    struct walsh_kv_codecs *codecs;
+    WALSH_TRY(walsh_alloc_zero(1, sizeof *codecs, "the codecs of a KV cache", &codecs, err));
+    atomic_init(&codecs->references, 1);
+    struct walsh_turbo_options options = {.dim = shape->head_dim,
+                                          .bits = p->key_bits,
+                                          .seed = p->seed,
+                                          .stream = "key",
+                                          .no_rotation = p->no_rotation,
+                                          .no_correction = p->no_correction};
+    enum walsh_status status = walsh_turbo_codec_open(&options, &codecs->key, err);
+    options.bits = p->value_bits;
+    options.stream = "value";
+    if (status == WALSH_OK) status = walsh_turbo_codec_open(&options, &codecs->value, err);
+    if (status != WALSH_OK) {
+        release_codecs(codecs);
+        return status;
+    }
+    codecs->turbo.key = codecs->key;
+    codecs->turbo.value = codecs->value;
+    *out = codecs;
+    return WALSH_OK;
 }
 
-uint64_t walsh_kv_bytes(const struct walsh_kv_shape *shape)
+/* --- open and close --- */
+
+/* The tables of a cache: one block with the cache in front. */
+struct tables {
+    size_t views, recent, page, ring, windowed, bytes; /* offsets */
+    size_t entries, ring_entries;                      /* pages of a full cache, of either kind */
+};
+
+static bool lay_tables(const struct walsh_kv_shape *shape, struct tables *t)
 {
-    size_t bytes;
-    if (!page_bytes(shape, &bytes) || !walsh_mul(bytes, 2, &bytes) ||
-        !walsh_mul(bytes, shape->layers, &bytes) || !walsh_mul(bytes, page_count(shape->capacity), &bytes))
-        return UINT64_MAX;
-    return bytes;
+    const uint32_t packed = walsh_kv_ring_pages(shape) ? walsh_kv_packed_layers(shape) : 0;
+    size_t views, recent, pages, page, ring;
+    t->entries = walsh_kv_page_count(shape->capacity);
+    t->ring_entries = walsh_div_up(shape->capacity, WALSH_KV_RING_PAGE);
+    t->views = walsh_round_up(sizeof(struct walsh_kv_cache), WALSH_ALIGNMENT);
+    if (!walsh_mul(shape->layers, sizeof(struct walsh_kv_view), &views) ||
+        !walsh_mul(packed ? shape->layers : 0, sizeof(struct walsh_kv_view), &recent) ||
+        !walsh_mul(t->entries, sizeof(void *), &pages) || !walsh_mul(pages, 2, &page) ||
+        !walsh_mul(page, shape->layers, &page) || !walsh_mul(t->ring_entries, 2 * sizeof(void *), &ring) ||
+        !walsh_mul(ring, packed, &ring) || !walsh_add(page, pages, &page))
+        return false;
+    return walsh_add(t->views, views, &t->recent) && walsh_add(t->recent, recent, &t->page) &&
+           walsh_add(t->page, page, &t->ring) && walsh_add(t->ring, ring, &t->windowed) &&
+           walsh_add(t->windowed, shape->windowed ? shape->layers * sizeof(bool) : 0, &t->bytes);
+}
+
+/* Views and their tables, all pages missing. */
+static void make_views(struct walsh_kv_cache *kv, const struct tables *t)
+{
+    const struct walsh_kv_shape *shape = &kv->shape;
+    uint8_t *block = (uint8_t *)kv;
+    kv->views = (struct walsh_kv_view *)(void *)(block + t->views);
+    kv->page = (struct walsh_kv_page **)(void *)(block + t->page);
+    void **table = (void **)(void *)(kv->page + t->entries), **ring = (void **)(void *)(block + t->ring);
+    if (t->windowed > t->ring) kv->recent = (struct walsh_kv_view *)(void *)(block + t->recent);
+    for (uint32_t layer = 0; layer < shape->layers; layer++, table += 2 * t->entries) {
+        struct walsh_kv_view *view = &kv->views[layer];
+        *view = (struct walsh_kv_view){.type = walsh_kv_layer_type(shape, layer),
+                                       .page_tokens = WALSH_KV_PAGE,
+                                       .k_pages = table,
+                                       .v_pages = table + t->entries};
+        if (view->type != WALSH_KV_TURBO) continue;
+        view->turbo = &kv->codecs->turbo;
+        if (!kv->recent) continue;
+        kv->recent[layer] = (struct walsh_kv_view){.type = WALSH_KV_F16,
+                                                   .page_tokens = WALSH_KV_RING_PAGE,
+                                                   .k_pages = ring,
+                                                   .v_pages = ring + t->ring_entries};
+        ring += 2 * t->ring_entries;
+        view->recent = &kv->recent[layer];
+        view->recent_tokens = shape->policy.recent;
+    }
+}
+
+static enum walsh_status open_cache(const struct walsh_kv_shape *shape, struct walsh_kv_codecs *codecs,
+                                    struct walsh_kv_cache **out, struct walsh_error *err)
+{
+    struct tables t;
+    if (!lay_tables(shape, &t))
+        return walsh_fail(err, WALSH_E_MEMORY, "KV cache of %u tokens: its page table does not fit",
+                          shape->capacity);
+    uint8_t *block;
+    WALSH_TRY(walsh_alloc_zero(t.bytes, 1, "the page table of a KV cache", &block, err));
+    struct walsh_kv_cache *kv = (struct walsh_kv_cache *)(void *)block;
+    kv->shape = *shape;
+    if (shape->windowed)
+        kv->shape.windowed = memcpy(block + t.windowed, shape->windowed, shape->layers * sizeof(bool));
+    kv->codecs = codecs;
+    for (uint32_t layer = 0; layer < shape->layers; layer++)
+        kv->page_bytes += walsh_kv_side_bytes(shape, layer, WALSH_TURBO_KEY) +
+                          walsh_kv_side_bytes(shape, layer, WALSH_TURBO_VALUE);
+    make_views(kv, &t);
+    if (kv->recent)
+        kv->ring_bytes = walsh_kv_f16_bytes(shape, WALSH_KV_RING_PAGE) * 2 * walsh_kv_ring_pages(shape) *
+                         walsh_kv_packed_layers(shape);
+    *out = kv;
+    return WALSH_OK;
 }
 
 enum walsh_status walsh_kv_open(const struct walsh_kv_shape *shape, struct walsh_kv_cache **out,
                                 struct walsh_error *err)
 {
     *out = NULL;
-    if (shape->layers == 0 || shape->kv_heads == 0 || shape->head_dim == 0 || shape->capacity == 0)
-        return walsh_fail(err, WALSH_E_ARGUMENT,
-                          "KV cache: %u layers, %u heads of %u, %u tokens: none may be 0", shape->layers,
-                          shape->kv_heads, shape->head_dim, shape->capacity);
-    if (walsh_kv_bytes(shape) == UINT64_MAX)
-        return walsh_fail(err, WALSH_E_MEMORY, "KV cache of %u tokens: its size does not fit into 64 bits",
-                          shape->capacity);
+    WALSH_TRY(walsh_kv_check(shape, err));
+    struct walsh_kv_codecs *codecs;
+    WALSH_TRY(open_codecs(shape, &codecs, err));
+    const enum walsh_status status = open_cache(shape, codecs, out, err);
+    if (status != WALSH_OK) release_codecs(codecs);
+    return status;
+}
 
-    /* One block: the cache, the views, then two tables of page pointers per layer. */
-    size_t views = walsh_round_up(sizeof(struct walsh_kv_cache), WALSH_ALIGNMENT);
-    size_t tables, table_entries = (size_t)page_count(shape->capacity);
-    size_t view_bytes, bytes;
-    if (!walsh_mul(shape->layers, sizeof(struct walsh_kv_view), &view_bytes) ||
-        !walsh_add(views, walsh_round_up(view_bytes, WALSH_ALIGNMENT), &tables) ||
-        !walsh_mul(table_entries, 2 * sizeof(void *), &bytes) || !walsh_mul(bytes, shape->layers, &bytes) ||
-        !walsh_add(tables, bytes, &bytes))
-        return walsh_fail(err, WALSH_E_MEMORY, "KV cache of %u tokens: its page table does not fit",
-                          shape->capacity);
-    uint8_t *block;
-    WALSH_TRY(walsh_alloc_zero(bytes, 1, "the page table of a KV cache", &block, err));
-    struct walsh_kv_cache *kv = (struct walsh_kv_cache *)(void *)block;
-    kv->shape = *shape;
-    kv->views = (struct walsh_kv_view *)(void *)(block + views);
-    void **table = (void **)(void *)(block + tables);
-    for (uint32_t layer = 0; layer < shape->layers; layer++, table += 2 * table_entries)
-        kv->views[layer] = (struct walsh_kv_view){.type = shape->type,
-                                                  .page_tokens = WALSH_KV_PAGE,
-                                                  .k_pages = table,
-                                                  .v_pages = table + table_entries};
-    *out = kv;
-    return WALSH_OK;
+static void release_page(struct walsh_kv_page *page)
+{
+    if (atomic_fetch_sub(&page->references, 1) == 1) walsh_free(page);
 }
 
 void walsh_kv_close(struct walsh_kv_cache **kv)
 {
     if (!kv || !*kv) return;
-    /* Page p of all layers is one block that starts with layer 0's keys. */
-    for (uint32_t p = 0; p < (*kv)->pages; p++) walsh_free((*kv)->views[0].k_pages[p]);
+    for (uint32_t p = 0; p < (*kv)->pages; p++) release_page((*kv)->page[p]);
+    release_codecs((*kv)->codecs);
+    walsh_free((*kv)->ring);
     walsh_free(*kv);
     *kv = NULL;
 }
 
+/* --- pages --- */
+
 /* Zeroed: attention kernels may load whole tiles of a page, and what lies beyond the last token must be
  * finite. */
-static enum walsh_status add_page(struct walsh_kv_cache *kv, struct walsh_error *err)
+static enum walsh_status new_page(const struct walsh_kv_cache *kv, struct walsh_kv_page **out,
+                                  struct walsh_error *err)
 {
     size_t bytes;
-    if (!page_bytes(&kv->shape, &bytes))
+    if (!walsh_add(kv->page_bytes, sizeof **out, &bytes))
         return walsh_fail(err, WALSH_E_INTERNAL, "KV cache: page size overflows after open checked it");
-    uint8_t *block;
-    WALSH_TRY(walsh_alloc_zero((size_t)kv->shape.layers * 2, bytes, "a page of the KV cache", &block, err));
+    WALSH_TRY(walsh_alloc_zero(bytes, 1, "a page of the KV cache", out, err));
+    atomic_init(&(*out)->references, 1);
+    return WALSH_OK;
+}
+
+/* The views hand the tables out read-only; the cache itself fills them. */
+static void set_entry(void *const *table, size_t entry, void *data)
+{
+    ((void **)(uintptr_t)table)[entry] = data;
+}
+
+/* Page p of the tables; takes the reference over. */
+static void set_page(struct walsh_kv_cache *kv, uint32_t p, struct walsh_kv_page *page)
+{
+    uint8_t *data = walsh_kv_page_data(page);
+    kv->page[p] = page;
     for (uint32_t layer = 0; layer < kv->shape.layers; layer++) {
-        /* The views hand the tables out read-only; the cache itself fills them. */
-        void **k = (void **)(uintptr_t)kv->views[layer].k_pages;
-        void **v = (void **)(uintptr_t)kv->views[layer].v_pages;
-        k[kv->pages] = block + bytes * (2 * (size_t)layer);
-        v[kv->pages] = block + bytes * (2 * (size_t)layer + 1);
+        const struct walsh_kv_view *view = &kv->views[layer];
+        for (int side = 0; side < 2; side++) {
+            set_entry(side == WALSH_TURBO_KEY ? view->k_pages : view->v_pages, p, data);
+            data += walsh_kv_side_bytes(&kv->shape, layer, (enum walsh_turbo_side)side);
+        }
     }
-    kv->pages++;
+}
+
+static bool shared(struct walsh_kv_page *page)
+{
+    return atomic_load(&page->references) > 1;
+}
+
+/* Make the page in which the length lies writable: this cache's own, zero beyond the length. */
+static enum walsh_status own_tail(struct walsh_kv_cache *kv, struct walsh_error *err)
+{
+    const uint32_t slot = kv->length % WALSH_KV_PAGE, p = kv->length / WALSH_KV_PAGE;
+    if (slot == 0 || p >= kv->pages) return WALSH_OK;
+    if (shared(kv->page[p])) {
+        struct walsh_kv_page *page;
+        WALSH_TRY(new_page(kv, &page, err));
+        memcpy(walsh_kv_page_data(page), walsh_kv_page_data(kv->page[p]), kv->page_bytes);
+        release_page(kv->page[p]);
+        set_page(kv, p, page);
+    }
+    if (kv->stale_tail) walsh_kv_clear_tail(&kv->shape, walsh_kv_page_data(kv->page[p]), slot);
+    kv->stale_tail = false;
+    return WALSH_OK;
+}
+
+/* Page p, no token of which is stored, zero and this cache's own. */
+static enum walsh_status own_empty(struct walsh_kv_cache *kv, uint32_t p, struct walsh_error *err)
+{
+    if (p < kv->pages && !shared(kv->page[p])) {
+        if ((uint64_t)p * WALSH_KV_PAGE < kv->stale_end)
+            memset(walsh_kv_page_data(kv->page[p]), 0, kv->page_bytes);
+        return WALSH_OK;
+    }
+    struct walsh_kv_page *page;
+    WALSH_TRY(new_page(kv, &page, err));
+    if (p < kv->pages)
+        release_page(kv->page[p]);
+    else
+        kv->pages = p + 1;
+    set_page(kv, p, page);
+    return WALSH_OK;
+}
+
+/* The ring of each packing layer: entry i of its tables is ring page i modulo their number. */
+static enum walsh_status add_ring(struct walsh_kv_cache *kv, struct walsh_error *err)
+{
+    if (!kv->recent || kv->ring) return WALSH_OK;
+    WALSH_TRY(walsh_alloc_zero(kv->ring_bytes, 1, "the recent tokens of a KV cache", &kv->ring, err));
+    const size_t bytes = walsh_kv_f16_bytes(&kv->shape, WALSH_KV_RING_PAGE),
+                 entries = walsh_div_up(kv->shape.capacity, WALSH_KV_RING_PAGE);
+    const uint32_t pages = walsh_kv_ring_pages(&kv->shape);
+    uint8_t *data = kv->ring;
+    for (uint32_t layer = 0; layer < kv->shape.layers; layer++) {
+        if (!kv->views[layer].recent) continue;
+        for (size_t i = 0; i < entries; i++) {
+            set_entry(kv->recent[layer].k_pages, i, data + i % pages * bytes);
+            set_entry(kv->recent[layer].v_pages, i, data + (pages + i % pages) * bytes);
+        }
+        data += 2 * pages * bytes;
+    }
     return WALSH_OK;
 }
 
@@ -97,17 +247,62 @@ enum walsh_status walsh_kv_reserve(struct walsh_kv_cache *kv, uint32_t length, s
     if (length > kv->shape.capacity)
         return walsh_fail(err, WALSH_E_CAPACITY, "the context is full: %u tokens wanted, it holds %u", length,
                           kv->shape.capacity);
-    while (kv->pages < page_count(length)) WALSH_TRY(add_page(kv, err));
+    if (length <= kv->length) return WALSH_OK;
+    WALSH_TRY(add_ring(kv, err));
+    WALSH_TRY(own_tail(kv, err));
+    for (uint32_t p = walsh_kv_page_count(kv->length); p < walsh_kv_page_count(length); p++)
+        WALSH_TRY(own_empty(kv, p, err));
     return WALSH_OK;
 }
 
 void walsh_kv_trim(struct walsh_kv_cache *kv, uint32_t length)
 {
-    if (length < kv->length) kv->length = length;
+    if (length >= kv->length) return;
+    const uint32_t recent = kv->shape.policy.recent;
+    for (uint32_t layer = 0; kv->recent && layer < kv->shape.layers; layer++) {
+        struct walsh_kv_view *view = &kv->views[layer];
+        if (kv->length > recent && view->recent_begin < kv->length - recent)
+            view->recent_begin = kv->length - recent;
+        if (view->recent_begin > length) view->recent_begin = length;
+    }
+    if (kv->stale_end < kv->length) kv->stale_end = kv->length;
+    kv->stale_tail = true;
+    kv->length = length;
+}
+
+enum walsh_status walsh_kv_fork(const struct walsh_kv_cache *kv, struct walsh_kv_cache **out,
+                                struct walsh_error *err)
+{
+    *out = NULL;
+    struct walsh_kv_cache *fork;
+    WALSH_TRY(open_cache(&kv->shape, kv->codecs, &fork, err));
+    if (fork->codecs) atomic_fetch_add(&fork->codecs->references, 1);
+    fork->length = kv->length;
+    fork->stale_tail = kv->stale_tail;
+    for (; fork->pages < walsh_kv_page_count(kv->length); fork->pages++) {
+        atomic_fetch_add(&kv->page[fork->pages]->references, 1);
+        set_page(fork, fork->pages, kv->page[fork->pages]);
+    }
+    if (kv->ring) {
+        const enum walsh_status status = add_ring(fork, err);
+        if (status != WALSH_OK) {
+            walsh_kv_close(&fork);
+            return status;
+        }
+        memcpy(fork->ring, kv->ring, kv->ring_bytes);
+        for (uint32_t layer = 0; layer < kv->shape.layers; layer++)
+            fork->views[layer].recent_begin = kv->views[layer].recent_begin;
+    }
+    *out = fork;
+    return WALSH_OK;
 }
 
 uint64_t walsh_kv_allocated(const struct walsh_kv_cache *kv)
 {
-    size_t bytes; /* open checked that a full cache's size fits */
-    return page_bytes(&kv->shape, &bytes) ? (uint64_t)bytes * 2 * kv->shape.layers * kv->pages : 0;
+    return (uint64_t)kv->page_bytes * kv->pages + (kv->ring ? kv->ring_bytes : 0);
+}
+
+uint64_t walsh_kv_saturated(const struct walsh_kv_cache *kv)
+{
+    return kv->codecs ? atomic_load(&kv->codecs->turbo.saturated) : 0;
 }

@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "formats/turbo.h"
+
 #define ROW 64   /* bytes */
 #define LANES 16 /* words of a row */
 #define GROUP 32 /* codes of a lane */
@@ -190,4 +192,26 @@ void walsh_turbo_load(enum walsh_turbo_side side, uint32_t dim, unsigned bits, c
     else
         walsh_turbo_load_value(dim, bits, at, walsh_turbo_value_stride(bits, page_tokens), slot, codes);
     memcpy(norm, at + walsh_turbo_code_bytes(dim, bits, page_tokens) + slot * sizeof *norm, sizeof *norm);
+}
+
+void walsh_turbo_clear(enum walsh_turbo_side side, uint32_t dim, unsigned bits, void *head,
+                       uint32_t page_tokens, uint32_t slot)
+{
+    static const uint8_t zero[WALSH_TURBO_MAX_DIM];
+    const bool key = side == WALSH_TURBO_KEY;
+    const size_t code_bytes = walsh_turbo_code_bytes(dim, bits, page_tokens);
+    uint8_t *at = head;
+    /* one by one those that share words or rows with tokens that stay */
+    for (; slot < page_tokens && slot % (key ? LANES : GROUP) != 0; slot++)
+        walsh_turbo_store(side, dim, bits, head, page_tokens, slot, zero, 0);
+    if (slot == page_tokens) return;
+    if (key) {
+        const size_t kept = key_block(dim, bits, slot);
+        memset(at + kept, 0, code_bytes - kept);
+    } else {
+        const size_t stride = walsh_turbo_value_stride(bits, page_tokens), kept = value_group(bits, slot);
+        for (size_t block = 0; block < code_bytes; block += stride)
+            memset(at + block + kept, 0, stride - kept);
+    }
+    memset(at + code_bytes + slot * sizeof(uint16_t), 0, (page_tokens - slot) * sizeof(uint16_t));
 }

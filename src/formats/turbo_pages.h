@@ -53,6 +53,10 @@ void walsh_turbo_store(enum walsh_turbo_side side, uint32_t dim, unsigned bits, 
 void walsh_turbo_load(enum walsh_turbo_side side, uint32_t dim, unsigned bits, const void *head,
                       uint32_t page_tokens, uint32_t slot, uint8_t *codes, uint16_t *norm);
 
+/* Codes and norms of tokens [slot, page_tokens) become 0, which is what a new page holds there. */
+void walsh_turbo_clear(enum walsh_turbo_side side, uint32_t dim, unsigned bits, void *head,
+                       uint32_t page_tokens, uint32_t slot);
+
 /* Bytes from one block of 16 elements to the next in a value page. */
 static inline size_t walsh_turbo_value_stride(unsigned bits, uint32_t page_tokens)
 {

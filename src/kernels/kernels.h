@@ -90,7 +90,13 @@ struct walsh_kv_view {
     enum walsh_kv_type type;
     uint32_t page_tokens;
     void *const *k_pages, *const *v_pages;
-    struct walsh_turbo_codecs *turbo; /* TURBO only */
+    /* TURBO only */
+    struct walsh_turbo_codecs *turbo;
+    /* The newest tokens once more, before they were packed: an F16 view of keys and values as the codecs
+     * rotate them. A decode row at position p reads tokens [max(p + 1 - recent_tokens, recent_begin), p]
+     * here. NULL: every token is read as packed. */
+    const struct walsh_kv_view *recent;
+    uint32_t recent_tokens, recent_begin;
 };
 /* One query row: it attends to tokens [max(0, position + 1 - window), position] of kv (window 0: all). */
 struct walsh_attention_row {

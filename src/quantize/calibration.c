@@ -87,7 +87,7 @@ static enum walsh_status open_scratch(struct walsh_calibration *c, struct walsh_
 {
     const struct walsh_config *config = &c->graph->config;
     size_t rows = (size_t)c->samples * c->tokens;
-    const struct walsh_kv_shape shape = {.type = WALSH_KV_F32,
+    const struct walsh_kv_shape shape = {.policy = {.type = WALSH_KV_F32},
                                          .layers = 1,
                                          .kv_heads = config->kv_heads,
                                          .head_dim = config->head_dim,

@@ -47,11 +47,11 @@ struct evaluation {
 };
 
 static enum walsh_status open_subject(struct subject *s, struct walsh_runner *runner,
-                                      const struct evaluation *e, enum walsh_kv_type type,
+                                      const struct evaluation *e, const struct walsh_kv_policy *policy,
                                       struct walsh_error *err)
 {
     s->runner = runner;
-    WALSH_TRY(walsh_runtime_session_open(runner, e->context, type, &s->session, err));
+    WALSH_TRY(walsh_runtime_session_open(runner, e->context, policy, &s->session, err));
     WALSH_TRY(walsh_alloc((size_t)e->context * runner->graph->config.hidden, sizeof(float), "hidden states",
                           &s->hidden, err));
     return walsh_alloc(e->slice * e->vocab, sizeof(float), "logits", &s->logits, err);
@@ -60,10 +60,11 @@ static enum walsh_status open_subject(struct subject *s, struct walsh_runner *ru
 /* The caches of both together, before either is opened: pages come as they are written, so that each alone
  * would pass. */
 static enum walsh_status check_caches(const struct walsh_runner *model, const struct walsh_runner *reference,
-                                      uint32_t context, enum walsh_kv_type type, struct walsh_error *err)
+                                      uint32_t context, const struct walsh_kv_policy *policy,
+                                      struct walsh_error *err)
 {
-    const struct walsh_kv_shape shapes[] = {walsh_session_kv_shape(model->graph, context, type),
-                                            walsh_session_kv_shape(reference->graph, context, type)};
+    const struct walsh_kv_shape shapes[] = {walsh_session_kv_shape(model->graph, context, policy),
+                                            walsh_session_kv_shape(reference->graph, context, policy)};
     const uint64_t a = walsh_kv_bytes(&shapes[0]), b = walsh_kv_bytes(&shapes[1]);
     char what[100];
     snprintf(what, sizeof what, "the KV caches of model and reference with a context of %u tokens", context);
@@ -170,9 +171,9 @@ static enum walsh_status score_text(struct evaluation *e, const int32_t *ids, si
 
 enum walsh_status walsh_runtime_eval(struct walsh_runner *runner, struct walsh_runner *reference,
                                      const int32_t *ids, size_t count, uint32_t context,
-                                     enum walsh_kv_type type, const struct walsh_adapter_choice *adapters,
-                                     size_t adapter_count, struct walsh_evaluation *result,
-                                     struct walsh_error *err)
+                                     const struct walsh_kv_policy *policy,
+                                     const struct walsh_adapter_choice *adapters, size_t adapter_count,
+                                     struct walsh_evaluation *result, struct walsh_error *err)
 {
     const struct walsh_config *c = &runner->graph->config;
     if (context < 2)
@@ -189,11 +190,11 @@ enum walsh_status walsh_runtime_eval(struct walsh_runner *runner, struct walsh_r
     WALSH_TRY(walsh_runner_check_ids(runner, ids, count, err));
     struct evaluation e = {.context = context, .vocab = c->vocab};
     e.slice = walsh_min(walsh_max(LOGIT_ELEMENTS / c->vocab, 16), WALSH_CHUNK_ROWS);
-    if (reference) WALSH_TRY(check_caches(runner, reference, context, type, err));
-    enum walsh_status status = open_subject(&e.model, runner, &e, type, err);
+    if (reference) WALSH_TRY(check_caches(runner, reference, context, policy, err));
+    enum walsh_status status = open_subject(&e.model, runner, &e, policy, err);
     if (status == WALSH_OK)
         status = walsh_runtime_set_adapters(e.model.session, adapters, adapter_count, err);
-    if (status == WALSH_OK && reference) status = open_subject(&e.reference, reference, &e, type, err);
+    if (status == WALSH_OK && reference) status = open_subject(&e.reference, reference, &e, policy, err);
     if (status == WALSH_OK) status = walsh_alloc_zero(context, sizeof *e.scores, "scores", &e.scores, err);
     if (status == WALSH_OK) status = score_text(&e, ids, count / context, result, err);
     close_subject(&e.model);

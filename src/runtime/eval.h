@@ -17,9 +17,9 @@ struct walsh_evaluation {
  * or another vocabulary: WALSH_E_FORMAT. NaN among the logits: WALSH_E_INTERNAL. */
 enum walsh_status walsh_runtime_eval(struct walsh_runner *runner, struct walsh_runner *reference,
                                      const int32_t *ids, size_t count, uint32_t context,
-                                     enum walsh_kv_type type, const struct walsh_adapter_choice *adapters,
-                                     size_t adapter_count, struct walsh_evaluation *result,
-                                     struct walsh_error *err);
+                                     const struct walsh_kv_policy *policy,
+                                     const struct walsh_adapter_choice *adapters, size_t adapter_count,
+                                     struct walsh_evaluation *result, struct walsh_error *err);
 
 /* Negative log-likelihood of `target` under softmax(logits[n]); *normalizer receives log(sum exp), may be
  * NULL. */

@@ -6,10 +6,10 @@
 #include "base/machine.h"
 
 struct walsh_kv_shape walsh_session_kv_shape(const struct walsh_model_graph *graph, uint32_t capacity,
-                                             enum walsh_kv_type type)
+                                             const struct walsh_kv_policy *policy)
 {
     const struct walsh_config *c = &graph->config;
-    return (struct walsh_kv_shape){.type = type,
+    return (struct walsh_kv_shape){.policy = *policy,
                                    .layers = c->layers,
                                    .kv_heads = c->kv_heads,
                                    .head_dim = c->head_dim,
@@ -24,7 +24,7 @@ static enum walsh_status open_members(struct walsh_session *s, const struct wals
 }
 
 enum walsh_status walsh_runtime_session_open(struct walsh_runner *runner, uint32_t capacity,
-                                             enum walsh_kv_type type, struct walsh_session **out,
+                                             const struct walsh_kv_policy *policy, struct walsh_session **out,
                                              struct walsh_error *err)
 {
     *out = NULL;
@@ -35,7 +35,8 @@ enum walsh_status walsh_runtime_session_open(struct walsh_runner *runner, uint32
     if (capacity == 0 || capacity > positions)
         return walsh_fail(err, WALSH_E_ARGUMENT, "context of %u tokens: the model has positions for 1 to %u",
                           capacity, positions);
-    const struct walsh_kv_shape shape = walsh_session_kv_shape(runner->graph, capacity, type);
+    const struct walsh_kv_shape shape = walsh_session_kv_shape(runner->graph, capacity, policy);
+    WALSH_TRY(walsh_kv_check(&shape, err));
     char what[80];
     snprintf(what, sizeof what, "the KV cache of a context of %u tokens", capacity);
     WALSH_TRY(walsh_memory_check(what, walsh_kv_bytes(&shape), err));
@@ -48,6 +49,34 @@ enum walsh_status walsh_runtime_session_open(struct walsh_runner *runner, uint32
         return status;
     }
     *out = session;
+    return WALSH_OK;
+}
+
+static enum walsh_status fork_members(const struct walsh_session *from, struct walsh_session *s,
+                                      struct walsh_error *err)
+{
+    const size_t vocab = s->runner->graph->config.vocab;
+    WALSH_TRY(walsh_kv_fork(from->kv, &s->kv, err));
+    WALSH_TRY(walsh_alloc(vocab, sizeof(float), "a session's logits", &s->logits, err));
+    if (from->has_logits) memcpy(s->logits, from->logits, vocab * sizeof *s->logits);
+    s->has_logits = from->has_logits;
+    const struct walsh_adapter_set *set = from->adapters;
+    return set ? walsh_runtime_set_adapters(s, set->choices, set->count, err) : WALSH_OK;
+}
+
+enum walsh_status walsh_runtime_fork(const struct walsh_session *session, struct walsh_session **out,
+                                     struct walsh_error *err)
+{
+    *out = NULL;
+    struct walsh_session *fork;
+    WALSH_TRY(walsh_alloc_zero(1, sizeof *fork, "a session", &fork, err));
+    fork->runner = session->runner;
+    const enum walsh_status status = fork_members(session, fork, err);
+    if (status != WALSH_OK) {
+        walsh_runtime_session_close(&fork);
+        return status;
+    }
+    *out = fork;
     return WALSH_OK;
 }
 

@@ -14,15 +14,19 @@ struct walsh_session {
     struct walsh_adapter_set *adapters; /* NULL: none */
 };
 
-/* The shape of a cache of `capacity` tokens for this graph. */
+/* The shape of a cache of `capacity` tokens for this graph, one decode row in a call. */
 struct walsh_kv_shape walsh_session_kv_shape(const struct walsh_model_graph *graph, uint32_t capacity,
-                                             enum walsh_kv_type type);
+                                             const struct walsh_kv_policy *policy);
 
 /* Refuses a capacity beyond the model's positions (WALSH_E_ARGUMENT) and a cache that does not fit into this
  * machine's available memory (WALSH_E_MEMORY, with both figures). */
 enum walsh_status walsh_runtime_session_open(struct walsh_runner *runner, uint32_t capacity,
-                                             enum walsh_kv_type type, struct walsh_session **out,
+                                             const struct walsh_kv_policy *policy, struct walsh_session **out,
                                              struct walsh_error *err);
+/* A session with the same tokens, logits and adapters; pages of the cache are shared until one of both writes
+ * into them. */
+enum walsh_status walsh_runtime_fork(const struct walsh_session *session, struct walsh_session **out,
+                                     struct walsh_error *err);
 void walsh_runtime_session_close(struct walsh_session **session);
 
 /* Use these adapters together from the next token on, count 0: none; what is in the cache stays as it is.

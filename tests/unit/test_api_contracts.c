@@ -271,12 +271,12 @@ static void a_cache_that_cannot_fit_is_refused(void **state)
         strstr(err.message,
                "the KV cache of a context of 131072 tokens needs 2097152.0 MiB, this machine has "),
         err.message);
-    options.kv = WALSH_KV_CACHE_F32;
+    options.kv.type = WALSH_KV_CACHE_F32;
     assert_int_equal(walsh_session_bytes(wide, &options), UINT64_C(1) << 42);
 
     /* two caches of which each alone fits */
     const uint64_t available = walsh_memory_available();
-    options.kv = WALSH_KV_CACHE_F16;
+    options.kv.type = WALSH_KV_CACHE_F16;
     options.context =
         (uint32_t)(available / (UINT64_C(1) << 24) / 4 * 3); /* 16 MiB per token: three quarters */
     if (options.context >= 512 && options.context < 1u << 17) {
@@ -286,7 +286,7 @@ static void a_cache_that_cannot_fit_is_refused(void **state)
         struct walsh_eval_options eval = WALSH_EVAL_OPTIONS;
         struct walsh_eval_result result = {.struct_size = sizeof result};
         eval.context = options.context;
-        eval.kv = WALSH_KV_CACHE_F16;
+        eval.kv.type = WALSH_KV_CACHE_F16;
         eval.reference = wide;
         aborts_left = 1; /* should it begin */
         assert_int_equal(walsh_eval_ids(wide, ids, eval.context, &eval, &result, &err), WALSH_E_MEMORY);

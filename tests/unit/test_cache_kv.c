@@ -11,7 +11,7 @@
 #include "cache/kv.h"
 
 static const struct walsh_kv_shape small = {
-    .type = WALSH_KV_F16, .layers = 3, .kv_heads = 2, .head_dim = 64, .capacity = 700};
+    .policy = {.type = WALSH_KV_F16}, .layers = 3, .kv_heads = 2, .head_dim = 64, .capacity = 700};
 
 static void bytes_count_whole_pages(void **state)
 {
@@ -19,7 +19,7 @@ static void bytes_count_whole_pages(void **state)
     /* 700 tokens are 3 pages of 256; 3 layers, K and V, 2 heads of 64, 2 bytes each */
     assert_int_equal(walsh_kv_bytes(&small), 3u * 256 * 3 * 2 * 2 * 64 * 2);
     struct walsh_kv_shape wide = small;
-    wide.type = WALSH_KV_F32;
+    wide.policy.type = WALSH_KV_F32;
     assert_int_equal(walsh_kv_bytes(&wide), 2 * walsh_kv_bytes(&small));
     wide.layers = wide.kv_heads = wide.head_dim = wide.capacity = UINT32_MAX;
     assert_true(walsh_kv_bytes(&wide) == UINT64_MAX);

@@ -22,6 +22,8 @@ static void likelihood_of_a_token(void **state)
     assert_true(walsh_negative_log_likelihood(never, 2, 0, NULL) == 0);
 }
 
+static const struct walsh_kv_policy f32 = {.type = WALSH_KV_F32};
+
 static void logits_that_are_no_numbers_are_an_error(void **state)
 {
     (void)state;
@@ -38,12 +40,11 @@ static void logits_that_are_no_numbers_are_an_error(void **state)
     int32_t ids[32];
     for (int i = 0; i < 32; i++) ids[i] = i * 5;
     struct walsh_evaluation result;
-    assert_int_equal(walsh_runtime_eval(runner, NULL, ids, 32, 16, WALSH_KV_F32, NULL, 0, &result, &err),
-                     WALSH_OK);
+    assert_int_equal(walsh_runtime_eval(runner, NULL, ids, 32, 16, &f32, NULL, 0, &result, &err), WALSH_OK);
     assert_int_equal(result.tokens, 30);
     assert_true(result.nll > 0 && result.nll < 50);
     ((float *)(uintptr_t)graph->final_norm)[3] = NAN; /* as a broken checkpoint has it */
-    assert_int_equal(walsh_runtime_eval(runner, NULL, ids, 32, 16, WALSH_KV_F32, NULL, 0, &result, &err),
+    assert_int_equal(walsh_runtime_eval(runner, NULL, ids, 32, 16, &f32, NULL, 0, &result, &err),
                      WALSH_E_INTERNAL);
     assert_string_equal(err.message, "the model's logits are not numbers (NaN)");
     walsh_runner_close(&runner);
