@@ -353,6 +353,139 @@ WALSH_API void walsh_sampler_accept(struct walsh_sampler *sampler, int32_t id);
 WALSH_API enum walsh_status walsh_sampler_draw(struct walsh_sampler *sampler, const float *logits,
                                                int32_t *id, struct walsh_error *err);
 
+/* ------------------------------------------------------------------------------------------------ batches */
+
+/* Many requests that share the model: continuous batching. A batch owns its requests; each has a session, a
+ * sampler and adapters of its own. walsh_batch_step reads a piece of the prompts that wait, decodes one token
+ * of every other row and draws the next tokens; requests join and leave between steps. The tokens of a
+ * request, and the logits that they are drawn from, are bit for bit those that a session and a sampler of its
+ * own would give, whatever runs beside it.
+ *
+ * Order: first come, first served. A request is admitted when a row is free and the cache has room for its
+ * whole need, prompt and answer; until then it waits, and nothing that came later overtakes it. Prompts are
+ * read in turn, a piece each, so that a long one holds up neither the short ones nor the rows that decode.
+ *
+ * One owner: the calls on a batch, and those on anything else of its context, come one at a time. A server
+ * puts its own lock around them; a request that comes while a step runs waits for that step. */
+struct walsh_batch;
+
+struct walsh_batch_options {
+    size_t struct_size;
+    uint32_t max_rows; /* requests that run at a time, at most 512; 0: 32 */
+    /* Tokens of prompts that a step reads at most, of all requests together, at most 512; 0: 512. Fewer make
+     * steps shorter for the rows that decode, and prompts slower. No bit depends on it: a TURBO cache, which
+     * packs whole chunks, reads each chunk of 512 in one step whatever this says. */
+    uint32_t prefill_tokens;
+    uint32_t context; /* tokens of one request at most, prompt and answer; 0: as of a session */
+    /* Tokens that the caches of all running requests hold at most, each request's need rounded up to pages of
+     * 256; 0: max_rows times context, rounded so too. */
+    uint64_t kv_tokens;
+    uint32_t max_queued; /* requests that wait at most; 0: 1024 */
+    struct walsh_kv_options kv;
+};
+#define WALSH_BATCH_OPTIONS                                                                                  \
+    {                                                                                                        \
+        .struct_size = sizeof(struct walsh_batch_options)                                                    \
+    }
+/* The model outlives the batch. Options out of range: WALSH_E_ARGUMENT. Caches of kv_tokens tokens that do
+ * not fit into this machine's available memory: WALSH_E_MEMORY, with both figures; their pages are allocated
+ * as they fill. */
+WALSH_API enum walsh_status walsh_batch_open(const struct walsh_model *model,
+                                             const struct walsh_batch_options *options,
+                                             struct walsh_batch **out, struct walsh_error *err);
+/* Drops what still waits or runs. */
+WALSH_API void walsh_batch_close(struct walsh_batch **batch);
+
+struct walsh_batch_request {
+    size_t struct_size;
+    const int32_t *ids; /* [count] the prompt, at least one token; copied */
+    size_t count;
+    uint32_t max_tokens; /* of the answer, the one that ends it included; 0: what the context leaves */
+    /* NULL: greedy, never an id that the tokenizer has no token for. Its `model`, where set, is the batch's.
+     */
+    const struct walsh_sampler_options *sampling;
+    const int32_t *stop_ids; /* [stop_count] end the answer as the model's end-of-sequence ids do; copied */
+    size_t stop_count;
+    bool ignore_eos;                          /* the model's end-of-sequence ids are tokens like any other */
+    const struct walsh_adapter_use *adapters; /* [adapter_count], as of walsh_session_set_adapters; kept until
+                                                 the request ends, so that the caller may close them */
+    size_t adapter_count;
+    void *user; /* handed back with each event */
+};
+#define WALSH_BATCH_REQUEST                                                                                  \
+    {                                                                                                        \
+        .struct_size = sizeof(struct walsh_batch_request)                                                    \
+    }
+/* *id names the request in the calls below and is never used again by this batch. Refused at once:
+ * WALSH_E_CAPACITY where prompt and max_tokens can never fit into the context or into kv_tokens (with the
+ * figures), WALSH_E_BUSY where max_queued requests wait, WALSH_E_ARGUMENT for ids outside the vocabulary, an
+ * empty prompt, options out of range and adapters of another model. */
+WALSH_API enum walsh_status walsh_batch_submit(struct walsh_batch *batch,
+                                               const struct walsh_batch_request *request, uint64_t *id,
+                                               struct walsh_error *err);
+/* Drop a request that waits or runs: its memory is free at once and no event tells of it. WALSH_E_NOT_FOUND
+ * where it has ended. */
+WALSH_API enum walsh_status walsh_batch_cancel(struct walsh_batch *batch, uint64_t id,
+                                               struct walsh_error *err);
+
+enum walsh_batch_finish {
+    WALSH_FINISH_NONE = 0, /* goes on */
+    WALSH_FINISH_EOS,      /* `token` is an end-of-sequence id of the model, and not a part of the text */
+    WALSH_FINISH_STOP,     /* `token` is one of stop_ids, likewise */
+    WALSH_FINISH_LENGTH,   /* `token` is the last of max_tokens */
+    WALSH_FINISH_ERROR     /* no token; status and message say why */
+};
+struct walsh_batch_event {
+    uint64_t request;
+    void *user;
+    int32_t token;   /* the one drawn in this step; -1 with WALSH_FINISH_ERROR */
+    uint32_t tokens; /* drawn so far, this one included */
+    enum walsh_batch_finish finish;
+    enum walsh_status status; /* WALSH_OK but with WALSH_FINISH_ERROR */
+    const char *message;      /* of the error, until the next call on the batch; NULL without one */
+};
+/* One step. events [capacity]: room for max_rows, less is WALSH_E_ARGUMENT and nothing is done. *count: how
+ * many were written, one for each request that drew a token or failed, and none twice. 0 and WALSH_OK:
+ * prompts were read, or nothing is there to do (walsh_batch_get_metrics tells). Where a request fails (logits
+ * that are not numbers, no memory for its cache) it alone ends. WALSH_E_ABORTED by the context's hook: no
+ * token was drawn, and the next step goes on where this one stopped. */
+WALSH_API enum walsh_status walsh_batch_step(struct walsh_batch *batch, struct walsh_batch_event *events,
+                                             size_t capacity, size_t *count, struct walsh_error *err);
+/* [vocab] logits that the request's token of the last step was drawn from, as the model gave them: for
+ * log-probabilities. NULL where that step drew none. Valid until the next call on the batch. */
+WALSH_API const float *walsh_batch_logits(const struct walsh_batch *batch, uint64_t id);
+
+enum walsh_batch_state {
+    WALSH_REQUEST_QUEUED = 0,
+    WALSH_REQUEST_PREFILLING, /* its prompt is being read */
+    WALSH_REQUEST_DECODING,
+    WALSH_REQUEST_ENDED /* in the last step: forgotten by the next */
+};
+struct walsh_batch_request_info {
+    size_t struct_size;
+    enum walsh_batch_state state;
+    uint32_t prompt_tokens, prompt_read; /* of its prompt: all, and those in the cache */
+    uint32_t tokens, max_tokens;         /* drawn, and at most */
+    uint64_t kv_tokens;                  /* that it takes, or will take, of the batch's */
+    uint32_t queue_position;             /* requests that wait before it */
+};
+/* false: none of that id waits, runs or has ended in the last step. */
+WALSH_API bool walsh_batch_get_request(const struct walsh_batch *batch, uint64_t id,
+                                       struct walsh_batch_request_info *info);
+
+struct walsh_batch_metrics {
+    size_t struct_size;
+    uint32_t queued, prefilling, decoding; /* requests now; all 0: the batch is idle */
+    uint32_t max_rows, max_queued;
+    uint64_t kv_tokens_used, kv_tokens; /* taken by those that run, and in all */
+    uint64_t kv_bytes;                  /* that their caches hold now */
+    /* since the batch was opened */
+    uint64_t submitted, finished, failed, cancelled; /* requests */
+    uint64_t prompt_tokens, generated_tokens;
+    uint64_t steps; /* that had something to do */
+};
+WALSH_API void walsh_batch_get_metrics(const struct walsh_batch *batch, struct walsh_batch_metrics *metrics);
+
 /* ------------------------------------------------------------------------------------------------ evaluation
  */
 

@@ -18,7 +18,8 @@ enum walsh_status {
     WALSH_E_MEMORY,      /* an allocation failed or a predicted size cannot fit */
     WALSH_E_CAPACITY,    /* the context or the cache is full */
     WALSH_E_ABORTED,     /* the caller's abort hook said stop */
-    WALSH_E_INTERNAL     /* a broken invariant of walsh itself: a bug */
+    WALSH_E_INTERNAL,    /* a broken invariant of walsh itself: a bug */
+    WALSH_E_BUSY         /* a queue is full: the same call may succeed later */
 };
 
 /* The caller's error buffer. `message` names the file, the tensor or option, what was found, what was

@@ -8,6 +8,7 @@
 
 #include "kernels/kernels.h"
 #include "model/model.h"
+#include "runtime/sampler.h"
 #include "runtime/session.h"
 
 struct walsh_context {
@@ -37,6 +38,15 @@ void walsh_result_write(void *out, const void *result, size_t size);
  * WALSH_E_ARGUMENT. */
 enum walsh_status walsh_adapter_choices(const struct walsh_adapter_use *uses, size_t count,
                                         struct walsh_adapter_choice *out, struct walsh_error *err);
+
+/* The capacity that options.context means. */
+uint32_t walsh_default_context(const struct walsh_model *model, uint32_t context);
+
+/* The public options as the library knows them, for a vocabulary of `vocab` ids; `graph`, where not NULL, is
+ * the one that o->model must be, if any. */
+enum walsh_status walsh_sampling_read(const struct walsh_sampler_options *options,
+                                      const struct walsh_model_graph *graph, uint32_t vocab,
+                                      struct walsh_sampling *out, struct walsh_error *err);
 
 /* What a cache of this model stores: WALSH_KV_CACHE_AUTO and defaults resolved. */
 enum walsh_status walsh_model_kv_policy(const struct walsh_model *model,

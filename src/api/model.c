@@ -269,16 +269,7 @@ bool walsh_model_tensor(const struct walsh_model *model, size_t i, struct walsh_
     return true;
 }
 
-static bool listed(const int32_t *ids, uint32_t count, int32_t id)
-{
-    for (uint32_t i = 0; i < count; i++)
-        if (ids[i] == id) return true;
-    return false;
-}
-
 bool walsh_model_is_eos(const struct walsh_model *model, int32_t id)
 {
-    const struct walsh_generation_config *g = &model->graph->generation;
-    const struct walsh_config *c = &model->graph->config;
-    return listed(g->eos, g->eos_count, id) || listed(c->eos, c->eos_count, id);
+    return walsh_graph_is_eos(model->graph, id);
 }

@@ -8,14 +8,18 @@
 
 #define DEFAULT_CONTEXT 4096u
 
+uint32_t walsh_default_context(const struct walsh_model *model, uint32_t context)
+{
+    return context ? context : (uint32_t)walsh_min(model->graph->config.max_positions, DEFAULT_CONTEXT);
+}
+
 static enum walsh_status read_options(const struct walsh_model *model,
                                       const struct walsh_session_options *options, uint32_t *capacity,
                                       struct walsh_kv_policy *policy, struct walsh_error *err)
 {
     struct walsh_session_options o = WALSH_SESSION_OPTIONS;
     WALSH_TRY(walsh_options_read(&o, sizeof o, options, "walsh_session_options", err));
-    uint32_t most = model->graph->config.max_positions;
-    *capacity = o.context ? o.context : most < DEFAULT_CONTEXT ? most : DEFAULT_CONTEXT;
+    *capacity = walsh_default_context(model, o.context);
     return walsh_model_kv_policy(model, &o.kv, policy, err);
 }
 
@@ -120,17 +124,19 @@ void walsh_sampler_defaults(const struct walsh_model *model, struct walsh_sample
     out->model = model;
 }
 
-enum walsh_status walsh_sampler_open(const struct walsh_sampler_options *options, uint32_t vocab,
-                                     struct walsh_sampler **out, struct walsh_error *err)
+enum walsh_status walsh_sampling_read(const struct walsh_sampler_options *options,
+                                      const struct walsh_model_graph *expected, uint32_t vocab,
+                                      struct walsh_sampling *out, struct walsh_error *err)
 {
-    *out = NULL;
     struct walsh_sampler_options o = WALSH_SAMPLER_OPTIONS;
     WALSH_TRY(walsh_options_read(&o, sizeof o, options, "walsh_sampler_options", err));
     const struct walsh_model_graph *graph = o.model ? o.model->graph : NULL;
     if (graph && graph->config.vocab != vocab)
         return walsh_fail(err, WALSH_E_ARGUMENT, "a sampler of %u ids for a model of %u", vocab,
                           graph->config.vocab);
-    const struct walsh_sampling sampling = {
+    if (expected && graph && graph != expected)
+        return walsh_fail(err, WALSH_E_ARGUMENT, "the sampling options are of another model than the batch");
+    *out = (struct walsh_sampling){
         .temperature = o.temperature,
         .top_k = o.top_k,
         .top_p = o.top_p,
@@ -141,6 +147,15 @@ enum walsh_status walsh_sampler_open(const struct walsh_sampler_options *options
         .excluded = graph ? graph->tokenless : NULL,
         .excluded_count = graph ? graph->tokenless_count : 0,
     };
+    return WALSH_OK;
+}
+
+enum walsh_status walsh_sampler_open(const struct walsh_sampler_options *options, uint32_t vocab,
+                                     struct walsh_sampler **out, struct walsh_error *err)
+{
+    *out = NULL;
+    struct walsh_sampling sampling;
+    WALSH_TRY(walsh_sampling_read(options, NULL, vocab, &sampling, err));
     return walsh_sampler_create(&sampling, vocab, out, err);
 }
 

@@ -19,6 +19,7 @@ const char *walsh_status_name(enum walsh_status status)
         [WALSH_E_CAPACITY] = "capacity",
         [WALSH_E_ABORTED] = "aborted",
         [WALSH_E_INTERNAL] = "internal",
+        [WALSH_E_BUSY] = "busy",
     };
     size_t i = (size_t)status;
     return i < sizeof names / sizeof *names ? names[i] : "unknown";

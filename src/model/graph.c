@@ -146,3 +146,17 @@ void walsh_graph_close(struct walsh_model_graph **graph)
     walsh_free(*graph);
     *graph = NULL;
 }
+
+static bool listed(const int32_t *ids, uint32_t count, int32_t id)
+{
+    for (uint32_t i = 0; i < count; i++)
+        if (ids[i] == id) return true;
+    return false;
+}
+
+bool walsh_graph_is_eos(const struct walsh_model_graph *graph, int32_t id)
+{
+    const struct walsh_generation_config *g = &graph->generation;
+    const struct walsh_config *c = &graph->config;
+    return listed(g->eos, g->eos_count, id) || listed(c->eos, c->eos_count, id);
+}

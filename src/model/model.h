@@ -76,6 +76,8 @@ enum walsh_status walsh_graph_open(const char *directory, const struct walsh_loa
                                    const struct walsh_queue *queue, struct walsh_model_graph **out,
                                    struct walsh_error *err);
 void walsh_graph_close(struct walsh_model_graph **graph);
+/* An end-of-sequence id of generation_config.json or of config.json. */
+bool walsh_graph_is_eos(const struct walsh_model_graph *graph, int32_t id);
 
 /* Rows of one forward call, all of one role. PREFILL: one sequence, consecutive positions. */
 struct walsh_rows {

@@ -19,16 +19,21 @@ static enum walsh_status allocate(struct walsh_sampler *s, struct walsh_error *e
     return walsh_alloc(s->options.repeat_last, sizeof *s->recent, "the sampler", &s->recent, err);
 }
 
-enum walsh_status walsh_sampler_create(const struct walsh_sampling *o, uint32_t vocab,
-                                       struct walsh_sampler **out, struct walsh_error *err)
+enum walsh_status walsh_sampling_check(const struct walsh_sampling *o, struct walsh_error *err)
 {
-    *out = NULL;
     WALSH_TRY(check("temperature", o->temperature, o->temperature >= 0 && isfinite(o->temperature),
                     "0 or more", err));
     WALSH_TRY(check("top_p", o->top_p, o->top_p > 0 && o->top_p <= 1, "more than 0, at most 1", err));
     WALSH_TRY(check("min_p", o->min_p, o->min_p >= 0 && o->min_p <= 1, "0 to 1", err));
-    WALSH_TRY(check("repeat_penalty", o->repeat_penalty, o->repeat_penalty > 0 && isfinite(o->repeat_penalty),
-                    "more than 0", err));
+    return check("repeat_penalty", o->repeat_penalty, o->repeat_penalty > 0 && isfinite(o->repeat_penalty),
+                 "more than 0", err);
+}
+
+enum walsh_status walsh_sampler_create(const struct walsh_sampling *o, uint32_t vocab,
+                                       struct walsh_sampler **out, struct walsh_error *err)
+{
+    *out = NULL;
+    WALSH_TRY(walsh_sampling_check(o, err));
     if (vocab == 0) return walsh_fail(err, WALSH_E_ARGUMENT, "a sampler needs a vocabulary");
     struct walsh_sampler *s;
     WALSH_TRY(walsh_alloc_zero(1, sizeof *s, "the sampler", &s, err));

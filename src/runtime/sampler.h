@@ -40,6 +40,8 @@ struct walsh_sampler {
 };
 
 /* Options out of their ranges: WALSH_E_ARGUMENT, naming option, value and range. */
+enum walsh_status walsh_sampling_check(const struct walsh_sampling *options, struct walsh_error *err);
+/* Checks them too. */
 enum walsh_status walsh_sampler_create(const struct walsh_sampling *options, uint32_t vocab,
                                        struct walsh_sampler **out, struct walsh_error *err);
 void walsh_sampler_destroy(struct walsh_sampler **sampler);

@@ -90,23 +90,28 @@ void walsh_runtime_session_close(struct walsh_session **session)
     *session = NULL;
 }
 
+enum walsh_status walsh_runtime_open_set(const struct walsh_runner *runner,
+                                         const struct walsh_adapter_choice *choices, size_t count,
+                                         struct walsh_adapter_set **out, struct walsh_error *err)
+{
+    *out = NULL;
+    for (size_t i = 0; i < count; i++)
+        if (choices[i].adapter->graph != runner->graph)
+            return walsh_fail(err, WALSH_E_ARGUMENT, "adapter %s belongs to another model than the session",
+                              choices[i].adapter->name);
+    if (count == 0) return WALSH_OK;
+    WALSH_TRY(walsh_adapter_set_open(choices, count, out, err));
+    const enum walsh_status status = walsh_workspace_reserve(runner->workspace, *out, err);
+    if (status != WALSH_OK) walsh_adapter_set_close(out);
+    return status;
+}
+
 enum walsh_status walsh_runtime_set_adapters(struct walsh_session *session,
                                              const struct walsh_adapter_choice *choices, size_t count,
                                              struct walsh_error *err)
 {
-    struct walsh_adapter_set *set = NULL;
-    for (size_t i = 0; i < count; i++)
-        if (choices[i].adapter->graph != session->runner->graph)
-            return walsh_fail(err, WALSH_E_ARGUMENT, "adapter %s belongs to another model than the session",
-                              choices[i].adapter->name);
-    if (count > 0) {
-        WALSH_TRY(walsh_adapter_set_open(choices, count, &set, err));
-        const enum walsh_status status = walsh_workspace_reserve(session->runner->workspace, set, err);
-        if (status != WALSH_OK) {
-            walsh_adapter_set_close(&set);
-            return status;
-        }
-    }
+    struct walsh_adapter_set *set;
+    WALSH_TRY(walsh_runtime_open_set(session->runner, choices, count, &set, err));
     walsh_adapter_set_close(&session->adapters);
     session->adapters = set;
     return WALSH_OK;

@@ -29,9 +29,13 @@ enum walsh_status walsh_runtime_fork(const struct walsh_session *session, struct
                                      struct walsh_error *err);
 void walsh_runtime_session_close(struct walsh_session **session);
 
+/* A set for sessions of this runner, count 0: NULL. Takes references. Errors as walsh_adapter_set_open and an
+ * adapter of another model. */
+enum walsh_status walsh_runtime_open_set(const struct walsh_runner *runner,
+                                         const struct walsh_adapter_choice *choices, size_t count,
+                                         struct walsh_adapter_set **out, struct walsh_error *err);
 /* Use these adapters together from the next token on, count 0: none; what is in the cache stays as it is.
- * Takes references. Errors as walsh_adapter_set_open and an adapter of another model; the session is then as
- * before. */
+ * Errors as walsh_runtime_open_set; the session is then as before. */
 enum walsh_status walsh_runtime_set_adapters(struct walsh_session *session,
                                              const struct walsh_adapter_choice *choices, size_t count,
                                              struct walsh_error *err);

@@ -19,6 +19,7 @@ static void test_names(void **state)
     assert_string_equal(walsh_status_name(WALSH_OK), "ok");
     assert_string_equal(walsh_status_name(WALSH_E_NOT_FOUND), "not_found");
     assert_string_equal(walsh_status_name(WALSH_E_INTERNAL), "internal");
+    assert_string_equal(walsh_status_name(WALSH_E_BUSY), "busy");
     assert_string_equal(walsh_status_name((enum walsh_status)99), "unknown");
 }
 

@@ -1,0 +1,171 @@
+/* One step of a batch: prompts, decode, draws. */
+#include "runtime/batch.h"
+
+/* Requests whose end was told in the step before. */
+static void sweep(struct walsh_batch *b)
+{
+    for (uint32_t i = 0; i < b->limits.rows; i++) {
+        struct walsh_batch_entry *entry = b->slots[i];
+        if (!entry) continue;
+        entry->drawn = false;
+        if (!entry->reported) continue;
+        walsh_free(entry->logits);
+        walsh_free(entry);
+        b->slots[i] = NULL;
+    }
+}
+
+/* Read the next `n` tokens of a prompt: at most to the end of their chunk. */
+static enum walsh_status read_piece(struct walsh_batch *b, struct walsh_batch_entry *entry, uint32_t n)
+{
+    struct walsh_session *session = entry->session;
+    const uint32_t at = session->kv->length;
+    const bool last = at + n == entry->count;
+    /* Logits behind a piece that is not the last would be for nothing: asking for the hidden states, which
+     * are in the runner's own rows anyway, leaves them out. */
+    const struct walsh_prompt_outputs hidden = {.hidden = b->runner->x};
+    WALSH_TRY(walsh_runtime_prompt(session, entry->ids + at, n, last ? NULL : &hidden, NULL, &entry->error));
+    b->totals.prompt_tokens += n;
+    if (last) entry->state = WALSH_BATCH_READY;
+    return WALSH_OK;
+}
+
+/* The next slot in turn whose prompt has a part to read; limits.rows: none. */
+static uint32_t next_prompt(const struct walsh_batch *b)
+{
+    for (uint32_t i = 0; i < b->limits.rows; i++) {
+        const uint32_t slot = (b->turn + i) % b->limits.rows;
+        if (b->slots[slot] && b->slots[slot]->state == WALSH_BATCH_PREFILL) return slot;
+    }
+    return b->limits.rows;
+}
+
+/* Tokens of this prompt to read where `left` of the step's are left; 0: it comes first in the next step. A
+ * packed cache reads the tokens of the chunk that it is about to pack more exactly than older ones, so that
+ * its chunks must stay whole. */
+static uint32_t piece_size(const struct walsh_batch *b, const struct walsh_batch_entry *entry, uint32_t left)
+{
+    const uint32_t length = entry->session->kv->length;
+    const size_t chunk = walsh_min(entry->count - length, WALSH_CHUNK_ROWS - length % WALSH_CHUNK_ROWS);
+    if (b->limits.kv.type == WALSH_KV_TURBO && chunk > left)
+        return left == b->limits.prefill_tokens ? (uint32_t)chunk : 0;
+    return (uint32_t)walsh_min(chunk, left);
+}
+
+/* Up to prefill_tokens, a piece of each prompt in turn: a short prompt does not wait for the whole of a long
+ * one, and those that decode wait for one chunk at most. */
+static enum walsh_status read_prompts(struct walsh_batch *b, struct walsh_error *err)
+{
+    uint32_t slot;
+    for (uint32_t left = b->limits.prefill_tokens; left > 0 && (slot = next_prompt(b)) < b->limits.rows;) {
+        struct walsh_batch_entry *entry = b->slots[slot];
+        b->turn = slot;
+        const uint32_t n = piece_size(b, entry, left);
+        if (n == 0) break;
+        const enum walsh_status status = read_piece(b, entry, n);
+        if (status == WALSH_E_ABORTED) {
+            if (err) *err = entry->error;
+            return status;
+        }
+        if (status != WALSH_OK) walsh_batch_end(b, entry, WALSH_BATCH_FAILED);
+        left -= (uint32_t)walsh_min(n, left);
+        b->turn = (slot + 1) % b->limits.rows;
+    }
+    return WALSH_OK;
+}
+
+/* Every row that has a token puts it into its cache. A row that gets no memory for a further page fails
+ * alone. */
+static enum walsh_status decode(struct walsh_batch *b, struct walsh_error *err)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < b->limits.rows; i++) {
+        struct walsh_batch_entry *entry = b->slots[i];
+        if (!entry || entry->state != WALSH_BATCH_DECODE) continue;
+        struct walsh_kv_cache *kv = entry->session->kv;
+        if (walsh_kv_reserve(kv, kv->length + 1, &entry->error) != WALSH_OK) {
+            walsh_batch_end(b, entry, WALSH_BATCH_FAILED);
+            continue;
+        }
+        b->rows[n] = entry;
+        b->sessions[n] = entry->session;
+        b->ids[n++] = entry->token;
+    }
+    WALSH_TRY(walsh_runtime_step(b->sessions, b->ids, n, err));
+    for (uint32_t i = 0; i < n; i++) b->rows[i]->state = WALSH_BATCH_READY;
+    return WALSH_OK;
+}
+
+/* Samplers share nothing, so that each row may be drawn by any thread. */
+static void draw_rows(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    const struct walsh_batch *b = argument;
+    (void)worker;
+    for (size_t i = begin; i < end; i++) {
+        struct walsh_batch_entry *entry = b->rows[i];
+        entry->drawn = walsh_sampler_choose(entry->sampler, entry->session->logits, &entry->token,
+                                            &entry->error) == WALSH_OK;
+    }
+}
+
+static enum walsh_entry_end end_of(const struct walsh_batch *b, const struct walsh_batch_entry *entry)
+{
+    for (size_t i = 0; i < entry->stop_count; i++)
+        if (entry->ids[entry->count + i] == entry->token) return WALSH_BATCH_STOP;
+    if (!entry->ignore_eos && walsh_graph_is_eos(b->runner->graph, entry->token)) return WALSH_BATCH_EOS;
+    return entry->generated == entry->tokens ? WALSH_BATCH_LENGTH : WALSH_BATCH_RUNS;
+}
+
+static void draw(struct walsh_batch *b)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < b->limits.rows; i++)
+        if (b->slots[i] && b->slots[i]->state == WALSH_BATCH_READY) b->rows[n++] = b->slots[i];
+    walsh_pool_run(b->runner->queue->pool, n, 1, draw_rows, b);
+    for (uint32_t i = 0; i < n; i++) {
+        struct walsh_batch_entry *entry = b->rows[i];
+        if (!entry->drawn) {
+            walsh_batch_end(b, entry, WALSH_BATCH_FAILED);
+            continue;
+        }
+        entry->generated++;
+        b->totals.generated_tokens++;
+        entry->state = WALSH_BATCH_DECODE;
+        const enum walsh_entry_end end = end_of(b, entry);
+        if (end != WALSH_BATCH_RUNS) walsh_batch_end(b, entry, end);
+    }
+}
+
+static size_t report(struct walsh_batch *b)
+{
+    size_t count = 0;
+    for (uint32_t i = 0; i < b->limits.rows; i++) {
+        struct walsh_batch_entry *entry = b->slots[i];
+        if (!entry || (!entry->drawn && entry->end != WALSH_BATCH_FAILED)) continue;
+        entry->reported = entry->end != WALSH_BATCH_RUNS;
+        b->events[count++] = entry;
+    }
+    return count;
+}
+
+static bool idle(const struct walsh_batch *b)
+{
+    for (uint32_t i = 0; i < b->limits.rows; i++)
+        if (b->slots[i]) return false;
+    return true;
+}
+
+enum walsh_status walsh_runtime_batch_step(struct walsh_batch *b, size_t *count, struct walsh_error *err)
+{
+    *count = 0;
+    WALSH_TRY(walsh_check_abort(b->runner->hooks, err));
+    sweep(b);
+    walsh_batch_admit(b);
+    if (idle(b)) return WALSH_OK;
+    WALSH_TRY(read_prompts(b, err));
+    WALSH_TRY(decode(b, err));
+    draw(b);
+    *count = report(b);
+    b->totals.steps++;
+    return WALSH_OK;
+}
