@@ -15,6 +15,7 @@ libjansson-dev|pkg:jansson|JSON of checkpoints and of the command line
 libpcre2-dev|pkg:libpcre2-8|regular expressions of tokenizers
 libutf8proc-dev|pkg:libutf8proc|Unicode of tokenizers
 libxxhash-dev|pkg:libxxhash|checksums
+libssl-dev|pkg:libcrypto|SHA-256 of prefix stores
 libopenblas-dev|pkg:openblas|matrix products while quantizing
 liblapacke-dev|pkg:lapacke|Cholesky factorization while quantizing
 '
