@@ -208,8 +208,8 @@ static void run_products(const struct walsh_queue *q, struct walsh_workspace *ws
         list[i] = (struct walsh_product){.weights = &linear->weights, .y = calls[i]->y, .ldy = calls[i]->ldy};
         if (linear->out_rotation.kind == WALSH_ROTATION_NONE) continue;
         list[i].y = ws->z + z;
-        list[i].ldy = linear->weights.rows;
-        z += a->rows * linear->weights.rows;
+        list[i].ldy = walsh_z_stride(linear->weights.rows);
+        z += a->rows * list[i].ldy;
     }
     struct walsh_low_rank_input input;
     q->ops->product(q, list, count, a,
@@ -236,8 +236,9 @@ void walsh_linear_apply(const struct walsh_queue *q, struct walsh_workspace *ws,
         for (size_t i = first; i < count; i++) {
             const struct walsh_linear *linear = calls[i].linear;
             if (done[i] || (i != first && !same_input(calls[first].linear, linear))) continue;
-            size_t wanted =
-                linear->out_rotation.kind == WALSH_ROTATION_NONE ? 0 : rows * linear->weights.rows;
+            size_t wanted = linear->out_rotation.kind == WALSH_ROTATION_NONE
+                                ? 0
+                                : rows * walsh_z_stride(linear->weights.rows);
             if (members > 0 && z + wanted > ws->z_elements) { /* one always fits; a list of many may not */
                 run_products(q, ws, group, members, &a, x, ldx, role, sets);
                 members = z = 0;

@@ -68,7 +68,8 @@ static enum walsh_status allocate(struct walsh_workspace *ws, const struct walsh
     WALSH_TRY(buffer(rows, 1, sizeof(float), false, &ws->scale, err));
     WALSH_TRY(buffer(rows, 1, sizeof(int32_t), false, &ws->sum, err));
 
-    size_t z = walsh_max(walsh_max(padded(heads) + 2 * padded(kv), 2 * padded(wide)), padded(c->hidden));
+    size_t z = walsh_z_stride(padded(heads)) + 2 * walsh_z_stride(padded(kv));
+    z = walsh_max(walsh_max(z, 2 * walsh_z_stride(padded(wide))), walsh_z_stride(padded(c->hidden)));
     z = walsh_max(z, c->experts); /* a router is never rotated today, but it is a linear like all others */
     if (!walsh_mul(rows, z, &ws->z_elements))
         return walsh_fail(err, WALSH_E_MEMORY, "workspace: %zu rows of %zu elements do not fit", rows, z);

@@ -22,7 +22,7 @@ struct walsh_workspace {
     void *activations;
     float *scale;
     int32_t *sum;
-    /* rotated products before unrotate */
+    /* rotated products before unrotate: [rows][walsh_z_stride(outputs)] each */
     float *z;
     size_t z_elements;
 
@@ -42,5 +42,13 @@ struct walsh_workspace {
     uint32_t *row_slot;     /* [max_rows][k]: the slot of a row's k-th expert */
     float *gathered;        /* [max_rows][normed_ld]: the rows of one expert */
 };
+
+/* Row stride of a rotated product, in elements. Rows of a prompt a large power of two apart would share a few
+ * sets of each cache: what a piece of a product writes would not stay there for the update that is added to
+ * it. */
+static inline size_t walsh_z_stride(size_t outputs)
+{
+    return outputs % 256 == 0 ? outputs + WALSH_ALIGNMENT / sizeof(float) : outputs;
+}
 
 #endif
