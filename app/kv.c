@@ -11,6 +11,7 @@ static const char *turbo_option(const struct kv_settings *s)
     if (s->value_bits != OPTION_UNSET) return "kv-value-bits";
     if (s->skip != OPTION_UNSET) return "kv-skip";
     if (s->recent != OPTION_UNSET) return "kv-recent";
+    if (s->seed > 0) return "kv-seed";
     if (s->key_codec) return "kv-key-codec";
     if (s->no_rotation) return "kv-no-rotation";
     return s->no_correction ? "kv-no-correction" : NULL;
@@ -38,13 +39,14 @@ enum walsh_status kv_options(const struct kv_settings *settings, struct walsh_kv
                                         [WALSH_KV_CACHE_F16] = "f16",
                                         [WALSH_KV_CACHE_F32] = "f32",
                                         [WALSH_KV_CACHE_TURBO] = "turbo"};
-    *out = (struct walsh_kv_options){.type = WALSH_KV_CACHE_AUTO};
+    *out = (struct walsh_kv_options)WALSH_KV_OPTIONS;
     while (strcmp(settings->type, types[out->type]) != 0) out->type++;
     const char *given = turbo_option(settings);
     if (out->type != WALSH_KV_CACHE_TURBO)
         return given ? fail(err, WALSH_E_ARGUMENT, "--%s needs --kv turbo", given) : WALSH_OK;
     if (settings->skip != OPTION_UNSET) out->skip = (uint32_t)settings->skip;
     if (settings->recent != OPTION_UNSET) out->recent = (uint32_t)settings->recent;
+    if (settings->seed > 0) out->seed = (uint64_t)settings->seed;
     if (settings->key_codec && strcmp(settings->key_codec, "prod") == 0) out->key_codec = WALSH_KV_KEYS_PROD;
     out->no_rotation = settings->no_rotation;
     out->no_correction = settings->no_correction;

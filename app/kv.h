@@ -7,7 +7,7 @@
 struct kv_settings {
     const char *type, *key_codec;
     double bits;
-    int64_t key_bits, value_bits, skip, recent;
+    int64_t key_bits, value_bits, skip, recent, seed;
     bool no_rotation, no_correction;
 };
 
@@ -62,6 +62,13 @@ struct kv_settings {
      .choices = "mse|prod",                                                                                  \
      .offset = (at) + offsetof(struct kv_settings, key_codec),                                               \
      .help = "codec of a turbo cache's keys; prod is experimental; default: mse"},                           \
+        {.name = "kv-seed",                                                                                  \
+         .argument = "N",                                                                                    \
+         .kind = OPTION_INTEGER,                                                                             \
+         .least = 1,                                                                                         \
+         .most = 9e15,                                                                                       \
+         .offset = (at) + offsetof(struct kv_settings, seed),                                                \
+         .help = "seed of its rotations; default: 42"},                                                      \
         {.name = "kv-no-rotation",                                                                           \
          .kind = OPTION_FLAG,                                                                                \
          .offset = (at) + offsetof(struct kv_settings, no_rotation),                                         \

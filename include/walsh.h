@@ -249,11 +249,15 @@ struct walsh_kv_options {
     unsigned key_bits, value_bits; /* per element, 1..8 (PROD keys 2..8); 0: 4 */
     uint32_t skip;                 /* the first and last `skip` layers stay f16 */
     uint32_t recent;               /* decode reads the newest `recent` tokens in f16; at most 65536 */
-    uint64_t seed;                 /* of the rotation */
+    uint64_t seed;                 /* of the rotation; 42 (set by the macros), 0 counts */
     enum walsh_kv_key_codec key_codec;
     bool no_rotation, no_correction; /* without the rotation, without the correction of norms: for
                                       * measurements */
 };
+#define WALSH_KV_OPTIONS                                                                                     \
+    {                                                                                                        \
+        .seed = 42                                                                                           \
+    }
 /* Total bits per element in steps of 1/2: the key takes the floor, the value the ceiling (3.5: 3 and 4).
  * False where `total` is no multiple of 1/2 from 1 to 8. */
 WALSH_API bool walsh_kv_split_bits(double total, unsigned *key_bits, unsigned *value_bits);
@@ -265,7 +269,7 @@ struct walsh_session_options {
 };
 #define WALSH_SESSION_OPTIONS                                                                                \
     {                                                                                                        \
-        .struct_size = sizeof(struct walsh_session_options)                                                  \
+        .struct_size = sizeof(struct walsh_session_options), .kv = WALSH_KV_OPTIONS                          \
     }
 
 struct walsh_session;
@@ -500,7 +504,7 @@ struct walsh_eval_options {
 };
 #define WALSH_EVAL_OPTIONS                                                                                   \
     {                                                                                                        \
-        .struct_size = sizeof(struct walsh_eval_options)                                                     \
+        .struct_size = sizeof(struct walsh_eval_options), .kv = WALSH_KV_OPTIONS                             \
     }
 struct walsh_eval_result {
     size_t struct_size;

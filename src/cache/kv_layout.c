@@ -105,9 +105,8 @@ static enum walsh_status check_policy(const struct walsh_kv_shape *shape, struct
     const struct walsh_kv_policy *p = &shape->policy;
     const unsigned least = p->prod_keys ? 2 : 1;
     if (p->type != WALSH_KV_TURBO) return WALSH_OK;
-    if (p->prod_keys || p->recent > 0)
-        return walsh_fail(err, WALSH_E_UNSUPPORTED,
-                          "KV cache: recent tokens in f16 and Prod keys are not supported yet");
+    if (p->prod_keys)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED, "KV cache: Prod keys are not supported yet");
     if (p->key_bits < least || p->key_bits > WALSH_TURBO_MAX_BITS)
         return walsh_fail(err, WALSH_E_ARGUMENT,
                           "KV cache: %u bits per element of a%s key, expected %u to %d", p->key_bits,

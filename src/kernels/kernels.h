@@ -109,6 +109,11 @@ struct walsh_attention_shape {
     uint32_t heads, kv_heads, head_dim;
     float scale;     /* 1/sqrt(head_dim) */
     uint32_t window; /* 0: full causal */
+    /* PREFILL on a TURBO kv: the call's own rows before they were packed, an F16 view of one page with token
+     * t at slot t % page_tokens; the rows do not cross a multiple of page_tokens. NULL: they are read as
+     * packed.
+     */
+    const struct walsh_kv_view *own;
 };
 
 /* The instruction sets that a table may use; `--cpu` caps it. */
@@ -168,12 +173,13 @@ struct walsh_ops {
     void (*rope)(const struct walsh_queue *q, float *x, size_t ldx, const uint32_t *positions, size_t rows,
                  uint32_t heads, uint32_t head_dim, const float *cosine, const float *sine);
     /* Store k, v [rows][kv_heads*head_dim] at rows[i].position of rows[i].kv. F16 saturates: what lies beyond
-     * +-65504, Inf too, is stored as +-65504. TURBO: a norm saturates likewise and is counted in kv->turbo.
-     */
+     * +-65504, Inf too, is stored as +-65504. TURBO: a norm saturates likewise and is counted in kv->turbo;
+     * where kv->recent is set the rotated k and v are stored there too. */
     void (*kv_append)(const struct walsh_queue *q, const struct walsh_attention_row *rows, size_t count,
                       const float *k, const float *v, size_t ld, const struct walsh_attention_shape *shape);
     /* out [count][heads*head_dim] = softmax(scale q·K^T) V for each row. PREFILL: all rows share one kv and
-     * their positions are consecutive; a TURBO kv is attended to by decode's arithmetic in either role. */
+     * their positions are consecutive; a TURBO kv without shape->own is attended to by decode's arithmetic.
+     */
     void (*attention)(const struct walsh_queue *q, float *out, size_t ldo, const float *query, size_t ldq,
                       const struct walsh_attention_row *rows, size_t count,
                       const struct walsh_attention_shape *shape, enum walsh_role role);

@@ -18,6 +18,30 @@ static void norm_heads(const struct walsh_model_graph *graph, const struct walsh
     q->ops->rms_norm(q, x, n, x, n, weight, heads, n, (float)graph->config.rms_epsilon);
 }
 
+/* ws->attention of ws->query, ws->key and ws->value. A prompt's chunk attends to its own tokens in f16 as in
+ * an unpacked cache, and is packed once: decode reads what it left. */
+static void attend(const struct walsh_model_graph *graph, const struct walsh_queue *q, uint32_t kv_layer,
+                   const struct walsh_rows *rows, struct walsh_workspace *ws)
+{
+    const struct walsh_config *c = &graph->config;
+    const size_t n = rows->count, kv_width = (size_t)c->kv_heads * c->head_dim;
+    struct walsh_attention_shape shape = {.heads = c->heads,
+                                          .kv_heads = c->kv_heads,
+                                          .head_dim = c->head_dim,
+                                          .scale = (float)(1 / sqrt((double)c->head_dim))};
+    if (rows->role == WALSH_PREFILL && rows->kv[0][kv_layer].type == WALSH_KV_TURBO) {
+        for (size_t i = 0; i < n; i++)
+            ws->rows[i] = (struct walsh_attention_row){&ws->own, rows->positions[i] % (uint32_t)ws->max_rows};
+        q->ops->kv_append(q, ws->rows, n, ws->key, ws->value, kv_width, &shape);
+        shape.own = &ws->own;
+    }
+    for (size_t i = 0; i < n; i++)
+        ws->rows[i] = (struct walsh_attention_row){rows->kv[i] + kv_layer, rows->positions[i]};
+    q->ops->kv_append(q, ws->rows, n, ws->key, ws->value, kv_width, &shape);
+    q->ops->attention(q, ws->attention, ws->attention_ld, ws->query, (size_t)c->heads * c->head_dim, ws->rows,
+                      n, &shape, rows->role);
+}
+
 static void attention_block(const struct walsh_model_graph *graph, const struct walsh_queue *q,
                             const struct walsh_layer *layer, uint32_t kv_layer, float *x,
                             const struct walsh_rows *rows, struct walsh_workspace *ws,
@@ -40,16 +64,7 @@ static void attention_block(const struct walsh_model_graph *graph, const struct 
     q->ops->rope(q, ws->key, kv_width, rows->positions, n, c->kv_heads, c->head_dim, graph->rope_cosine,
                  graph->rope_sine);
 
-    const struct walsh_attention_shape shape = {.heads = c->heads,
-                                                .kv_heads = c->kv_heads,
-                                                .head_dim = c->head_dim,
-                                                .scale = (float)(1 / sqrt((double)c->head_dim))};
-    for (size_t i = 0; i < n; i++)
-        ws->rows[i] = (struct walsh_attention_row){rows->kv[i] + kv_layer, rows->positions[i]};
-    q->ops->kv_append(q, ws->rows, n, ws->key, ws->value, kv_width, &shape);
-    q->ops->attention(q, ws->attention, ws->attention_ld, ws->query, q_width, ws->rows, n, &shape,
-                      rows->role);
-
+    attend(graph, q, kv_layer, rows, ws);
     walsh_tap_input(tap, WALSH_TAP_OUTPUT, 0, ws->attention, ws->attention_ld, n, q_width);
     const struct walsh_linear_call output = {&layer->o, ws->delta, c->hidden};
     walsh_linear_apply(q, ws, &output, 1, ws->attention, ws->attention_ld, n, rows->role, &rows->sets);

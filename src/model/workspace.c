@@ -62,6 +62,12 @@ static enum walsh_status allocate(struct walsh_workspace *ws, const struct walsh
     WALSH_TRY(buffer(slots, ws->gate_ld, sizeof(float), false, &ws->up, err));
     WALSH_TRY(buffer(slots, c->hidden, sizeof(float), false, &ws->delta, err));
     WALSH_TRY(buffer(rows, 1, sizeof *ws->rows, false, &ws->rows, err));
+    WALSH_TRY(buffer(rows, kv, sizeof(uint16_t), false, &ws->own_pages[0], err));
+    WALSH_TRY(buffer(rows, kv, sizeof(uint16_t), false, &ws->own_pages[1], err));
+    ws->own = (struct walsh_kv_view){.type = WALSH_KV_F16,
+                                     .page_tokens = (uint32_t)rows,
+                                     .k_pages = &ws->own_pages[0],
+                                     .v_pages = &ws->own_pages[1]};
 
     size_t in = walsh_max(walsh_max(padded(c->hidden), padded(heads)), padded(wide));
     WALSH_TRY(buffer(rows, walsh_activations_stride(in), sizeof(float), false, &ws->activations, err));
@@ -106,6 +112,8 @@ void walsh_workspace_close(struct walsh_workspace **ws)
                              w->up,
                              w->delta,
                              w->rows,
+                             w->own_pages[0],
+                             w->own_pages[1],
                              w->activations,
                              w->scale,
                              w->sum,

@@ -17,6 +17,9 @@ struct walsh_workspace {
     size_t gate_ld;
     float *delta;                     /* [slots][hidden]: what a residual adds */
     struct walsh_attention_row *rows; /* [max_rows] */
+    /* A prompt's chunk before it is packed, of the layer that runs: one F16 page of max_rows tokens. */
+    struct walsh_kv_view own;
+    void *own_pages[2]; /* keys, values */
 
     /* one set of prepared activations; scale and sum: [max_rows] */
     void *activations;

@@ -32,6 +32,7 @@ struct subject {
     struct walsh_session *session;
     float *hidden; /* [context - 1][hidden]: the last token of a chunk predicts nothing */
     float *logits; /* [slice][vocab] */
+    bool decode;   /* a packed cache is measured as decode reads it */
 };
 
 struct score {
@@ -46,12 +47,23 @@ struct evaluation {
     struct score *scores; /* [context - 1] */
 };
 
+/* A chunk of rows is appended before it attends. */
+static struct walsh_kv_shape subject_shape(const struct walsh_runner *runner, uint32_t context,
+                                           const struct walsh_kv_policy *policy)
+{
+    struct walsh_kv_shape shape = walsh_session_kv_shape(runner->graph, context, policy);
+    shape.rows = WALSH_CHUNK_ROWS;
+    return shape;
+}
+
 static enum walsh_status open_subject(struct subject *s, struct walsh_runner *runner,
                                       const struct evaluation *e, const struct walsh_kv_policy *policy,
                                       struct walsh_error *err)
 {
+    const struct walsh_kv_shape shape = subject_shape(runner, e->context, policy);
     s->runner = runner;
-    WALSH_TRY(walsh_runtime_session_open(runner, e->context, policy, &s->session, err));
+    s->decode = policy->type == WALSH_KV_TURBO;
+    WALSH_TRY(walsh_runtime_session_open_shape(runner, &shape, &s->session, err));
     WALSH_TRY(walsh_alloc((size_t)e->context * runner->graph->config.hidden, sizeof(float), "hidden states",
                           &s->hidden, err));
     return walsh_alloc(e->slice * e->vocab, sizeof(float), "logits", &s->logits, err);
@@ -61,10 +73,11 @@ static enum walsh_status open_subject(struct subject *s, struct walsh_runner *ru
  * would pass. */
 static enum walsh_status check_caches(const struct walsh_runner *model, const struct walsh_runner *reference,
                                       uint32_t context, const struct walsh_kv_policy *policy,
-                                      struct walsh_error *err)
+                                      const struct walsh_kv_policy *reference_policy, struct walsh_error *err)
 {
-    const struct walsh_kv_shape shapes[] = {walsh_session_kv_shape(model->graph, context, policy),
-                                            walsh_session_kv_shape(reference->graph, context, policy)};
+    const struct walsh_kv_shape shapes[] = {subject_shape(model, context, policy),
+                                            subject_shape(reference, context, reference_policy)};
+    WALSH_TRY(walsh_kv_check(&shapes[0], err));
     const uint64_t a = walsh_kv_bytes(&shapes[0]), b = walsh_kv_bytes(&shapes[1]);
     char what[100];
     snprintf(what, sizeof what, "the KV caches of model and reference with a context of %u tokens", context);
@@ -111,7 +124,7 @@ static void score_rows(void *argument, size_t begin, size_t end, unsigned worker
 static enum walsh_status run_subject(struct subject *s, const int32_t *ids, size_t count,
                                      struct walsh_error *err)
 {
-    const struct walsh_prompt_outputs outputs = {.hidden = s->hidden};
+    const struct walsh_prompt_outputs outputs = {.hidden = s->hidden, .decode = s->decode};
     WALSH_TRY(walsh_runtime_trim(s->session, 0, err));
     return walsh_runtime_prompt(s->session, ids, count, &outputs, NULL, err);
 }
@@ -121,8 +134,8 @@ static void slice_logits(const struct subject *s, size_t begin, size_t n)
     const struct walsh_runner *r = s->runner;
     struct walsh_row_set room;
     const struct walsh_row_sets sets = walsh_session_sets(s->session, n, &room);
-    walsh_logits(r->graph, r->queue, s->hidden + begin * r->graph->config.hidden, n, WALSH_PREFILL, &sets,
-                 r->workspace, s->logits);
+    walsh_logits(r->graph, r->queue, s->hidden + begin * r->graph->config.hidden, n,
+                 s->decode ? WALSH_DECODE : WALSH_PREFILL, &sets, r->workspace, s->logits);
 }
 
 /* scores[0 .. context - 1) of one chunk */
@@ -190,11 +203,14 @@ enum walsh_status walsh_runtime_eval(struct walsh_runner *runner, struct walsh_r
     WALSH_TRY(walsh_runner_check_ids(runner, ids, count, err));
     struct evaluation e = {.context = context, .vocab = c->vocab};
     e.slice = walsh_min(walsh_max(LOGIT_ELEMENTS / c->vocab, 16), WALSH_CHUNK_ROWS);
-    if (reference) WALSH_TRY(check_caches(runner, reference, context, policy, err));
+    static const struct walsh_kv_policy f16 = {.type = WALSH_KV_F16};
+    const struct walsh_kv_policy *reference_policy = policy->type == WALSH_KV_TURBO ? &f16 : policy;
+    if (reference) WALSH_TRY(check_caches(runner, reference, context, policy, reference_policy, err));
     enum walsh_status status = open_subject(&e.model, runner, &e, policy, err);
     if (status == WALSH_OK)
         status = walsh_runtime_set_adapters(e.model.session, adapters, adapter_count, err);
-    if (status == WALSH_OK && reference) status = open_subject(&e.reference, reference, &e, policy, err);
+    if (status == WALSH_OK && reference)
+        status = open_subject(&e.reference, reference, &e, reference_policy, err);
     if (status == WALSH_OK) status = walsh_alloc_zero(context, sizeof *e.scores, "scores", &e.scores, err);
     if (status == WALSH_OK) status = score_text(&e, ids, count / context, result, err);
     close_subject(&e.model);

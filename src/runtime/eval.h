@@ -13,7 +13,9 @@ struct walsh_evaluation {
 };
 /* ids are cut into non-overlapping chunks of `context` (the tail dropped), each run as a prompt from an empty
  * cache; tokens 2..context of each are scored. Log-softmax in double; sums in the order of the text.
- * `reference` may be NULL; it needs the same vocabulary and runs without adapters. Fewer ids than one chunk,
+ * A packed cache is read as decode reads it: every key and value packed, the row's own too, with the
+ * bits of as many decode steps. `reference` may be NULL; it needs the same vocabulary and runs without
+ * adapters, with an f16 cache where the model's is packed. Fewer ids than one chunk,
  * or another vocabulary: WALSH_E_FORMAT. NaN among the logits: WALSH_E_INTERNAL. */
 enum walsh_status walsh_runtime_eval(struct walsh_runner *runner, struct walsh_runner *reference,
                                      const int32_t *ids, size_t count, uint32_t context,

@@ -27,23 +27,30 @@ enum walsh_status walsh_runtime_session_open(struct walsh_runner *runner, uint32
                                              const struct walsh_kv_policy *policy, struct walsh_session **out,
                                              struct walsh_error *err)
 {
+    const struct walsh_kv_shape shape = walsh_session_kv_shape(runner->graph, capacity, policy);
+    return walsh_runtime_session_open_shape(runner, &shape, out, err);
+}
+
+enum walsh_status walsh_runtime_session_open_shape(struct walsh_runner *runner,
+                                                   const struct walsh_kv_shape *shape,
+                                                   struct walsh_session **out, struct walsh_error *err)
+{
     *out = NULL;
-    uint32_t positions = runner->graph->config.max_positions;
+    const uint32_t positions = runner->graph->config.max_positions, capacity = shape->capacity;
     if (capacity > positions && positions == WALSH_MAX_POSITIONS)
         return walsh_fail(err, WALSH_E_ARGUMENT, "context of %u tokens: walsh runs at most %u", capacity,
                           WALSH_MAX_POSITIONS);
     if (capacity == 0 || capacity > positions)
         return walsh_fail(err, WALSH_E_ARGUMENT, "context of %u tokens: the model has positions for 1 to %u",
                           capacity, positions);
-    const struct walsh_kv_shape shape = walsh_session_kv_shape(runner->graph, capacity, policy);
-    WALSH_TRY(walsh_kv_check(&shape, err));
+    WALSH_TRY(walsh_kv_check(shape, err));
     char what[80];
     snprintf(what, sizeof what, "the KV cache of a context of %u tokens", capacity);
-    WALSH_TRY(walsh_memory_check(what, walsh_kv_bytes(&shape), err));
+    WALSH_TRY(walsh_memory_check(what, walsh_kv_bytes(shape), err));
     struct walsh_session *session;
     WALSH_TRY(walsh_alloc_zero(1, sizeof *session, "a session", &session, err));
     session->runner = runner;
-    enum walsh_status status = open_members(session, &shape, err);
+    enum walsh_status status = open_members(session, shape, err);
     if (status != WALSH_OK) {
         walsh_runtime_session_close(&session);
         return status;
@@ -125,7 +132,7 @@ struct walsh_row_sets walsh_session_sets(const struct walsh_session *session, si
 }
 
 /* Run tokens [kv->length, kv->length + n) of one chunk into x [n][hidden]. */
-static void run_chunk(struct walsh_session *s, const int32_t *ids, size_t n, float *x)
+static void run_chunk(struct walsh_session *s, const int32_t *ids, size_t n, enum walsh_role role, float *x)
 {
     for (size_t i = 0; i < n; i++) {
         s->runner->kv[i] = s->kv->views;
@@ -133,17 +140,16 @@ static void run_chunk(struct walsh_session *s, const int32_t *ids, size_t n, flo
     }
     struct walsh_row_set room;
     const struct walsh_row_sets sets = walsh_session_sets(s, n, &room);
-    walsh_runner_forward(s->runner, ids, n, WALSH_PREFILL, &sets, x);
+    walsh_runner_forward(s->runner, ids, n, role, &sets, x);
     s->kv->length += (uint32_t)n;
 }
 
 /* Logits of x [n][hidden], which is overwritten. */
-static void prompt_logits(struct walsh_session *s, float *x, size_t n, float *logits)
+static void prompt_logits(struct walsh_session *s, float *x, size_t n, enum walsh_role role, float *logits)
 {
     struct walsh_row_set room;
     const struct walsh_row_sets sets = walsh_session_sets(s, n, &room);
-    walsh_logits(s->runner->graph, s->runner->queue, x, n, WALSH_PREFILL, &sets, s->runner->workspace,
-                 logits);
+    walsh_logits(s->runner->graph, s->runner->queue, x, n, role, &sets, s->runner->workspace, logits);
 }
 
 enum walsh_status walsh_runtime_prompt(struct walsh_session *session, const int32_t *ids, size_t count,
@@ -152,6 +158,7 @@ enum walsh_status walsh_runtime_prompt(struct walsh_session *session, const int3
 {
     struct walsh_runner *runner = session->runner;
     size_t hidden = runner->graph->config.hidden, vocab = runner->graph->config.vocab;
+    const enum walsh_role role = outputs && outputs->decode ? WALSH_DECODE : WALSH_PREFILL;
     uint32_t start = session->kv->length, capacity = session->kv->shape.capacity;
     if (count == 0) return walsh_fail(err, WALSH_E_ARGUMENT, "a prompt has at least one token");
     if (count > capacity - start)
@@ -168,16 +175,16 @@ enum walsh_status walsh_runtime_prompt(struct walsh_session *session, const int3
         }
         n = walsh_min(count - done, WALSH_CHUNK_ROWS - session->kv->length % WALSH_CHUNK_ROWS);
         float *x = keep ? keep + done * hidden : runner->x;
-        run_chunk(session, ids + done, n, x);
+        run_chunk(session, ids + done, n, role, x);
         last = x + (n - 1) * hidden;
-        if (logits) prompt_logits(session, x, n, logits + done * vocab);
+        if (logits) prompt_logits(session, x, n, role, logits + done * vocab);
         if (stage) walsh_progress(runner->hooks, stage, (double)(done + n), (double)count, "tokens");
     }
     session->has_logits = keep == NULL;
     if (logits)
         memcpy(session->logits, logits + (count - 1) * vocab, vocab * sizeof *logits);
     else if (!keep)
-        prompt_logits(session, last, 1, session->logits);
+        prompt_logits(session, last, 1, role, session->logits);
     return WALSH_OK;
 }
 

@@ -23,6 +23,10 @@ struct walsh_kv_shape walsh_session_kv_shape(const struct walsh_model_graph *gra
 enum walsh_status walsh_runtime_session_open(struct walsh_runner *runner, uint32_t capacity,
                                              const struct walsh_kv_policy *policy, struct walsh_session **out,
                                              struct walsh_error *err);
+/* The same with a cache of this shape. */
+enum walsh_status walsh_runtime_session_open_shape(struct walsh_runner *runner,
+                                                   const struct walsh_kv_shape *shape,
+                                                   struct walsh_session **out, struct walsh_error *err);
 /* A session with the same tokens, logits and adapters; pages of the cache are shared until one of both writes
  * into them. */
 enum walsh_status walsh_runtime_fork(const struct walsh_session *session, struct walsh_session **out,
@@ -48,6 +52,8 @@ struct walsh_prompt_outputs {
     float *hidden; /* [count][hidden]: each token's state behind the last layer, before the final norm. The
                     * session then has no logits of its own */
     float *logits; /* [count][vocab] */
+    /* Decode arithmetic: the bits of as many decode steps. The cache's shape admits WALSH_CHUNK_ROWS rows. */
+    bool decode;
 };
 /* Append `count` >= 1 tokens by prefill arithmetic, in chunks cut at absolute positions that are multiples of
  * WALSH_CHUNK_ROWS. On failure (WALSH_E_CAPACITY, WALSH_E_ABORTED between chunks) the session is as before.

@@ -35,19 +35,42 @@ struct decode {
     size_t slot_bytes, slots_per_thread;
 };
 
+/* The tokens that a row sees: [begin, end), from `split` on in the view of recent tokens. */
+struct span {
+    uint32_t begin, split, end;
+};
+
 struct unit {
     const struct walsh_attention_row *row;
     uint32_t kv_head, group; /* query heads of this unit */
-    uint32_t begin, end;     /* tokens */
+    struct span tokens;
     const float *query;
     float *out;
     size_t number; /* of all units */
 };
 
+static struct span span_of(const struct decode *t, const struct walsh_attention_row *row)
+{
+    const struct walsh_kv_view *kv = row->kv;
+    struct span s = {walsh_first_key(t->shape, row->position), row->position + 1, row->position + 1};
+    if (kv->type != WALSH_KV_TURBO || !kv->recent) return s;
+    uint32_t recent = s.end > kv->recent_tokens ? s.end - kv->recent_tokens : 0;
+    recent = (uint32_t)walsh_max(walsh_max(recent, kv->recent_begin), s.begin);
+    s.split = (uint32_t)walsh_min(recent, s.end);
+    return s;
+}
+
+/* Chunks that [begin, end) touches. */
+static uint32_t chunks_between(uint32_t begin, uint32_t end)
+{
+    return end > begin ? (end - 1) / WALSH_ATTEND_CHUNK - begin / WALSH_ATTEND_CHUNK + 1 : 0;
+}
+
+/* Of the packed tokens first; the chunk in which the recent ones begin comes once more. */
 static uint32_t chunks_of(const struct decode *t, const struct walsh_attention_row *row)
 {
-    return row->position / WALSH_ATTEND_CHUNK -
-           walsh_first_key(t->shape, row->position) / WALSH_ATTEND_CHUNK + 1;
+    const struct span s = span_of(t, row);
+    return chunks_between(s.begin, s.split) + chunks_between(s.split, s.end);
 }
 
 static size_t units_per_row(const struct decode *t)
@@ -66,8 +89,7 @@ static struct unit unit_at(const struct decode *t, size_t row, size_t index)
         .row = t->rows + row,
         .kv_head = kv_head,
         .group = (uint32_t)walsh_min(SUBGROUP, group - first),
-        .begin = walsh_first_key(s, t->rows[row].position),
-        .end = t->rows[row].position + 1,
+        .tokens = span_of(t, t->rows + row),
         .query = t->query + row * t->ldq + at,
         .out = t->out + row * t->ldo + at,
         .number = row * units_per_row(t) + index,
@@ -102,23 +124,32 @@ static void rotate_queries(const struct decode *t, const struct unit *u, struct 
 static void attend_chunk(const struct decode *t, const struct unit *u, uint32_t chunk, struct scratch *s,
                          const struct walsh_turbo_queries *queries, struct partial p)
 {
-    uint32_t from = (u->begin / WALSH_ATTEND_CHUNK + chunk) * WALSH_ATTEND_CHUNK;
+    const struct walsh_kv_view *kv = u->row->kv;
+    uint32_t begin = u->tokens.begin, end = u->tokens.split;
+    const uint32_t before = chunks_between(begin, end);
+    const bool packed = kv->type == WALSH_KV_TURBO && chunk < before, recent = chunk >= before;
+    if (recent) {
+        chunk -= before;
+        begin = end;
+        end = u->tokens.end;
+    }
+    const uint32_t from = (begin / WALSH_ATTEND_CHUNK + chunk) * WALSH_ATTEND_CHUNK;
     struct walsh_attend_chunk c = {
-        .kv = u->row->kv,
+        .kv = recent ? kv->recent : kv,
         .kv_head = u->kv_head,
-        .begin = from > u->begin ? from : u->begin,
-        .end = u->end - from > WALSH_ATTEND_CHUNK ? from + WALSH_ATTEND_CHUNK : u->end,
+        .begin = from > begin ? from : begin,
+        .end = end - from > WALSH_ATTEND_CHUNK ? from + WALSH_ATTEND_CHUNK : end,
         .group = u->group,
         .head_dim = t->shape->head_dim,
         .scale = t->shape->scale,
-        .query = u->query,
+        .query = recent ? queries->rotated : u->query,
         .scores = s->scores,
         .maximum = p.maximum,
         .sum = p.sum,
         .out = p.out,
     };
-    if (u->row->kv->type == WALSH_KV_TURBO)
-        walsh_turbo_attend_chunk(t->q, &c, u->end, queries, &s->turbo);
+    if (packed)
+        walsh_turbo_attend_chunk(t->q, &c, end, queries, &s->turbo);
     else
         t->q->kernels->attend_chunk(&c);
 }

@@ -7,7 +7,7 @@ void walsh_cpu_attention(const struct walsh_queue *q, float *out, size_t ldo, co
                          const struct walsh_attention_row *rows, size_t count,
                          const struct walsh_attention_shape *shape, enum walsh_role role)
 {
-    if (role == WALSH_PREFILL && count > 0 && rows[0].kv->type != WALSH_KV_TURBO)
+    if (role == WALSH_PREFILL && count > 0 && (rows[0].kv->type != WALSH_KV_TURBO || shape->own))
         walsh_cpu_prefill_attention(q, out, ldo, query, ldq, rows, count, shape);
     else
         walsh_cpu_decode_attention(q, out, ldo, query, ldq, rows, count, shape);

@@ -8,6 +8,7 @@
 
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/split.h"
+#include "kernels/cpu/turbo.h"
 
 #define QUERIES 64     /* rows of a tile */
 #define WIDE_KEYS 128  /* keys of a tile up to head_dim 256 */
@@ -34,23 +35,39 @@ struct tiles {
 _Static_assert(sizeof(struct tiles) <= WALSH_SCRATCH_BYTES, "a worker's scratch");
 _Static_assert(NARROW_KEYS *WALSH_MAX_HEAD_DIM <= WIDE_KEYS * 256, "the tiles of keys and values");
 
-/* out[n][head_dim] = f32 of tokens [from, from + n) of a head. */
-static void load_tokens(const struct prefill *t, void *const *pages, uint32_t kv_head, uint32_t from,
-                        uint32_t n, float *out)
+/* out[n][head_dim] = f32 of tokens [from, from + n) of a head in a view that is not packed. */
+static void load_plain(const struct prefill *t, const struct walsh_kv_view *kv, enum walsh_turbo_side side,
+                       uint32_t kv_head, uint32_t from, uint32_t n, float *out)
 {
-    uint32_t dim = t->shape->head_dim, page_tokens = t->kv->page_tokens;
+    uint32_t dim = t->shape->head_dim, page_tokens = kv->page_tokens;
+    void *const *pages = side == WALSH_TURBO_KEY ? kv->k_pages : kv->v_pages;
     for (uint32_t i = 0; i < n;) {
         uint32_t token = from + i, run = page_tokens - token % page_tokens;
         if (run > n - i) run = n - i;
         const void *page = pages[token / page_tokens];
-        size_t at = walsh_kv_offset(t->kv, kv_head, token, dim), elements = (size_t)run * dim;
-        if (t->kv->type == WALSH_KV_F32)
+        size_t at = walsh_kv_offset(kv, kv_head, token, dim), elements = (size_t)run * dim;
+        if (kv->type == WALSH_KV_F32)
             memcpy(out, (const float *)page + at, elements * sizeof *out);
         else
             t->q->kernels->f32_from_f16(out, (const uint16_t *)page + at, elements);
         out += elements;
         i += run;
     }
+}
+
+/* The same of any view: of a packed one the call's own tokens as they were. */
+static void load_tokens(const struct prefill *t, enum walsh_turbo_side side, uint32_t kv_head, uint32_t from,
+                        uint32_t n, float *out)
+{
+    if (t->kv->type != WALSH_KV_TURBO) {
+        load_plain(t, t->kv, side, kv_head, from, n, out);
+        return;
+    }
+    const uint32_t packed = from < t->first ? (uint32_t)walsh_min(n, t->first - from) : 0;
+    walsh_turbo_load_tokens(t->q, t->kv, side, kv_head, from, packed, out);
+    if (packed < n)
+        load_plain(t, t->shape->own, side, kv_head, (from + packed) % t->shape->own->page_tokens, n - packed,
+                   out + (size_t)packed * t->shape->head_dim);
 }
 
 /* The scores of one head become weights; s->keep what its rows' earlier values are multiplied by. */
@@ -88,9 +105,9 @@ static void attend(const struct prefill *t, struct tiles *s, uint32_t kv_head, s
         }
     for (uint32_t from = first_tile; from < end; from += tile) {
         uint32_t keys = end - from < tile ? end - from : tile;
-        load_tokens(t, t->kv->k_pages, kv_head, from, keys, s->values);
+        load_tokens(t, WALSH_TURBO_KEY, kv_head, from, keys, s->values);
         k->transpose_f32(s->keys, keys, s->values, dim, keys, dim);
-        load_tokens(t, t->kv->v_pages, kv_head, from, keys, s->values);
+        load_tokens(t, WALSH_TURBO_VALUE, kv_head, from, keys, s->values);
         for (uint32_t g = 0; g < group; g++) {
             k->multiply_tile_f32(s->scores, keys, NULL, query + (size_t)g * dim, t->ldq, s->keys, keys, rows,
                                  keys, dim);

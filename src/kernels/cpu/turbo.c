@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/scalar.h"
 #include "kernels/cpu/split.h"
 
 _Static_assert(WALSH_TURBO_MAX_DIM <= WALSH_MAX_HEAD_DIM, "a head's scratch");
@@ -79,8 +80,8 @@ void walsh_turbo_rotate_queries(const struct walsh_queue *q, const struct walsh_
                                 const float *query, uint32_t group, struct walsh_turbo_queries *out)
 {
     const uint32_t dim = key->book.dim;
-    float y[WALSH_TURBO_MAX_DIM];
     for (uint32_t g = 0; g < group; g++) {
+        float *y = out->rotated + (size_t)g * dim;
         rotate_forward(q->kernels, &key->rotation, query + (size_t)g * dim, y);
         out->factor[g] = round_query(&key->book, y, out->query + (size_t)g * dim);
     }
@@ -211,6 +212,28 @@ void walsh_turbo_attend_chunk(const struct walsh_queue *q, const struct walsh_at
     sum_values(q, c, first, end, last, scratch);
 }
 
+/* --- tokens as they were --- */
+
+void walsh_turbo_load_tokens(const struct walsh_queue *q, const struct walsh_kv_view *kv,
+                             enum walsh_turbo_side side, uint32_t kv_head, uint32_t from, uint32_t n,
+                             float *out)
+{
+    const bool key = side == WALSH_TURBO_KEY;
+    const struct walsh_turbo_codec *codec = key ? kv->turbo->key : kv->turbo->value;
+    const struct walsh_turbo_codebook *book = &codec->book;
+    const size_t head_bytes = walsh_turbo_head_bytes(book->dim, book->bits, kv->page_tokens);
+    uint8_t codes[WALSH_TURBO_MAX_DIM];
+    for (uint32_t token = from; token < from + n; token++, out += book->dim) {
+        const uint8_t *page = (key ? kv->k_pages : kv->v_pages)[token / kv->page_tokens];
+        uint16_t norm;
+        walsh_turbo_load(side, book->dim, book->bits, page + kv_head * head_bytes, kv->page_tokens,
+                         token % kv->page_tokens, codes, &norm);
+        const float factor = walsh_f32_from_f16(norm) * book->scale;
+        for (uint32_t i = 0; i < book->dim; i++) out[i] = factor * (float)book->value[codes[i]];
+        rotate_inverse(q->kernels, &codec->rotation, out);
+    }
+}
+
 /* --- append --- */
 
 enum { ROWS = 16, WORK = 16 }; /* rows encoded at once; the cost of an element against a light op's */
@@ -223,6 +246,20 @@ struct append {
     size_t ld;
     const struct walsh_attention_shape *shape;
 };
+
+/* One vector, rotated, among the recent tokens. */
+static void append_recent(const struct append *t, enum walsh_turbo_side side, uint32_t head, size_t row,
+                          const struct walsh_rotation *rotation, const float *x)
+{
+    const struct walsh_kv_view *recent = t->rows[row].kv->recent;
+    const uint32_t position = t->rows[row].position;
+    uint16_t *page =
+        (side == WALSH_TURBO_KEY ? recent->k_pages : recent->v_pages)[position / recent->page_tokens];
+    float y[WALSH_TURBO_MAX_DIM];
+    rotate_forward(t->q->kernels, rotation, x, y);
+    t->q->kernels->f16_from_f32(page + walsh_kv_offset(recent, head, position, rotation->size), y,
+                                rotation->size);
+}
 
 /* Rows of one side with equal codecs, one head. */
 static void append_rows(const struct append *t, enum walsh_turbo_side side, uint32_t head, size_t row,
@@ -242,6 +279,7 @@ static void append_rows(const struct append *t, enum walsh_turbo_side side, uint
         uint8_t *page = (side == WALSH_TURBO_KEY ? kv->k_pages : kv->v_pages)[position / kv->page_tokens];
         walsh_turbo_store(side, dim, bits, page + head * walsh_turbo_head_bytes(dim, bits, kv->page_tokens),
                           kv->page_tokens, position % kv->page_tokens, codes + i * dim, norms[i]);
+        if (kv->recent) append_recent(t, side, head, row + i, &codec->rotation, x + i * t->ld);
     }
 }
 

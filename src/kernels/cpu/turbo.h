@@ -7,8 +7,9 @@
 
 #define WALSH_TURBO_HEADS 16 /* query heads at once */
 
-/* Rotated queries as int16; the float query is query * factor / book->scale. */
+/* Rotated queries, as they are and as int16: rotated ~ query * factor / book->scale. */
 struct walsh_turbo_queries {
+    float rotated[WALSH_TURBO_HEADS * WALSH_MAX_HEAD_DIM];
     float factor[WALSH_TURBO_HEADS];
     int16_t query[WALSH_TURBO_HEADS * WALSH_MAX_HEAD_DIM];
 };
@@ -29,6 +30,11 @@ void walsh_turbo_attend_chunk(const struct walsh_queue *q, const struct walsh_at
 /* x [group][value dimension] <- R^-1 x. */
 void walsh_turbo_unrotate(const struct walsh_queue *q, const struct walsh_turbo_codec *value, float *x,
                           uint32_t group);
+
+/* out [n][dimension] <- tokens [from, from + n) of a head, unpacked and rotated back. */
+void walsh_turbo_load_tokens(const struct walsh_queue *q, const struct walsh_kv_view *kv,
+                             enum walsh_turbo_side side, uint32_t kv_head, uint32_t from, uint32_t n,
+                             float *out);
 
 /* kv_append for the rows whose kv is TURBO; the others are skipped. */
 void walsh_turbo_append(const struct walsh_queue *q, const struct walsh_attention_row *rows, size_t count,
