@@ -7,7 +7,7 @@ foreach(script ${cli_scripts})
   string(REGEX REPLACE "^test_(.*)\\.sh$" "cli_\\1" name ${script})
   add_test(NAME ${name} COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/cli/${script})
   set_tests_properties(${name} PROPERTIES ENVIRONMENT
-    "CLI_WALSH=$<TARGET_FILE:walsh>;CLI_JSON_CHECK=$<TARGET_FILE:json_check>;CLI_EXAMPLE=$<TARGET_FILE:example_generate>;CLI_SOURCE=${CMAKE_SOURCE_DIR}")
+    "CLI_WALSH=$<TARGET_FILE:walsh>;CLI_JSON_CHECK=$<TARGET_FILE:json_check>;CLI_EXAMPLE=$<TARGET_FILE:example_generate>;CLI_EXAMPLE_BATCH=$<TARGET_FILE:example_batch>;CLI_SOURCE=${CMAKE_SOURCE_DIR}")
 endforeach()
 
 add_test(NAME layers COMMAND ${CMAKE_SOURCE_DIR}/tools/check_layers.sh)
@@ -17,7 +17,12 @@ add_executable(random_checkpoint proof/random_checkpoint.c)
 target_link_libraries(random_checkpoint PRIVATE walsh_flags)
 add_executable(encode_texts proof/encode_texts.c)
 target_link_libraries(encode_texts PRIVATE walsh_api)
+add_executable(soak proof/soak.c)
+target_link_libraries(soak PRIVATE walsh_api)
+target_include_directories(soak PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
 
 # The examples are built too, and give what the program gives.
 add_executable(example_generate ${CMAKE_SOURCE_DIR}/examples/generate.c)
 target_link_libraries(example_generate PRIVATE walsh_api)
+add_executable(example_batch ${CMAKE_SOURCE_DIR}/examples/batch.c)
+target_link_libraries(example_batch PRIVATE walsh_api)

@@ -4,7 +4,7 @@
 set -u
 export LC_ALL=C
 for name in $(env | sed -n 's/^\(WALSH_[A-Z_]*\)=.*/\1/p'); do unset "$name"; done
-: "${CLI_WALSH:?}" "${CLI_JSON_CHECK:?}" "${CLI_EXAMPLE:?}" "${CLI_SOURCE:?}"
+: "${CLI_WALSH:?}" "${CLI_JSON_CHECK:?}" "${CLI_EXAMPLE:?}" "${CLI_EXAMPLE_BATCH:?}" "${CLI_SOURCE:?}"
 [ -x "$CLI_WALSH" ] || { echo "no program at $CLI_WALSH" && exit 1; }
 work=$(mktemp -d "${TMPDIR:-/tmp}/walsh-cli.XXXXXX")
 export HF_HOME="$work/no-cache"

@@ -38,6 +38,20 @@ code=$?
 exits 0
 cmp -s "$work/out" "$work/reference" || fails "the example generates the same"
 
+: >"$work/expected"
+set -- "$prompt" "The sea" "Once upon a time there was a king who" "A" "He said" "In the morning,"
+for i in 1 2 3 4 5 6; do # two more than run at a time
+    eval "words=\$$i"
+    works run "$model" "$words" -n 24 --temp 0
+    printf '%s:' $i >>"$work/expected"
+    cat "$work/out" >>"$work/expected"
+done
+last="(example) MODEL PROMPT..."
+"$CLI_EXAMPLE_BATCH" "$model" "$@" >"$work/out" 2>"$work/err"
+code=$?
+exits 0
+cmp -s "$work/out" "$work/expected" || fails "each prompt of a batch gives what it gives alone"
+
 works run "$model" "$prompt" -n 24 --temp 0 --json
 has text tokens prompt_tokens prompt_tokens_per_second tokens_per_second finish seed
 same text "$(value text)" "$(cat "$work/reference")"

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Bugs planted on purpose, each in a copy of the last commit, each of which a test must catch (docs/adapters.md). Usage: tests/proof/planted.sh
+# Bugs planted on purpose, each in a copy of the last commit, each of which a test must catch (docs/adapters.md, docs/architecture.md). Usage: tests/proof/planted.sh
 # Takes some minutes: it builds the library once and a part of it for every bug.
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -49,7 +49,7 @@ plant() {
 golden="golden:--adapter:$root/models/shakespeare-lora-8m:$root/models/bookworm-8m:$root/tests/fixtures/golden/bookworm-8m.safetensors"
 checker=walsh_checker:--kernel:low_rank
 tries=1
-for test in test_model_adapter_linear test_model_adapter_fold test_api_adapter test_api_merge "$checker" "$golden"; do
+for test in test_model_adapter_linear test_model_adapter_fold test_api_adapter test_api_batch test_runtime_batch test_api_merge "$checker" "$golden"; do
     # shellcheck disable=SC2046
     if fails $(echo "$test" | tr : ' '); then
         echo "MISSED  nothing is planted and $test fails"
@@ -82,6 +82,26 @@ plant "k reads the h of q" src/model/adapter_products.c 's/update->shared_a \&\&
     test_model_adapter_linear "$golden"
 plant "the caller's scale is ignored" src/model/adapter_products.c 's/\.scale = term->scale/.scale = 1/' test_model_adapter_linear test_api_adapter
 plant "a step gives a row another's token" src/runtime/session.c 's/r->ids\[i\] = ids\[r->order\[i\]\]/r->ids[i] = ids[i]/' test_api_adapter
+plant "a row stands where another does" src/runtime/session.c 's/r->positions\[i\] = s->kv->length;/r->positions[i] = sessions[i]->kv->length;/' test_api_batch
+plant "a row reads the cache of another" src/runtime/session.c \
+    '/^static void step_rows/,/^}/s/r->kv\[i\] = s->kv->views;/r->kv[i] = sessions[i]->kv->views;/' test_api_batch
+plant "a row gets the logits of another" src/runtime/session.c 's/memcpy(sessions\[r->order\[i + j\]\]->logits/memcpy(sessions[i + j]->logits/' \
+    test_api_batch
+plant "a row is drawn from the logits of the first" src/runtime/batch_step.c \
+    's/entry->session->logits, &entry->token/b->rows[0]->session->logits, \&entry->token/' test_api_batch
+plant "a step puts the token of its first row into all" src/runtime/batch_step.c 's/b->ids\[n++\] = entry->token;/b->ids[n++] = b->rows[0]->token;/' \
+    test_api_batch
+plant "a request loses its adapters" src/runtime/batch.c 's/e->session->adapters = e->set;/e->session->adapters = NULL;/' test_api_batch
+plant "every piece of a prompt is its first" src/runtime/batch_step.c 's/entry->ids + at, n/entry->ids, n/' test_api_batch
+plant "a small request overtakes" src/runtime/batch.c \
+    's/if (b->first->kv_tokens > b->limits.kv_tokens - b->kv_tokens) return;/if (b->first->kv_tokens > b->limits.kv_tokens - b->kv_tokens + 256) return;/' \
+    test_api_batch
+plant "a cancelled request keeps its share" src/runtime/batch.c 's/if (entry->state != WALSH_BATCH_ENDED) b->kv_tokens -=/if (entry->state == WALSH_BATCH_ENDED) b->kv_tokens -=/' \
+    test_api_batch
+plant "one slot reads its prompt before all others" src/runtime/batch_step.c 's/b->turn = (slot + 1) % b->limits.rows;/b->turn = 0;/' \
+    test_runtime_batch
+plant "chunks of packed caches are cut" src/runtime/batch_step.c \
+    's/return left == b->limits.prefill_tokens ? (uint32_t)chunk : 0;/return left;/' test_runtime_batch
 plant "merge without the inverse rotation of B'" src/quantize/merge.c 's/walsh_rotate_inverse_f64(&l->out_rotation, column, original);/memcpy(original, column, l->out * sizeof *original);/' \
     test_api_merge
 tries=40

@@ -136,6 +136,25 @@ else
 fi
 tee -a "$log" <"$work/planted"
 
+# --- soak of the batch scheduler under AddressSanitizer: 200 requests at a time, SOAK_SECONDS (600) for each kind of cache
+(cd "$root" && cmake --preset asan --log-level=WARNING && cmake --build --preset asan --target soak) >>"$log" 2>&1 || true
+soak() { # label, options...
+    what=$1
+    shift
+    if "$root/build-asan/tests/soak" "$root/models/bookworm-8m" "$root/models/shakespeare-lora-8m" \
+        --seconds "${SOAK_SECONDS:-600}" "$@" >"$work/json" 2>"$work/err"; then
+        passed=$((passed + 1))
+        say "ok      soak, $what: $(number requests) requests, $(number tokens) tokens, $(number most_rows) rows at most," \
+            "heap $(number heap_first) then at most $(number heap_most) bytes"
+    else
+        failed=$((failed + 1))
+        say "FAILED  soak, $what: $(tail -n 1 "$work/err")"
+    fi
+    cp "$work/json" "$results/soak-$(echo "$what" | tr ' ' '-').json"
+}
+soak "f16 cache"
+soak "packed cache" --kv turbo --kv-key-bits 4 --kv-value-bits 3
+
 # --- memory: a random checkpoint of 1 GB takes one layer, its Hessians and the calibration, not the model
 mkdir "$work/random"
 "$build/tests/random_checkpoint" "$work/random" 2048 5632 11 8192

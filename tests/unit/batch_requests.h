@@ -289,6 +289,8 @@ static inline const char *run_schedule(struct trial *t, struct schedule *s)
 {
     struct walsh_error err;
     const char *bad = NULL;
+    struct walsh_batch_metrics before = {.struct_size = sizeof before};
+    walsh_batch_get_metrics(s->batch, &before);
     while (!bad && s->done < s->count) {
         size_t n = 0;
         bad = submit_some(t, s);
@@ -301,7 +303,7 @@ static inline const char *run_schedule(struct trial *t, struct schedule *s)
     struct walsh_batch_metrics m = {.struct_size = sizeof m};
     walsh_batch_get_metrics(s->batch, &m);
     if (!bad && (m.queued || m.prefilling || m.decoding || m.kv_tokens_used || m.kv_bytes || m.failed ||
-                 m.submitted != s->count || m.finished + m.cancelled != s->count))
+                 m.submitted - before.submitted != s->count || m.finished + m.cancelled != m.submitted))
         bad = trial_fail("an idle batch still counts %u waiting, %u + %u running, %" PRIu64
                          " tokens and %" PRIu64 " bytes of cache, %" PRIu64 " submitted, %" PRIu64
                          " finished, %" PRIu64 " cancelled",

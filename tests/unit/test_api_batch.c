@@ -136,6 +136,27 @@ static void schedules_give_what_runs_alone_give(void **state)
     if (!(after < before + 100000)) fail_msg("%zu bytes in use before, %zu after", before, after);
 }
 
+/* With packed caches the same. */
+static void packed_caches_too(void **state)
+{
+    (void)state;
+    enum { COUNT = 60 };
+    static struct wanted packed[COUNT];
+    struct seen seen = {0};
+    struct walsh_batch_options options = {sizeof options, .max_rows = 9, .prefill_tokens = 150,
+                                          .context = 1024};
+    options.kv =
+        (struct walsh_kv_options){.type = WALSH_KV_CACHE_TURBO, .key_bits = 4, .value_bits = 3, .skip = 1};
+    for (size_t i = 0; i < COUNT; i++) {
+        const char *bad = wanted_make(&trial, &packed[i], &options.kv);
+        if (bad) fail_msg("%s", bad);
+    }
+    const char *bad = try_batch(&trial, &options, packed, COUNT, 20, &seen);
+    if (bad) fail_msg("%s", bad);
+    assert_true(seen.most_rows >= 5 && seen.prefill_beside > 0);
+    for (size_t i = 0; i < COUNT; i++) wanted_free(&packed[i]);
+}
+
 /* --- one at a time --- */
 
 static struct walsh_batch *open_batch(uint32_t rows, uint32_t prefill_tokens, uint64_t kv_tokens,
@@ -452,6 +473,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(schedules_give_what_runs_alone_give),
+        cmocka_unit_test(packed_caches_too),
         cmocka_unit_test(memory_is_given_in_the_order_of_arrival),
         cmocka_unit_test(requests_that_can_never_run_are_refused),
         cmocka_unit_test(a_long_prompt_holds_up_nobody),
