@@ -389,7 +389,7 @@ struct walsh_batch_options {
 };
 #define WALSH_BATCH_OPTIONS                                                                                  \
     {                                                                                                        \
-        .struct_size = sizeof(struct walsh_batch_options)                                                    \
+        .struct_size = sizeof(struct walsh_batch_options), .kv = WALSH_KV_OPTIONS                            \
     }
 /* The model outlives the batch. Options out of range: WALSH_E_ARGUMENT. Caches of kv_tokens tokens that do
  * not fit into this machine's available memory: WALSH_E_MEMORY, with both figures; their pages are allocated

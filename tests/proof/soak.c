@@ -189,7 +189,7 @@ static void report(const struct soak *s, double seconds, const char *bad)
 
 int main(int argc, char **argv)
 {
-    static struct soak s = {.seconds = 600, .seed = 1};
+    static struct soak s = {.seconds = 600, .seed = 1, .kv = WALSH_KV_OPTIONS};
     struct walsh_error err;
     struct walsh_context *context = NULL;
     struct walsh_model *model = NULL;
