@@ -8,35 +8,50 @@ static void release_codecs(struct walsh_kv_codecs *codecs)
 {
     if (!codecs || atomic_fetch_sub(&codecs->references, 1) > 1) return;
     walsh_turbo_codec_close(&codecs->key);
+    walsh_turbo_prod_close(&codecs->prod);
     walsh_turbo_codec_close(&codecs->value);
     walsh_free(codecs);
+}
+
+static enum walsh_status fill_codecs(const struct walsh_kv_shape *shape, struct walsh_kv_codecs *codecs,
+                                     struct walsh_error *err)
+{
+    const struct walsh_kv_policy *p = &shape->policy;
+    struct walsh_turbo_options options = {.dim = shape->head_dim,
+                                          .bits = p->value_bits,
+                                          .seed = p->seed,
+                                          .stream = "value",
+                                          .no_rotation = p->no_rotation,
+                                          .no_correction = p->no_correction};
+    WALSH_TRY(walsh_turbo_codec_open(&options, &codecs->value, err));
+    codecs->turbo.value = codecs->value;
+    if (p->prod_keys) {
+        WALSH_TRY(walsh_turbo_prod_open(shape->head_dim, p->key_bits, p->seed, true, &codecs->prod, err));
+        codecs->turbo.key = codecs->prod->codec;
+        codecs->turbo.prod = codecs->prod;
+        codecs->turbo.signs = &codecs->signs;
+        return walsh_turbo_codebook_build(shape->head_dim, 1, &codecs->signs, err);
+    }
+    options.bits = p->key_bits;
+    options.stream = "key";
+    WALSH_TRY(walsh_turbo_codec_open(&options, &codecs->key, err));
+    codecs->turbo.key = codecs->key;
+    return WALSH_OK;
 }
 
 static enum walsh_status open_codecs(const struct walsh_kv_shape *shape, struct walsh_kv_codecs **out,
                                      struct walsh_error *err)
 {
-    const struct walsh_kv_policy *p = &shape->policy;
     *out = NULL;
     if (walsh_kv_packed_layers(shape) == 0) return WALSH_OK;
     struct walsh_kv_codecs *codecs;
     WALSH_TRY(walsh_alloc_zero(1, sizeof *codecs, "the codecs of a KV cache", &codecs, err));
     atomic_init(&codecs->references, 1);
-    struct walsh_turbo_options options = {.dim = shape->head_dim,
-                                          .bits = p->key_bits,
-                                          .seed = p->seed,
-                                          .stream = "key",
-                                          .no_rotation = p->no_rotation,
-                                          .no_correction = p->no_correction};
-    enum walsh_status status = walsh_turbo_codec_open(&options, &codecs->key, err);
-    options.bits = p->value_bits;
-    options.stream = "value";
-    if (status == WALSH_OK) status = walsh_turbo_codec_open(&options, &codecs->value, err);
+    const enum walsh_status status = fill_codecs(shape, codecs, err);
     if (status != WALSH_OK) {
         release_codecs(codecs);
         return status;
     }
-    codecs->turbo.key = codecs->key;
-    codecs->turbo.value = codecs->value;
     *out = codecs;
     return WALSH_OK;
 }

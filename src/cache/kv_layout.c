@@ -28,7 +28,9 @@ static size_t head_bytes(const struct walsh_kv_shape *shape, enum walsh_kv_type 
         return (size_t)WALSH_KV_PAGE * shape->head_dim * (type == WALSH_KV_F16 ? 2 : 4);
     if (side == WALSH_TURBO_VALUE)
         return walsh_turbo_head_bytes(shape->head_dim, p->value_bits, WALSH_KV_PAGE);
-    return walsh_turbo_head_bytes(shape->head_dim, p->key_bits, WALSH_KV_PAGE);
+    if (!p->prod_keys) return walsh_turbo_head_bytes(shape->head_dim, p->key_bits, WALSH_KV_PAGE);
+    return walsh_turbo_head_bytes(shape->head_dim, p->key_bits - 1, WALSH_KV_PAGE) +
+           walsh_turbo_head_bytes(shape->head_dim, 1, WALSH_KV_PAGE);
 }
 
 size_t walsh_kv_side_bytes(const struct walsh_kv_shape *shape, uint32_t layer, enum walsh_turbo_side side)
@@ -80,12 +82,18 @@ static void clear_side(const struct walsh_kv_shape *shape, enum walsh_kv_type ty
 {
     const struct walsh_kv_policy *p = &shape->policy;
     const size_t bytes = head_bytes(shape, type, side), token = bytes / WALSH_KV_PAGE;
+    const bool prod = p->prod_keys && side == WALSH_TURBO_KEY;
+    const unsigned bits = side == WALSH_TURBO_VALUE ? p->value_bits : p->key_bits - prod;
     for (uint32_t head = 0; head < shape->kv_heads; head++, data += bytes) {
-        if (type != WALSH_KV_TURBO)
+        if (type != WALSH_KV_TURBO) {
             memset(data + slot * token, 0, bytes - slot * token);
-        else
-            walsh_turbo_clear(side, shape->head_dim, side == WALSH_TURBO_KEY ? p->key_bits : p->value_bits,
-                              data, WALSH_KV_PAGE, slot);
+            continue;
+        }
+        walsh_turbo_clear(side, shape->head_dim, bits, data, WALSH_KV_PAGE, slot);
+        if (prod)
+            walsh_turbo_clear(side, shape->head_dim, 1,
+                              data + walsh_turbo_head_bytes(shape->head_dim, bits, WALSH_KV_PAGE),
+                              WALSH_KV_PAGE, slot);
     }
 }
 
@@ -105,8 +113,8 @@ static enum walsh_status check_policy(const struct walsh_kv_shape *shape, struct
     const struct walsh_kv_policy *p = &shape->policy;
     const unsigned least = p->prod_keys ? 2 : 1;
     if (p->type != WALSH_KV_TURBO) return WALSH_OK;
-    if (p->prod_keys)
-        return walsh_fail(err, WALSH_E_UNSUPPORTED, "KV cache: Prod keys are not supported yet");
+    if (p->prod_keys && p->no_rotation)
+        return walsh_fail(err, WALSH_E_ARGUMENT, "KV cache: the Prod codec of keys always rotates");
     if (p->key_bits < least || p->key_bits > WALSH_TURBO_MAX_BITS)
         return walsh_fail(err, WALSH_E_ARGUMENT,
                           "KV cache: %u bits per element of a%s key, expected %u to %d", p->key_bits,

@@ -21,7 +21,10 @@ static inline uint8_t *walsh_kv_page_data(struct walsh_kv_page *page)
 
 struct walsh_kv_codecs {
     struct walsh_turbo_codecs turbo;
-    struct walsh_turbo_codec *key, *value; /* owned */
+    /* owned; key or prod and signs */
+    struct walsh_turbo_codec *key, *value;
+    struct walsh_turbo_prod *prod;
+    struct walsh_turbo_codebook signs;
     atomic_uint references;
 };
 

@@ -110,6 +110,12 @@ static inline size_t walsh_turbo_prod_bytes(uint32_t dim, unsigned bits)
  * saturated. */
 bool walsh_turbo_prod_encode(const struct walsh_turbo_prod *prod, const float *x, uint8_t *codes,
                              uint8_t *signs, uint16_t *norm, uint16_t *residual);
+/* projected[dim] = P y of a rotated vector. */
+void walsh_turbo_prod_project(const struct walsh_turbo_prod *prod, const float *y, float *projected);
+/* y[dim] += sqrt(pi/2)/dim * length * P^T sign: what the signs add to norm * c in rotated space, with length
+ * = norm * |r|. */
+void walsh_turbo_prod_add(const struct walsh_turbo_prod *prod, const uint8_t *signs, float length, float *y);
+#define WALSH_TURBO_PROD_ROOT 1.2533141373155003 /* sqrt(pi/2) */
 /* The estimate of <q, x>, in double precision. */
 double walsh_turbo_prod_dot(const struct walsh_turbo_prod *prod, const float *q, const uint8_t *codes,
                             const uint8_t *signs, uint16_t norm, uint16_t residual);

@@ -93,6 +93,24 @@ bool walsh_turbo_prod_encode(const struct walsh_turbo_prod *prod, const float *x
     return saturated;
 }
 
+void walsh_turbo_prod_project(const struct walsh_turbo_prod *prod, const float *y, float *projected)
+{
+    const uint32_t dim = prod->codec->book.dim;
+    double x[WALSH_TURBO_MAX_DIM];
+    for (uint32_t i = 0; i < dim; i++) x[i] = (double)y[i];
+    for (uint32_t i = 0; i < dim; i++) projected[i] = (float)project(prod, i, x);
+}
+
+void walsh_turbo_prod_add(const struct walsh_turbo_prod *prod, const uint8_t *signs, float length, float *y)
+{
+    const uint32_t dim = prod->codec->book.dim;
+    const float factor = (float)(WALSH_TURBO_PROD_ROOT / dim) * length;
+    for (uint32_t row = 0; row < dim; row++) {
+        const float *p = prod->projection + (size_t)row * dim, f = signs[row] ? factor : -factor;
+        for (uint32_t i = 0; i < dim; i++) y[i] += f * p[i];
+    }
+}
+
 double walsh_turbo_prod_dot(const struct walsh_turbo_prod *prod, const float *q, const uint8_t *codes,
                             const uint8_t *signs, uint16_t norm, uint16_t residual)
 {
@@ -105,7 +123,7 @@ double walsh_turbo_prod_dot(const struct walsh_turbo_prod *prod, const float *q,
         double p = project(prod, i, y);
         fine += signs[i] ? p : -p;
     }
-    const double root = 1.2533141373155003; /* sqrt(pi/2) */
+    const double root = WALSH_TURBO_PROD_ROOT;
     return (double)walsh_f32_from_f16(norm) *
            (coarse * (double)book->scale + root / book->dim * (double)walsh_f32_from_f16(residual) * fine);
 }

@@ -15,11 +15,26 @@
 #include "formats/turbo.h"
 #include "formats/turbo_pages.h"
 
-/* The codecs of a cache, for a struct walsh_kv_view; shared by all its layers. */
+/* The codecs of a cache, for a struct walsh_kv_view; shared by all its layers.
+ *
+ * With Prod keys `key` is prod->codec, of one bit less, and a head of a key page holds a second part behind
+ * the first, laid out alike: codes of one bit, the signs of the projection, and f16 norms times |r|. */
 struct walsh_turbo_codecs {
     const struct walsh_turbo_codec *key, *value;
-    atomic_uint_fast64_t saturated; /* norms stored as 65504 because they were larger */
+    const struct walsh_turbo_prod *prod;      /* NULL: keys by the MSE codec */
+    const struct walsh_turbo_codebook *signs; /* with prod: of one bit */
+    atomic_uint_fast64_t saturated;           /* norms stored as 65504 because they were larger */
 };
+
+/* Bytes of a head of one side in a page. */
+static inline size_t walsh_turbo_page_head_bytes(const struct walsh_turbo_codecs *codecs,
+                                                 enum walsh_turbo_side side, uint32_t page_tokens)
+{
+    const struct walsh_turbo_codebook *book = &(side == WALSH_TURBO_KEY ? codecs->key : codecs->value)->book;
+    const size_t bytes = walsh_turbo_head_bytes(book->dim, book->bits, page_tokens);
+    return side == WALSH_TURBO_KEY && codecs->prod ? bytes + walsh_turbo_head_bytes(book->dim, 1, page_tokens)
+                                                   : bytes;
+}
 
 /* Sums in integers are cut so that each is within int32. A dot product of int16 queries and levels is taken
  * in segments of so many elements: who makes the query keeps the length of each segment below 2^31 /

@@ -574,7 +574,7 @@ static void test_group_5_key_and_value_dimensions_differ(void **state)
                                              .maximum = maximum,
                                              .sum = sum,
                                              .out = out};
-        walsh_turbo_rotate_queries(&queues->q[i], key, query, GROUP, &queries);
+        walsh_turbo_rotate_queries(&queues->q[i], &codecs, query, GROUP, &queries);
         walsh_turbo_attend_chunk(&queues->q[i], &c, TOKENS, &queries, &scratch);
         walsh_turbo_unrotate(&queues->q[i], value, out, GROUP);
         for (int g = 0; g < GROUP; g++) {

@@ -117,7 +117,7 @@ static struct scratch *scratch_of(const struct walsh_queue *q, size_t worker)
 static void rotate_queries(const struct decode *t, const struct unit *u, struct walsh_turbo_queries *queries)
 {
     if (u->row->kv->type == WALSH_KV_TURBO)
-        walsh_turbo_rotate_queries(t->q, u->row->kv->turbo->key, u->query, u->group, queries);
+        walsh_turbo_rotate_queries(t->q, u->row->kv->turbo, u->query, u->group, queries);
 }
 
 /* Chunk number `chunk` of the unit's own chunks. */

@@ -76,14 +76,22 @@ static float round_query(const struct walsh_turbo_codebook *book, const float *y
     return book->scale / scale;
 }
 
-void walsh_turbo_rotate_queries(const struct walsh_queue *q, const struct walsh_turbo_codec *key,
+void walsh_turbo_rotate_queries(const struct walsh_queue *q, const struct walsh_turbo_codecs *codecs,
                                 const float *query, uint32_t group, struct walsh_turbo_queries *out)
 {
+    const struct walsh_turbo_codec *key = codecs->key;
     const uint32_t dim = key->book.dim;
     for (uint32_t g = 0; g < group; g++) {
         float *y = out->rotated + (size_t)g * dim;
         rotate_forward(q->kernels, &key->rotation, query + (size_t)g * dim, y);
         out->factor[g] = round_query(&key->book, y, out->query + (size_t)g * dim);
+        if (!codecs->prod) continue;
+        float projected[WALSH_TURBO_MAX_DIM];
+        const struct walsh_turbo_codebook *signs = codecs->signs;
+        walsh_turbo_prod_project(codecs->prod, y, projected);
+        /* signs are +-1, not +-limit * scale */
+        out->sign_factor[g] = round_query(signs, projected, out->projected + (size_t)g * dim) *
+                              (float)(WALSH_TURBO_PROD_ROOT / dim / (signs->limit * (double)signs->scale));
     }
 }
 
@@ -96,6 +104,9 @@ void walsh_turbo_unrotate(const struct walsh_queue *q, const struct walsh_turbo_
 
 /* --- a chunk --- */
 
+/* What stands in a head's part of a page, in this order for keys; SIGNS: of Prod keys. */
+enum part { KEYS, VALUES, SIGNS };
+
 /* Tokens of one page from a multiple of the span on. */
 struct run {
     const uint8_t *codes;
@@ -103,14 +114,22 @@ struct run {
     uint32_t tokens;
 };
 
-static struct run run_at(const struct walsh_kv_view *kv, enum walsh_turbo_side side, uint32_t kv_head,
-                         uint32_t token, uint32_t end)
+static const struct walsh_turbo_codebook *book_of(const struct walsh_kv_view *kv, enum part part)
 {
-    const bool key = side == WALSH_TURBO_KEY;
-    const struct walsh_turbo_codebook *book = &(key ? kv->turbo->key : kv->turbo->value)->book;
+    return part == KEYS ? &kv->turbo->key->book : part == VALUES ? &kv->turbo->value->book : kv->turbo->signs;
+}
+
+static struct run run_at(const struct walsh_kv_view *kv, enum part part, uint32_t kv_head, uint32_t token,
+                         uint32_t end)
+{
+    const bool key = part != VALUES;
+    const struct walsh_turbo_codebook *book = book_of(kv, part);
     const uint32_t dim = book->dim, bits = book->bits, slot = token % kv->page_tokens;
     const uint8_t *page = (key ? kv->k_pages : kv->v_pages)[token / kv->page_tokens];
-    const uint8_t *head = page + kv_head * walsh_turbo_head_bytes(dim, bits, kv->page_tokens);
+    const uint8_t *head =
+        page + kv_head * walsh_turbo_page_head_bytes(kv->turbo, key ? WALSH_TURBO_KEY : WALSH_TURBO_VALUE,
+                                                     kv->page_tokens);
+    if (part == SIGNS) head += walsh_turbo_head_bytes(dim, kv->turbo->key->book.bits, kv->page_tokens);
     const uint8_t *norms = head + walsh_turbo_code_bytes(dim, bits, kv->page_tokens);
     return (struct run){
         .codes = head + (size_t)slot * bits * (key ? dim / 8 : 2),
@@ -120,37 +139,49 @@ static struct run run_at(const struct walsh_kv_view *kv, enum walsh_turbo_side s
 }
 
 /* The run behind `token` of a side, its norms fetched; its codes are fetched by the kernels. */
-static const uint8_t *fetch_run(const struct walsh_attend_chunk *c, enum walsh_turbo_side side,
-                                uint32_t token, uint32_t end)
+static const uint8_t *fetch_run(const struct walsh_attend_chunk *c, enum part part, uint32_t token,
+                                uint32_t end)
 {
-    struct run run = run_at(c->kv, side, c->kv_head, token, end);
+    struct run run = run_at(c->kv, part, c->kv_head, token, end);
     for (uint32_t i = 0; i < run.tokens; i += WALSH_ALIGNMENT / sizeof *run.norms)
         __builtin_prefetch(run.norms + i);
     return run.codes;
 }
 
-/* Keys of [first, end), then the values from `first` on. */
-static void score_tokens(const struct walsh_queue *q, const struct walsh_attend_chunk *c, uint32_t first,
-                         uint32_t end, const struct walsh_turbo_queries *queries)
+/* Scores of one part of the keys of [first, end); the values from `first` on come next. */
+static void score_part(const struct walsh_queue *q, const struct walsh_attend_chunk *c, enum part part,
+                       uint32_t first, uint32_t end, const struct walsh_turbo_queries *queries, float *out)
 {
     for (uint32_t token = first, next; token < end; token = next) {
-        struct run run = run_at(c->kv, WALSH_TURBO_KEY, c->kv_head, token, end);
+        struct run run = run_at(c->kv, part, c->kv_head, token, end);
         next = token + run.tokens;
         const struct walsh_turbo_scores scores = {
-            .book = &c->kv->turbo->key->book,
+            .book = book_of(c->kv, part),
             .codes = run.codes,
-            .next = next < end ? fetch_run(c, WALSH_TURBO_KEY, next, end)
-                               : fetch_run(c, WALSH_TURBO_VALUE, first, end),
+            .next = next < end ? fetch_run(c, part, next, end) : fetch_run(c, VALUES, first, end),
             .norms = run.norms,
             .tokens = run.tokens,
             .group = c->group,
             .ld = WALSH_ATTEND_CHUNK,
-            .query = queries->query,
-            .factor = queries->factor,
-            .scores = c->scores + (token - first),
+            .query = part == SIGNS ? queries->projected : queries->query,
+            .factor = part == SIGNS ? queries->sign_factor : queries->factor,
+            .scores = out + (token - first),
         };
         q->kernels->turbo_scores(&scores);
     }
+}
+
+static void score_tokens(const struct walsh_queue *q, const struct walsh_attend_chunk *c, uint32_t first,
+                         uint32_t end, const struct walsh_turbo_queries *queries,
+                         struct walsh_turbo_scratch *scratch)
+{
+    score_part(q, c, KEYS, first, end, queries, c->scores);
+    if (!c->kv->turbo->prod) return;
+    score_part(q, c, SIGNS, first, end, queries, scratch->sign_scores);
+    for (uint32_t g = 0; g < c->group; g++)
+        for (uint32_t t = 0; t < end - first; t++)
+            c->scores[(size_t)g * WALSH_ATTEND_CHUNK + t] +=
+                scratch->sign_scores[(size_t)g * WALSH_ATTEND_CHUNK + t];
 }
 
 /* Values of [first, end), then the keys of the next chunk. */
@@ -161,7 +192,7 @@ static void sum_values(const struct walsh_queue *q, const struct walsh_attend_ch
     enum { SPANS = WALSH_ATTEND_CHUNK / WALSH_TURBO_SPAN };
     memset(c->out, 0, (size_t)c->group * book->dim * sizeof *c->out);
     for (uint32_t token = first, next; token < end; token = next) {
-        struct run run = run_at(c->kv, WALSH_TURBO_VALUE, c->kv_head, token, end);
+        struct run run = run_at(c->kv, VALUES, c->kv_head, token, end);
         next = token + run.tokens;
         for (uint32_t g = 0; g < c->group; g++) {
             const struct walsh_turbo_weights weights = {
@@ -177,8 +208,8 @@ static void sum_values(const struct walsh_queue *q, const struct walsh_attend_ch
         const struct walsh_turbo_values values = {
             .book = book,
             .codes = run.codes,
-            .next = next < end    ? fetch_run(c, WALSH_TURBO_VALUE, next, end)
-                    : next < last ? fetch_run(c, WALSH_TURBO_KEY, next, last)
+            .next = next < end    ? fetch_run(c, VALUES, next, end)
+                    : next < last ? fetch_run(c, KEYS, next, last)
                                   : NULL,
             .stride = walsh_turbo_value_stride(book->bits, c->kv->page_tokens),
             .tokens = run.tokens,
@@ -199,7 +230,7 @@ void walsh_turbo_attend_chunk(const struct walsh_queue *q, const struct walsh_at
     /* whole spans; what is outside of [begin, end) gets the weight 0 */
     const uint32_t first = c->begin / WALSH_TURBO_SPAN * WALSH_TURBO_SPAN;
     const uint32_t end = (uint32_t)walsh_round_up(c->end, WALSH_TURBO_SPAN);
-    score_tokens(q, c, first, end, queries);
+    score_tokens(q, c, first, end, queries, scratch);
     for (uint32_t g = 0; g < c->group; g++) {
         float *score = c->scores + (size_t)g * WALSH_ATTEND_CHUNK;
         c->maximum[g] = -INFINITY;
@@ -221,15 +252,21 @@ void walsh_turbo_load_tokens(const struct walsh_queue *q, const struct walsh_kv_
     const bool key = side == WALSH_TURBO_KEY;
     const struct walsh_turbo_codec *codec = key ? kv->turbo->key : kv->turbo->value;
     const struct walsh_turbo_codebook *book = &codec->book;
-    const size_t head_bytes = walsh_turbo_head_bytes(book->dim, book->bits, kv->page_tokens);
+    const size_t head_bytes = walsh_turbo_page_head_bytes(kv->turbo, side, kv->page_tokens);
     uint8_t codes[WALSH_TURBO_MAX_DIM];
     for (uint32_t token = from; token < from + n; token++, out += book->dim) {
-        const uint8_t *page = (key ? kv->k_pages : kv->v_pages)[token / kv->page_tokens];
+        const uint32_t slot = token % kv->page_tokens;
+        const uint8_t *head = (const uint8_t *)(key ? kv->k_pages : kv->v_pages)[token / kv->page_tokens] +
+                              kv_head * head_bytes;
         uint16_t norm;
-        walsh_turbo_load(side, book->dim, book->bits, page + kv_head * head_bytes, kv->page_tokens,
-                         token % kv->page_tokens, codes, &norm);
+        walsh_turbo_load(side, book->dim, book->bits, head, kv->page_tokens, slot, codes, &norm);
         const float factor = walsh_f32_from_f16(norm) * book->scale;
         for (uint32_t i = 0; i < book->dim; i++) out[i] = factor * (float)book->value[codes[i]];
+        if (key && kv->turbo->prod) {
+            head += walsh_turbo_head_bytes(book->dim, book->bits, kv->page_tokens);
+            walsh_turbo_load(side, book->dim, 1, head, kv->page_tokens, slot, codes, &norm);
+            walsh_turbo_prod_add(kv->turbo->prod, codes, walsh_f32_from_f16(norm), out);
+        }
         rotate_inverse(q->kernels, &codec->rotation, out);
     }
 }
@@ -261,6 +298,33 @@ static void append_recent(const struct append *t, enum walsh_turbo_side side, ui
                                 rotation->size);
 }
 
+/* A head's part of the page with token `position`. */
+static uint8_t *head_at(const struct walsh_kv_view *kv, enum walsh_turbo_side side, uint32_t head,
+                        uint32_t position)
+{
+    uint8_t *page = (side == WALSH_TURBO_KEY ? kv->k_pages : kv->v_pages)[position / kv->page_tokens];
+    return page + head * walsh_turbo_page_head_bytes(kv->turbo, side, kv->page_tokens);
+}
+
+/* The codes and norm of a Prod key; its signs are stored at once. True where a norm saturated. */
+static bool append_prod(const struct append *t, uint32_t head, size_t row, const float *x, uint8_t *codes,
+                        uint16_t *norm)
+{
+    const struct walsh_kv_view *kv = t->rows[row].kv;
+    const struct walsh_turbo_codebook *book = &kv->turbo->key->book;
+    const uint32_t position = t->rows[row].position;
+    uint8_t signs[WALSH_TURBO_MAX_DIM];
+    uint16_t residual, length;
+    const bool saturated = walsh_turbo_prod_encode(kv->turbo->prod, x, codes, signs, norm, &residual);
+    const float product = walsh_f32_from_f16(*norm) * walsh_f32_from_f16(residual);
+    t->q->kernels->f16_from_f32(&length, &product, 1);
+    walsh_turbo_store(WALSH_TURBO_KEY, book->dim, 1,
+                      head_at(kv, WALSH_TURBO_KEY, head, position) +
+                          walsh_turbo_head_bytes(book->dim, book->bits, kv->page_tokens),
+                      kv->page_tokens, position % kv->page_tokens, signs, length);
+    return saturated;
+}
+
 /* Rows of one side with equal codecs, one head. */
 static void append_rows(const struct append *t, enum walsh_turbo_side side, uint32_t head, size_t row,
                         size_t count)
@@ -271,14 +335,16 @@ static void append_rows(const struct append *t, enum walsh_turbo_side side, uint
     uint8_t codes[ROWS * WALSH_TURBO_MAX_DIM];
     uint16_t norms[ROWS];
     const float *x = t->x[side] + row * t->ld + (size_t)head * dim;
-    size_t saturated = t->q->kernels->turbo_encode_f32(codec, x, t->ld, count, codes, norms);
+    const bool prod = side == WALSH_TURBO_KEY && codecs->prod;
+    size_t saturated = prod ? 0 : t->q->kernels->turbo_encode_f32(codec, x, t->ld, count, codes, norms);
+    for (size_t i = 0; prod && i < count; i++)
+        saturated += append_prod(t, head, row + i, x + i * t->ld, codes + i * dim, &norms[i]);
     if (saturated != 0) atomic_fetch_add(&codecs->saturated, saturated);
     for (size_t i = 0; i < count; i++) {
         const struct walsh_kv_view *kv = t->rows[row + i].kv;
         uint32_t position = t->rows[row + i].position;
-        uint8_t *page = (side == WALSH_TURBO_KEY ? kv->k_pages : kv->v_pages)[position / kv->page_tokens];
-        walsh_turbo_store(side, dim, bits, page + head * walsh_turbo_head_bytes(dim, bits, kv->page_tokens),
-                          kv->page_tokens, position % kv->page_tokens, codes + i * dim, norms[i]);
+        walsh_turbo_store(side, dim, bits, head_at(kv, side, head, position), kv->page_tokens,
+                          position % kv->page_tokens, codes + i * dim, norms[i]);
         if (kv->recent) append_recent(t, side, head, row + i, &codec->rotation, x + i * t->ld);
     }
 }

@@ -12,14 +12,18 @@ struct walsh_turbo_queries {
     float rotated[WALSH_TURBO_HEADS * WALSH_MAX_HEAD_DIM];
     float factor[WALSH_TURBO_HEADS];
     int16_t query[WALSH_TURBO_HEADS * WALSH_MAX_HEAD_DIM];
+    /* Prod keys: the projection of the rotated query, for their signs */
+    float sign_factor[WALSH_TURBO_HEADS];
+    int16_t projected[WALSH_TURBO_HEADS * WALSH_MAX_HEAD_DIM];
 };
 /* Of query [group][key dimension], group <= WALSH_TURBO_HEADS. A query with NaN or Inf has factor NaN. */
-void walsh_turbo_rotate_queries(const struct walsh_queue *q, const struct walsh_turbo_codec *key,
+void walsh_turbo_rotate_queries(const struct walsh_queue *q, const struct walsh_turbo_codecs *codecs,
                                 const float *query, uint32_t group, struct walsh_turbo_queries *out);
 
 struct walsh_turbo_scratch {
     float factor[WALSH_TURBO_HEADS * WALSH_ATTEND_CHUNK / WALSH_TURBO_SPAN];
     int16_t weights[WALSH_TURBO_HEADS * WALSH_ATTEND_CHUNK];
+    float sign_scores[WALSH_TURBO_HEADS * WALSH_ATTEND_CHUNK]; /* Prod keys */
 };
 /* The chunk that walsh_attend_chunk defines, on TURBO pages: out [group][value dimension] in the value
  * codec's rotated space. c->query and c->head_dim are not used. [begin, end) lies between two multiples of
