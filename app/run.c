@@ -10,12 +10,14 @@
 #include "adapters.h"
 #include "files.h"
 #include "kv.h"
+#include "prefix.h"
 #include "stop.h"
 
 struct run_settings {
     struct command command;
     const char *prompt, *file;
     struct kv_settings kv;
+    struct prefix_settings prefix;
     int64_t tokens, top_k, repeat_last, seed;
     double temperature, top_p, min_p, repeat_penalty;
     bool plain_text;
@@ -111,6 +113,7 @@ static const struct option run_options[] = {
      .offset = AT(seed),
      .help = "seed of the draws; default: a new one each time, which is reported"},
     KV_OPTIONS(AT(kv)),
+    PREFIX_OPTIONS(AT(prefix)),
     {.name = "adapter",
      .aliases = "lora",
      .argument = ADAPTER_ARGUMENT,
@@ -127,6 +130,7 @@ struct talk {
     struct walsh_model *model;
     struct adapter_list adapters;
     struct walsh_session *session;
+    struct walsh_prefix_store *store; /* NULL: none */
     struct walsh_sampler *sampler;
     uint64_t seed;
     int32_t pending; /* a generated token that is not in the session yet; -1: none */
@@ -137,7 +141,8 @@ struct answer {
     struct text text;
     const char *finish; /* "eos" | "stop" | "length" | "context" | "interrupted" */
     uint64_t prompt_tokens, tokens, steps;
-    double prompt_seconds, step_seconds;
+    uint64_t reused; /* of prompt_tokens, from the prefix store */
+    double started, prompt_seconds, first_token_seconds, step_seconds;
 };
 
 static enum walsh_status open_sampler(struct talk *talk, struct walsh_error *err)
@@ -175,6 +180,7 @@ static enum walsh_status open_talk(struct talk *talk, struct walsh_error *err)
     TRY(walsh_session_open(talk->model, &options, &talk->session, err));
     TRY(adapters_open(command, talk->model, &talk->settings->adapters, 0, &talk->adapters, err));
     TRY(walsh_session_set_adapters(talk->session, talk->adapters.uses, talk->adapters.count, err));
+    TRY(prefix_open(&talk->settings->prefix, command, talk->context, talk->session, &talk->store, err));
     talk->pending = -1;
     return open_sampler(talk, err);
 }
@@ -183,6 +189,7 @@ static void close_talk(struct talk *talk)
 {
     walsh_sampler_close(&talk->sampler);
     walsh_session_close(&talk->session);
+    walsh_prefix_store_close(&talk->store);
     adapters_close(&talk->adapters);
     walsh_model_close(&talk->model);
     walsh_context_close(&talk->context);
@@ -194,10 +201,11 @@ static enum walsh_status take_prompt(struct talk *talk, const char *text, size_t
 {
     int32_t *ids = NULL;
     size_t count = 0;
-    unsigned flags = walsh_session_length(talk->session) == 0 ? WALSH_TEXT_SPECIAL : 0;
+    const bool first = walsh_session_length(talk->session) == 0;
+    unsigned flags = first ? WALSH_TEXT_SPECIAL : 0;
     if (talk->settings->plain_text) flags |= WALSH_TEXT_PLAIN;
     TRY(walsh_model_encode(talk->model, text, size, flags, &ids, &count, err));
-    double started = seconds_now();
+    answer->started = seconds_now();
     enum walsh_status status = WALSH_OK;
     if (count == 0) status = fail(err, WALSH_E_FORMAT, "the prompt is empty");
     if (status == WALSH_OK && talk->pending >= 0) {
@@ -205,8 +213,13 @@ static enum walsh_status take_prompt(struct talk *talk, const char *text, size_t
         if (status == WALSH_OK) talk->pending = -1;
     }
     if (status == WALSH_OK) status = walsh_session_prompt(talk->session, ids, count, err);
-    answer->prompt_seconds = seconds_now() - started;
+    answer->prompt_seconds = seconds_now() - answer->started;
     answer->prompt_tokens = count;
+    if (first && status == WALSH_OK) {
+        struct walsh_prefix_info info = {.struct_size = sizeof info};
+        walsh_session_get_prefix_info(talk->session, &info);
+        answer->reused = info.tokens;
+    }
     for (size_t i = 0; status == WALSH_OK && i < count; i++) walsh_sampler_accept(talk->sampler, ids[i]);
     walsh_memory_free(ids);
     return status;
@@ -244,6 +257,7 @@ static enum walsh_status generate(struct talk *talk, struct walsh_text_stream *s
     while (!answer->finish) {
         int32_t id;
         TRY(walsh_sampler_draw(talk->sampler, walsh_session_logits(talk->session), &id, err));
+        if (answer->tokens == 0) answer->first_token_seconds = seconds_now() - answer->started;
         if (walsh_model_is_eos(talk->model, id)) {
             answer->finish = "eos";
             break;
@@ -279,6 +293,12 @@ static double per_second(uint64_t count, double seconds)
     return count && seconds > 0 ? (double)count / seconds : NAN;
 }
 
+/* Of the tokens that were computed. */
+static double prompt_rate(const struct answer *answer)
+{
+    return per_second(answer->prompt_tokens - answer->reused, answer->prompt_seconds);
+}
+
 /* " (12.3 tokens/s)" or nothing. */
 static const char *rate_text(double rate, char *buffer, size_t size)
 {
@@ -289,12 +309,14 @@ static const char *rate_text(double rate, char *buffer, size_t size)
 
 static void report_speed(struct talk *talk, const struct answer *answer)
 {
-    char prompt[48], decode[48];
+    char prompt[48], decode[48], reused[64] = "";
+    if (answer->reused)
+        snprintf(reused, sizeof reused, ", %llu of them from the prefix store",
+                 (unsigned long long)answer->reused);
     progress_note(&talk->settings->command.progress,
-                  "prompt %llu tokens%s, generated %llu tokens%s, end: %s, seed %llu",
-                  (unsigned long long)answer->prompt_tokens,
-                  rate_text(per_second(answer->prompt_tokens, answer->prompt_seconds), prompt, sizeof prompt),
-                  (unsigned long long)answer->tokens,
+                  "prompt %llu tokens%s%s, generated %llu tokens%s, end: %s, seed %llu",
+                  (unsigned long long)answer->prompt_tokens, reused,
+                  rate_text(prompt_rate(answer), prompt, sizeof prompt), (unsigned long long)answer->tokens,
                   rate_text(per_second(answer->steps, answer->step_seconds), decode, sizeof decode),
                   answer->finish, (unsigned long long)talk->seed);
 }
@@ -306,9 +328,10 @@ static enum walsh_status print_json(const struct talk *talk, const struct answer
     json_put_text(object, "text", answer->text.data ? answer->text.data : "");
     json_put_integer(object, "tokens", answer->tokens);
     json_put_integer(object, "prompt_tokens", answer->prompt_tokens);
-    json_put_real(object, "prompt_tokens_per_second",
-                  per_second(answer->prompt_tokens, answer->prompt_seconds));
+    json_put_real(object, "prompt_tokens_per_second", prompt_rate(answer));
     json_put_real(object, "tokens_per_second", per_second(answer->steps, answer->step_seconds));
+    json_put_real(object, "first_token_seconds", answer->first_token_seconds);
+    if (talk->store) prefix_put(object, talk->session, answer->first_token_seconds);
     json_put_text(object, "finish", answer->finish);
     json_put_integer(object, "seed", talk->seed);
     return json_print(object, err);
@@ -411,6 +434,7 @@ static enum walsh_status run_run(struct command *command, struct walsh_error *er
     if (talk.settings->top_p <= 0) /* NaN: not given */
         return fail(err, WALSH_E_ARGUMENT, "--top-p: %g is out of range: above 0, at most 1",
                     talk.settings->top_p);
+    TRY(prefix_check(&talk.settings->prefix, err));
     TRY(find_prompt(talk.settings, &prompt, &found, err));
     enum walsh_status status = open_talk(&talk, err);
     progress_clear(&command->progress);

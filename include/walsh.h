@@ -292,8 +292,8 @@ WALSH_API uint32_t walsh_session_context(const struct walsh_session *session); /
 /* Bytes of keys and values that the session holds now, in whole pages; pages that forks share count for each.
  */
 WALSH_API uint64_t walsh_session_cache_bytes(const struct walsh_session *session);
-/* A second session with the same tokens, logits, adapters and options. The stored tokens are shared until one
- * of both appends to them. */
+/* A second session with the same tokens, logits, adapters and cache options. The stored tokens are shared
+ * until one of both appends to them. */
 WALSH_API enum walsh_status walsh_session_fork(const struct walsh_session *session,
                                                struct walsh_session **out, struct walsh_error *err);
 /* Forget tokens [length, ...). */
@@ -307,6 +307,48 @@ WALSH_API enum walsh_status walsh_session_set_adapters(struct walsh_session *ses
                                                        struct walsh_error *err);
 /* Memory of all adapters that these sessions use, each counted once. */
 WALSH_API uint64_t walsh_sessions_adapter_bytes(struct walsh_session *const *sessions, size_t count);
+
+/* A directory that keeps what prompts leave in the cache, so that a prompt that begins like an earlier one
+ * need not be computed again: whole chunks of 512 tokens, and the end of a prompt for one that is exactly the
+ * same. A prompt that took something over is bit for bit as if it had been computed. Everything that its bits
+ * depend on is in the keys: model, adapters and scales, cache options, activations, kernels, machine, build;
+ * in any other case nothing is found. Any number of sessions, threads and processes may use one directory.
+ * What goes wrong in it is a warning to the context's log, and the prompt is computed. docs/prefix-store.md
+ * has the details. */
+struct walsh_prefix_store;
+struct walsh_prefix_store_options {
+    size_t struct_size;
+    uint64_t limit; /* bytes of the directory; what was used longest ago goes first; 0: 4 GiB */
+};
+#define WALSH_PREFIX_STORE_OPTIONS                                                                           \
+    {                                                                                                        \
+        .struct_size = sizeof(struct walsh_prefix_store_options)                                             \
+    }
+/* Made (mode 0700) where it is missing; its parent must exist. A directory of another user's, a symbolic link
+ * of another user's, a directory that everybody may write: WALSH_E_ARGUMENT, because its files become part of
+ * answers. The context outlives the store. */
+WALSH_API enum walsh_status walsh_prefix_store_open(struct walsh_context *context, const char *path,
+                                                    const struct walsh_prefix_store_options *options,
+                                                    struct walsh_prefix_store **out, struct walsh_error *err);
+WALSH_API void walsh_prefix_store_close(struct walsh_prefix_store **store);
+/* Prompts of this session that begin with an empty session use the store from now on; NULL: none. Sessions
+ * with different salts (`salt_size` bytes, copied; NULL and 0: none) share nothing: give each tenant its own.
+ * The store outlives the session. Reads all of the model's files once per model. WALSH_E_UNSUPPORTED for a
+ * synthetic model. A fork of the session has no store. */
+WALSH_API enum walsh_status walsh_session_set_prefix_store(struct walsh_session *session,
+                                                           struct walsh_prefix_store *store, const void *salt,
+                                                           size_t salt_size, struct walsh_error *err);
+/* What the store did for the session's last prompt that began with an empty session; zeros without one. */
+struct walsh_prefix_info {
+    size_t struct_size;
+    uint32_t tokens;       /* of the prompt, taken over */
+    uint32_t stored;       /* tokens put into the store */
+    double seconds;        /* finding and taking over */
+    double saved_seconds;  /* what computing these tokens took when they were stored */
+    double stored_seconds; /* storing, during the prompt */
+};
+WALSH_API void walsh_session_get_prefix_info(const struct walsh_session *session,
+                                             struct walsh_prefix_info *info);
 
 /* Append `count` >= 1 tokens as a prompt (prefill arithmetic, chunks cut at fixed absolute positions).
  * Afterwards walsh_session_logits is that of the last. More than the capacity: WALSH_E_CAPACITY, nothing

@@ -201,7 +201,7 @@ static enum walsh_status evict(const struct walsh_prefix_directory *d, struct ce
 {
     if (size <= d->limit && c->bytes <= d->limit - size) return WALSH_OK;
     /* A time to come is a clock that was wrong: it must not keep a block for ever. */
-    const int64_t latest = walsh_prefix_store_now() + SKEW;
+    const int64_t latest = walsh_store_now() + SKEW;
     for (size_t i = 0; i < c->count; i++)
         if (c->blocks[i].used > latest) c->blocks[i].used = 0;
     qsort(c->blocks, c->count, sizeof *c->blocks, longest_unused_first);

@@ -38,15 +38,15 @@ struct walsh_prefix_store {
     atomic_bool refused; /* the last block could not be stored */
 };
 
-int64_t walsh_prefix_store_now(void)
+int64_t walsh_store_now(void)
 {
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-enum walsh_status walsh_prefix_store_open(const char *path, uint64_t limit, const struct walsh_hooks *hooks,
-                                          struct walsh_prefix_store **out, struct walsh_error *err)
+enum walsh_status walsh_store_open(const char *path, uint64_t limit, const struct walsh_hooks *hooks,
+                                   struct walsh_prefix_store **out, struct walsh_error *err)
 {
     *out = NULL;
     struct walsh_prefix_store *store;
@@ -61,7 +61,7 @@ enum walsh_status walsh_prefix_store_open(const char *path, uint64_t limit, cons
     return WALSH_OK;
 }
 
-void walsh_prefix_store_close(struct walsh_prefix_store **store)
+void walsh_store_close(struct walsh_prefix_store **store)
 {
     if (!store || !*store) return;
     walsh_prefix_directory_close(&(*store)->directory);
@@ -195,8 +195,8 @@ static void warn_skipped(struct walsh_prefix_store *store, const char *name, con
                   store->directory.path);
 }
 
-bool walsh_prefix_store_get(struct walsh_prefix_store *store, const struct walsh_prefix_block *block,
-                            void *payload, double *seconds)
+bool walsh_store_get(struct walsh_prefix_store *store, const struct walsh_prefix_block *block, void *payload,
+                     double *seconds)
 {
     char name[WALSH_PREFIX_NAME];
     struct walsh_error err = {0};
@@ -262,8 +262,8 @@ static enum walsh_status store_block(struct walsh_prefix_store *store, const str
     return status;
 }
 
-bool walsh_prefix_store_put(struct walsh_prefix_store *store, const struct walsh_prefix_block *block,
-                            const void *payload, double seconds, int64_t since)
+bool walsh_store_put(struct walsh_prefix_store *store, const struct walsh_prefix_block *block,
+                     const void *payload, double seconds, int64_t since)
 {
     struct walsh_error err = {0};
     const bool good = store_block(store, block, payload, seconds, since, &err) == WALSH_OK;
@@ -274,8 +274,7 @@ bool walsh_prefix_store_put(struct walsh_prefix_store *store, const struct walsh
     return good;
 }
 
-void walsh_prefix_store_touch(struct walsh_prefix_store *store, const struct walsh_prefix_key *keys,
-                              size_t count)
+void walsh_store_touch(struct walsh_prefix_store *store, const struct walsh_prefix_key *keys, size_t count)
 {
     for (size_t i = count; i-- > 0;) {
         char name[WALSH_PREFIX_NAME];

@@ -19,9 +19,9 @@
 struct walsh_prefix_store;
 
 /* hooks is borrowed and may be NULL; its log gets the warnings. Errors as walsh_prefix_directory_open. */
-enum walsh_status walsh_prefix_store_open(const char *path, uint64_t limit, const struct walsh_hooks *hooks,
-                                          struct walsh_prefix_store **out, struct walsh_error *err);
-void walsh_prefix_store_close(struct walsh_prefix_store **store);
+enum walsh_status walsh_store_open(const char *path, uint64_t limit, const struct walsh_hooks *hooks,
+                                   struct walsh_prefix_store **out, struct walsh_error *err);
+void walsh_store_close(struct walsh_prefix_store **store);
 
 /* What reader and writer both know of a block. */
 struct walsh_prefix_block {
@@ -34,15 +34,14 @@ struct walsh_prefix_block {
 };
 /* True: payload[bytes] is the block's, and *seconds what computing it took. False: there is none that may be
  * served; payload is then undefined. */
-bool walsh_prefix_store_get(struct walsh_prefix_store *store, const struct walsh_prefix_block *block,
-                            void *payload, double *seconds);
+bool walsh_store_get(struct walsh_prefix_store *store, const struct walsh_prefix_block *block, void *payload,
+                     double *seconds);
 /* Store the block, in place of one that was not good. False: it could not be, which is told once until it can
- * be again. `since` (walsh_prefix_store_now): what was used then or later is not evicted for it. */
-bool walsh_prefix_store_put(struct walsh_prefix_store *store, const struct walsh_prefix_block *block,
-                            const void *payload, double seconds, int64_t since);
+ * be again. `since` (walsh_store_now): what was used then or later is not evicted for it. */
+bool walsh_store_put(struct walsh_prefix_store *store, const struct walsh_prefix_block *block,
+                     const void *payload, double seconds, int64_t since);
 /* The blocks of a chain were used now: the first last, so that a chain is evicted from its end. */
-void walsh_prefix_store_touch(struct walsh_prefix_store *store, const struct walsh_prefix_key *keys,
-                              size_t count);
-int64_t walsh_prefix_store_now(void); /* nanoseconds since 1970 */
+void walsh_store_touch(struct walsh_prefix_store *store, const struct walsh_prefix_key *keys, size_t count);
+int64_t walsh_store_now(void); /* nanoseconds since 1970 */
 
 #endif

@@ -3,6 +3,7 @@
 #ifndef WALSH_RUNTIME_RUNNER_H
 #define WALSH_RUNTIME_RUNNER_H
 
+#include "cache/prefix_key.h"
 #include "model/adapter.h"
 
 /* Prompts are cut at absolute positions that are multiples of this, so that a token's arithmetic does not
@@ -23,6 +24,8 @@ struct walsh_runner {
     struct walsh_row_set *logit_sets; /* [WALSH_CHUNK_ROWS] */
     float *logits; /* [logit_rows][vocab]: logits of a step, before each session takes its row */
     size_t logit_rows;
+    bool identified; /* model_key is known */
+    struct walsh_prefix_key model_key;
 };
 
 /* graph, queue and hooks are borrowed and must outlive the runner. */

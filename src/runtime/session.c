@@ -3,7 +3,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/machine.h"
+#include "runtime/prefix.h"
 
 struct walsh_kv_shape walsh_session_kv_shape(const struct walsh_model_graph *graph, uint32_t capacity,
                                              const struct walsh_kv_policy *policy)
@@ -90,6 +92,7 @@ enum walsh_status walsh_runtime_fork(const struct walsh_session *session, struct
 void walsh_runtime_session_close(struct walsh_session **session)
 {
     if (!session || !*session) return;
+    walsh_prefix_close(&(*session)->prefix);
     walsh_kv_close(&(*session)->kv);
     walsh_adapter_set_close(&(*session)->adapters);
     walsh_free((*session)->logits);
@@ -121,6 +124,7 @@ enum walsh_status walsh_runtime_set_adapters(struct walsh_session *session,
     WALSH_TRY(walsh_runtime_open_set(session->runner, choices, count, &set, err));
     walsh_adapter_set_close(&session->adapters);
     session->adapters = set;
+    walsh_prefix_stop(session);
     return WALSH_OK;
 }
 
@@ -152,6 +156,12 @@ static void prompt_logits(struct walsh_session *s, float *x, size_t n, enum wals
     walsh_logits(s->runner->graph, s->runner->queue, x, n, role, &sets, s->runner->workspace, logits);
 }
 
+void walsh_session_prompt_end(struct walsh_session *session, float *x)
+{
+    prompt_logits(session, x, 1, WALSH_PREFILL, session->logits);
+    session->has_logits = true;
+}
+
 enum walsh_status walsh_runtime_prompt(struct walsh_session *session, const int32_t *ids, size_t count,
                                        const struct walsh_prompt_outputs *outputs, const char *stage,
                                        struct walsh_error *err)
@@ -167,16 +177,24 @@ enum walsh_status walsh_runtime_prompt(struct walsh_session *session, const int3
     WALSH_TRY(walsh_runner_check_ids(runner, ids, count, err));
     WALSH_TRY(walsh_kv_reserve(session->kv, start + (uint32_t)count, err));
     float *keep = outputs ? outputs->hidden : NULL, *logits = outputs ? outputs->logits : NULL, *last = NULL;
-    for (size_t done = 0, n; done < count; done += n) {
+    if (start == 0 && !outputs && session->prefix && !session->prefix->active)
+        walsh_prefix_begin(session, ids, count);
+    if (role != WALSH_PREFILL) walsh_prefix_stop(session);
+    size_t done = session->kv->length - start;
+    if (done == count) return WALSH_OK; /* with its logits */
+    for (size_t n; done < count; done += n) {
         enum walsh_status status = walsh_check_abort(runner->hooks, err);
         if (status != WALSH_OK) {
+            walsh_prefix_stop(session);
             walsh_kv_trim(session->kv, start);
             return status;
         }
         n = walsh_min(count - done, WALSH_CHUNK_ROWS - session->kv->length % WALSH_CHUNK_ROWS);
         float *x = keep ? keep + done * hidden : runner->x;
+        const double started = walsh_now();
         run_chunk(session, ids + done, n, role, x);
         last = x + (n - 1) * hidden;
+        walsh_prefix_follow(session, ids + done, n, last, walsh_now() - started);
         if (logits) prompt_logits(session, x, n, role, logits + done * vocab);
         if (stage) walsh_progress(runner->hooks, stage, (double)(done + n), (double)count, "tokens");
     }
@@ -250,6 +268,7 @@ static void step_rows(struct walsh_session *const *sessions, const int32_t *ids,
             memcpy(sessions[r->order[i + j]]->logits, logits + j * vocab, vocab * sizeof *logits);
     }
     for (size_t i = 0; i < count; i++) {
+        walsh_prefix_stop(sessions[i]);
         sessions[i]->kv->length++;
         sessions[i]->has_logits = true;
     }
@@ -271,7 +290,10 @@ enum walsh_status walsh_runtime_trim(struct walsh_session *session, uint32_t len
     if (length > session->kv->length)
         return walsh_fail(err, WALSH_E_ARGUMENT, "trim to %u tokens: the session has %u", length,
                           session->kv->length);
-    if (length < session->kv->length) session->has_logits = false;
+    if (length < session->kv->length) {
+        session->has_logits = false;
+        walsh_prefix_stop(session);
+    }
     walsh_kv_trim(session->kv, length);
     return WALSH_OK;
 }

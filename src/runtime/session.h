@@ -12,6 +12,7 @@ struct walsh_session {
     bool has_logits;                    /* of the token at kv->length - 1 */
     bool stepping;                      /* seen in the list of the step that runs */
     struct walsh_adapter_set *adapters; /* NULL: none */
+    struct walsh_prefix *prefix;        /* NULL: no prefix store; runtime/prefix.h */
 };
 
 /* The shape of a cache of `capacity` tokens for this graph, one decode row in a call. */
@@ -27,8 +28,8 @@ enum walsh_status walsh_runtime_session_open(struct walsh_runner *runner, uint32
 enum walsh_status walsh_runtime_session_open_shape(struct walsh_runner *runner,
                                                    const struct walsh_kv_shape *shape,
                                                    struct walsh_session **out, struct walsh_error *err);
-/* A session with the same tokens, logits and adapters; pages of the cache are shared until one of both writes
- * into them. */
+/* A session with the same tokens, logits and adapters, without a prefix store; pages of the cache are shared
+ * until one of both writes into them. */
 enum walsh_status walsh_runtime_fork(const struct walsh_session *session, struct walsh_session **out,
                                      struct walsh_error *err);
 void walsh_runtime_session_close(struct walsh_session **session);
@@ -46,6 +47,9 @@ enum walsh_status walsh_runtime_set_adapters(struct walsh_session *session,
 /* The adapters of n rows of this session; `room` is one entry. */
 struct walsh_row_sets walsh_session_sets(const struct walsh_session *session, size_t n,
                                          struct walsh_row_set *room);
+/* session->logits <- those of the state x [hidden] of its last token, by prefill arithmetic; x is
+ * overwritten. */
+void walsh_session_prompt_end(struct walsh_session *session, float *x);
 
 /* What to keep of the tokens of a prompt besides the logits of the last; both may be NULL. */
 struct walsh_prompt_outputs {

@@ -51,7 +51,7 @@ static struct walsh_prefix_store *open_store(const char *name, uint64_t limit)
     struct walsh_error err;
     struct walsh_prefix_store *store;
     warned.count = 0;
-    if (walsh_prefix_store_open(temporary_path(name), limit, &hooks, &store, &err) != WALSH_OK)
+    if (walsh_store_open(temporary_path(name), limit, &hooks, &store, &err) != WALSH_OK)
         fail_msg("%s", err.message);
     return store;
 }
@@ -83,7 +83,7 @@ static bool put(struct walsh_prefix_store *store, uint32_t i)
 {
     struct sample s;
     make_sample(&s, i);
-    return walsh_prefix_store_put(store, &s.block, s.payload, 0.25, INT64_MAX);
+    return walsh_store_put(store, &s.block, s.payload, 0.25, INT64_MAX);
 }
 
 /* Served? And then the right bytes. */
@@ -93,7 +93,7 @@ static bool get(struct walsh_prefix_store *store, uint32_t i)
     uint8_t payload[PAYLOAD];
     double seconds = -1;
     make_sample(&s, i);
-    if (!walsh_prefix_store_get(store, &s.block, payload, &seconds)) return false;
+    if (!walsh_store_get(store, &s.block, payload, &seconds)) return false;
     assert_memory_equal(payload, s.payload, PAYLOAD);
     assert_true(seconds == 0.25);
     return true;
@@ -190,7 +190,7 @@ static void what_was_put_comes_back(void **state)
     for (uint32_t i = 0; i < 3; i++) assert_true(get(store, i));
     assert_false(get(store, 3));
     assert_true(put(store, 1)); /* again */
-    walsh_prefix_store_close(&store);
+    walsh_store_close(&store);
     assert_null(store);
     store = open_store("plain/", WALSH_PREFIX_LIMIT); /* after a restart */
     for (uint32_t i = 0; i < 3; i++) assert_true(get(store, i));
@@ -199,7 +199,7 @@ static void what_was_put_comes_back(void **state)
     assert_int_equal(info.st_size, FILE_BYTES);
     assert_int_equal(temporary_count_entries(temporary_path("plain")), 4); /* and the lock */
     assert_int_equal(warned.count, 0);
-    walsh_prefix_store_close(&store);
+    walsh_store_close(&store);
 }
 
 /* Each byte of the file in turn is changed; none of the files is served. */
@@ -215,14 +215,14 @@ static void a_damaged_byte_is_a_miss(void **state)
         memcpy(damaged, whole, sizeof damaged);
         damaged[i] ^= (uint8_t)(1u << i % 8);
         write_file(path, damaged, sizeof damaged);
-        walsh_prefix_store_close(&store); /* anew: warnings are limited */
+        walsh_store_close(&store); /* anew: warnings are limited */
         store = open_store("damaged", WALSH_PREFIX_LIMIT);
         if (get(store, 7)) fail_msg("byte %zu changed, and the block was served", i);
         assert_int_equal(warned.count, 1);
     }
     assert_true(put(store, 7)); /* a good block takes the bad one's place */
     assert_true(get(store, 7));
-    walsh_prefix_store_close(&store);
+    walsh_store_close(&store);
 }
 
 /* The checksum of a changed header, so that nothing but the header's own check can refuse it. */
@@ -268,7 +268,7 @@ static void a_header_that_lies_is_a_miss(void **state)
         assert_int_equal(warned.count, 1);
         assert_string_equal(reason(), lies[i].reason);
     }
-    walsh_prefix_store_close(&store);
+    walsh_store_close(&store);
 }
 
 static void other_sizes_and_kinds_are_misses(void **state)
@@ -287,7 +287,7 @@ static void other_sizes_and_kinds_are_misses(void **state)
         snprintf(expected, sizeof expected, "it has %zu bytes, expected %d", sizes[i], FILE_BYTES);
         assert_string_equal(reason(), expected);
     }
-    walsh_prefix_store_close(&store);
+    walsh_store_close(&store);
 
     store = open_store("kinds", WALSH_PREFIX_LIMIT);
     write_file(temporary_path("elsewhere"), whole, FILE_BYTES);
@@ -306,7 +306,7 @@ static void other_sizes_and_kinds_are_misses(void **state)
         assert_false(get(store, 7));
         assert_string_equal(reason(), "it belongs to user 12345, expected user 0");
     }
-    walsh_prefix_store_close(&store);
+    walsh_store_close(&store);
 }
 
 static void foreign_files_are_told_and_left_alone(void **state)
@@ -315,7 +315,7 @@ static void foreign_files_are_told_and_left_alone(void **state)
     char path[40];
     struct walsh_prefix_store *store = open_store("foreign", WALSH_PREFIX_LIMIT);
     assert_true(put(store, 1));
-    walsh_prefix_store_close(&store);
+    walsh_store_close(&store);
     write_file(temporary_path("foreign/notes.txt"), "hello", 5);
     store = open_store("foreign", 100); /* too small for anything: block 1 goes, the notes stay */
     assert_int_equal(warned.count, 1);
@@ -323,7 +323,7 @@ static void foreign_files_are_told_and_left_alone(void **state)
                         "DIR/foreign/notes.txt: skipped: no block of a prefix store");
     assert_false(get(store, 1));
     assert_int_equal(access(temporary_path("foreign/notes.txt"), F_OK), 0);
-    walsh_prefix_store_close(&store);
+    walsh_store_close(&store);
     for (int i = 0; i < 5; i++) {
         snprintf(path, sizeof path, "foreign/%d", i);
         write_file(temporary_path(path), "", 0);
@@ -332,7 +332,7 @@ static void foreign_files_are_told_and_left_alone(void **state)
     assert_int_equal(warned.count, 4);
     assert_string_equal(without_directory(warned.last),
                         "DIR/foreign: 3 more files are no blocks of a prefix store");
-    walsh_prefix_store_close(&store);
+    walsh_store_close(&store);
 }
 
 /* ---- the limit */
@@ -353,7 +353,7 @@ static void the_longest_unused_goes_first(void **state)
     }
     struct sample first;
     make_sample(&first, 0);
-    walsh_prefix_store_touch(store, &first.block.key, 1);
+    walsh_store_touch(store, &first.block.key, 1);
     assert_true(put(store, 3)); /* 1 is the oldest now */
     assert_true(get(store, 0));
     assert_false(get(store, 1));
@@ -366,12 +366,12 @@ static void the_longest_unused_goes_first(void **state)
     assert_true(put(store, 4));
     assert_false(get(store, 0));
     assert_true(get(store, 2));
-    walsh_prefix_store_close(&store);
+    walsh_store_close(&store);
 
     store = open_store("lru", FILE_BYTES); /* a smaller limit holds from the start */
     assert_int_equal(temporary_count_entries(temporary_path("lru")), 2);
     assert_int_equal(warned.count, 0);
-    walsh_prefix_store_close(&store);
+    walsh_store_close(&store);
 }
 
 static void a_chain_goes_from_its_end(void **state)
@@ -385,13 +385,13 @@ static void a_chain_goes_from_its_end(void **state)
         keys[i] = s.block.key;
         assert_true(put(store, i));
     }
-    walsh_prefix_store_touch(store, keys, 3);
+    walsh_store_touch(store, keys, 3);
     for (uint32_t i = 2; i > 0; i--) {
         assert_true(put(store, 10 + i));
         assert_false(get(store, i));
         assert_true(get(store, i - 1));
     }
-    walsh_prefix_store_close(&store);
+    walsh_store_close(&store);
 }
 
 static void what_is_in_use_stays(void **state)
@@ -400,11 +400,11 @@ static void what_is_in_use_stays(void **state)
     struct sample s;
     char expected[300];
     struct walsh_prefix_store *store = open_store("use", 2 * FILE_BYTES);
-    const int64_t since = walsh_prefix_store_now();
+    const int64_t since = walsh_store_now();
     assert_true(put(store, 0));
     assert_true(put(store, 1));
     make_sample(&s, 2);
-    assert_false(walsh_prefix_store_put(store, &s.block, s.payload, 0, since));
+    assert_false(walsh_store_put(store, &s.block, s.payload, 0, since));
     assert_int_equal(warned.count, 1);
     snprintf(expected, sizeof expected,
              "a block of the prompt is not stored: DIR/use: no room for %d bytes: its limit is %d, and %d "
@@ -412,12 +412,12 @@ static void what_is_in_use_stays(void **state)
              "by running prompts",
              FILE_BYTES, 2 * FILE_BYTES, 2 * FILE_BYTES);
     assert_string_equal(without_directory(warned.last), expected);
-    assert_false(walsh_prefix_store_put(store, &s.block, s.payload, 0, since));
+    assert_false(walsh_store_put(store, &s.block, s.payload, 0, since));
     assert_int_equal(warned.count, 1); /* told once */
     assert_true(get(store, 0));
     assert_true(get(store, 1));
     assert_true(put(store, 2));
-    walsh_prefix_store_close(&store);
+    walsh_store_close(&store);
 }
 
 /* ---- directories that are not private, not writable, full */
@@ -426,7 +426,7 @@ static void expect_refused(const char *path, enum walsh_status status, const cha
 {
     struct walsh_error err;
     struct walsh_prefix_store *store;
-    assert_int_equal(walsh_prefix_store_open(path, WALSH_PREFIX_LIMIT, NULL, &store, &err), status);
+    assert_int_equal(walsh_store_open(path, WALSH_PREFIX_LIMIT, NULL, &store, &err), status);
     assert_null(store);
     assert_string_equal(without_directory(err.message), message);
 }
@@ -449,7 +449,7 @@ static void directories_of_others_are_refused(void **state)
     assert_int_equal(symlink(temporary_path("real"), temporary_path("link")), 0);
     struct walsh_prefix_store *store = open_store("link", WALSH_PREFIX_LIMIT);
     assert_true(put(store, 1));
-    walsh_prefix_store_close(&store);
+    walsh_store_close(&store);
     assert_int_equal(access(block_path("real", 1), F_OK), 0);
     if (geteuid() != 0) skip();
     assert_int_equal(lchown(temporary_path("link"), 12345, 12345), 0);
@@ -476,7 +476,7 @@ static int read_only_child(void)
     if (warned.count != 1 || !strstr(warned.last, "blocks will be read, not stored")) return 3;
     if (!get(store, 1)) return 4;
     if (put(store, 2) || put(store, 3) || warned.count != 2) return 5;
-    walsh_prefix_store_close(&store);
+    walsh_store_close(&store);
     return 0;
 }
 
@@ -485,7 +485,7 @@ static void a_directory_that_cannot_be_written_serves(void **state)
     (void)state;
     struct walsh_prefix_store *store = open_store("sealed", WALSH_PREFIX_LIMIT);
     assert_true(put(store, 1));
-    walsh_prefix_store_close(&store);
+    walsh_store_close(&store);
     assert_int_equal(unlink(temporary_path("sealed/lock")), 0);
     assert_int_equal(chmod(temporary_path("sealed"), 0500), 0);
     assert_int_equal(chmod(temporary_directory, 0755), 0);
@@ -519,7 +519,7 @@ static void a_full_disk_is_a_warning(void **state)
     assert_int_equal(temporary_count_entries(temporary_path("full")), 2); /* no temporary is left */
     assert_true(put(store, 2));
     assert_true(get(store, 2));
-    walsh_prefix_store_close(&store);
+    walsh_store_close(&store);
 }
 
 /* ---- processes */
@@ -538,7 +538,7 @@ static void a_lock_held_by_another_ends_in_a_warning(void **state)
     assert_true(get(store, 1)); /* readers need none */
     close(fd);
     assert_true(put(store, 2));
-    walsh_prefix_store_close(&store);
+    walsh_store_close(&store);
 }
 
 /* What a killed writer leaves is removed; what a living one is writing is not. */
@@ -564,7 +564,7 @@ static void temporaries_of_the_dead_are_removed(void **state)
     assert_true(put(store, 2)); /* the living one's room counts: block 1 goes */
     assert_false(get(store, 1));
     close(fd);
-    walsh_prefix_store_close(&store);
+    walsh_store_close(&store);
     assert_int_equal(warned.count, 0);
 }
 
@@ -584,7 +584,7 @@ static int crowd_child(uint64_t seed)
             return 2;
         }
     }
-    walsh_prefix_store_close(&store);
+    walsh_store_close(&store);
     return warned.count != 0 ? 3 : served == 0 ? 4 : 0;
 }
 
@@ -610,7 +610,7 @@ static void two_processes_share_a_store(void **state)
     for (uint32_t i = 0; i < 16; i++) served += get(store, i);
     assert_int_equal(served, 8);
     assert_int_equal(warned.count, 0);
-    walsh_prefix_store_close(&store);
+    walsh_store_close(&store);
 }
 
 static unsigned count_temporaries(const char *store)
@@ -659,7 +659,7 @@ static void kill_9_loses_nothing_and_tears_nothing(void **state)
         for (i = 0; i < next; i++) assert_true(get(store, i));
         (void)get(store, next); /* perhaps */
         assert_int_equal(warned.count, 0);
-        walsh_prefix_store_close(&store);
+        walsh_store_close(&store);
         assert_int_equal(count_temporaries("killed"), 0); /* opening tidied */
     }
     print_message("%u blocks; %u kills left a temporary behind\n", next, cut_short);
