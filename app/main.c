@@ -86,6 +86,14 @@ static int report_failure(struct command *command, const struct walsh_error *fai
     return finish(usage ? 2 : 1);
 }
 
+/* Is --json among the words of a command line that could not be parsed? */
+static bool asks_for_json(int argc, char **argv)
+{
+    for (int i = 0; i < argc && strcmp(argv[i], "--") != 0; i++)
+        if (strcmp(argv[i], "--json") == 0) return true;
+    return false;
+}
+
 static int run_verb(const struct verb *verb, int argc, char **argv)
 {
     struct command *command = calloc(1, verb->settings_size);
@@ -97,7 +105,7 @@ static int run_verb(const struct verb *verb, int argc, char **argv)
     struct walsh_error err = {0};
     int code;
     if (options_parse(verb, argc, argv, command, &err) != WALSH_OK) {
-        command->json = false;
+        command->json = command->json || asks_for_json(argc, argv);
         code = report_failure(command, &err);
     } else if (command->help) {
         options_help(verb, stdout);

@@ -48,6 +48,10 @@ misuse "--top_p: 1.5 is out of range: 0 to 1" run m --top_p 1.5
 misuse "--temperature: 'hot' is not a number" run m --temperature=hot
 misuse "--temp: 'nan' is not a number" run m --temp nan
 misuse "--json takes no argument" run m --json=yes
+walsh run m --josn --json
+exits 2
+has error.status error.message
+same status "$(value error.status)" argument
 misuse "--bits: 9 is out of range: 2 to 8" quantize a b --bits 9
 misuse "--bits: 1 is out of range: 2 to 8" quantize a b --bits 1
 misuse "--format: 'mxfp4' is not supported; supported: e8p" quantize a b --format mxfp4
