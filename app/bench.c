@@ -6,6 +6,7 @@
 
 #include "adapters.h"
 #include "bench_kernels.h"
+#include "bench_requests.h"
 #include "kv.h"
 #include "output.h"
 #include "shape.h"
@@ -14,7 +15,7 @@ struct bench_settings {
     struct command command;
     const char *shape, *format, *kernels;
     struct kv_settings kv;
-    int64_t bits, prompt, generate, repeat;
+    int64_t bits, prompt, generate, repeat, requests, prefill;
     struct option_integers batch, depth;
     struct option_texts adapters;
     bool mixed;
@@ -94,6 +95,24 @@ static const struct option bench_options[] = {
      .fallback = "3",
      .offset = AT(repeat),
      .help = "times that each test runs; the median is reported"},
+    {.name = "requests",
+     .argument = "N",
+     .kind = OPTION_INTEGER,
+     .least = 0,
+     .most = 1e6,
+     .fallback = "0",
+     .offset = AT(requests),
+     .help = "also send N requests at once to the batch scheduler, which runs --batch of them at a time: "
+             "prompts of "
+             "about --prompt tokens, answers of --generate"},
+    {.name = "prefill",
+     .argument = "N",
+     .kind = OPTION_INTEGER,
+     .least = 1,
+     .most = 512,
+     .fallback = "512",
+     .offset = AT(prefill),
+     .help = "prompt tokens that a step of the scheduler reads at most, beside the rows that decode"},
     KV_OPTIONS(AT(kv)),
     {.name = "adapter",
      .aliases = "lora",
@@ -309,6 +328,60 @@ static enum walsh_status time_point(struct bench *bench, struct walsh_session **
     return settings->generate ? time_generation(bench, sessions, batch, depth, err) : WALSH_OK;
 }
 
+static enum walsh_status put_requests(struct bench *bench, const struct requests_plan *plan,
+                                      const struct requests_result *r, struct walsh_error *err)
+{
+    struct command *command = &bench->settings->command;
+    progress_clear(&command->progress);
+    if (!command->json) {
+        printf("%-9s %7u %6u %7d %12.2f %8s  %zu requests, %.1f rows a step; between tokens %.2f ms, p99 "
+               "%.2f ms; first "
+               "token %.2f ms\n",
+               "requests", plan->generate, plan->batch.max_rows, 0, (double)r->tokens / r->seconds, "-",
+               plan->requests, r->rows, 1e3 * r->gap_median, 1e3 * r->gap_p99, 1e3 * r->first_median);
+        return fflush(stdout) == 0 ? WALSH_OK : fail_errno(err, "cannot write to standard output");
+    }
+    json_t *item = json_object();
+    json_put_text(item, "test", "requests");
+    json_put_integer(item, "tokens", plan->generate);
+    json_put_integer(item, "batch", plan->batch.max_rows);
+    json_put_integer(item, "depth", 0);
+    json_put_integer(item, "requests", plan->requests);
+    json_put_integer(item, "prefill", plan->batch.prefill_tokens);
+    json_put_real(item, "tokens_per_second", (double)r->tokens / r->seconds);
+    json_put_real(item, "prompt_tokens_per_second", (double)r->prompt_tokens / r->seconds);
+    json_put_real(item, "rows", r->rows);
+    json_put_real(item, "seconds_between_tokens", r->gap_median);
+    json_put_real(item, "seconds_between_tokens_p99", r->gap_p99);
+    json_put_real(item, "seconds_to_first_token", r->first_median);
+    json_put_integer(item, "kv_bytes", r->kv_bytes);
+    json_array_append_new(bench->results, item);
+    return WALSH_OK;
+}
+
+/* Requests with an answer of --generate each, `rows` at a time. */
+static enum walsh_status time_requests(struct bench *bench, uint32_t rows, struct walsh_error *err)
+{
+    const struct bench_settings *settings = bench->settings;
+    struct requests_plan plan = {.requests = (size_t)settings->requests,
+                                 .prompt = (uint32_t)settings->prompt,
+                                 .generate = (uint32_t)settings->generate,
+                                 .batch = WALSH_BATCH_OPTIONS,
+                                 .vocab = bench->info.vocab,
+                                 .adapters = bench->adapters.uses,
+                                 .adapter_count = bench->adapters.count,
+                                 .own = bench->own,
+                                 .own_count = bench->own_count};
+    plan.batch.max_rows = rows;
+    plan.batch.prefill_tokens = (uint32_t)settings->prefill;
+    plan.batch.context = plan.prompt + plan.prompt / 2 + plan.generate;
+    plan.batch.max_queued = (uint32_t)settings->requests;
+    TRY(kv_options(&settings->kv, &plan.batch.kv, err));
+    struct requests_result result;
+    TRY(requests_time(bench->model, &plan, &result, err));
+    return put_requests(bench, &plan, &result, err);
+}
+
 static enum walsh_status time_model(struct bench *bench, struct walsh_error *err)
 {
     const struct bench_settings *settings = bench->settings;
@@ -323,6 +396,8 @@ static enum walsh_status time_model(struct bench *bench, struct walsh_error *err
             free(sessions);
         }
     }
+    for (size_t b = 0; settings->requests && b < settings->batch.count && status == WALSH_OK; b++)
+        status = time_requests(bench, (uint32_t)settings->batch.values[b], err);
     return status;
 }
 
@@ -441,6 +516,8 @@ static enum walsh_status run_bench(struct command *command, struct walsh_error *
         return fail(err, WALSH_E_ARGUMENT, "unexpected argument '%s'", argument);
     if (!settings->kernels && !settings->prompt && !settings->generate)
         return fail(err, WALSH_E_ARGUMENT, "--prompt 0 and --generate 0 leave nothing to measure");
+    if (settings->requests && (!settings->prompt || !settings->generate))
+        return fail(err, WALSH_E_ARGUMENT, "--requests needs a --prompt and --generate of at least 1 token");
     struct walsh_context *context;
     TRY(command_open_context(command, &context, err));
     enum walsh_status status;
@@ -461,7 +538,10 @@ const struct verb verb_bench = {
         "--batch, "
         "both with --depth tokens in the cache. GB/s: bytes of weights that a decode step reads, times steps "
         "per "
-        "second. A synthetic model has random weights and needs no download; its time per token is real.",
+        "second. With --requests the time between two tokens of a request, as its sender sees it, is "
+        "reported too, its "
+        "median and the 99th percentile. A synthetic model has random weights and needs no download; its "
+        "time per token is real.",
     .positionals = {"MODEL"},
     .least_arguments = 0,
     .options = bench_options,

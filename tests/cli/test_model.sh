@@ -118,6 +118,18 @@ same rows "$(value results)" 6
 same test "$(value results.0.test)" prompt
 same batch "$(value results.2.batch)" 3
 works bench "$model" --prompt 8 --generate 4 --repeat 1
+works bench "$model" --prompt 40 --generate 4 --repeat 1 --batch 2,3 --requests 7 --prefill 16 --json
+has results.4.tokens_per_second results.4.prompt_tokens_per_second results.4.rows results.4.seconds_between_tokens \
+    results.4.seconds_between_tokens_p99 results.4.seconds_to_first_token results.4.kv_bytes
+same rows "$(value results)" 5
+same test "$(value results.4.test)" requests
+same requests "$(value results.4.requests)" 7
+same prefill "$(value results.4.prefill)" 16
+same batch "$(value results.4.batch)" 3
+works bench "$model" --prompt 8 --generate 4 --repeat 1 --requests 3 --adapter random:r=4 --mixed --batch 2
+grep -q '^requests        4      2       0  *[0-9.]*        -  3 requests, [0-9.]* rows a step; between tokens ' "$work/out" ||
+    fails "a line for the requests"
+misuse "--requests needs a --prompt and --generate of at least 1 token" bench "$model" --requests 3 --prompt 0
 cat >"$work/shape.json" <<'END'
 {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
  "head_dim": 32, "vocab_size": 512, "max_position_embeddings": 256}
