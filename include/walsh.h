@@ -428,6 +428,7 @@ struct walsh_batch_options {
     uint64_t kv_tokens;
     uint32_t max_queued; /* requests that wait at most; 0: 1024 */
     struct walsh_kv_options kv;
+    struct walsh_prefix_store *prefix_store; /* that prompts use; NULL: none. It outlives the batch */
 };
 #define WALSH_BATCH_OPTIONS                                                                                  \
     {                                                                                                        \
@@ -435,7 +436,7 @@ struct walsh_batch_options {
     }
 /* The model outlives the batch. Options out of range: WALSH_E_ARGUMENT. Caches of kv_tokens tokens that do
  * not fit into this machine's available memory: WALSH_E_MEMORY, with both figures; their pages are allocated
- * as they fill. */
+ * as they fill. A prefix store with a synthetic model: WALSH_E_UNSUPPORTED. */
 WALSH_API enum walsh_status walsh_batch_open(const struct walsh_model *model,
                                              const struct walsh_batch_options *options,
                                              struct walsh_batch **out, struct walsh_error *err);
@@ -456,6 +457,8 @@ struct walsh_batch_request {
     const struct walsh_adapter_use *adapters; /* [adapter_count], as of walsh_session_set_adapters; kept until
                                                  the request ends, so that the caller may close them */
     size_t adapter_count;
+    const void *salt; /* [salt_size] of the prefix store, as of walsh_session_set_prefix_store; copied */
+    size_t salt_size;
     void *user; /* handed back with each event */
 };
 #define WALSH_BATCH_REQUEST                                                                                  \
@@ -528,7 +531,8 @@ struct walsh_batch_metrics {
     /* since the batch was opened */
     uint64_t submitted, finished, failed, cancelled; /* requests */
     uint64_t prompt_tokens, generated_tokens;
-    uint64_t steps; /* that had something to do */
+    uint64_t prefix_tokens; /* of prompt_tokens, taken over from the prefix store */
+    uint64_t steps;         /* that had something to do */
 };
 WALSH_API void walsh_batch_get_metrics(const struct walsh_batch *batch, struct walsh_batch_metrics *metrics);
 

@@ -17,6 +17,7 @@ enum walsh_status walsh_batch_open(const struct walsh_model *model, const struct
         .context = walsh_default_context(model, o.context),
         .kv_tokens = o.kv_tokens,
         .queued = o.max_queued ? o.max_queued : DEFAULT_QUEUED,
+        .store = o.prefix_store,
     };
     WALSH_TRY(walsh_model_kv_policy(model, &o.kv, &limits.kv, err));
     if (!limits.kv_tokens)
@@ -46,6 +47,8 @@ enum walsh_status walsh_batch_submit(struct walsh_batch *batch, const struct wal
         .ignore_eos = r.ignore_eos,
         .adapters = choices,
         .adapter_count = r.adapter_count,
+        .salt = r.salt,
+        .salt_size = r.salt_size,
         .user = r.user,
     };
     WALSH_TRY(walsh_sampling_read(r.sampling, graph, graph->config.vocab, &job.sampling, err));
@@ -165,6 +168,7 @@ void walsh_batch_get_metrics(const struct walsh_batch *batch, struct walsh_batch
         .cancelled = t->cancelled,
         .prompt_tokens = t->prompt_tokens,
         .generated_tokens = t->generated_tokens,
+        .prefix_tokens = t->prefix_tokens,
         .steps = t->steps,
     };
     for (uint32_t i = 0; i < batch->limits.rows; i++) {

@@ -54,12 +54,26 @@ static enum walsh_status allocate(struct walsh_batch *b, struct walsh_error *err
     return walsh_alloc(rows, sizeof *b->events, "the rows of a batch", &b->events, err);
 }
 
+/* Whether the store can be used is known now, and the model's files are read now: not when the first request
+ * comes. */
+static enum walsh_status try_store(struct walsh_runner *runner, const struct walsh_batch_limits *l,
+                                   struct walsh_error *err)
+{
+    struct walsh_session *session;
+    if (!l->store) return WALSH_OK;
+    WALSH_TRY(walsh_runtime_session_open(runner, 1, &l->kv, &session, err));
+    const enum walsh_status status = walsh_runtime_set_store(session, l->store, NULL, 0, err);
+    walsh_runtime_session_close(&session);
+    return status;
+}
+
 enum walsh_status walsh_runtime_batch_open(struct walsh_runner *runner,
                                            const struct walsh_batch_limits *limits, struct walsh_batch **out,
                                            struct walsh_error *err)
 {
     *out = NULL;
     WALSH_TRY(check_limits(runner, limits, err));
+    WALSH_TRY(try_store(runner, limits, err));
     struct walsh_batch *batch;
     WALSH_TRY(walsh_alloc_zero(1, sizeof *batch, "a batch", &batch, err));
     batch->runner = runner;
@@ -77,7 +91,9 @@ static void release(struct walsh_batch_entry *entry)
     walsh_sampler_destroy(&entry->sampler);
     walsh_adapter_set_close(&entry->set);
     walsh_free(entry->ids);
+    walsh_free(entry->salt);
     entry->ids = NULL;
+    entry->salt = NULL;
 }
 
 static void free_entry(struct walsh_batch_entry *entry)
@@ -144,6 +160,9 @@ static enum walsh_status fill_entry(const struct walsh_batch *b, const struct wa
     WALSH_TRY(walsh_alloc(ids, sizeof *e->ids, "the prompt of a request", &e->ids, err));
     memcpy(e->ids, job->ids, job->count * sizeof *e->ids);
     if (job->stop_count) memcpy(e->ids + job->count, job->stops, job->stop_count * sizeof *e->ids);
+    WALSH_TRY(walsh_alloc(job->salt_size, 1, "a salt", &e->salt, err));
+    if (job->salt_size) memcpy(e->salt, job->salt, job->salt_size);
+    e->salt_size = job->salt_size;
     e->count = (uint32_t)job->count;
     e->stop_count = job->stop_count;
     e->ignore_eos = job->ignore_eos;
@@ -196,6 +215,8 @@ static enum walsh_status start(struct walsh_batch *b, struct walsh_batch_entry *
     WALSH_TRY(walsh_runtime_session_open(b->runner, e->count + e->tokens, &b->limits.kv, &e->session, err));
     e->session->adapters = e->set;
     e->set = NULL;
+    if (b->limits.store)
+        WALSH_TRY(walsh_runtime_set_store(e->session, b->limits.store, e->salt, e->salt_size, err));
     e->state = WALSH_BATCH_PREFILL;
     return WALSH_OK;
 }

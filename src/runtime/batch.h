@@ -5,6 +5,7 @@
 #ifndef WALSH_RUNTIME_BATCH_H
 #define WALSH_RUNTIME_BATCH_H
 
+#include "runtime/prefix.h"
 #include "runtime/sampler.h"
 #include "runtime/session.h"
 
@@ -15,6 +16,7 @@ struct walsh_batch_limits {
     uint64_t kv_tokens; /* of the caches of all running requests, each rounded up to pages of WALSH_KV_PAGE */
     uint32_t queued;    /* requests that wait at most */
     struct walsh_kv_policy kv;
+    struct walsh_prefix_store *store; /* borrowed; NULL: none */
 };
 
 /* What the caller asks for; everything is copied or retained by submit, but sampling.excluded, which must
@@ -29,6 +31,8 @@ struct walsh_batch_job {
     bool ignore_eos;
     const struct walsh_adapter_choice *adapters;
     size_t adapter_count;
+    const void *salt; /* [salt_size] of the prefix store */
+    size_t salt_size;
     void *user;
 };
 
@@ -62,6 +66,9 @@ struct walsh_batch_entry {
     bool ignore_eos;
     struct walsh_sampling sampling;
     struct walsh_adapter_set *set; /* until the session takes it */
+    uint8_t *salt;                 /* [salt_size] */
+    size_t salt_size;
+    bool begun;                    /* the prefix store was asked */
     struct walsh_sampler *sampler; /* while it runs, as the session */
     struct walsh_session *session;
     float *logits; /* ENDED: the session's, [vocab] */
@@ -72,6 +79,7 @@ struct walsh_batch_entry {
 struct walsh_batch_totals {
     uint64_t submitted, finished, failed, cancelled;
     uint64_t prompt_tokens;    /* put into caches */
+    uint64_t prefix_tokens;    /* of them, taken from the prefix store */
     uint64_t generated_tokens; /* drawn */
     uint64_t steps;            /* that did something */
 };
@@ -93,7 +101,8 @@ struct walsh_batch {
 };
 
 /* The runner is borrowed and must outlive the batch. Limits out of their ranges: WALSH_E_ARGUMENT; caches of
- * kv_tokens that cannot fit into the available memory: WALSH_E_MEMORY, with both figures. */
+ * kv_tokens that cannot fit into the available memory: WALSH_E_MEMORY, with both figures; a prefix store with
+ * a synthetic model: WALSH_E_UNSUPPORTED. */
 enum walsh_status walsh_runtime_batch_open(struct walsh_runner *runner,
                                            const struct walsh_batch_limits *limits, struct walsh_batch **out,
                                            struct walsh_error *err);

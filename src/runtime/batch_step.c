@@ -30,6 +30,18 @@ static enum walsh_status read_piece(struct walsh_batch *b, struct walsh_batch_en
     return WALSH_OK;
 }
 
+/* Before the first piece: take over what a prefix store has of the prompt. */
+static void take_over(struct walsh_batch *b, struct walsh_batch_entry *entry)
+{
+    struct walsh_session *session = entry->session;
+    if (entry->begun || !session->prefix) return;
+    entry->begun = true;
+    walsh_prefix_begin(session, entry->ids, entry->count);
+    b->totals.prompt_tokens += session->kv->length;
+    b->totals.prefix_tokens += session->kv->length;
+    if (session->kv->length == entry->count) entry->state = WALSH_BATCH_READY;
+}
+
 /* The next slot in turn whose prompt has a part to read; limits.rows: none. */
 static uint32_t next_prompt(const struct walsh_batch *b)
 {
@@ -60,6 +72,8 @@ static enum walsh_status read_prompts(struct walsh_batch *b, struct walsh_error 
     for (uint32_t left = b->limits.prefill_tokens; left > 0 && (slot = next_prompt(b)) < b->limits.rows;) {
         struct walsh_batch_entry *entry = b->slots[slot];
         b->turn = slot;
+        take_over(b, entry);
+        if (entry->state == WALSH_BATCH_READY) continue;
         const uint32_t n = piece_size(b, entry, left);
         if (n == 0) break;
         const enum walsh_status status = read_piece(b, entry, n);

@@ -1,6 +1,7 @@
-/* The soak of the batch scheduler: in each round 200 new requests of random length, sampling and adapters run
- * alone and then join and leave one batch, which lives through all rounds, twice in different company. Every
- * token and every bit of the logits must be that of the run alone, and memory must stay flat.
+/* The soak of the batch scheduler: 200 requests of random length, sampling and adapters, each of which has
+ * run alone, join and leave one batch, some of them cancelled, round after round; in each round a quarter of
+ * them is replaced by new ones. Every token and every bit of the logits must be that of the run alone, and
+ * memory must stay flat.
  *
  *   soak MODEL ADAPTER [--seconds N] [--seed N] [--kv auto|f16|f32|turbo] [--kv-key-bits N] [--kv-value-bits
  * N]
@@ -15,7 +16,7 @@
 
 #define REQUESTS 200
 #define LEAST_ROUNDS 4
-#define SLACK_HEAP ((size_t)256 << 10) /* bytes: what the allocator keeps to itself */
+#define SLACK_HEAP ((size_t)256 << 10) /* bytes: the prompts differ from round to round */
 
 /* Freed blocks that AddressSanitizer keeps would look like growth. */
 const char *__asan_default_options(void);
@@ -82,9 +83,12 @@ static const char *one_schedule(struct soak *s)
 static const char *one_round(struct soak *s)
 {
     const char *bad = NULL;
-    for (size_t i = 0; i < REQUESTS && !bad; i++) bad = wanted_make(&s->trial, &s->wanted[i], &s->kv);
-    for (unsigned i = 0; i < 2 && !bad; i++) bad = one_schedule(s);
-    for (size_t i = 0; i < REQUESTS; i++) wanted_free(&s->wanted[i]);
+    for (size_t i = 0; i < REQUESTS && !bad; i++) {
+        if (s->rounds > 0 && i % 4 != s->rounds % 4) continue;
+        wanted_free(&s->wanted[i]);
+        bad = wanted_make(&s->trial, &s->wanted[i], &s->kv);
+    }
+    if (!bad) bad = one_schedule(s);
     if (bad) return bad;
     s->rounds++;
     const size_t heap = heap_in_use(), held = resident();
@@ -208,6 +212,7 @@ int main(int argc, char **argv)
     if (!bad && (s.seen.most_rows < 30 || s.seen.most_sets < 3 || s.seen.prefill_beside == 0))
         bad = "the schedules were too tame to prove anything";
     report(&s, now() - started, bad);
+    for (size_t i = 0; i < REQUESTS; i++) wanted_free(&s.wanted[i]);
     walsh_batch_close(&s.batch);
     for (size_t i = 0; i < TRIAL_ADAPTERS; i++) walsh_adapter_close(&s.trial.adapters[i]);
     walsh_model_close(&model);

@@ -169,9 +169,10 @@ struct seen {
     uint32_t most_sets; /* different first adapters among them, none counting as one */
     uint32_t
         prefill_beside; /* steps in which some drew a token while others had more of their prompt to read */
-    uint32_t waited, busy; /* steps with a queue; refusals because it was full */
-    uint32_t cancelled[3]; /* queued, prefilling, decoding */
-    uint32_t finished[5];  /* by walsh_batch_finish */
+    uint32_t waited, busy;  /* steps with a queue; refusals because it was full */
+    uint32_t cancelled[3];  /* queued, prefilling, decoding */
+    uint32_t finished[5];   /* by walsh_batch_finish */
+    uint64_t prefix_tokens; /* taken over from a prefix store */
 };
 
 struct running {
@@ -302,6 +303,7 @@ static inline const char *run_schedule(struct trial *t, struct schedule *s)
     }
     struct walsh_batch_metrics m = {.struct_size = sizeof m};
     walsh_batch_get_metrics(s->batch, &m);
+    s->seen->prefix_tokens += m.prefix_tokens - before.prefix_tokens;
     if (!bad && (m.queued || m.prefilling || m.decoding || m.kv_tokens_used || m.kv_bytes || m.failed ||
                  m.submitted - before.submitted != s->count || m.finished + m.cancelled != m.submitted))
         bad = trial_fail("an idle batch still counts %u waiting, %u + %u running, %" PRIu64
