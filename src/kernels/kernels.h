@@ -121,6 +121,7 @@ enum walsh_cpu_level { WALSH_CPU_REFERENCE, WALSH_CPU_AVX2, WALSH_CPU_AVX512, WA
 
 struct walsh_kernels; /* microkernels of one device: kernels/table.h */
 struct walsh_ops;
+struct walsh_memory; /* kernels/device.h */
 
 /* Where ops run. The CPU's holds the pool and per-worker scratch; opened by the context. */
 struct walsh_queue {
@@ -129,6 +130,8 @@ struct walsh_queue {
     struct walsh_pool *pool; /* borrowed; NULL: the calling thread */
     uint8_t **scratch;       /* [threads] 64-byte aligned, scratch_bytes each, for tiles inside ops */
     size_t scratch_bytes;
+    const struct walsh_memory *memory; /* of a device: kernels/device.h; NULL: the ops' pointers are host memory */
+    void *device;                      /* the module's own */
 };
 /* Pick the table for `level` and allocate scratch. A level that the machine lacks: WALSH_E_UNSUPPORTED,
  * naming what it has. */
@@ -143,7 +146,8 @@ bool walsh_queue_has_bf16(const struct walsh_queue *q);
 /* "avx512f avx512bw ..." of this machine, for `walsh devices`. */
 const char *walsh_cpu_features(void);
 
-/* The ops. All pointers are host memory, f32 unless said; x and y may alias only where said. */
+/* The ops. All pointers are memory of the queue (the host's, or a device's as kernels/device.h says), f32
+ * unless said; x and y may alias only where said. */
 struct walsh_ops {
     /* out[row][0..cols) = f32 of table[ids[row]]; table dense [vocab][cols], ids already range-checked. */
     void (*embed)(const struct walsh_queue *q, float *out, const struct walsh_weights *table,
@@ -172,6 +176,10 @@ struct walsh_ops {
      * cosine, sine [max_positions][head_dim/2]. (Su et al. 2021, in Hugging Face's half-split order.) */
     void (*rope)(const struct walsh_queue *q, float *x, size_t ldx, const uint32_t *positions, size_t rows,
                  uint32_t heads, uint32_t head_dim, const float *cosine, const float *sine);
+    /* out[i] = {kv[i] + layer, positions[i]}: kv[i] is the view of a row's layer 0. */
+    void (*attention_rows)(const struct walsh_queue *q, struct walsh_attention_row *out,
+                           const struct walsh_kv_view *const *kv, const uint32_t *positions, size_t count,
+                           uint32_t layer);
     /* Store k, v [rows][kv_heads*head_dim] at rows[i].position of rows[i].kv. F16 saturates: what lies beyond
      * +-65504, Inf too, is stored as +-65504. TURBO: a norm saturates likewise and is counted in kv->turbo;
      * where kv->recent is set the rotated k and v are stored there too. */

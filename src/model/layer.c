@@ -35,8 +35,7 @@ static void attend(const struct walsh_model_graph *graph, const struct walsh_que
         q->ops->kv_append(q, ws->rows, n, ws->key, ws->value, kv_width, &shape);
         shape.own = &ws->own;
     }
-    for (size_t i = 0; i < n; i++)
-        ws->rows[i] = (struct walsh_attention_row){rows->kv[i] + kv_layer, rows->positions[i]};
+    q->ops->attention_rows(q, ws->rows, rows->op_kv ? rows->op_kv : rows->kv, rows->positions, n, kv_layer);
     q->ops->kv_append(q, ws->rows, n, ws->key, ws->value, kv_width, &shape);
     q->ops->attention(q, ws->attention, ws->attention_ld, ws->query, (size_t)c->heads * c->head_dim, ws->rows,
                       n, &shape, rows->role);

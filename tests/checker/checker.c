@@ -11,6 +11,7 @@
 
 #include "base/memory.h"
 #include "base/scalar.h"
+#include "staged.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #define ADDRESS_SANITIZER 1
@@ -192,8 +193,8 @@ void check_close_f32(struct check *c, const char *what, const float *expected, c
 
 struct options {
     uint64_t seed;
-    const char *pattern;
-    bool verbose;
+    const char *pattern, *module; /* module: of a device, where it is not beside the program */
+    bool verbose, device_only;
 };
 
 struct totals {
@@ -301,6 +302,35 @@ static void run_op(struct check *c, const void *context)
     op->run(c, op->queues);
 }
 
+static void run_ops(const struct options *o, struct totals *t, const char *implementation,
+                    const struct check_queues *queues)
+{
+    for (size_t i = 0; i < sizeof ops / sizeof ops[0]; i++) {
+        struct bound_op op = {ops[i].run, queues};
+        if (o->pattern == NULL || strstr(ops[i].name, o->pattern) != NULL)
+            run_case(o, t, ops[i].name, implementation, run_op, &op);
+    }
+}
+
+/* The ops of the first device against the reference: the cases that compare pools compare runs here. */
+static void check_device_ops(const struct options *o, struct totals *t, const struct check_queues *cpu)
+{
+    const struct walsh_device_module *module;
+    struct walsh_error err;
+    if (walsh_device_load(o->module, &module, &err) != WALSH_OK || module->count(&err) == 0) {
+        printf("%s cuda: %s\n", required("cuda") ? "FAIL" : "skip", err.message);
+        *(required("cuda") ? &t->failed : &t->skipped) += 1;
+        return;
+    }
+    struct staged device;
+    struct check_queues queues = *cpu;
+    staged_open(&device, module, 0, &cpu->best[0], &queues.best[0]);
+    queues.best[1] = queues.best[2] = queues.best[0];
+    run_ops(o, t, "cuda", &queues);
+    if (device.overrun) t->failed++;
+    staged_close(&device, module);
+}
+
 static bool check_ops(const struct options *o, struct totals *t)
 {
     struct check_queues queues;
@@ -311,11 +341,8 @@ static bool check_ops(const struct options *o, struct totals *t)
         if (walsh_pool_open(i + 1, &pools[i], &err) != WALSH_OK ||
             walsh_queue_open(WALSH_CPU_BEST, pools[i], &queues.best[i], &err) != WALSH_OK)
             goto failed;
-    for (size_t i = 0; i < sizeof ops / sizeof ops[0]; i++) {
-        struct bound_op op = {ops[i].run, &queues};
-        if (o->pattern == NULL || strstr(ops[i].name, o->pattern) != NULL)
-            run_case(o, t, ops[i].name, "best", run_op, &op);
-    }
+    if (!o->device_only) run_ops(o, t, "best", &queues);
+    check_device_ops(o, t, &queues);
     walsh_queue_close(&queues.reference);
     for (unsigned i = 0; i < 3; i++) {
         walsh_queue_close(&queues.best[i]);
@@ -335,7 +362,7 @@ static void check_required_sets(struct totals *t)
         unsigned bit;
     } sets[] = {{"avx2", WALSH_ISA_avx2}, {"avx512", WALSH_ISA_avx512},
                 {"vnni", WALSH_ISA_vnni}, {"bf16", WALSH_ISA_bf16},
-                {"amx", 1u << 31},        {"cuda", 1u << 31}};
+                {"amx", 1u << 31}};
     for (size_t i = 0; i < sizeof sets / sizeof sets[0]; i++)
         if (required(sets[i].name) && (walsh_cpu_isa() & sets[i].bit) == 0) {
             printf("FAIL WALSH_REQUIRE names %s: not on this machine or not in this build\n", sets[i].name);
@@ -351,17 +378,22 @@ int main(int argc, char **argv)
             o.verbose = true;
         } else if (strcmp(argv[i], "--seed") == 0 && i + 1 < argc) {
             o.seed = strtoull(argv[++i], NULL, 10);
+        } else if (strcmp(argv[i], "--device-only") == 0) {
+            o.device_only = true;
+        } else if (strcmp(argv[i], "--module") == 0 && i + 1 < argc) {
+            o.module = argv[++i];
         } else if (strcmp(argv[i], "--kernel") == 0 && i + 1 < argc) {
             o.pattern = argv[++i];
         } else {
-            fprintf(stderr, "usage: walsh_checker [--seed N] [--kernel PATTERN] [--verbose]\n");
+            fprintf(stderr, "usage: walsh_checker [--seed N] [--kernel PATTERN] [--verbose]\n"
+                            "                     [--module FILE] [--device-only]\n");
             return 2;
         }
     }
     printf("seed %llu, machine: %s\n", (unsigned long long)o.seed, walsh_cpu_features());
     struct totals t = {0, 0, 0};
     check_required_sets(&t);
-    check_kernels(&o, &t);
+    if (!o.device_only) check_kernels(&o, &t);
     bool opened = check_ops(&o, &t);
     printf("%u passed, %u failed, %u skipped\n", t.passed, t.failed, t.skipped);
     if (t.passed == 0) printf("FAIL nothing was checked\n");

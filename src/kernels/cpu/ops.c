@@ -13,6 +13,14 @@ void walsh_cpu_attention(const struct walsh_queue *q, float *out, size_t ldo, co
         walsh_cpu_decode_attention(q, out, ldo, query, ldq, rows, count, shape);
 }
 
+void walsh_cpu_attention_rows(const struct walsh_queue *q, struct walsh_attention_row *out,
+                              const struct walsh_kv_view *const *kv, const uint32_t *positions, size_t count,
+                              uint32_t layer)
+{
+    (void)q;
+    for (size_t i = 0; i < count; i++) out[i] = (struct walsh_attention_row){kv[i] + layer, positions[i]};
+}
+
 const struct walsh_ops walsh_cpu_ops = {
     .embed = walsh_cpu_embed,
     .rms_norm = walsh_cpu_rms_norm,
@@ -21,6 +29,7 @@ const struct walsh_ops walsh_cpu_ops = {
     .product = walsh_cpu_product,
     .unrotate = walsh_cpu_unrotate,
     .rope = walsh_cpu_rope,
+    .attention_rows = walsh_cpu_attention_rows,
     .kv_append = walsh_cpu_kv_append,
     .attention = walsh_cpu_attention,
     .swiglu = walsh_cpu_swiglu,

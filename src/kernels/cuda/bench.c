@@ -1,0 +1,335 @@
+/* The measured kernels: synthetic data of real shapes, rotated among buffers larger than the L2, in graphs, against the
+ * bandwidths of reading and copying measured in the same run. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "kernels/cuda/backend.h"
+
+#define REPEATS 9
+#define GRAPH_CALLS 64                        /* of a product */
+#define ROOM ((size_t)4 << 30)                /* what weights and rows are cut from */
+#define RHT_BYTES ((size_t)512 << 20)         /* read, and as many written */
+#define TABLE_TOKENS 256                      /* of a page of the cache */
+
+struct bench {
+    const struct walsh_queue *q;
+    struct cuda_device *d;
+    const char *pattern;
+    const struct walsh_device_ceilings *ceilings;
+    void (*row)(void *user, const struct walsh_device_bench_row *row);
+    void *user;
+    struct walsh_error *err;
+    uint8_t *room;     /* ROOM of random bytes */
+    uint8_t *scratch;  /* activations, outputs */
+};
+#define BENCH_SCRATCH ((size_t)1 << 30)
+
+typedef void bench_call(const struct bench *b, const void *argument, unsigned i);
+
+static int ascending(const void *a, const void *b)
+{
+    const float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
+}
+
+/* *seconds: the median of a call, of graphs of `calls` of them. */
+static enum walsh_status measure(const struct bench *b, unsigned calls, bench_call *call, const void *argument, double *seconds)
+{
+    cudaGraph_t graph = NULL;
+    cudaGraphExec_t run = NULL;
+    cudaEvent_t begin = NULL, end = NULL;
+    float ms[REPEATS] = {0};
+    cudaError_t code = cudaStreamBeginCapture(b->d->stream, cudaStreamCaptureModeThreadLocal);
+    for (unsigned i = 0; i < calls && code == cudaSuccess; i++) call(b, argument, i);
+    if (code == cudaSuccess) code = cudaStreamEndCapture(b->d->stream, &graph);
+    if (code == cudaSuccess) code = cudaGraphInstantiate(&run, graph, 0);
+    if (code == cudaSuccess) code = cudaEventCreate(&begin);
+    if (code == cudaSuccess) code = cudaEventCreate(&end);
+    for (int r = -2; r < REPEATS && code == cudaSuccess; r++) { /* two to warm up */
+        cudaEventRecord(begin, b->d->stream);
+        code = cudaGraphLaunch(run, b->d->stream);
+        cudaEventRecord(end, b->d->stream);
+        if (code == cudaSuccess) code = cudaEventSynchronize(end);
+        if (code == cudaSuccess && r >= 0) code = cudaEventElapsedTime(&ms[r], begin, end);
+    }
+    if (run) cudaGraphExecDestroy(run);
+    if (graph) cudaGraphDestroy(graph);
+    if (begin) cudaEventDestroy(begin);
+    if (end) cudaEventDestroy(end);
+    cudaGetLastError();
+    if (code != cudaSuccess) return cuda_fail(b->err, code, "a measurement");
+    qsort(ms, REPEATS, sizeof *ms, ascending);
+    *seconds = (double)ms[REPEATS / 2] * 1e-3 / calls;
+    return WALSH_OK;
+}
+
+static bool wanted(const struct bench *b, const char *kernel)
+{
+    return !b->pattern || strstr(kernel, b->pattern);
+}
+
+static enum walsh_status report(const struct bench *b, const char *kernel, const char *size, unsigned calls, double bytes,
+                                double operations, double bandwidth, bench_call *call, const void *argument)
+{
+    struct walsh_device_bench_row row = {.kernel = kernel, .bytes = bytes, .operations = operations};
+    snprintf(row.size, sizeof row.size, "%s", size);
+    WALSH_TRY(measure(b, calls, call, argument, &row.seconds));
+    row.roofline = bytes / row.seconds / bandwidth;
+    if (b->row) b->row(b->user, &row);
+    return WALSH_OK;
+}
+
+/* --- ceilings --- */
+
+static void call_read(const struct bench *b, const void *argument, unsigned i)
+{
+    (void)argument;
+    (void)i;
+    cuda_peak_read(b->d->stream, b->room, ROOM, (uint32_t *)(void *)b->scratch);
+}
+
+static void call_copy(const struct bench *b, const void *argument, unsigned i)
+{
+    (void)argument;
+    (void)i;
+    cuda_peak_copy(b->d->stream, b->room + ROOM / 2, b->room, ROOM / 2);
+}
+
+static enum walsh_status measure_ceilings(const struct bench *b, struct walsh_device_ceilings *out)
+{
+    double seconds = 0;
+    WALSH_TRY(measure(b, 2, call_read, NULL, &seconds));
+    out->read_bandwidth = (double)ROOM / seconds;
+    WALSH_TRY(measure(b, 2, call_copy, NULL, &seconds));
+    out->copy_bandwidth = (double)ROOM / seconds;
+    return WALSH_OK;
+}
+
+/* --- rotations --- */
+
+struct rht {
+    struct cuda_rotation rotation;
+    size_t rows, stride;
+    enum cuda_type in, out;
+};
+
+static void call_rht(const struct bench *b, const void *argument, unsigned i)
+{
+    const struct rht *r = argument;
+    (void)i;
+    float *scale = (float *)(void *)(b->scratch + (64 << 20));
+    cuda_rotate_forward(b->d->stream, &r->rotation, r->in, b->room, r->rotation.size, r->rows, r->out, b->room + ROOM / 2,
+                        r->stride, scale, (int32_t *)(void *)(scale + r->rows));
+}
+
+static struct cuda_rotation binary_rotation(uint32_t n, const float *signs)
+{
+    struct cuda_rotation r = {.size = n, .padded = n, .signs = signs};
+    for (uint32_t log2 = CUDA_MAX_LOG2 + 1, at = 0; log2-- > 0;)
+        if (n >> log2 & 1u) {
+            r.begin[r.count] = at;
+            r.log2[r.count] = (uint8_t)log2;
+            r.scale[r.count++] = (float)(1.0 / __builtin_sqrt((double)(1u << log2)));
+            at += 1u << log2;
+        }
+    return r;
+}
+
+static enum walsh_status bench_rotations(const struct bench *b)
+{
+    static const uint32_t sizes[] = {64, 256, 1024, 2048, 4096, 8192, 16384, 11008};
+    float *signs = (float *)(void *)b->scratch;
+    float host[CUDA_MAX_ROTATED];
+    char size[64];
+    for (size_t i = 0; i < CUDA_MAX_ROTATED; i++) host[i] = i * 2654435761u >> 7 & 1 ? -1.0f : 1.0f;
+    WALSH_TRY(cuda_memory.upload(b->q, signs, host, sizeof host, b->err));
+    if (wanted(b, "rht_f16"))
+        cuda_fill_normal(b->d->stream, CUDA_TYPE_F16, b->room, RHT_BYTES / 2, 1);
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes && wanted(b, "rht_f16"); i++) {
+        const struct rht r = {binary_rotation(sizes[i], signs), RHT_BYTES / 2 / sizes[i], sizes[i], CUDA_TYPE_F16, CUDA_TYPE_F16};
+        snprintf(size, sizeof size, "n=%u rows=%zu", sizes[i], r.rows);
+        WALSH_TRY(report(b, "rht_f16", size, 4, 4.0 * sizes[i] * (double)r.rows, 0, b->ceilings->copy_bandwidth, call_rht, &r));
+    }
+    if (wanted(b, "rht_f32_i8"))
+        cuda_fill_normal(b->d->stream, CUDA_TYPE_F32, b->room, RHT_BYTES / 4, 1);
+    for (size_t i = 2; i < sizeof sizes / sizeof *sizes && wanted(b, "rht_f32_i8"); i++) {
+        struct rht r = {binary_rotation(sizes[i], signs), RHT_BYTES / 4 / sizes[i], sizes[i], CUDA_TYPE_F32, CUDA_TYPE_I8};
+        snprintf(size, sizeof size, "n=%u rows=%zu", sizes[i], r.rows);
+        WALSH_TRY(report(b, "rht_f32_i8", size, 4, 5.0 * sizes[i] * (double)r.rows, 0, b->ceilings->copy_bandwidth, call_rht, &r));
+        r.rows = 1;
+        snprintf(size, sizeof size, "n=%u rows=1", sizes[i]);
+        WALSH_TRY(report(b, "rht_f32_i8", size, GRAPH_CALLS, 5.0 * sizes[i], 0, b->ceilings->copy_bandwidth, call_rht, &r));
+    }
+    cuda_fill_random(b->d->stream, b->room, ROOM, 7);
+    return WALSH_OK;
+}
+
+/* --- products --- */
+
+struct product {
+    struct cuda_e8p w;      /* of the first matrix */
+    size_t bytes, matrices; /* of one matrix with its stages */
+    size_t rows, stride;
+    const void *x;
+    float *y, *scale;
+    int32_t *sum;
+};
+
+static void call_e8p(const struct bench *b, const void *argument, unsigned i)
+{
+    const struct product *p = argument;
+    struct cuda_e8p w = p->w;
+    for (uint32_t k = 0; k < w.stages; k++) w.stage[k].data = (const uint8_t *)w.stage[k].data + i % p->matrices * p->bytes;
+    if (p->rows <= CUDA_E8P_DECODE_ROWS)
+        cuda_product_e8p_decode(b->d->stream, &w, p->x, p->stride, p->scale, p->sum, p->rows, p->y, p->w.outs, b->d->processors);
+    else
+        cuda_product_e8p_tile(b->d->stream, &w, p->x, p->stride, p->scale, p->sum, p->rows, p->y, p->w.outs);
+}
+
+static void call_bf16(const struct bench *b, const void *argument, unsigned i)
+{
+    const struct product *p = argument;
+    cuda_product_dense(b->d->stream, CUDA_TYPE_BF16, b->room + i % p->matrices * p->bytes, p->w.outs, p->w.cols, CUDA_TYPE_BF16,
+                       p->x, p->stride, p->rows, p->y, p->w.outs);
+}
+
+/* Activations and outputs in the scratch: scale and sum, x, y. */
+static struct product product_of(const struct bench *b, uint32_t outs, uint32_t cols, size_t rows)
+{
+    struct product p = {.w = {.outs = outs, .cols = cols, .tables = b->d->e8p_tables}, .rows = rows};
+    p.stride = walsh_round_up(cols, 256);
+    p.scale = (float *)(void *)b->scratch;
+    p.sum = (int32_t *)(void *)(b->scratch + (1 << 20));
+    p.x = b->scratch + (2 << 20);
+    p.y = (float *)(void *)(b->scratch + (256 << 20));
+    return p;
+}
+
+static enum walsh_status bench_e8p(const struct bench *b, uint32_t outs, uint32_t cols, unsigned bits, size_t rows)
+{
+    const char *kernel = rows <= CUDA_E8P_DECODE_ROWS ? "e8p_i8" : "e8p_i8_tile";
+    if (!wanted(b, kernel)) return WALSH_OK;
+    struct product p = product_of(b, outs, cols, rows);
+    for (unsigned left = bits; left > 0;) {
+        const bool narrow = left == 1;
+        p.w.stage[p.w.stages].data = b->room + p.bytes;
+        p.w.stage[p.w.stages].narrow = narrow;
+        p.w.stage[p.w.stages++].scale = 1.0f;
+        p.bytes += cuda_e8p_stage_bytes(outs, cols, narrow);
+        left -= narrow ? 1 : 2;
+    }
+    p.matrices = walsh_min(ROOM / p.bytes, GRAPH_CALLS);
+    char size[64];
+    snprintf(size, sizeof size, "%ux%u %u bpw rows=%zu", outs, cols, bits, rows);
+    const double operations = 2.0 * outs * cols * (double)rows;
+    return report(b, kernel, size, rows > 64 ? 4 : GRAPH_CALLS, (double)p.bytes, operations, b->ceilings->read_bandwidth, call_e8p,
+                  &p);
+}
+
+static enum walsh_status bench_bf16(const struct bench *b, uint32_t outs, uint32_t cols, size_t rows)
+{
+    if (!wanted(b, "bf16")) return WALSH_OK;
+    struct product p = product_of(b, outs, cols, rows);
+    p.bytes = (size_t)outs * cols * 2;
+    p.matrices = walsh_min(ROOM / p.bytes, GRAPH_CALLS);
+    char size[64];
+    snprintf(size, sizeof size, "%ux%u rows=%zu", outs, cols, rows);
+    return report(b, "bf16", size, GRAPH_CALLS, (double)p.bytes, 2.0 * outs * cols * (double)rows, b->ceilings->read_bandwidth,
+                  call_bf16, &p);
+}
+
+static enum walsh_status bench_products(const struct bench *b)
+{
+    static const uint32_t shapes[][2] = {{2048, 2048}, {4096, 14336}, {8192, 28672}};
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+        for (unsigned bits = 2; bits <= 4; bits++)
+            for (size_t rows = 1; rows <= 8; rows += 7) WALSH_TRY(bench_e8p(b, shapes[s][0], shapes[s][1], bits, rows));
+        for (unsigned bits = 2; bits <= 4; bits += 2) WALSH_TRY(bench_e8p(b, shapes[s][0], shapes[s][1], bits, 2048));
+        for (size_t rows = 1; rows <= 8; rows += 7) WALSH_TRY(bench_bf16(b, shapes[s][0], shapes[s][1], rows));
+    }
+    return WALSH_OK;
+}
+
+/* --- attention --- */
+
+struct attend {
+    struct cuda_attention_shape shape;
+    const struct cuda_attention_row *rows;
+    const float *query;
+    float *out;
+    size_t count;
+};
+
+static void call_attend(const struct bench *b, const void *argument, unsigned i)
+{
+    const struct attend *a = argument;
+    const size_t width = (size_t)a->shape.heads * a->shape.head_dim;
+    (void)i;
+    cuda_attention(b->d->stream, a->out, width, a->query, width, a->rows, a->count, &a->shape, b->d->scratch, CUDA_SCRATCH_BYTES);
+}
+
+/* A batch of sequences of equal length with GQA 4 and f16 pages. */
+static enum walsh_status bench_attention(const struct bench *b, size_t batch, uint32_t tokens)
+{
+    if (!wanted(b, "attention_f16")) return WALSH_OK;
+    enum { KV_HEADS = 4, DIM = 128, MOST_PAGES = 8192, MOST_BATCH = 64 };
+    static void *table[MOST_PAGES];
+    static struct cuda_kv_view views[MOST_BATCH];
+    static struct cuda_attention_row rows[MOST_BATCH];
+    const size_t page = (size_t)KV_HEADS * TABLE_TOKENS * DIM * 2, pages = tokens / TABLE_TOKENS;
+    uint8_t *at = b->scratch;
+    for (size_t i = 0; i < batch * pages * 2; i++) table[i] = b->room + i * page;
+    WALSH_TRY(cuda_memory.upload(b->q, at, table, sizeof table, b->err));
+    for (size_t i = 0; i < batch; i++)
+        views[i] = (struct cuda_kv_view){.type = 1,
+                                         .page_tokens = TABLE_TOKENS,
+                                         .k_pages = (void *const *)(void *)at + i * pages * 2,
+                                         .v_pages = (void *const *)(void *)at + i * pages * 2 + pages};
+    at += sizeof table;
+    WALSH_TRY(cuda_memory.upload(b->q, at, views, sizeof views, b->err));
+    for (size_t i = 0; i < batch; i++)
+        rows[i] = (struct cuda_attention_row){(const struct cuda_kv_view *)(void *)at + i, tokens - 1};
+    at += walsh_round_up(sizeof views, 256);
+    WALSH_TRY(cuda_memory.upload(b->q, at, rows, sizeof rows, b->err));
+    struct attend a = {.shape = {.heads = 4 * KV_HEADS, .kv_heads = KV_HEADS, .head_dim = DIM, .scale = 0.088f},
+                       .rows = (const struct cuda_attention_row *)(void *)at,
+                       .query = (const float *)(void *)(b->scratch + (64 << 20)),
+                       .out = (float *)(void *)(b->scratch + (128 << 20)),
+                       .count = batch};
+    cuda_fill_normal(b->d->stream, CUDA_TYPE_F16, b->room, ROOM / 2, 3);
+    cuda_fill_normal(b->d->stream, CUDA_TYPE_F32, b->scratch + (64 << 20), batch * 4 * KV_HEADS * DIM, 4);
+    char size[64];
+    snprintf(size, sizeof size, "batch=%zu tokens=%u heads=16/4 dim=128", batch, tokens);
+    const double bytes = 2.0 * (double)page * (double)(batch * pages);
+    WALSH_TRY(report(b, "attention_f16", size, 2, bytes, 0, b->ceilings->read_bandwidth, call_attend, &a));
+    cuda_fill_random(b->d->stream, b->room, ROOM, 7);
+    return WALSH_OK;
+}
+
+static enum walsh_status run(struct bench *b, struct walsh_device_ceilings *ceilings)
+{
+    cuda_fill_random(b->d->stream, b->room, ROOM, 7);
+    cuda_fill_normal(b->d->stream, CUDA_TYPE_BF16, b->scratch, BENCH_SCRATCH / 2, 9);
+    WALSH_TRY(measure_ceilings(b, ceilings));
+    b->ceilings = ceilings;
+    WALSH_TRY(bench_rotations(b));
+    WALSH_TRY(bench_products(b));
+    WALSH_TRY(bench_attention(b, 1, 32768));
+    WALSH_TRY(bench_attention(b, 32, 16384));
+    return cuda_memory.synchronize(b->q, b->err);
+}
+
+enum walsh_status cuda_bench(const struct walsh_queue *q, const char *pattern, struct walsh_device_ceilings *ceilings,
+                             void (*row)(void *user, const struct walsh_device_bench_row *row), void *user,
+                             struct walsh_error *err)
+{
+    struct bench b = {.q = q, .d = cuda_device_of(q), .pattern = pattern, .row = row, .user = user, .err = err};
+    WALSH_TRY(cuda_memory.alloc(q, ROOM, "measurements", &b.room, err));
+    enum walsh_status status = cuda_memory.alloc(q, BENCH_SCRATCH, "measurements", &b.scratch, err);
+    if (status == WALSH_OK) status = run(&b, ceilings);
+    cuda_memory.free(q, b.room);
+    if (status == WALSH_OK || b.scratch) cuda_memory.free(q, b.scratch);
+    return status;
+}

@@ -1,0 +1,157 @@
+/* kernels/cuda/launch: the kernels' launchers, as C functions of plain parameters: the .cu files see this
+ * header and no other of the project's, the .c files turn descriptors into these parameters. Every pointer is
+ * device memory. A launcher only enqueues; a failed launch is in cudaPeekAtLastError. */
+#ifndef WALSH_KERNELS_CUDA_LAUNCH_H
+#define WALSH_KERNELS_CUDA_LAUNCH_H
+
+#include <cuda_runtime_api.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Number types of a launcher's arrays. */
+enum cuda_type { CUDA_TYPE_F32, CUDA_TYPE_F16, CUDA_TYPE_BF16, CUDA_TYPE_I8 };
+
+/* --- rotation.cu --- */
+
+#define CUDA_MAX_BLOCKS 24
+#define CUDA_MIN_LOG2 4  /* smallest Hadamard block: 16 */
+#define CUDA_MAX_LOG2 15 /* largest: one block of threads holds it in shared memory */
+#define CUDA_MAX_ROTATED 32768 /* elements of a rotated row */
+/* A rotation of BLOCKS kind (rotation/rotation.h). */
+struct cuda_rotation {
+    uint32_t size, padded, count;
+    uint32_t begin[CUDA_MAX_BLOCKS]; /* first element of a block */
+    uint8_t log2[CUDA_MAX_BLOCKS];   /* of its size */
+    float scale[CUDA_MAX_BLOCKS];    /* 1/sqrt of its size */
+    const float *signs;              /* [padded], 16-byte aligned */
+};
+/* data [rows][stride] = round(forward(x)), zero beyond padded; x [rows][ldx] F32, F16 or BF16, data 16-byte
+ * aligned, stride a multiple of 16. I8 also scale and sum [rows]. */
+void cuda_rotate_forward(cudaStream_t stream, const struct cuda_rotation *rotation, enum cuda_type in,
+                         const void *x, size_t ldx, size_t rows, enum cuda_type out, void *data, size_t stride,
+                         float *scale, int32_t *sum);
+/* The same without a rotation: cols elements of x. */
+void cuda_round_rows(cudaStream_t stream, const float *x, size_t ldx, size_t cols, size_t rows,
+                     enum cuda_type out, void *data, size_t stride, float *scale, int32_t *sum);
+/* y [rows][ldy] = inverse(z [rows][ldz]) + bias (NULL: none); y may be z. */
+void cuda_rotate_inverse(cudaStream_t stream, const struct cuda_rotation *rotation, const float *z, size_t ldz,
+                         float *y, size_t ldy, const float *bias, size_t rows);
+
+/* --- rows.cu --- */
+
+void cuda_embed(cudaStream_t stream, float *out, enum cuda_type type, const void *table, size_t cols,
+                const int32_t *ids, size_t rows);
+void cuda_rms_norm(cudaStream_t stream, float *y, size_t ldy, const float *x, size_t ldx, const float *weight,
+                   size_t rows, size_t n, float eps);
+void cuda_add(cudaStream_t stream, float *x, const float *d, size_t n);
+/* y = x + bias (NULL: none) of rows of n; y may be x. */
+void cuda_add_bias(cudaStream_t stream, float *y, size_t ldy, const float *x, size_t ldx, const float *bias,
+                   size_t rows, size_t n);
+void cuda_rope(cudaStream_t stream, float *x, size_t ldx, const uint32_t *positions, size_t rows,
+               uint32_t heads, uint32_t head_dim, const float *cosine, const float *sine);
+void cuda_swiglu(cudaStream_t stream, float *y, size_t ldy, const float *gate, const float *up, size_t ld,
+                 size_t rows, size_t n);
+void cuda_route(cudaStream_t stream, int32_t *index, float *weight, const float *logits, size_t rows,
+                uint32_t experts, uint32_t k, bool normalize);
+
+/* --- dense.cu --- */
+
+/* y[row][0..outs) = W a_row, W [outs][cols] of `type`, a [rows][stride] F32 or BF16. */
+void cuda_product_dense(cudaStream_t stream, enum cuda_type type, const void *w, size_t outs, size_t cols,
+                        enum cuda_type a_type, const void *a, size_t stride, size_t rows, float *y,
+                        size_t ldy);
+
+/* --- e8p.cu --- */
+
+#define CUDA_E8P_ROWS 32     /* outputs of a group of the packed layout */
+#define CUDA_E8P_CHUNK 64    /* columns of a step of 16-bit codes, 128 of 8-bit ones */
+#define CUDA_E8P_STEP 512    /* bytes of a step: 32 lanes of 16 */
+#define CUDA_MAX_STAGES 4
+/* Tables of the codebooks in device memory: per code byte eight nibbles, coordinate i at bits 4i.
+ *   [0, 256): E8P magnitudes by the pattern's number, [256, 512): signs, to be XORed; u = (4w + 15)/2.
+ *   [512, 768): E81B by code; u = 2w + 4. */
+#define CUDA_E8P_TABLE_WORDS 768
+struct cuda_e8p {
+    uint32_t outs, cols; /* outs: those of y; the layout is padded to groups of CUDA_E8P_ROWS */
+    uint32_t stages;
+    struct {
+        const void *data; /* as cuda_repack_stage writes it */
+        uint32_t narrow;  /* E81B */
+        float scale;
+    } stage[CUDA_MAX_STAGES];
+    const uint32_t *tables;
+};
+size_t cuda_e8p_stage_bytes(uint32_t outs, uint32_t cols, bool narrow);
+/* From the CPU's layout (formats/e8p_planes.h) of `outs` rows. e8p_code [256][3]: of a label the pattern's number, its
+ * plane of ones, and whether coordinate 7 is negated; sign_byte [256]: plane of signs to byte; e81b_code [256]. */
+struct cuda_plane_tables {
+    uint8_t pattern[256], ones[256], odd[256], sign_byte[256], e81b_code[256];
+};
+void cuda_repack_stage(cudaStream_t stream, const struct cuda_plane_tables *tables, uint32_t outs, uint32_t cols,
+                       bool narrow, const void *planes, void *data);
+/* Exact products with int8 activations (kernels.def, product_int8_*); q [rows][stride], zero from cols on to a multiple
+ * of 256. */
+#define CUDA_E8P_DECODE_ROWS 8
+/* Up to CUDA_E8P_DECODE_ROWS rows; processors: multiprocessors of the device. */
+void cuda_product_e8p_decode(cudaStream_t stream, const struct cuda_e8p *w, const int8_t *q, size_t stride,
+                             const float *scale, const int32_t *sum, size_t rows, float *y, size_t ldy,
+                             int processors);
+/* Many rows. */
+void cuda_product_e8p_tile(cudaStream_t stream, const struct cuda_e8p *w, const int8_t *q, size_t stride,
+                           const float *scale, const int32_t *sum, size_t rows, float *y, size_t ldy);
+void cuda_product_e8p_f32(cudaStream_t stream, const struct cuda_e8p *w, const float *x, size_t stride,
+                          size_t rows, float *y, size_t ldy);
+
+/* --- low_rank.cu: formats/low_rank.h --- */
+
+/* h [rows][rank up to a multiple of 8] = A x. */
+void cuda_low_rank_down(cudaStream_t stream, bool bf16, const void *a, uint32_t rank, const float *x, size_t ldx,
+                        size_t cols, size_t rows, float *h);
+/* y [rows][ldy] += scale * B h. */
+void cuda_low_rank_up(cudaStream_t stream, bool bf16, const void *b, uint32_t rank, float scale, const float *h,
+                      float *y, size_t ldy, size_t outs, size_t rows);
+
+/* --- attention.cu --- */
+
+/* What struct walsh_kv_view and walsh_attention_row of kernels/kernels.h look like; ops.c asserts it. */
+struct cuda_kv_view {
+    uint32_t type, page_tokens; /* type: walsh_kv_type, F32 0 or F16 1 */
+    void *const *k_pages, *const *v_pages;
+    const void *turbo, *recent; /* of packed caches, which have no kernels here */
+    uint32_t recent_tokens, recent_begin;
+};
+struct cuda_attention_row {
+    const struct cuda_kv_view *kv;
+    uint32_t position;
+};
+struct cuda_attention_shape {
+    uint32_t heads, kv_heads, head_dim, window;
+    float scale;
+};
+void cuda_attention_rows(cudaStream_t stream, struct cuda_attention_row *out, const struct cuda_kv_view *const *kv,
+                         const uint32_t *positions, size_t count, uint32_t layer);
+void cuda_kv_append(cudaStream_t stream, const struct cuda_attention_row *rows, size_t count, const float *k,
+                    const float *v, size_t ld, const struct cuda_attention_shape *shape);
+/* Bytes of scratch for `rows` rows; a call does as many rows at a time as its scratch holds, which is at least
+ * one. */
+size_t cuda_attention_scratch(const struct cuda_attention_shape *shape, size_t rows);
+void cuda_attention(cudaStream_t stream, float *out, size_t ldo, const float *query, size_t ldq,
+                    const struct cuda_attention_row *rows, size_t count, const struct cuda_attention_shape *shape,
+                    void *scratch, size_t scratch_bytes);
+
+/* --- peak.cu: ceilings --- */
+
+void cuda_peak_read(cudaStream_t stream, const void *from, size_t bytes, uint32_t *sink);
+void cuda_peak_copy(cudaStream_t stream, void *to, const void *from, size_t bytes);
+void cuda_fill_random(cudaStream_t stream, void *p, size_t bytes, uint32_t seed);
+void cuda_fill_normal(cudaStream_t stream, enum cuda_type type, void *p, size_t n, uint32_t seed);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,197 @@
+/* Memory of a device: allocation, copies through pinned buffers, weights into the layouts of the kernels. */
+#include <string.h>
+
+#include "base/memory.h"
+#include "formats/e8p_planes.h"
+#include "kernels/cuda/backend.h"
+
+enum walsh_status cuda_fail(struct walsh_error *err, cudaError_t code, const char *what)
+{
+    return walsh_fail(err, code == cudaErrorMemoryAllocation ? WALSH_E_MEMORY : WALSH_E_INTERNAL, "CUDA: %s: %s", what,
+                      cudaGetErrorString(code));
+}
+
+void cuda_refuse(struct cuda_device *d, const char *op, const char *why)
+{
+    if (d->failure.message[0] == 0) walsh_fail(&d->failure, WALSH_E_UNSUPPORTED, "CUDA: %s: %s", op, why);
+}
+
+void cuda_note(struct cuda_device *d, const char *op)
+{
+    const cudaError_t code = cudaGetLastError();
+    if (code != cudaSuccess && d->failure.message[0] == 0) cuda_fail(&d->failure, code, op);
+}
+
+static struct cuda_device *enter(const struct walsh_queue *q)
+{
+    struct cuda_device *d = cuda_device_of(q);
+    cudaSetDevice(d->number);
+    return d;
+}
+
+static enum walsh_status device_alloc(const struct walsh_queue *q, size_t bytes, const char *what, void *out_pointer,
+                                      struct walsh_error *err)
+{
+    struct cuda_device *d = enter(q);
+    void *p = NULL;
+    const cudaError_t code = cudaMalloc(&p, bytes > 0 ? bytes : 1);
+    memcpy(out_pointer, &p, sizeof p);
+    if (code == cudaSuccess) return WALSH_OK;
+    cudaGetLastError(); /* reported here, not by the next op */
+    size_t available = 0, total = 0;
+    cudaMemGetInfo(&available, &total);
+    return walsh_fail(err, code == cudaErrorMemoryAllocation ? WALSH_E_MEMORY : WALSH_E_INTERNAL,
+                      "%s: %zu bytes for %s: %s (%zu of %zu bytes are free)", d->name, bytes, what,
+                      cudaGetErrorString(code), available, total);
+}
+
+static void device_free(const struct walsh_queue *q, void *p)
+{
+    enter(q);
+    if (p) cudaFree(p);
+}
+
+static enum walsh_status upload(const struct walsh_queue *q, void *to, const void *from, size_t bytes,
+                                struct walsh_error *err)
+{
+    struct cuda_device *d = enter(q);
+    cudaError_t code = cudaSuccess;
+    for (size_t at = 0, n; at < bytes && code == cudaSuccess; at += n) {
+        const unsigned b = d->next;
+        d->next ^= 1;
+        n = walsh_min(bytes - at, CUDA_PINNED_BYTES);
+        code = cudaEventSynchronize(d->sent[b]);
+        if (code != cudaSuccess) break;
+        memcpy(d->pinned[b], (const uint8_t *)from + at, n);
+        code = cudaMemcpyAsync((uint8_t *)to + at, d->pinned[b], n, cudaMemcpyHostToDevice, d->stream);
+        if (code == cudaSuccess) code = cudaEventRecord(d->sent[b], d->stream);
+    }
+    return code == cudaSuccess ? WALSH_OK : cuda_fail(err, code, "an upload");
+}
+
+static enum walsh_status synchronize(const struct walsh_queue *q, struct walsh_error *err)
+{
+    struct cuda_device *d = enter(q);
+    const cudaError_t code = cudaStreamSynchronize(d->stream);
+    if (d->failure.message[0] != 0) {
+        const struct walsh_error failure = d->failure;
+        memset(&d->failure, 0, sizeof d->failure);
+        return walsh_fail(err, failure.status, "%s", failure.message);
+    }
+    return code == cudaSuccess ? WALSH_OK : cuda_fail(err, code, "the ops enqueued before");
+}
+
+static enum walsh_status download(const struct walsh_queue *q, void *to, const void *from, size_t bytes,
+                                  struct walsh_error *err)
+{
+    struct cuda_device *d = enter(q);
+    const cudaError_t code =
+        bytes > 0 ? cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, d->stream) : cudaSuccess;
+    if (code != cudaSuccess) return cuda_fail(err, code, "a download");
+    return synchronize(q, err);
+}
+
+static void fill(const struct walsh_queue *q, void *p, int byte, size_t bytes)
+{
+    struct cuda_device *d = enter(q);
+    if (bytes > 0) cudaMemsetAsync(p, byte, bytes, d->stream);
+    cuda_note(d, "fill");
+}
+
+static void figures(const struct walsh_queue *q, size_t *available, size_t *total)
+{
+    enter(q);
+    *available = *total = 0;
+    cudaMemGetInfo(available, total);
+}
+
+static void free_weights(const struct walsh_queue *q, struct walsh_weights *w)
+{
+    device_free(q, (void *)(uintptr_t)w->data);
+    for (unsigned k = 0; k < w->stages; k++) device_free(q, (void *)(uintptr_t)w->stage[k].data);
+    memset(w, 0, sizeof *w);
+}
+
+/* One stage: the planes go up as they are and a kernel lays them out. */
+static enum walsh_status upload_stage(const struct walsh_queue *q, const struct walsh_weights *host, unsigned k,
+                                      const char *what, const void **out, struct walsh_error *err)
+{
+    struct cuda_device *d = enter(q);
+    const bool narrow = host->stage[k].kind == WALSH_STAGE_E81B;
+    const size_t bytes = walsh_stage_bytes(host->stage[k].kind, host->rows, host->cols);
+    void *planes, *data;
+    WALSH_TRY(device_alloc(q, cuda_e8p_stage_bytes(host->rows, host->cols, narrow), what, &data, err));
+    enum walsh_status status = device_alloc(q, bytes, what, &planes, err);
+    if (status == WALSH_OK) status = upload(q, planes, host->stage[k].data, bytes, err);
+    if (status == WALSH_OK) {
+        cuda_repack_stage(d->stream, d->plane_tables, host->rows, host->cols, narrow, planes, data);
+        cuda_note(d, "repack");
+        status = synchronize(q, err);
+    }
+    device_free(q, planes);
+    if (status != WALSH_OK) {
+        device_free(q, data);
+        data = NULL;
+    }
+    *out = data;
+    return status;
+}
+
+static enum walsh_status upload_weights(const struct walsh_queue *q, const struct walsh_weights *host, const char *what,
+                                        struct walsh_weights *out, struct walsh_error *err)
+{
+    *out = *host;
+    out->data = NULL;
+    for (unsigned k = 0; k < WALSH_MAX_STAGES; k++) out->stage[k].data = NULL;
+    enum walsh_status status = WALSH_OK;
+    if (host->format == WALSH_FORMAT_E8P) {
+        for (unsigned k = 0; k < host->stages && status == WALSH_OK; k++)
+            status = upload_stage(q, host, k, what, &out->stage[k].data, err);
+    } else if (host->format < WALSH_FORMAT_E8P) {
+        const size_t bytes = (size_t)host->rows * host->cols * (host->format == WALSH_FORMAT_F32 ? 4 : 2);
+        void *data;
+        status = device_alloc(q, bytes, what, &data, err);
+        out->data = data;
+        if (status == WALSH_OK) status = upload(q, data, host->data, bytes, err);
+    } else {
+        return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: weights of format %s have no kernels on CUDA", what,
+                          walsh_format_name(host->format));
+    }
+    if (status != WALSH_OK) free_weights(q, out);
+    return status;
+}
+
+static enum walsh_status upload_rotation(const struct walsh_queue *q, const struct walsh_rotation *host, const char *what,
+                                         struct walsh_rotation *out, struct walsh_error *err)
+{
+    *out = *host;
+    out->signs = NULL;
+    if (host->kind == WALSH_ROTATION_NONE) return WALSH_OK;
+    if (host->kind != WALSH_ROTATION_BLOCKS)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: a rotation of overlapping blocks has no kernels on CUDA", what);
+    if (host->blocks.padded > CUDA_MAX_ROTATED)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: a rotation of %u elements; the CUDA kernels hold %u", what,
+                          host->blocks.padded, CUDA_MAX_ROTATED);
+    for (uint32_t b = 0; b < host->blocks.count; b++)
+        if (host->blocks.block[b] < 1u << CUDA_MIN_LOG2)
+            return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: a Hadamard block of %u; the CUDA kernels know %u and more",
+                              what, host->blocks.block[b], 1u << CUDA_MIN_LOG2);
+    void *signs;
+    const size_t bytes = host->blocks.padded * sizeof(float);
+    WALSH_TRY(device_alloc(q, bytes, what, &signs, err));
+    out->signs = signs;
+    return upload(q, signs, host->signs, bytes, err);
+}
+
+const struct walsh_memory cuda_memory = {
+    .alloc = device_alloc,
+    .free = device_free,
+    .upload = upload,
+    .download = download,
+    .fill = fill,
+    .synchronize = synchronize,
+    .upload_weights = upload_weights,
+    .upload_rotation = upload_rotation,
+    .free_weights = free_weights,
+    .figures = figures,
+};

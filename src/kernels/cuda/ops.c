@@ -1,0 +1,241 @@
+/* The table of ops on CUDA: descriptors into launches. */
+#include <stddef.h>
+
+#include "kernels/cuda/backend.h"
+
+_Static_assert(sizeof(struct walsh_kv_view) == sizeof(struct cuda_kv_view) &&
+                   offsetof(struct walsh_kv_view, type) == offsetof(struct cuda_kv_view, type) &&
+                   offsetof(struct walsh_kv_view, page_tokens) == offsetof(struct cuda_kv_view, page_tokens) &&
+                   offsetof(struct walsh_kv_view, k_pages) == offsetof(struct cuda_kv_view, k_pages) &&
+                   offsetof(struct walsh_kv_view, v_pages) == offsetof(struct cuda_kv_view, v_pages),
+               "the kernels' view of a cache");
+_Static_assert(sizeof(struct walsh_attention_row) == sizeof(struct cuda_attention_row) &&
+                   offsetof(struct walsh_attention_row, kv) == offsetof(struct cuda_attention_row, kv) &&
+                   offsetof(struct walsh_attention_row, position) == offsetof(struct cuda_attention_row, position),
+               "the kernels' row of attention");
+_Static_assert(WALSH_KV_F32 == 0 && WALSH_KV_F16 == 1, "the kernels' types of a cache");
+
+/* The device of q, current for this thread. */
+static struct cuda_device *enter(const struct walsh_queue *q)
+{
+    struct cuda_device *d = cuda_device_of(q);
+    cudaSetDevice(d->number);
+    return d;
+}
+
+static enum cuda_type type_of_format(enum walsh_format format)
+{
+    return format == WALSH_FORMAT_F32 ? CUDA_TYPE_F32 : format == WALSH_FORMAT_F16 ? CUDA_TYPE_F16 : CUDA_TYPE_BF16;
+}
+
+static enum cuda_type type_of_activation(enum walsh_activation_type type)
+{
+    return type == WALSH_ACTIVATION_INT8 ? CUDA_TYPE_I8 : type == WALSH_ACTIVATION_BF16 ? CUDA_TYPE_BF16 : CUDA_TYPE_F32;
+}
+
+static void embed(const struct walsh_queue *q, float *out, const struct walsh_weights *table, const int32_t *ids, size_t rows)
+{
+    struct cuda_device *d = enter(q);
+    cuda_embed(d->stream, out, type_of_format(table->format), table->data, table->cols, ids, rows);
+    cuda_note(d, "embed");
+}
+
+static void rms_norm(const struct walsh_queue *q, float *y, size_t ldy, const float *x, size_t ldx, const float *weight,
+                     size_t rows, size_t n, float eps)
+{
+    struct cuda_device *d = enter(q);
+    cuda_rms_norm(d->stream, y, ldy, x, ldx, weight, rows, n, eps);
+    cuda_note(d, "rms_norm");
+}
+
+static void add(const struct walsh_queue *q, float *x, const float *delta, size_t n)
+{
+    struct cuda_device *d = enter(q);
+    cuda_add(d->stream, x, delta, n);
+    cuda_note(d, "add");
+}
+
+/* How the blocks of a rotation lie; walsh_memory.upload_rotation refused what the kernels do not know. */
+static struct cuda_rotation rotation_of(const struct walsh_rotation *r)
+{
+    struct cuda_rotation out = {
+        .size = r->size, .padded = r->blocks.padded, .count = r->blocks.count, .signs = r->signs};
+    uint32_t at = 0;
+    for (uint32_t b = 0; b < r->blocks.count; b++) {
+        out.begin[b] = at;
+        out.log2[b] = (uint8_t)__builtin_ctz(r->blocks.block[b]);
+        out.scale[b] = (float)(1.0 / __builtin_sqrt((double)r->blocks.block[b]));
+        at += r->blocks.block[b];
+    }
+    return out;
+}
+
+static void prepare(const struct walsh_queue *q, struct walsh_activations *a, const float *x, size_t ldx,
+                    const struct walsh_rotation *rotation)
+{
+    struct cuda_device *d = enter(q);
+    const enum cuda_type type = type_of_activation(a->type);
+    if (rotation->kind == WALSH_ROTATION_NONE) {
+        cuda_round_rows(d->stream, x, ldx, a->cols, a->rows, type, a->data, a->stride, a->scale, a->sum);
+    } else {
+        const struct cuda_rotation r = rotation_of(rotation);
+        cuda_rotate_forward(d->stream, &r, CUDA_TYPE_F32, x, ldx, a->rows, type, a->data, a->stride, a->scale, a->sum);
+    }
+    cuda_note(d, "prepare");
+}
+
+struct cuda_e8p cuda_e8p_of(const struct cuda_device *d, const struct walsh_weights *w)
+{
+    struct cuda_e8p out = {.outs = w->rows, .cols = w->cols, .stages = w->stages, .tables = d->e8p_tables};
+    for (unsigned k = 0; k < w->stages; k++) {
+        out.stage[k].data = w->stage[k].data;
+        out.stage[k].narrow = w->stage[k].kind == WALSH_STAGE_E81B;
+        out.stage[k].scale = w->stage[k].scale;
+    }
+    return out;
+}
+
+static void product_int8(struct cuda_device *d, const struct walsh_product *p, const struct walsh_activations *a)
+{
+    const struct cuda_e8p w = cuda_e8p_of(d, p->weights);
+    /* integer sums: a row's bits are the same by either kernel */
+    if (a->rows <= CUDA_E8P_DECODE_ROWS)
+        cuda_product_e8p_decode(d->stream, &w, a->data, a->stride, a->scale, a->sum, a->rows, p->y, p->ldy, d->processors);
+    else
+        cuda_product_e8p_tile(d->stream, &w, a->data, a->stride, a->scale, a->sum, a->rows, p->y, p->ldy);
+}
+
+/* h of every update, then the updates of each product in their order. */
+static void update_products(struct cuda_device *d, const struct walsh_product *list, size_t count,
+                            const struct walsh_low_rank_input *in)
+{
+    for (size_t i = 0; i < in->count; i++) {
+        const struct walsh_low_rank_down *down = &in->down[i];
+        cuda_low_rank_down(d->stream, down->format == WALSH_FORMAT_BF16, down->a, down->rank, in->x + down->row_begin * in->ldx,
+                           in->ldx, in->cols, down->row_end - down->row_begin, down->h);
+    }
+    for (size_t i = 0; i < count; i++)
+        for (size_t u = 0; u < list[i].up_count; u++) {
+            const struct walsh_low_rank_up *up = &list[i].up[u];
+            const struct walsh_low_rank_down *down = &in->down[up->down];
+            cuda_low_rank_up(d->stream, down->format == WALSH_FORMAT_BF16, up->b, down->rank, up->scale, down->h,
+                             list[i].y + down->row_begin * list[i].ldy, list[i].ldy, list[i].weights->rows,
+                             down->row_end - down->row_begin);
+        }
+}
+
+static void product(const struct walsh_queue *q, const struct walsh_product *list, size_t count,
+                    const struct walsh_activations *a, const struct walsh_low_rank_input *low_rank, enum walsh_role role)
+{
+    (void)role;
+    struct cuda_device *d = enter(q);
+    if (a->rows == 0) return;
+    for (size_t i = 0; i < count; i++) {
+        const struct walsh_product *p = &list[i];
+        const struct walsh_weights *w = p->weights;
+        if (w->format != WALSH_FORMAT_E8P) {
+            cuda_product_dense(d->stream, type_of_format(w->format), w->data, w->rows, w->cols, type_of_activation(a->type),
+                               a->data, a->stride, a->rows, p->y, p->ldy);
+        } else if (a->type == WALSH_ACTIVATION_INT8) {
+            product_int8(d, p, a);
+        } else {
+            const struct cuda_e8p e8p = cuda_e8p_of(d, w);
+            cuda_product_e8p_f32(d->stream, &e8p, a->data, a->stride, a->rows, p->y, p->ldy);
+        }
+    }
+    if (low_rank) update_products(d, list, count, low_rank);
+    cuda_note(d, "product");
+}
+
+static void unrotate(const struct walsh_queue *q, float *y, size_t ldy, float *z, size_t ldz,
+                     const struct walsh_rotation *rotation, const float *bias, size_t rows)
+{
+    struct cuda_device *d = enter(q);
+    if (rotation->kind == WALSH_ROTATION_NONE) {
+        if (y == z && !bias) return;
+        cuda_add_bias(d->stream, y, ldy, z, ldz, bias, rows, rotation->size);
+    } else {
+        const struct cuda_rotation r = rotation_of(rotation);
+        cuda_rotate_inverse(d->stream, &r, z, ldz, y, ldy, bias, rows);
+    }
+    cuda_note(d, "unrotate");
+}
+
+static void rope(const struct walsh_queue *q, float *x, size_t ldx, const uint32_t *positions, size_t rows, uint32_t heads,
+                 uint32_t head_dim, const float *cosine, const float *sine)
+{
+    struct cuda_device *d = enter(q);
+    cuda_rope(d->stream, x, ldx, positions, rows, heads, head_dim, cosine, sine);
+    cuda_note(d, "rope");
+}
+
+static struct cuda_attention_shape shape_of(const struct walsh_attention_shape *s)
+{
+    return (struct cuda_attention_shape){
+        .heads = s->heads, .kv_heads = s->kv_heads, .head_dim = s->head_dim, .window = s->window, .scale = s->scale};
+}
+
+static void attention_rows(const struct walsh_queue *q, struct walsh_attention_row *out, const struct walsh_kv_view *const *kv,
+                           const uint32_t *positions, size_t count, uint32_t layer)
+{
+    struct cuda_device *d = enter(q);
+    cuda_attention_rows(d->stream, (struct cuda_attention_row *)(void *)out,
+                        (const struct cuda_kv_view *const *)(const void *)kv, positions, count, layer);
+    cuda_note(d, "attention_rows");
+}
+
+static void kv_append(const struct walsh_queue *q, const struct walsh_attention_row *rows, size_t count, const float *k,
+                      const float *v, size_t ld, const struct walsh_attention_shape *shape)
+{
+    struct cuda_device *d = enter(q);
+    const struct cuda_attention_shape s = shape_of(shape);
+    cuda_kv_append(d->stream, (const struct cuda_attention_row *)(const void *)rows, count, k, v, ld, &s);
+    cuda_note(d, "kv_append");
+}
+
+static void attention(const struct walsh_queue *q, float *out, size_t ldo, const float *query, size_t ldq,
+                      const struct walsh_attention_row *rows, size_t count, const struct walsh_attention_shape *shape,
+                      enum walsh_role role)
+{
+    (void)role;
+    struct cuda_device *d = enter(q);
+    const struct cuda_attention_shape s = shape_of(shape);
+    if (cuda_attention_scratch(&s, 1) > CUDA_SCRATCH_BYTES) {
+        cuda_refuse(d, "attention", "one row of so many heads does not fit its scratch");
+        return;
+    }
+    cuda_attention(d->stream, out, ldo, query, ldq, (const struct cuda_attention_row *)(const void *)rows, count, &s,
+                   d->scratch, CUDA_SCRATCH_BYTES);
+    cuda_note(d, "attention");
+}
+
+static void swiglu(const struct walsh_queue *q, float *y, size_t ldy, const float *gate, const float *up, size_t ld,
+                   size_t rows, size_t n)
+{
+    struct cuda_device *d = enter(q);
+    cuda_swiglu(d->stream, y, ldy, gate, up, ld, rows, n);
+    cuda_note(d, "swiglu");
+}
+
+static void route(const struct walsh_queue *q, int32_t *index, float *weight, const float *logits, size_t rows,
+                  uint32_t experts, uint32_t k, bool normalize)
+{
+    struct cuda_device *d = enter(q);
+    cuda_route(d->stream, index, weight, logits, rows, experts, k, normalize);
+    cuda_note(d, "route");
+}
+
+const struct walsh_ops cuda_ops = {
+    .embed = embed,
+    .rms_norm = rms_norm,
+    .add = add,
+    .prepare = prepare,
+    .product = product,
+    .unrotate = unrotate,
+    .rope = rope,
+    .attention_rows = attention_rows,
+    .kv_append = kv_append,
+    .attention = attention,
+    .swiglu = swiglu,
+    .route = route,
+};

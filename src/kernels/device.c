@@ -1,0 +1,58 @@
+/* Finding and loading the module of a device. */
+#include "kernels/device.h"
+
+#include <dlfcn.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#define MODULE_NAME "libwalsh-cuda.so"
+#define PATH_SIZE 4096
+
+/* Where this program is, with '/' at the end; false where the system does not say. */
+static bool program_directory(char *path)
+{
+    ssize_t length = readlink("/proc/self/exe", path, PATH_SIZE - 1);
+    if (length <= 0) return false;
+    path[length] = 0;
+    char *slash = strrchr(path, '/');
+    if (!slash) return false;
+    slash[1] = 0;
+    return true;
+}
+
+static void *open_beside_program(void)
+{
+    static const char *const places[] = {"", "../lib/", "../lib/walsh/"};
+    char directory[PATH_SIZE], path[PATH_SIZE + 64];
+    if (program_directory(directory))
+        for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+            snprintf(path, sizeof path, "%s%s%s", directory, places[i], MODULE_NAME);
+            if (access(path, R_OK) == 0) return dlopen(path, RTLD_NOW | RTLD_LOCAL);
+        }
+    return dlopen(MODULE_NAME, RTLD_NOW | RTLD_LOCAL);
+}
+
+enum walsh_status walsh_device_load(const char *path, const struct walsh_device_module **out,
+                                    struct walsh_error *err)
+{
+    *out = NULL;
+    void *library = path ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : open_beside_program();
+    if (!library) {
+        const char *why = dlerror();
+        return walsh_fail(err, WALSH_E_UNSUPPORTED, "the CUDA module is not there: %s",
+                          why ? why : MODULE_NAME);
+    }
+    walsh_device_module_function *get;
+    void *symbol = dlsym(library, WALSH_DEVICE_MODULE_SYMBOL);
+    memcpy(&get, &symbol, sizeof get); /* ISO C knows no cast from an object to a function */
+    const struct walsh_device_module *module = symbol ? get() : NULL;
+    if (!module || module->module_size != sizeof *module || module->queue_size != sizeof(struct walsh_queue) ||
+        module->ops_size != sizeof(struct walsh_ops) || strcmp(module->version, WALSH_VERSION) != 0) {
+        dlclose(library);
+        return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s is not of this build of walsh %s",
+                          path ? path : MODULE_NAME, WALSH_VERSION);
+    }
+    *out = module;
+    return WALSH_OK;
+}

@@ -1,0 +1,83 @@
+/* kernels/device: devices other than the CPU. A backend is a module (libwalsh-cuda.so) that is loaded at run
+ * time, so that one program runs with and without it; kernels/ knows it by the tables below only.
+ *
+ * What the ops of struct walsh_ops (kernels/kernels.h) read and write on a device's queue is device memory:
+ * x, y, ids, positions, route's indices, the data behind a descriptor, the page tables and the array of
+ * walsh_attention_row with the views that it names. The descriptors themselves are host memory: walsh_weights,
+ * walsh_activations, walsh_rotation, walsh_attention_shape and lists of walsh_product. An op only enqueues;
+ * its failure is reported by the next walsh_memory.synchronize or download. */
+#ifndef WALSH_KERNELS_DEVICE_H
+#define WALSH_KERNELS_DEVICE_H
+
+#include "kernels/kernels.h"
+
+/* Memory of the device of a queue. What comes back is ordered behind the ops that the queue was given. */
+struct walsh_memory {
+    /* 256-byte aligned, uninitialised. On failure the message says how much `what` wanted and what is free. */
+    enum walsh_status (*alloc)(const struct walsh_queue *q, size_t bytes, const char *what, void *out_pointer,
+                               struct walsh_error *err);
+    void (*free)(const struct walsh_queue *q, void *p); /* NULL is fine; waits for the queue */
+    /* Host to device. `from` may be reused on return: large copies go through two pinned buffers. */
+    enum walsh_status (*upload)(const struct walsh_queue *q, void *to, const void *from, size_t bytes,
+                                struct walsh_error *err);
+    /* Device to host, complete on return. */
+    enum walsh_status (*download)(const struct walsh_queue *q, void *to, const void *from, size_t bytes,
+                                  struct walsh_error *err);
+    void (*fill)(const struct walsh_queue *q, void *p, int byte, size_t bytes); /* enqueued */
+    enum walsh_status (*synchronize)(const struct walsh_queue *q, struct walsh_error *err);
+    /* *out: the matrix on the device, in the layout of its products. What it holds is released by
+     * free_weights. A format without products there: WALSH_E_UNSUPPORTED. */
+    enum walsh_status (*upload_weights)(const struct walsh_queue *q, const struct walsh_weights *host,
+                                        const char *what, struct walsh_weights *out, struct walsh_error *err);
+    /* *out: the rotation with its signs on the device, which belong to the caller (free). A block that the
+     * kernels do not hold: WALSH_E_UNSUPPORTED with both figures. */
+    enum walsh_status (*upload_rotation)(const struct walsh_queue *q, const struct walsh_rotation *host,
+                                         const char *what, struct walsh_rotation *out, struct walsh_error *err);
+    void (*free_weights)(const struct walsh_queue *q, struct walsh_weights *w);
+    /* Bytes free and in all. */
+    void (*figures)(const struct walsh_queue *q, size_t *available, size_t *total);
+};
+
+struct walsh_device_info {
+    char name[256];       /* "NVIDIA H200" */
+    char capability[128]; /* "compute 9.0, 132 multiprocessors, 150.1 GB, kernels for sm_90a" */
+};
+
+/* One timed case of a device's kernels. */
+struct walsh_device_bench_row {
+    const char *kernel;
+    char size[64];
+    double seconds, bytes, operations; /* of one call */
+    double roofline;                   /* bytes over seconds over the bandwidth measured in the same run */
+};
+struct walsh_device_ceilings {
+    double read_bandwidth, copy_bandwidth; /* bytes/s; a copy counts what it reads and what it writes */
+};
+
+/* What a module exports, as the function walsh_device_module. Module and program are of one build: the loader
+ * refuses another version or other struct sizes. */
+#define WALSH_DEVICE_MODULE_SYMBOL "walsh_device_module"
+struct walsh_device_module {
+    const char *version; /* WALSH_VERSION */
+    size_t queue_size, ops_size, module_size;
+    /* Devices that can be used; 0 with a reason in *err. */
+    unsigned (*count)(struct walsh_error *err);
+    enum walsh_status (*describe)(unsigned device, struct walsh_device_info *out, struct walsh_error *err);
+    /* A queue with its own stream. The CPU's members of *out are left as they are. */
+    enum walsh_status (*open)(unsigned device, struct walsh_queue *out, struct walsh_error *err);
+    void (*close)(struct walsh_queue *q);
+    /* The measured kernels whose name contains `pattern` (NULL: all). */
+    enum walsh_status (*bench)(const struct walsh_queue *q, const char *pattern,
+                               struct walsh_device_ceilings *ceilings,
+                               void (*row)(void *user, const struct walsh_device_bench_row *row), void *user,
+                               struct walsh_error *err);
+};
+typedef const struct walsh_device_module *walsh_device_module_function(void);
+
+/* The module of backend "cuda": beside the program, in ../lib or ../lib/walsh of it, or where the system finds
+ * libraries; `path`: this file. WALSH_E_UNSUPPORTED where there is none or it is of another build. It stays
+ * loaded for the life of the process. */
+enum walsh_status walsh_device_load(const char *path, const struct walsh_device_module **out,
+                                    struct walsh_error *err);
+
+#endif
