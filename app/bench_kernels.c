@@ -58,6 +58,12 @@ enum walsh_status bench_kernels(struct command *command, struct walsh_context *c
         json_decref(sink.rows);
         return status;
     }
+    const bool device = ceilings.copy_bandwidth > 0;
+    if (!sink.rows && device) {
+        printf("\nceilings of this device: %.1f GB/s read, %.1f GB/s copied\n", ceilings.read_bandwidth / 1e9,
+               ceilings.copy_bandwidth / 1e9);
+        return WALSH_OK;
+    }
     if (!sink.rows) {
         printf(
             "\nceilings of this machine: %.1f GB/s read, %.1f Gflop/s f32 FMA, %.1f Gop/s int8 dot product\n",
@@ -66,8 +72,13 @@ enum walsh_status bench_kernels(struct command *command, struct walsh_context *c
     }
     json_t *object = json_object(), *limits = json_object();
     json_put_real(limits, "read_gbps", ceilings.read_bandwidth / 1e9);
-    json_put_real(limits, "fma_f32_gflops", ceilings.fma_f32 / 1e9);
-    json_put_real(limits, "dot_i8_gops", ceilings.dot_i8 / 1e9);
+    if (device) {
+        json_put_real(limits, "copy_gbps", ceilings.copy_bandwidth / 1e9);
+    } else {
+        json_put_real(limits, "fma_f32_gflops", ceilings.fma_f32 / 1e9);
+        json_put_real(limits, "dot_i8_gops", ceilings.dot_i8 / 1e9);
+    }
+    json_put_text(object, "device", device ? command->device : "cpu");
     json_put_integer(object, "threads", walsh_context_threads(context));
     json_object_set_new(object, "ceilings", limits);
     json_object_set_new(object, "kernels", sink.rows);

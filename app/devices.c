@@ -4,6 +4,19 @@
 #include "app.h"
 #include "output.h"
 
+static void put_devices(json_t *devices)
+{
+    struct walsh_device device;
+    for (size_t i = 0; walsh_device_find(i, &device); i++) {
+        json_t *item = json_object();
+        json_put_text(item, "device", device.device);
+        json_object_set_new(item, "usable", json_boolean(device.usable));
+        if (device.usable) json_put_text(item, "name", device.name);
+        json_put_text(item, "detail", device.detail);
+        json_array_append_new(devices, item);
+    }
+}
+
 static enum walsh_status print_json(const struct walsh_context *context, struct walsh_error *err)
 {
     json_t *object = json_object(), *devices = json_array(), *cpu = json_object(), *kernels = json_object();
@@ -15,6 +28,7 @@ static enum walsh_status print_json(const struct walsh_context *context, struct 
     json_put_text(cpu, "features", walsh_context_cpu_features(context));
     json_object_set_new(cpu, "kernels", kernels);
     json_array_append_new(devices, cpu);
+    put_devices(devices);
     json_object_set_new(object, "devices", devices);
     return json_print(object, err);
 }
@@ -23,6 +37,10 @@ static void print_table(const struct walsh_context *context)
 {
     printf("device    cpu\nthreads   %u\nfeatures  %s\n\n", walsh_context_threads(context),
            walsh_context_cpu_features(context));
+    struct walsh_device device;
+    for (size_t i = 0; walsh_device_find(i, &device); i++)
+        printf("device    %s%s%s\n          %s\n\n", device.device, device.usable ? ", " : ": not used", device.name,
+               device.detail);
     printf("%-28s implementation\n", "kernel");
     const char *kernel, *implementation;
     for (size_t i = 0; walsh_context_kernel(context, i, &kernel, &implementation); i++)

@@ -39,7 +39,7 @@ struct walsh_context_options {
     size_t struct_size;
     unsigned threads; /* 0: the CPUs that this process may use */
     const char *cpu; /* NULL or "best" | "reference" | "avx2" | "avx512" | "amx": caps the instruction sets */
-    const char *device; /* NULL or "cpu" */
+    const char *device; /* NULL or "cpu" | "cuda" | "cuda:N" */
     struct walsh_hooks hooks;
 };
 #define WALSH_CONTEXT_OPTIONS                                                                                \
@@ -53,6 +53,15 @@ WALSH_API void walsh_context_close(struct walsh_context **context);
 WALSH_API unsigned walsh_context_threads(const struct walsh_context *context);
 /* "avx512f avx512bw ..." of this machine. */
 WALSH_API const char *walsh_context_cpu_features(const struct walsh_context *context);
+/* A device beside the CPU. */
+struct walsh_device {
+    char device[32];   /* as walsh_context_options.device names it */
+    char name[256];    /* "NVIDIA H200" */
+    char detail[1024]; /* what it can do, or why it is not used */
+    bool usable;
+};
+/* Device i of this machine; false past the last. Where there is none the first entry says why. */
+WALSH_API bool walsh_device_find(size_t i, struct walsh_device *out);
 /* Kernel i's name and the implementation chosen; false past the last. */
 WALSH_API bool walsh_context_kernel(const struct walsh_context *context, size_t i, const char **kernel,
                                     const char **implementation);
@@ -640,6 +649,7 @@ struct walsh_bench_ceilings { /* measured in this process */
     double read_bandwidth;    /* bytes/s from DRAM */
     double fma_f32;           /* flop/s */
     double dot_i8;            /* op/s; 0 where the machine has no int8 dot product */
+    double copy_bandwidth;    /* of a device: bytes/s, read and written ones; 0: the CPU */
 };
 struct walsh_bench_row {
     const char *kernel, *implementation;
@@ -649,7 +659,8 @@ struct walsh_bench_row {
     double ratio;             /* reference implementation's seconds / seconds */
     double roofline;          /* share of the binding ceiling, 0..1 */
 };
-/* Run the kernels whose name contains `pattern` (NULL: all); one callback per row. */
+/* Run the kernels whose name contains `pattern` (NULL: all); one callback per row. Of a context with a device: that
+ * device's, against its bandwidths of reading and copying; ceilings of arithmetic are 0 there. */
 WALSH_API enum walsh_status walsh_bench_kernels(struct walsh_context *context, const char *pattern,
                                                 void (*row)(void *user, const struct walsh_bench_row *row),
                                                 void *user, struct walsh_bench_ceilings *ceilings,

@@ -6,16 +6,20 @@
 
 #include "walsh.h"
 
-#include "kernels/kernels.h"
+#include "kernels/device.h"
 #include "model/model.h"
 #include "runtime/sampler.h"
 #include "runtime/session.h"
 
 struct walsh_context {
     struct walsh_pool *pool;
-    struct walsh_queue queue;
+    struct walsh_queue queue; /* what models run on; a device's keeps the CPU's pool and kernels for host work */
+    const struct walsh_device_module *module; /* of the queue's device; NULL: the CPU */
     struct walsh_hooks hooks;
 };
+/* WALSH_E_UNSUPPORTED where the context's device is not the CPU; `what` begins the message. */
+enum walsh_status walsh_context_needs_cpu(const struct walsh_context *context, const char *what,
+                                          struct walsh_error *err);
 
 struct walsh_model {
     struct walsh_context *context;

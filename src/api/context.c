@@ -1,9 +1,12 @@
 /* Contexts: the pool and the kernel table. */
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "api/api.h"
 
 #define MAX_THREADS 1024
+#define MAX_DEVICES 1024
 
 const char *walsh_version(void)
 {
@@ -31,19 +34,45 @@ static enum walsh_status find_level(const char *name, enum walsh_cpu_level *leve
                       name);
 }
 
+/* "cuda" or "cuda:N" */
+static bool device_number(const char *name, unsigned *number)
+{
+    *number = 0;
+    if (strncmp(name, "cuda", 4) != 0) return false;
+    if (name[4] == 0) return true;
+    if (name[4] != ':' || name[5] < '0' || name[5] > '9') return false;
+    char *end;
+    const unsigned long n = strtoul(name + 5, &end, 10);
+    *number = (unsigned)n;
+    return *end == 0 && n < MAX_DEVICES;
+}
+
+static enum walsh_status open_device(struct walsh_context *context, const char *name, struct walsh_error *err)
+{
+    unsigned number;
+    if (!name || strcmp(name, "cpu") == 0) return WALSH_OK;
+    if (!device_number(name, &number))
+        return walsh_fail(err, WALSH_E_ARGUMENT, "device is \"%.100s\", expected cpu, cuda or cuda:N", name);
+    const struct walsh_device_module *module;
+    enum walsh_status status = walsh_device_load(NULL, &module, err);
+    if (status == WALSH_OK) status = module->open(number, &context->queue, err);
+    if (status != WALSH_OK) return walsh_fail_within(err, status, "device %s", name);
+    context->module = module;
+    return WALSH_OK;
+}
+
 static enum walsh_status open_members(struct walsh_context *context, const struct walsh_context_options *o,
                                       struct walsh_error *err)
 {
     enum walsh_cpu_level level;
     WALSH_TRY(find_level(o->cpu, &level, err));
-    if (o->device && strcmp(o->device, "cpu") != 0)
-        return walsh_fail(err, WALSH_E_UNSUPPORTED, "device is \"%s\"; this build knows: cpu", o->device);
     if (o->threads > MAX_THREADS)
         return walsh_fail(err, WALSH_E_ARGUMENT, "threads is %u, expected at most %d", o->threads,
                           MAX_THREADS);
     context->hooks = o->hooks;
     WALSH_TRY(walsh_pool_open(o->threads ? o->threads : walsh_cpu_count(), &context->pool, err));
-    return walsh_queue_open(level, context->pool, &context->queue, err);
+    WALSH_TRY(walsh_queue_open(level, context->pool, &context->queue, err));
+    return open_device(context, o->device, err);
 }
 
 enum walsh_status walsh_context_open(const struct walsh_context_options *options, struct walsh_context **out,
@@ -66,6 +95,7 @@ enum walsh_status walsh_context_open(const struct walsh_context_options *options
 void walsh_context_close(struct walsh_context **context)
 {
     if (!context || !*context) return;
+    if ((*context)->module) (*context)->module->close(&(*context)->queue);
     walsh_queue_close(&(*context)->queue);
     walsh_pool_close(&(*context)->pool);
     walsh_free(*context);
@@ -87,4 +117,34 @@ bool walsh_context_kernel(const struct walsh_context *context, size_t i, const c
                           const char **implementation)
 {
     return walsh_queue_kernel(&context->queue, i, kernel, implementation);
+}
+
+bool walsh_device_find(size_t i, struct walsh_device *out)
+{
+    const struct walsh_device_module *module;
+    struct walsh_device_info info;
+    struct walsh_error err;
+    unsigned count = 0;
+    memset(out, 0, sizeof *out);
+    if (i > MAX_DEVICES) return false;
+    snprintf(out->device, sizeof out->device, "cuda:%u", (unsigned)i);
+    if (walsh_device_load(NULL, &module, &err) == WALSH_OK) count = module->count(&err);
+    if (count > 0 && i >= count) return false;
+    if (count > 0 && module->describe((unsigned)i, &info, &err) == WALSH_OK) {
+        out->usable = true;
+        snprintf(out->name, sizeof out->name, "%s", info.name);
+        snprintf(out->detail, sizeof out->detail, "%s", info.capability);
+        return true;
+    }
+    if (count == 0 && i > 0) return false;
+    if (count == 0) snprintf(out->device, sizeof out->device, "cuda");
+    snprintf(out->detail, sizeof out->detail, "%s", err.message);
+    return true;
+}
+
+enum walsh_status walsh_context_needs_cpu(const struct walsh_context *context, const char *what,
+                                          struct walsh_error *err)
+{
+    if (!context->module) return WALSH_OK;
+    return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s runs on the CPU only; its context has another device", what);
 }

@@ -78,6 +78,7 @@ enum walsh_status walsh_quantize(struct walsh_context *context, const char *src,
     struct walsh_job_report done;
     WALSH_TRY(walsh_options_read(&o, sizeof o, options, "walsh_quantize_options", err));
     WALSH_TRY(job_options(&o, &job, err));
+    WALSH_TRY(walsh_context_needs_cpu(context, "quantize", err));
     WALSH_TRY(walsh_quantize_job(&context->queue, &context->hooks, src, dst, &job, &done, err));
     struct walsh_quantize_report r = {.struct_size = sizeof r,
                                       .bytes_predicted = done.bytes_predicted,

@@ -57,7 +57,7 @@ misuse "--bits: 1 is out of range: 2 to 8" quantize a b --bits 1
 misuse "--format: 'mxfp4' is not supported; supported: e8p" quantize a b --format mxfp4
 misuse "--rotation: 'overlap' is not supported; supported: block|pow2" quantize a b --rotation overlap
 misuse "--calibration and --no-hessian exclude each other" quantize a b --no-hessian --calibration c
-misuse "--device: 'cuda' is not supported; supported: cpu" run m --device cuda
+misuse 'device is "tpu", expected cpu, cuda or cuda:N' devices --device tpu
 misuse "--activations: 'int4' is not supported; supported: auto|f32|bf16|int8" run m --activations int4
 misuse "--batch: 'x' is not a whole number" bench m --batch 1,x
 misuse "--batch: '' is not a whole number" bench m --batch 1,
@@ -92,6 +92,7 @@ says "walsh: cannot write to standard output"
 # --- devices
 works devices
 grep -q '^hadamard_f32 ' "$work/out" || fails "devices lists the kernels"
+grep -q '^device    cuda' "$work/out" || fails "devices says what there is of CUDA, or why it is not used"
 works devices --json --cpu reference
 has devices.0.features devices.0.kernels.hadamard_f32
 same kernel "$(value devices.0.kernels.hadamard_f32)" reference

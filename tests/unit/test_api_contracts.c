@@ -78,7 +78,10 @@ static void contexts_refuse_what_they_do_not_know(void **state)
     assert_string_equal(err.message, "cpu is \"sse9\", expected best, reference, avx2, avx512 or amx");
     options.cpu = NULL;
     options.device = "tpu";
-    assert_int_equal(walsh_context_open(&options, &other, &err), WALSH_E_UNSUPPORTED);
+    assert_int_equal(walsh_context_open(&options, &other, &err), WALSH_E_ARGUMENT);
+    assert_string_equal(err.message, "device is \"tpu\", expected cpu, cuda or cuda:N");
+    options.device = "cuda:1x";
+    assert_int_equal(walsh_context_open(&options, &other, &err), WALSH_E_ARGUMENT);
     options.device = "cpu";
     options.threads = 5000;
     assert_int_equal(walsh_context_open(&options, &other, &err), WALSH_E_ARGUMENT);

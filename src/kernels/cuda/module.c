@@ -46,8 +46,12 @@ static unsigned count_devices(struct walsh_error *err)
     const cudaError_t code = cudaGetDeviceCount(&count);
     if (code == cudaSuccess && count > 0) return (unsigned)count;
     cudaGetLastError();
+    int driver = 0;
+    cudaDriverGetVersion(&driver);
     walsh_fail(err, WALSH_E_UNSUPPORTED, "no CUDA device: %s",
-               code == cudaSuccess ? "the driver lists none" : cudaGetErrorString(code));
+               code == cudaSuccess ? "the driver lists none"
+               : driver == 0       ? "no NVIDIA driver is installed"
+                                   : cudaGetErrorString(code));
     return 0;
 }
 
