@@ -39,8 +39,8 @@ static void print_table(const struct walsh_context *context)
            walsh_context_cpu_features(context));
     struct walsh_device device;
     for (size_t i = 0; walsh_device_find(i, &device); i++)
-        printf("device    %s%s%s\n          %s\n\n", device.device, device.usable ? ", " : ": not used", device.name,
-               device.detail);
+        printf("device    %s%s%s\n          %s\n\n", device.device, device.usable ? ", " : ": not used",
+               device.name, device.detail);
     printf("%-28s implementation\n", "kernel");
     const char *kernel, *implementation;
     for (size_t i = 0; walsh_context_kernel(context, i, &kernel, &implementation); i++)

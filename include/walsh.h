@@ -659,8 +659,9 @@ struct walsh_bench_row {
     double ratio;             /* reference implementation's seconds / seconds */
     double roofline;          /* share of the binding ceiling, 0..1 */
 };
-/* Run the kernels whose name contains `pattern` (NULL: all); one callback per row. Of a context with a device: that
- * device's, against its bandwidths of reading and copying; ceilings of arithmetic are 0 there. */
+/* Run the kernels whose name contains `pattern` (NULL: all); one callback per row. Of a context with a
+ * device: that device's, against its bandwidths of reading and copying; ceilings of arithmetic are 0 there.
+ */
 WALSH_API enum walsh_status walsh_bench_kernels(struct walsh_context *context, const char *pattern,
                                                 void (*row)(void *user, const struct walsh_bench_row *row),
                                                 void *user, struct walsh_bench_ceilings *ceilings,

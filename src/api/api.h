@@ -13,7 +13,8 @@
 
 struct walsh_context {
     struct walsh_pool *pool;
-    struct walsh_queue queue; /* what models run on; a device's keeps the CPU's pool and kernels for host work */
+    struct walsh_queue
+        queue; /* what models run on; a device's keeps the CPU's pool and kernels for host work */
     const struct walsh_device_module *module; /* of the queue's device; NULL: the CPU */
     struct walsh_hooks hooks;
 };

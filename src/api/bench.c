@@ -44,8 +44,9 @@ static void pass_device_row(void *user, const struct walsh_device_bench_row *res
     if (sink->row) sink->row(sink->user, &row);
 }
 
-static enum walsh_status bench_device(struct walsh_context *context, const char *pattern, struct row_sink *sink,
-                                      struct walsh_bench_ceilings *ceilings, struct walsh_error *err)
+static enum walsh_status bench_device(struct walsh_context *context, const char *pattern,
+                                      struct row_sink *sink, struct walsh_bench_ceilings *ceilings,
+                                      struct walsh_error *err)
 {
     struct walsh_device_ceilings measured = {0, 0};
     WALSH_TRY(context->module->bench(&context->queue, pattern, &measured, pass_device_row, sink, err));

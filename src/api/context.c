@@ -146,5 +146,6 @@ enum walsh_status walsh_context_needs_cpu(const struct walsh_context *context, c
                                           struct walsh_error *err)
 {
     if (!context->module) return WALSH_OK;
-    return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s runs on the CPU only; its context has another device", what);
+    return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s runs on the CPU only; its context has another device",
+                      what);
 }

@@ -47,8 +47,9 @@ enum walsh_status walsh_device_load(const char *path, const struct walsh_device_
     void *symbol = dlsym(library, WALSH_DEVICE_MODULE_SYMBOL);
     memcpy(&get, &symbol, sizeof get); /* ISO C knows no cast from an object to a function */
     const struct walsh_device_module *module = symbol ? get() : NULL;
-    if (!module || module->module_size != sizeof *module || module->queue_size != sizeof(struct walsh_queue) ||
-        module->ops_size != sizeof(struct walsh_ops) || strcmp(module->version, WALSH_VERSION) != 0) {
+    if (!module || module->module_size != sizeof *module ||
+        module->queue_size != sizeof(struct walsh_queue) || module->ops_size != sizeof(struct walsh_ops) ||
+        strcmp(module->version, WALSH_VERSION) != 0) {
         dlclose(library);
         return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s is not of this build of walsh %s",
                           path ? path : MODULE_NAME, WALSH_VERSION);

@@ -3,9 +3,9 @@
  *
  * What the ops of struct walsh_ops (kernels/kernels.h) read and write on a device's queue is device memory:
  * x, y, ids, positions, route's indices, the data behind a descriptor, the page tables and the array of
- * walsh_attention_row with the views that it names. The descriptors themselves are host memory: walsh_weights,
- * walsh_activations, walsh_rotation, walsh_attention_shape and lists of walsh_product. An op only enqueues;
- * its failure is reported by the next walsh_memory.synchronize or download. */
+ * walsh_attention_row with the views that it names. The descriptors themselves are host memory:
+ * walsh_weights, walsh_activations, walsh_rotation, walsh_attention_shape and lists of walsh_product. An op
+ * only enqueues; its failure is reported by the next walsh_memory.synchronize or download. */
 #ifndef WALSH_KERNELS_DEVICE_H
 #define WALSH_KERNELS_DEVICE_H
 
@@ -13,7 +13,8 @@
 
 /* Memory of the device of a queue. What comes back is ordered behind the ops that the queue was given. */
 struct walsh_memory {
-    /* 256-byte aligned, uninitialised. On failure the message says how much `what` wanted and what is free. */
+    /* 256-byte aligned, uninitialised. On failure the message says how much `what` wanted and what is free.
+     */
     enum walsh_status (*alloc)(const struct walsh_queue *q, size_t bytes, const char *what, void *out_pointer,
                                struct walsh_error *err);
     void (*free)(const struct walsh_queue *q, void *p); /* NULL is fine; waits for the queue */
@@ -32,7 +33,8 @@ struct walsh_memory {
     /* *out: the rotation with its signs on the device, which belong to the caller (free). A block that the
      * kernels do not hold: WALSH_E_UNSUPPORTED with both figures. */
     enum walsh_status (*upload_rotation)(const struct walsh_queue *q, const struct walsh_rotation *host,
-                                         const char *what, struct walsh_rotation *out, struct walsh_error *err);
+                                         const char *what, struct walsh_rotation *out,
+                                         struct walsh_error *err);
     void (*free_weights)(const struct walsh_queue *q, struct walsh_weights *w);
     /* Bytes free and in all. */
     void (*figures)(const struct walsh_queue *q, size_t *available, size_t *total);
@@ -74,9 +76,9 @@ struct walsh_device_module {
 };
 typedef const struct walsh_device_module *walsh_device_module_function(void);
 
-/* The module of backend "cuda": beside the program, in ../lib or ../lib/walsh of it, or where the system finds
- * libraries; `path`: this file. WALSH_E_UNSUPPORTED where there is none or it is of another build. It stays
- * loaded for the life of the process. */
+/* The module of backend "cuda": beside the program, in ../lib or ../lib/walsh of it, or where the system
+ * finds libraries; `path`: this file. WALSH_E_UNSUPPORTED where there is none or it is of another build. It
+ * stays loaded for the life of the process. */
 enum walsh_status walsh_device_load(const char *path, const struct walsh_device_module **out,
                                     struct walsh_error *err);
 

@@ -130,8 +130,9 @@ struct walsh_queue {
     struct walsh_pool *pool; /* borrowed; NULL: the calling thread */
     uint8_t **scratch;       /* [threads] 64-byte aligned, scratch_bytes each, for tiles inside ops */
     size_t scratch_bytes;
-    const struct walsh_memory *memory; /* of a device: kernels/device.h; NULL: the ops' pointers are host memory */
-    void *device;                      /* the module's own */
+    const struct walsh_memory
+        *memory;  /* of a device: kernels/device.h; NULL: the ops' pointers are host memory */
+    void *device; /* the module's own */
 };
 /* Pick the table for `level` and allocate scratch. A level that the machine lacks: WALSH_E_UNSUPPORTED,
  * naming what it has. */

@@ -85,7 +85,7 @@ struct walsh_rows {
     size_t count;
     const struct walsh_kv_view *const
         *kv; /* [count] view of the layer being run is kv[i] + layer index (views are [layers]) */
-    const uint32_t *positions;  /* [count], memory of the queue */
+    const uint32_t *positions; /* [count], memory of the queue */
     /* [count] where the queue is a device's: kv there, in its memory; else NULL */
     const struct walsh_kv_view *const *op_kv;
     struct walsh_row_sets sets; /* the rows' adapters */

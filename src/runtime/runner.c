@@ -58,7 +58,8 @@ void walsh_runner_forward(struct walsh_runner *runner, const int32_t *ids, size_
                           const struct walsh_row_sets *sets, float *x)
 {
     const struct walsh_model_graph *graph = runner->graph;
-    const struct walsh_rows rows = {.role = role, .count = count, .kv = runner->kv, .positions = runner->positions, .sets = *sets};
+    const struct walsh_rows rows = {
+        .role = role, .count = count, .kv = runner->kv, .positions = runner->positions, .sets = *sets};
     walsh_embed(graph, runner->queue, ids, count, x);
     for (uint32_t i = 0; i < graph->config.layers; i++)
         walsh_layer_forward(graph, runner->queue, &graph->layers[i], i, x, &rows, runner->workspace, NULL);

@@ -360,8 +360,10 @@ static void check_required_sets(struct totals *t)
     static const struct {
         const char *name;
         unsigned bit;
-    } sets[] = {{"avx2", WALSH_ISA_avx2}, {"avx512", WALSH_ISA_avx512},
-                {"vnni", WALSH_ISA_vnni}, {"bf16", WALSH_ISA_bf16},
+    } sets[] = {{"avx2", WALSH_ISA_avx2},
+                {"avx512", WALSH_ISA_avx512},
+                {"vnni", WALSH_ISA_vnni},
+                {"bf16", WALSH_ISA_bf16},
                 {"amx", 1u << 31}};
     for (size_t i = 0; i < sizeof sets / sizeof sets[0]; i++)
         if (required(sets[i].name) && (walsh_cpu_isa() & sets[i].bit) == 0) {

@@ -99,7 +99,8 @@ static void finish(struct staged *s)
     s->used = s->count = 0;
 }
 
-static void embed(const struct walsh_queue *q, float *y, const struct walsh_weights *table, const int32_t *ids, size_t rows)
+static void embed(const struct walsh_queue *q, float *y, const struct walsh_weights *table,
+                  const int32_t *ids, size_t rows)
 {
     struct staged *s = of(q);
     struct walsh_weights w;
@@ -110,8 +111,8 @@ static void embed(const struct walsh_queue *q, float *y, const struct walsh_weig
     s->device.memory->free_weights(&s->device, &w);
 }
 
-static void rms_norm(const struct walsh_queue *q, float *y, size_t ldy, const float *x, size_t ldx, const float *weight,
-                     size_t rows, size_t n, float eps)
+static void rms_norm(const struct walsh_queue *q, float *y, size_t ldy, const float *x, size_t ldx,
+                     const float *weight, size_t rows, size_t n, float eps)
 {
     struct staged *s = of(q);
     float *to = out(s, y, span(rows, ldy, n, 4));
@@ -159,8 +160,8 @@ static size_t low_rank_element(enum walsh_format format)
     return format == WALSH_FORMAT_F32 ? 4 : 2;
 }
 
-static void stage_downs(struct staged *s, struct staged_low_rank *l, const struct walsh_low_rank_input *input, size_t rows,
-                        enum walsh_role role)
+static void stage_downs(struct staged *s, struct staged_low_rank *l, const struct walsh_low_rank_input *input,
+                        size_t rows, enum walsh_role role)
 {
     l->input = *input;
     l->input.x = in(s, input->x, span(rows, input->ldx, input->cols, 4));
@@ -169,15 +170,17 @@ static void stage_downs(struct staged *s, struct staged_low_rank *l, const struc
     for (size_t i = 0; i < input->count; i++) {
         const struct walsh_low_rank_down *d = &input->down[i];
         l->down[i] = *d;
-        l->down[i].a =
-            stage(s, d->a, walsh_low_rank_a_size(d->rank, input->cols) * low_rank_element(d->format), false, true);
-        l->down[i].h =
-            out(s, d->h, walsh_low_rank_scratch(d->rank, input->cols, d->row_end - d->row_begin, role) * sizeof(float));
+        l->down[i].a = stage(
+            s, d->a, walsh_low_rank_a_size(d->rank, input->cols) * low_rank_element(d->format), false, true);
+        l->down[i].h = out(s, d->h,
+                           walsh_low_rank_scratch(d->rank, input->cols, d->row_end - d->row_begin, role) *
+                               sizeof(float));
     }
 }
 
 static void product(const struct walsh_queue *q, const struct walsh_product *list, size_t count,
-                    const struct walsh_activations *a, const struct walsh_low_rank_input *low_rank, enum walsh_role role)
+                    const struct walsh_activations *a, const struct walsh_low_rank_input *low_rank,
+                    enum walsh_role role)
 {
     struct staged *s = of(q);
     struct walsh_weights w[MOST_PRODUCTS];
@@ -202,9 +205,10 @@ static void product(const struct walsh_queue *q, const struct walsh_product *lis
             if (l.ups == MOST_UPDATES) stop("too many low-rank updates");
             const struct walsh_low_rank_down *d = &l.down[list[i].up[u].down];
             l.up[l.ups] = list[i].up[u];
-            l.up[l.ups++].b = stage(
-                s, list[i].up[u].b,
-                walsh_low_rank_b_size(d->format, d->rank, list[i].weights->rows) * low_rank_element(d->format), false, true);
+            l.up[l.ups++].b = stage(s, list[i].up[u].b,
+                                    walsh_low_rank_b_size(d->format, d->rank, list[i].weights->rows) *
+                                        low_rank_element(d->format),
+                                    false, true);
         }
     }
     s->device.ops->product(&s->device, products, count, &da, low_rank ? &l.input : NULL, role);
@@ -221,13 +225,14 @@ static void unrotate(const struct walsh_queue *q, float *y, size_t ldy, float *z
     must(s->device.memory->upload_rotation(&s->device, rotation, "a rotation", &r, &err), &err);
     float *from = out(s, z, span(rows, ldz, rotation->blocks.padded, 4));
     float *to = y == z ? from : out(s, y, span(rows, ldy, rotation->size, 4));
-    s->device.ops->unrotate(&s->device, to, ldy, from, ldz, &r, in(s, bias, (size_t)rotation->size * 4), rows);
+    s->device.ops->unrotate(&s->device, to, ldy, from, ldz, &r, in(s, bias, (size_t)rotation->size * 4),
+                            rows);
     finish(s);
     s->device.memory->free(&s->device, (void *)(uintptr_t)r.signs);
 }
 
-static void rope(const struct walsh_queue *q, float *x, size_t ldx, const uint32_t *positions, size_t rows, uint32_t heads,
-                 uint32_t head_dim, const float *cosine, const float *sine)
+static void rope(const struct walsh_queue *q, float *x, size_t ldx, const uint32_t *positions, size_t rows,
+                 uint32_t heads, uint32_t head_dim, const float *cosine, const float *sine)
 {
     struct staged *s = of(q);
     uint32_t most = 0;
@@ -235,13 +240,14 @@ static void rope(const struct walsh_queue *q, float *x, size_t ldx, const uint32
         if (positions[i] > most) most = positions[i];
     const size_t bytes = ((size_t)most + 1) * (head_dim / 2) * 4;
     s->device.ops->rope(&s->device, out(s, x, span(rows, ldx, (size_t)heads * head_dim, 4)), ldx,
-                        in(s, positions, rows * 4), rows, heads, head_dim, in(s, cosine, bytes), in(s, sine, bytes));
+                        in(s, positions, rows * 4), rows, heads, head_dim, in(s, cosine, bytes),
+                        in(s, sine, bytes));
     finish(s);
 }
 
 /* The view on the device: the pages up to the last position of the rows, their table and the view itself. */
-static const struct walsh_kv_view *stage_view(struct staged *s, const struct walsh_kv_view *kv, uint32_t last, bool written,
-                                              const struct walsh_attention_shape *shape)
+static const struct walsh_kv_view *stage_view(struct staged *s, const struct walsh_kv_view *kv, uint32_t last,
+                                              bool written, const struct walsh_attention_shape *shape)
 {
     static struct walsh_kv_view views[8]; /* what is uploaded must live until the op is done */
     static void *tables[8][2][64];
@@ -260,8 +266,9 @@ static const struct walsh_kv_view *stage_view(struct staged *s, const struct wal
     return stage(s, &views[slot], sizeof views[slot], false, true);
 }
 
-static const struct walsh_attention_row *stage_rows(struct staged *s, const struct walsh_attention_row *rows, size_t count,
-                                                    bool written, const struct walsh_attention_shape *shape,
+static const struct walsh_attention_row *stage_rows(struct staged *s, const struct walsh_attention_row *rows,
+                                                    size_t count, bool written,
+                                                    const struct walsh_attention_shape *shape,
                                                     struct walsh_attention_row *room)
 {
     for (size_t i = 0; i < count; i++) {
@@ -287,21 +294,21 @@ static struct walsh_attention_row *row_room(size_t count)
     return room;
 }
 
-static void kv_append(const struct walsh_queue *q, const struct walsh_attention_row *rows, size_t count, const float *k,
-                      const float *v, size_t ld, const struct walsh_attention_shape *shape)
+static void kv_append(const struct walsh_queue *q, const struct walsh_attention_row *rows, size_t count,
+                      const float *k, const float *v, size_t ld, const struct walsh_attention_shape *shape)
 {
     struct staged *s = of(q);
     struct walsh_attention_row *room = row_room(count);
     const size_t bytes = span(count, ld, (size_t)shape->kv_heads * shape->head_dim, 4);
-    s->device.ops->kv_append(&s->device, stage_rows(s, rows, count, true, shape, room), count, in(s, k, bytes),
-                             in(s, v, bytes), ld, shape);
+    s->device.ops->kv_append(&s->device, stage_rows(s, rows, count, true, shape, room), count,
+                             in(s, k, bytes), in(s, v, bytes), ld, shape);
     finish(s);
     free(room);
 }
 
 static void attention(const struct walsh_queue *q, float *y, size_t ldo, const float *query, size_t ldq,
-                      const struct walsh_attention_row *rows, size_t count, const struct walsh_attention_shape *shape,
-                      enum walsh_role role)
+                      const struct walsh_attention_row *rows, size_t count,
+                      const struct walsh_attention_shape *shape, enum walsh_role role)
 {
     struct staged *s = of(q);
     struct walsh_attention_row *room = row_room(count);
@@ -313,8 +320,8 @@ static void attention(const struct walsh_queue *q, float *y, size_t ldo, const f
     free(room);
 }
 
-static void swiglu(const struct walsh_queue *q, float *y, size_t ldy, const float *gate, const float *up, size_t ld,
-                   size_t rows, size_t n)
+static void swiglu(const struct walsh_queue *q, float *y, size_t ldy, const float *gate, const float *up,
+                   size_t ld, size_t rows, size_t n)
 {
     struct staged *s = of(q);
     float *to = out(s, y, span(rows, ldy, n, 4));
@@ -323,8 +330,8 @@ static void swiglu(const struct walsh_queue *q, float *y, size_t ldy, const floa
     finish(s);
 }
 
-static void route(const struct walsh_queue *q, int32_t *index, float *weight, const float *logits, size_t rows,
-                  uint32_t experts, uint32_t k, bool normalize)
+static void route(const struct walsh_queue *q, int32_t *index, float *weight, const float *logits,
+                  size_t rows, uint32_t experts, uint32_t k, bool normalize)
 {
     struct staged *s = of(q);
     s->device.ops->route(&s->device, out(s, index, rows * k * 4), out(s, weight, rows * k * 4),
@@ -346,8 +353,8 @@ static const struct walsh_ops ops = {
     .route = route,
 };
 
-void staged_open(struct staged *s, const struct walsh_device_module *module, unsigned device, const struct walsh_queue *cpu,
-                 struct walsh_queue *queue)
+void staged_open(struct staged *s, const struct walsh_device_module *module, unsigned device,
+                 const struct walsh_queue *cpu, struct walsh_queue *queue)
 {
     struct walsh_error err;
     memset(s, 0, sizeof *s);

@@ -1,5 +1,6 @@
-/* A device's queue for cases that know host memory only: each op's arrays are copied to guarded device memory, the op runs
- * there, and what it may have written comes back. Failures of the device end the checker. */
+/* A device's queue for cases that know host memory only: each op's arrays are copied to guarded device
+ * memory, the op runs there, and what it may have written comes back. Failures of the device end the checker.
+ */
 #ifndef WALSH_TESTS_STAGED_H
 #define WALSH_TESTS_STAGED_H
 
@@ -15,8 +16,8 @@ struct staged {
 };
 
 /* A queue whose ops are the staged ones of `module`'s device. Its other members are those of `cpu`. */
-void staged_open(struct staged *s, const struct walsh_device_module *module, unsigned device, const struct walsh_queue *cpu,
-                 struct walsh_queue *out);
+void staged_open(struct staged *s, const struct walsh_device_module *module, unsigned device,
+                 const struct walsh_queue *cpu, struct walsh_queue *out);
 void staged_close(struct staged *s, const struct walsh_device_module *module);
 
 #endif

@@ -5,7 +5,7 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/device.h"
 
-#define CUDA_PINNED_BYTES ((size_t)8 << 20)   /* of either buffer that uploads go through */
+#define CUDA_PINNED_BYTES ((size_t)8 << 20)    /* of either buffer that uploads go through */
 #define CUDA_SCRATCH_BYTES ((size_t)128 << 20) /* of the ops of a queue */
 
 /* What q->device points to. */
@@ -14,8 +14,8 @@ struct cuda_device {
     char name[300]; /* "cuda:0, NVIDIA H200" */
     cudaStream_t stream;
     void *pinned[2];
-    cudaEvent_t sent[2]; /* recorded behind the copy out of a pinned buffer */
-    unsigned next;       /* pinned buffer */
+    cudaEvent_t sent[2];                    /* recorded behind the copy out of a pinned buffer */
+    unsigned next;                          /* pinned buffer */
     uint32_t *e8p_tables;                   /* device: [CUDA_E8P_TABLE_WORDS] */
     struct cuda_plane_tables *plane_tables; /* device */
     void *scratch;                          /* device: CUDA_SCRATCH_BYTES */
@@ -32,14 +32,16 @@ extern const struct walsh_memory cuda_memory;
 
 /* "what: CUDA's words", with the status that belongs to it. */
 enum walsh_status cuda_fail(struct walsh_error *err, cudaError_t code, const char *what);
-/* Where a launch of `op` failed, or the op was given what it does not know, the device remembers the first. */
+/* Where a launch of `op` failed, or the op was given what it does not know, the device remembers the first.
+ */
 void cuda_note(struct cuda_device *d, const char *op);
 void cuda_refuse(struct cuda_device *d, const char *op, const char *why);
 
 /* For the ops: the product of E8P weights, with the device's tables. */
 struct cuda_e8p cuda_e8p_of(const struct cuda_device *d, const struct walsh_weights *w);
 
-enum walsh_status cuda_bench(const struct walsh_queue *q, const char *pattern, struct walsh_device_ceilings *ceilings,
+enum walsh_status cuda_bench(const struct walsh_queue *q, const char *pattern,
+                             struct walsh_device_ceilings *ceilings,
                              void (*row)(void *user, const struct walsh_device_bench_row *row), void *user,
                              struct walsh_error *err);
 

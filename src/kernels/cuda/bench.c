@@ -1,5 +1,5 @@
-/* The measured kernels: synthetic data of real shapes, rotated among buffers larger than the L2, in graphs, against the
- * bandwidths of reading and copying measured in the same run. */
+/* The measured kernels: synthetic data of real shapes, rotated among buffers larger than the L2, in graphs,
+ * against the bandwidths of reading and copying measured in the same run. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,10 +8,10 @@
 #include "kernels/cuda/backend.h"
 
 #define REPEATS 9
-#define GRAPH_CALLS 64                        /* of a product */
-#define ROOM ((size_t)4 << 30)                /* what weights and rows are cut from */
-#define RHT_BYTES ((size_t)512 << 20)         /* read, and as many written */
-#define TABLE_TOKENS 256                      /* of a page of the cache */
+#define GRAPH_CALLS 64                /* of a product */
+#define ROOM ((size_t)4 << 30)        /* what weights and rows are cut from */
+#define RHT_BYTES ((size_t)512 << 20) /* read, and as many written */
+#define TABLE_TOKENS 256              /* of a page of the cache */
 
 struct bench {
     const struct walsh_queue *q;
@@ -21,8 +21,8 @@ struct bench {
     void (*row)(void *user, const struct walsh_device_bench_row *row);
     void *user;
     struct walsh_error *err;
-    uint8_t *room;     /* ROOM of random bytes */
-    uint8_t *scratch;  /* activations, outputs */
+    uint8_t *room;    /* ROOM of random bytes */
+    uint8_t *scratch; /* activations, outputs */
 };
 #define BENCH_SCRATCH ((size_t)1 << 30)
 
@@ -35,7 +35,8 @@ static int ascending(const void *a, const void *b)
 }
 
 /* *seconds: the median of a call, of graphs of `calls` of them. */
-static enum walsh_status measure(const struct bench *b, unsigned calls, bench_call *call, const void *argument, double *seconds)
+static enum walsh_status measure(const struct bench *b, unsigned calls, bench_call *call,
+                                 const void *argument, double *seconds)
 {
     cudaGraph_t graph = NULL;
     cudaGraphExec_t run = NULL;
@@ -70,8 +71,9 @@ static bool wanted(const struct bench *b, const char *kernel)
     return !b->pattern || strstr(kernel, b->pattern);
 }
 
-static enum walsh_status report(const struct bench *b, const char *kernel, const char *size, unsigned calls, double bytes,
-                                double operations, double bandwidth, bench_call *call, const void *argument)
+static enum walsh_status report(const struct bench *b, const char *kernel, const char *size, unsigned calls,
+                                double bytes, double operations, double bandwidth, bench_call *call,
+                                const void *argument)
 {
     struct walsh_device_bench_row row = {.kernel = kernel, .bytes = bytes, .operations = operations};
     snprintf(row.size, sizeof row.size, "%s", size);
@@ -120,8 +122,8 @@ static void call_rht(const struct bench *b, const void *argument, unsigned i)
     const struct rht *r = argument;
     (void)i;
     float *scale = (float *)(void *)(b->scratch + (64 << 20));
-    cuda_rotate_forward(b->d->stream, &r->rotation, r->in, b->room, r->rotation.size, r->rows, r->out, b->room + ROOM / 2,
-                        r->stride, scale, (int32_t *)(void *)(scale + r->rows));
+    cuda_rotate_forward(b->d->stream, &r->rotation, r->in, b->room, r->rotation.size, r->rows, r->out,
+                        b->room + ROOM / 2, r->stride, scale, (int32_t *)(void *)(scale + r->rows));
 }
 
 static struct cuda_rotation binary_rotation(uint32_t n, const float *signs)
@@ -145,22 +147,25 @@ static enum walsh_status bench_rotations(const struct bench *b)
     char size[64];
     for (size_t i = 0; i < CUDA_MAX_ROTATED; i++) host[i] = i * 2654435761u >> 7 & 1 ? -1.0f : 1.0f;
     WALSH_TRY(cuda_memory.upload(b->q, signs, host, sizeof host, b->err));
-    if (wanted(b, "rht_f16"))
-        cuda_fill_normal(b->d->stream, CUDA_TYPE_F16, b->room, RHT_BYTES / 2, 1);
+    if (wanted(b, "rht_f16")) cuda_fill_normal(b->d->stream, CUDA_TYPE_F16, b->room, RHT_BYTES / 2, 1);
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes && wanted(b, "rht_f16"); i++) {
-        const struct rht r = {binary_rotation(sizes[i], signs), RHT_BYTES / 2 / sizes[i], sizes[i], CUDA_TYPE_F16, CUDA_TYPE_F16};
+        const struct rht r = {binary_rotation(sizes[i], signs), RHT_BYTES / 2 / sizes[i], sizes[i],
+                              CUDA_TYPE_F16, CUDA_TYPE_F16};
         snprintf(size, sizeof size, "n=%u rows=%zu", sizes[i], r.rows);
-        WALSH_TRY(report(b, "rht_f16", size, 4, 4.0 * sizes[i] * (double)r.rows, 0, b->ceilings->copy_bandwidth, call_rht, &r));
+        WALSH_TRY(report(b, "rht_f16", size, 4, 4.0 * sizes[i] * (double)r.rows, 0,
+                         b->ceilings->copy_bandwidth, call_rht, &r));
     }
-    if (wanted(b, "rht_f32_i8"))
-        cuda_fill_normal(b->d->stream, CUDA_TYPE_F32, b->room, RHT_BYTES / 4, 1);
+    if (wanted(b, "rht_f32_i8")) cuda_fill_normal(b->d->stream, CUDA_TYPE_F32, b->room, RHT_BYTES / 4, 1);
     for (size_t i = 2; i < sizeof sizes / sizeof *sizes && wanted(b, "rht_f32_i8"); i++) {
-        struct rht r = {binary_rotation(sizes[i], signs), RHT_BYTES / 4 / sizes[i], sizes[i], CUDA_TYPE_F32, CUDA_TYPE_I8};
+        struct rht r = {binary_rotation(sizes[i], signs), RHT_BYTES / 4 / sizes[i], sizes[i], CUDA_TYPE_F32,
+                        CUDA_TYPE_I8};
         snprintf(size, sizeof size, "n=%u rows=%zu", sizes[i], r.rows);
-        WALSH_TRY(report(b, "rht_f32_i8", size, 4, 5.0 * sizes[i] * (double)r.rows, 0, b->ceilings->copy_bandwidth, call_rht, &r));
+        WALSH_TRY(report(b, "rht_f32_i8", size, 4, 5.0 * sizes[i] * (double)r.rows, 0,
+                         b->ceilings->copy_bandwidth, call_rht, &r));
         r.rows = 1;
         snprintf(size, sizeof size, "n=%u rows=1", sizes[i]);
-        WALSH_TRY(report(b, "rht_f32_i8", size, GRAPH_CALLS, 5.0 * sizes[i], 0, b->ceilings->copy_bandwidth, call_rht, &r));
+        WALSH_TRY(report(b, "rht_f32_i8", size, GRAPH_CALLS, 5.0 * sizes[i], 0, b->ceilings->copy_bandwidth,
+                         call_rht, &r));
     }
     cuda_fill_random(b->d->stream, b->room, ROOM, 7);
     return WALSH_OK;
@@ -181,9 +186,11 @@ static void call_e8p(const struct bench *b, const void *argument, unsigned i)
 {
     const struct product *p = argument;
     struct cuda_e8p w = p->w;
-    for (uint32_t k = 0; k < w.stages; k++) w.stage[k].data = (const uint8_t *)w.stage[k].data + i % p->matrices * p->bytes;
+    for (uint32_t k = 0; k < w.stages; k++)
+        w.stage[k].data = (const uint8_t *)w.stage[k].data + i % p->matrices * p->bytes;
     if (p->rows <= CUDA_E8P_DECODE_ROWS)
-        cuda_product_e8p_decode(b->d->stream, &w, p->x, p->stride, p->scale, p->sum, p->rows, p->y, p->w.outs, b->d->processors);
+        cuda_product_e8p_decode(b->d->stream, &w, p->x, p->stride, p->scale, p->sum, p->rows, p->y, p->w.outs,
+                                b->d->processors);
     else
         cuda_product_e8p_tile(b->d->stream, &w, p->x, p->stride, p->scale, p->sum, p->rows, p->y, p->w.outs);
 }
@@ -191,8 +198,8 @@ static void call_e8p(const struct bench *b, const void *argument, unsigned i)
 static void call_bf16(const struct bench *b, const void *argument, unsigned i)
 {
     const struct product *p = argument;
-    cuda_product_dense(b->d->stream, CUDA_TYPE_BF16, b->room + i % p->matrices * p->bytes, p->w.outs, p->w.cols, CUDA_TYPE_BF16,
-                       p->x, p->stride, p->rows, p->y, p->w.outs);
+    cuda_product_dense(b->d->stream, CUDA_TYPE_BF16, b->room + i % p->matrices * p->bytes, p->w.outs,
+                       p->w.cols, CUDA_TYPE_BF16, p->x, p->stride, p->rows, p->y, p->w.outs);
 }
 
 /* Activations and outputs in the scratch: scale and sum, x, y. */
@@ -207,7 +214,8 @@ static struct product product_of(const struct bench *b, uint32_t outs, uint32_t 
     return p;
 }
 
-static enum walsh_status bench_e8p(const struct bench *b, uint32_t outs, uint32_t cols, unsigned bits, size_t rows)
+static enum walsh_status bench_e8p(const struct bench *b, uint32_t outs, uint32_t cols, unsigned bits,
+                                   size_t rows)
 {
     const char *kernel = rows <= CUDA_E8P_DECODE_ROWS ? "e8p_i8" : "e8p_i8_tile";
     if (!wanted(b, kernel)) return WALSH_OK;
@@ -224,8 +232,8 @@ static enum walsh_status bench_e8p(const struct bench *b, uint32_t outs, uint32_
     char size[64];
     snprintf(size, sizeof size, "%ux%u %u bpw rows=%zu", outs, cols, bits, rows);
     const double operations = 2.0 * outs * cols * (double)rows;
-    return report(b, kernel, size, rows > 64 ? 4 : GRAPH_CALLS, (double)p.bytes, operations, b->ceilings->read_bandwidth, call_e8p,
-                  &p);
+    return report(b, kernel, size, rows > 64 ? 4 : GRAPH_CALLS, (double)p.bytes, operations,
+                  b->ceilings->read_bandwidth, call_e8p, &p);
 }
 
 static enum walsh_status bench_bf16(const struct bench *b, uint32_t outs, uint32_t cols, size_t rows)
@@ -236,8 +244,8 @@ static enum walsh_status bench_bf16(const struct bench *b, uint32_t outs, uint32
     p.matrices = walsh_min(ROOM / p.bytes, GRAPH_CALLS);
     char size[64];
     snprintf(size, sizeof size, "%ux%u rows=%zu", outs, cols, rows);
-    return report(b, "bf16", size, GRAPH_CALLS, (double)p.bytes, 2.0 * outs * cols * (double)rows, b->ceilings->read_bandwidth,
-                  call_bf16, &p);
+    return report(b, "bf16", size, GRAPH_CALLS, (double)p.bytes, 2.0 * outs * cols * (double)rows,
+                  b->ceilings->read_bandwidth, call_bf16, &p);
 }
 
 static enum walsh_status bench_products(const struct bench *b)
@@ -245,9 +253,12 @@ static enum walsh_status bench_products(const struct bench *b)
     static const uint32_t shapes[][2] = {{2048, 2048}, {4096, 14336}, {8192, 28672}};
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
         for (unsigned bits = 2; bits <= 4; bits++)
-            for (size_t rows = 1; rows <= 8; rows += 7) WALSH_TRY(bench_e8p(b, shapes[s][0], shapes[s][1], bits, rows));
-        for (unsigned bits = 2; bits <= 4; bits += 2) WALSH_TRY(bench_e8p(b, shapes[s][0], shapes[s][1], bits, 2048));
-        for (size_t rows = 1; rows <= 8; rows += 7) WALSH_TRY(bench_bf16(b, shapes[s][0], shapes[s][1], rows));
+            for (size_t rows = 1; rows <= 8; rows += 7)
+                WALSH_TRY(bench_e8p(b, shapes[s][0], shapes[s][1], bits, rows));
+        for (unsigned bits = 2; bits <= 4; bits += 2)
+            WALSH_TRY(bench_e8p(b, shapes[s][0], shapes[s][1], bits, 2048));
+        for (size_t rows = 1; rows <= 8; rows += 7)
+            WALSH_TRY(bench_bf16(b, shapes[s][0], shapes[s][1], rows));
     }
     return WALSH_OK;
 }
@@ -267,7 +278,8 @@ static void call_attend(const struct bench *b, const void *argument, unsigned i)
     const struct attend *a = argument;
     const size_t width = (size_t)a->shape.heads * a->shape.head_dim;
     (void)i;
-    cuda_attention(b->d->stream, a->out, width, a->query, width, a->rows, a->count, &a->shape, b->d->scratch, CUDA_SCRATCH_BYTES);
+    cuda_attention(b->d->stream, a->out, width, a->query, width, a->rows, a->count, &a->shape, b->d->scratch,
+                   CUDA_SCRATCH_BYTES);
 }
 
 /* A batch of sequences of equal length with GQA 4 and f16 pages. */
@@ -293,11 +305,12 @@ static enum walsh_status bench_attention(const struct bench *b, size_t batch, ui
         rows[i] = (struct cuda_attention_row){(const struct cuda_kv_view *)(void *)at + i, tokens - 1};
     at += walsh_round_up(sizeof views, 256);
     WALSH_TRY(cuda_memory.upload(b->q, at, rows, sizeof rows, b->err));
-    struct attend a = {.shape = {.heads = 4 * KV_HEADS, .kv_heads = KV_HEADS, .head_dim = DIM, .scale = 0.088f},
-                       .rows = (const struct cuda_attention_row *)(void *)at,
-                       .query = (const float *)(void *)(b->scratch + (64 << 20)),
-                       .out = (float *)(void *)(b->scratch + (128 << 20)),
-                       .count = batch};
+    struct attend a = {
+        .shape = {.heads = 4 * KV_HEADS, .kv_heads = KV_HEADS, .head_dim = DIM, .scale = 0.088f},
+        .rows = (const struct cuda_attention_row *)(void *)at,
+        .query = (const float *)(void *)(b->scratch + (64 << 20)),
+        .out = (float *)(void *)(b->scratch + (128 << 20)),
+        .count = batch};
     cuda_fill_normal(b->d->stream, CUDA_TYPE_F16, b->room, ROOM / 2, 3);
     cuda_fill_normal(b->d->stream, CUDA_TYPE_F32, b->scratch + (64 << 20), batch * 4 * KV_HEADS * DIM, 4);
     char size[64];
@@ -321,11 +334,13 @@ static enum walsh_status run(struct bench *b, struct walsh_device_ceilings *ceil
     return cuda_memory.synchronize(b->q, b->err);
 }
 
-enum walsh_status cuda_bench(const struct walsh_queue *q, const char *pattern, struct walsh_device_ceilings *ceilings,
+enum walsh_status cuda_bench(const struct walsh_queue *q, const char *pattern,
+                             struct walsh_device_ceilings *ceilings,
                              void (*row)(void *user, const struct walsh_device_bench_row *row), void *user,
                              struct walsh_error *err)
 {
-    struct bench b = {.q = q, .d = cuda_device_of(q), .pattern = pattern, .row = row, .user = user, .err = err};
+    struct bench b = {
+        .q = q, .d = cuda_device_of(q), .pattern = pattern, .row = row, .user = user, .err = err};
     WALSH_TRY(cuda_memory.alloc(q, ROOM, "measurements", &b.room, err));
     enum walsh_status status = cuda_memory.alloc(q, BENCH_SCRATCH, "measurements", &b.scratch, err);
     if (status == WALSH_OK) status = run(&b, ceilings);

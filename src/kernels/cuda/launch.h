@@ -19,8 +19,8 @@ enum cuda_type { CUDA_TYPE_F32, CUDA_TYPE_F16, CUDA_TYPE_BF16, CUDA_TYPE_I8 };
 /* --- rotation.cu --- */
 
 #define CUDA_MAX_BLOCKS 24
-#define CUDA_MIN_LOG2 4  /* smallest Hadamard block: 16 */
-#define CUDA_MAX_LOG2 15 /* largest: one block of threads holds it in shared memory */
+#define CUDA_MIN_LOG2 4        /* smallest Hadamard block: 16 */
+#define CUDA_MAX_LOG2 15       /* largest: one block of threads holds it in shared memory */
 #define CUDA_MAX_ROTATED 32768 /* elements of a rotated row */
 /* A rotation of BLOCKS kind (rotation/rotation.h). */
 struct cuda_rotation {
@@ -33,14 +33,14 @@ struct cuda_rotation {
 /* data [rows][stride] = round(forward(x)), zero beyond padded; x [rows][ldx] F32, F16 or BF16, data 16-byte
  * aligned, stride a multiple of 16. I8 also scale and sum [rows]. */
 void cuda_rotate_forward(cudaStream_t stream, const struct cuda_rotation *rotation, enum cuda_type in,
-                         const void *x, size_t ldx, size_t rows, enum cuda_type out, void *data, size_t stride,
-                         float *scale, int32_t *sum);
+                         const void *x, size_t ldx, size_t rows, enum cuda_type out, void *data,
+                         size_t stride, float *scale, int32_t *sum);
 /* The same without a rotation: cols elements of x. */
 void cuda_round_rows(cudaStream_t stream, const float *x, size_t ldx, size_t cols, size_t rows,
                      enum cuda_type out, void *data, size_t stride, float *scale, int32_t *sum);
 /* y [rows][ldy] = inverse(z [rows][ldz]) + bias (NULL: none); y may be z. */
-void cuda_rotate_inverse(cudaStream_t stream, const struct cuda_rotation *rotation, const float *z, size_t ldz,
-                         float *y, size_t ldy, const float *bias, size_t rows);
+void cuda_rotate_inverse(cudaStream_t stream, const struct cuda_rotation *rotation, const float *z,
+                         size_t ldz, float *y, size_t ldy, const float *bias, size_t rows);
 
 /* --- rows.cu --- */
 
@@ -68,9 +68,9 @@ void cuda_product_dense(cudaStream_t stream, enum cuda_type type, const void *w,
 
 /* --- e8p.cu --- */
 
-#define CUDA_E8P_ROWS 32     /* outputs of a group of the packed layout */
-#define CUDA_E8P_CHUNK 64    /* columns of a step of 16-bit codes, 128 of 8-bit ones */
-#define CUDA_E8P_STEP 512    /* bytes of a step: 32 lanes of 16 */
+#define CUDA_E8P_ROWS 32  /* outputs of a group of the packed layout */
+#define CUDA_E8P_CHUNK 64 /* columns of a step of 16-bit codes, 128 of 8-bit ones */
+#define CUDA_E8P_STEP 512 /* bytes of a step: 32 lanes of 16 */
 #define CUDA_MAX_STAGES 4
 /* Tables of the codebooks in device memory: per code byte eight nibbles, coordinate i at bits 4i.
  *   [0, 256): E8P magnitudes by the pattern's number, [256, 512): signs, to be XORed; u = (4w + 15)/2.
@@ -87,15 +87,16 @@ struct cuda_e8p {
     const uint32_t *tables;
 };
 size_t cuda_e8p_stage_bytes(uint32_t outs, uint32_t cols, bool narrow);
-/* From the CPU's layout (formats/e8p_planes.h) of `outs` rows. e8p_code [256][3]: of a label the pattern's number, its
- * plane of ones, and whether coordinate 7 is negated; sign_byte [256]: plane of signs to byte; e81b_code [256]. */
+/* From the CPU's layout (formats/e8p_planes.h) of `outs` rows. e8p_code [256][3]: of a label the pattern's
+ * number, its plane of ones, and whether coordinate 7 is negated; sign_byte [256]: plane of signs to byte;
+ * e81b_code [256]. */
 struct cuda_plane_tables {
     uint8_t pattern[256], ones[256], odd[256], sign_byte[256], e81b_code[256];
 };
-void cuda_repack_stage(cudaStream_t stream, const struct cuda_plane_tables *tables, uint32_t outs, uint32_t cols,
-                       bool narrow, const void *planes, void *data);
-/* Exact products with int8 activations (kernels.def, product_int8_*); q [rows][stride], zero from cols on to a multiple
- * of 256. */
+void cuda_repack_stage(cudaStream_t stream, const struct cuda_plane_tables *tables, uint32_t outs,
+                       uint32_t cols, bool narrow, const void *planes, void *data);
+/* Exact products with int8 activations (kernels.def, product_int8_*); q [rows][stride], zero from cols on to
+ * a multiple of 256. */
 #define CUDA_E8P_DECODE_ROWS 8
 /* Up to CUDA_E8P_DECODE_ROWS rows; processors: multiprocessors of the device. */
 void cuda_product_e8p_decode(cudaStream_t stream, const struct cuda_e8p *w, const int8_t *q, size_t stride,
@@ -110,11 +111,11 @@ void cuda_product_e8p_f32(cudaStream_t stream, const struct cuda_e8p *w, const f
 /* --- low_rank.cu: formats/low_rank.h --- */
 
 /* h [rows][rank up to a multiple of 8] = A x. */
-void cuda_low_rank_down(cudaStream_t stream, bool bf16, const void *a, uint32_t rank, const float *x, size_t ldx,
-                        size_t cols, size_t rows, float *h);
+void cuda_low_rank_down(cudaStream_t stream, bool bf16, const void *a, uint32_t rank, const float *x,
+                        size_t ldx, size_t cols, size_t rows, float *h);
 /* y [rows][ldy] += scale * B h. */
-void cuda_low_rank_up(cudaStream_t stream, bool bf16, const void *b, uint32_t rank, float scale, const float *h,
-                      float *y, size_t ldy, size_t outs, size_t rows);
+void cuda_low_rank_up(cudaStream_t stream, bool bf16, const void *b, uint32_t rank, float scale,
+                      const float *h, float *y, size_t ldy, size_t outs, size_t rows);
 
 /* --- attention.cu --- */
 
@@ -133,16 +134,17 @@ struct cuda_attention_shape {
     uint32_t heads, kv_heads, head_dim, window;
     float scale;
 };
-void cuda_attention_rows(cudaStream_t stream, struct cuda_attention_row *out, const struct cuda_kv_view *const *kv,
-                         const uint32_t *positions, size_t count, uint32_t layer);
+void cuda_attention_rows(cudaStream_t stream, struct cuda_attention_row *out,
+                         const struct cuda_kv_view *const *kv, const uint32_t *positions, size_t count,
+                         uint32_t layer);
 void cuda_kv_append(cudaStream_t stream, const struct cuda_attention_row *rows, size_t count, const float *k,
                     const float *v, size_t ld, const struct cuda_attention_shape *shape);
-/* Bytes of scratch for `rows` rows; a call does as many rows at a time as its scratch holds, which is at least
- * one. */
+/* Bytes of scratch for `rows` rows; a call does as many rows at a time as its scratch holds, which is at
+ * least one. */
 size_t cuda_attention_scratch(const struct cuda_attention_shape *shape, size_t rows);
 void cuda_attention(cudaStream_t stream, float *out, size_t ldo, const float *query, size_t ldq,
-                    const struct cuda_attention_row *rows, size_t count, const struct cuda_attention_shape *shape,
-                    void *scratch, size_t scratch_bytes);
+                    const struct cuda_attention_row *rows, size_t count,
+                    const struct cuda_attention_shape *shape, void *scratch, size_t scratch_bytes);
 
 /* --- peak.cu: ceilings --- */
 

@@ -7,8 +7,8 @@
 
 enum walsh_status cuda_fail(struct walsh_error *err, cudaError_t code, const char *what)
 {
-    return walsh_fail(err, code == cudaErrorMemoryAllocation ? WALSH_E_MEMORY : WALSH_E_INTERNAL, "CUDA: %s: %s", what,
-                      cudaGetErrorString(code));
+    return walsh_fail(err, code == cudaErrorMemoryAllocation ? WALSH_E_MEMORY : WALSH_E_INTERNAL,
+                      "CUDA: %s: %s", what, cudaGetErrorString(code));
 }
 
 void cuda_refuse(struct cuda_device *d, const char *op, const char *why)
@@ -29,8 +29,8 @@ static struct cuda_device *enter(const struct walsh_queue *q)
     return d;
 }
 
-static enum walsh_status device_alloc(const struct walsh_queue *q, size_t bytes, const char *what, void *out_pointer,
-                                      struct walsh_error *err)
+static enum walsh_status device_alloc(const struct walsh_queue *q, size_t bytes, const char *what,
+                                      void *out_pointer, struct walsh_error *err)
 {
     struct cuda_device *d = enter(q);
     void *p = NULL;
@@ -113,8 +113,8 @@ static void free_weights(const struct walsh_queue *q, struct walsh_weights *w)
 }
 
 /* One stage: the planes go up as they are and a kernel lays them out. */
-static enum walsh_status upload_stage(const struct walsh_queue *q, const struct walsh_weights *host, unsigned k,
-                                      const char *what, const void **out, struct walsh_error *err)
+static enum walsh_status upload_stage(const struct walsh_queue *q, const struct walsh_weights *host,
+                                      unsigned k, const char *what, const void **out, struct walsh_error *err)
 {
     struct cuda_device *d = enter(q);
     const bool narrow = host->stage[k].kind == WALSH_STAGE_E81B;
@@ -137,8 +137,8 @@ static enum walsh_status upload_stage(const struct walsh_queue *q, const struct 
     return status;
 }
 
-static enum walsh_status upload_weights(const struct walsh_queue *q, const struct walsh_weights *host, const char *what,
-                                        struct walsh_weights *out, struct walsh_error *err)
+static enum walsh_status upload_weights(const struct walsh_queue *q, const struct walsh_weights *host,
+                                        const char *what, struct walsh_weights *out, struct walsh_error *err)
 {
     *out = *host;
     out->data = NULL;
@@ -161,21 +161,24 @@ static enum walsh_status upload_weights(const struct walsh_queue *q, const struc
     return status;
 }
 
-static enum walsh_status upload_rotation(const struct walsh_queue *q, const struct walsh_rotation *host, const char *what,
-                                         struct walsh_rotation *out, struct walsh_error *err)
+static enum walsh_status upload_rotation(const struct walsh_queue *q, const struct walsh_rotation *host,
+                                         const char *what, struct walsh_rotation *out,
+                                         struct walsh_error *err)
 {
     *out = *host;
     out->signs = NULL;
     if (host->kind == WALSH_ROTATION_NONE) return WALSH_OK;
     if (host->kind != WALSH_ROTATION_BLOCKS)
-        return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: a rotation of overlapping blocks has no kernels on CUDA", what);
+        return walsh_fail(err, WALSH_E_UNSUPPORTED,
+                          "%s: a rotation of overlapping blocks has no kernels on CUDA", what);
     if (host->blocks.padded > CUDA_MAX_ROTATED)
-        return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: a rotation of %u elements; the CUDA kernels hold %u", what,
-                          host->blocks.padded, CUDA_MAX_ROTATED);
+        return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: a rotation of %u elements; the CUDA kernels hold %u",
+                          what, host->blocks.padded, CUDA_MAX_ROTATED);
     for (uint32_t b = 0; b < host->blocks.count; b++)
         if (host->blocks.block[b] < 1u << CUDA_MIN_LOG2)
-            return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: a Hadamard block of %u; the CUDA kernels know %u and more",
-                              what, host->blocks.block[b], 1u << CUDA_MIN_LOG2);
+            return walsh_fail(err, WALSH_E_UNSUPPORTED,
+                              "%s: a Hadamard block of %u; the CUDA kernels know %u and more", what,
+                              host->blocks.block[b], 1u << CUDA_MIN_LOG2);
     void *signs;
     const size_t bytes = host->blocks.padded * sizeof(float);
     WALSH_TRY(device_alloc(q, bytes, what, &signs, err));

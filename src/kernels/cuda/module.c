@@ -56,10 +56,12 @@ static unsigned count_devices(struct walsh_error *err)
 }
 
 /* The kernels are for 8.0 (machine code, and PTX for what comes later) and for 9.0. */
-static enum walsh_status check_capability(const struct cudaDeviceProp *p, unsigned device, struct walsh_error *err)
+static enum walsh_status check_capability(const struct cudaDeviceProp *p, unsigned device,
+                                          struct walsh_error *err)
 {
     if (p->major >= 8) return WALSH_OK;
-    return walsh_fail(err, WALSH_E_UNSUPPORTED, "cuda:%u, %s, has compute capability %d.%d; walsh has kernels for 8.0 and later",
+    return walsh_fail(err, WALSH_E_UNSUPPORTED,
+                      "cuda:%u, %s, has compute capability %d.%d; walsh has kernels for 8.0 and later",
                       device, p->name, p->major, p->minor);
 }
 
@@ -68,7 +70,8 @@ static enum walsh_status properties_of(unsigned device, struct cudaDeviceProp *p
     const unsigned count = count_devices(err);
     if (count == 0) return WALSH_E_UNSUPPORTED;
     if (device >= count)
-        return walsh_fail(err, WALSH_E_ARGUMENT, "cuda:%u: this machine has cuda:0 to cuda:%u", device, count - 1);
+        return walsh_fail(err, WALSH_E_ARGUMENT, "cuda:%u: this machine has cuda:0 to cuda:%u", device,
+                          count - 1);
     const cudaError_t code = cudaGetDeviceProperties(p, (int)device);
     if (code != cudaSuccess) return cuda_fail(err, code, "a device's properties");
     return check_capability(p, device, err);
@@ -80,8 +83,9 @@ static enum walsh_status describe(unsigned device, struct walsh_device_info *out
     memset(out, 0, sizeof *out);
     WALSH_TRY(properties_of(device, &p, err));
     snprintf(out->name, sizeof out->name, "%s", p.name);
-    snprintf(out->capability, sizeof out->capability, "compute %d.%d, %d multiprocessors, %.1f GB, kernels for %s", p.major,
-             p.minor, p.multiProcessorCount, (double)p.totalGlobalMem / 1e9,
+    snprintf(out->capability, sizeof out->capability,
+             "compute %d.%d, %d multiprocessors, %.1f GB, kernels for %s", p.major, p.minor,
+             p.multiProcessorCount, (double)p.totalGlobalMem / 1e9,
              p.major == 9 && p.minor == 0 ? "sm_90a" : "sm_80");
     return WALSH_OK;
 }

@@ -5,13 +5,15 @@
 
 _Static_assert(sizeof(struct walsh_kv_view) == sizeof(struct cuda_kv_view) &&
                    offsetof(struct walsh_kv_view, type) == offsetof(struct cuda_kv_view, type) &&
-                   offsetof(struct walsh_kv_view, page_tokens) == offsetof(struct cuda_kv_view, page_tokens) &&
+                   offsetof(struct walsh_kv_view, page_tokens) ==
+                       offsetof(struct cuda_kv_view, page_tokens) &&
                    offsetof(struct walsh_kv_view, k_pages) == offsetof(struct cuda_kv_view, k_pages) &&
                    offsetof(struct walsh_kv_view, v_pages) == offsetof(struct cuda_kv_view, v_pages),
                "the kernels' view of a cache");
 _Static_assert(sizeof(struct walsh_attention_row) == sizeof(struct cuda_attention_row) &&
                    offsetof(struct walsh_attention_row, kv) == offsetof(struct cuda_attention_row, kv) &&
-                   offsetof(struct walsh_attention_row, position) == offsetof(struct cuda_attention_row, position),
+                   offsetof(struct walsh_attention_row, position) ==
+                       offsetof(struct cuda_attention_row, position),
                "the kernels' row of attention");
 _Static_assert(WALSH_KV_F32 == 0 && WALSH_KV_F16 == 1, "the kernels' types of a cache");
 
@@ -25,23 +27,28 @@ static struct cuda_device *enter(const struct walsh_queue *q)
 
 static enum cuda_type type_of_format(enum walsh_format format)
 {
-    return format == WALSH_FORMAT_F32 ? CUDA_TYPE_F32 : format == WALSH_FORMAT_F16 ? CUDA_TYPE_F16 : CUDA_TYPE_BF16;
+    return format == WALSH_FORMAT_F32   ? CUDA_TYPE_F32
+           : format == WALSH_FORMAT_F16 ? CUDA_TYPE_F16
+                                        : CUDA_TYPE_BF16;
 }
 
 static enum cuda_type type_of_activation(enum walsh_activation_type type)
 {
-    return type == WALSH_ACTIVATION_INT8 ? CUDA_TYPE_I8 : type == WALSH_ACTIVATION_BF16 ? CUDA_TYPE_BF16 : CUDA_TYPE_F32;
+    return type == WALSH_ACTIVATION_INT8   ? CUDA_TYPE_I8
+           : type == WALSH_ACTIVATION_BF16 ? CUDA_TYPE_BF16
+                                           : CUDA_TYPE_F32;
 }
 
-static void embed(const struct walsh_queue *q, float *out, const struct walsh_weights *table, const int32_t *ids, size_t rows)
+static void embed(const struct walsh_queue *q, float *out, const struct walsh_weights *table,
+                  const int32_t *ids, size_t rows)
 {
     struct cuda_device *d = enter(q);
     cuda_embed(d->stream, out, type_of_format(table->format), table->data, table->cols, ids, rows);
     cuda_note(d, "embed");
 }
 
-static void rms_norm(const struct walsh_queue *q, float *y, size_t ldy, const float *x, size_t ldx, const float *weight,
-                     size_t rows, size_t n, float eps)
+static void rms_norm(const struct walsh_queue *q, float *y, size_t ldy, const float *x, size_t ldx,
+                     const float *weight, size_t rows, size_t n, float eps)
 {
     struct cuda_device *d = enter(q);
     cuda_rms_norm(d->stream, y, ldy, x, ldx, weight, rows, n, eps);
@@ -79,7 +86,8 @@ static void prepare(const struct walsh_queue *q, struct walsh_activations *a, co
         cuda_round_rows(d->stream, x, ldx, a->cols, a->rows, type, a->data, a->stride, a->scale, a->sum);
     } else {
         const struct cuda_rotation r = rotation_of(rotation);
-        cuda_rotate_forward(d->stream, &r, CUDA_TYPE_F32, x, ldx, a->rows, type, a->data, a->stride, a->scale, a->sum);
+        cuda_rotate_forward(d->stream, &r, CUDA_TYPE_F32, x, ldx, a->rows, type, a->data, a->stride, a->scale,
+                            a->sum);
     }
     cuda_note(d, "prepare");
 }
@@ -95,12 +103,14 @@ struct cuda_e8p cuda_e8p_of(const struct cuda_device *d, const struct walsh_weig
     return out;
 }
 
-static void product_int8(struct cuda_device *d, const struct walsh_product *p, const struct walsh_activations *a)
+static void product_int8(struct cuda_device *d, const struct walsh_product *p,
+                         const struct walsh_activations *a)
 {
     const struct cuda_e8p w = cuda_e8p_of(d, p->weights);
     /* integer sums: a row's bits are the same by either kernel */
     if (a->rows <= CUDA_E8P_DECODE_ROWS)
-        cuda_product_e8p_decode(d->stream, &w, a->data, a->stride, a->scale, a->sum, a->rows, p->y, p->ldy, d->processors);
+        cuda_product_e8p_decode(d->stream, &w, a->data, a->stride, a->scale, a->sum, a->rows, p->y, p->ldy,
+                                d->processors);
     else
         cuda_product_e8p_tile(d->stream, &w, a->data, a->stride, a->scale, a->sum, a->rows, p->y, p->ldy);
 }
@@ -111,21 +121,23 @@ static void update_products(struct cuda_device *d, const struct walsh_product *l
 {
     for (size_t i = 0; i < in->count; i++) {
         const struct walsh_low_rank_down *down = &in->down[i];
-        cuda_low_rank_down(d->stream, down->format == WALSH_FORMAT_BF16, down->a, down->rank, in->x + down->row_begin * in->ldx,
-                           in->ldx, in->cols, down->row_end - down->row_begin, down->h);
+        cuda_low_rank_down(d->stream, down->format == WALSH_FORMAT_BF16, down->a, down->rank,
+                           in->x + down->row_begin * in->ldx, in->ldx, in->cols,
+                           down->row_end - down->row_begin, down->h);
     }
     for (size_t i = 0; i < count; i++)
         for (size_t u = 0; u < list[i].up_count; u++) {
             const struct walsh_low_rank_up *up = &list[i].up[u];
             const struct walsh_low_rank_down *down = &in->down[up->down];
-            cuda_low_rank_up(d->stream, down->format == WALSH_FORMAT_BF16, up->b, down->rank, up->scale, down->h,
-                             list[i].y + down->row_begin * list[i].ldy, list[i].ldy, list[i].weights->rows,
-                             down->row_end - down->row_begin);
+            cuda_low_rank_up(d->stream, down->format == WALSH_FORMAT_BF16, up->b, down->rank, up->scale,
+                             down->h, list[i].y + down->row_begin * list[i].ldy, list[i].ldy,
+                             list[i].weights->rows, down->row_end - down->row_begin);
         }
 }
 
 static void product(const struct walsh_queue *q, const struct walsh_product *list, size_t count,
-                    const struct walsh_activations *a, const struct walsh_low_rank_input *low_rank, enum walsh_role role)
+                    const struct walsh_activations *a, const struct walsh_low_rank_input *low_rank,
+                    enum walsh_role role)
 {
     (void)role;
     struct cuda_device *d = enter(q);
@@ -134,8 +146,8 @@ static void product(const struct walsh_queue *q, const struct walsh_product *lis
         const struct walsh_product *p = &list[i];
         const struct walsh_weights *w = p->weights;
         if (w->format != WALSH_FORMAT_E8P) {
-            cuda_product_dense(d->stream, type_of_format(w->format), w->data, w->rows, w->cols, type_of_activation(a->type),
-                               a->data, a->stride, a->rows, p->y, p->ldy);
+            cuda_product_dense(d->stream, type_of_format(w->format), w->data, w->rows, w->cols,
+                               type_of_activation(a->type), a->data, a->stride, a->rows, p->y, p->ldy);
         } else if (a->type == WALSH_ACTIVATION_INT8) {
             product_int8(d, p, a);
         } else {
@@ -161,8 +173,8 @@ static void unrotate(const struct walsh_queue *q, float *y, size_t ldy, float *z
     cuda_note(d, "unrotate");
 }
 
-static void rope(const struct walsh_queue *q, float *x, size_t ldx, const uint32_t *positions, size_t rows, uint32_t heads,
-                 uint32_t head_dim, const float *cosine, const float *sine)
+static void rope(const struct walsh_queue *q, float *x, size_t ldx, const uint32_t *positions, size_t rows,
+                 uint32_t heads, uint32_t head_dim, const float *cosine, const float *sine)
 {
     struct cuda_device *d = enter(q);
     cuda_rope(d->stream, x, ldx, positions, rows, heads, head_dim, cosine, sine);
@@ -171,12 +183,16 @@ static void rope(const struct walsh_queue *q, float *x, size_t ldx, const uint32
 
 static struct cuda_attention_shape shape_of(const struct walsh_attention_shape *s)
 {
-    return (struct cuda_attention_shape){
-        .heads = s->heads, .kv_heads = s->kv_heads, .head_dim = s->head_dim, .window = s->window, .scale = s->scale};
+    return (struct cuda_attention_shape){.heads = s->heads,
+                                         .kv_heads = s->kv_heads,
+                                         .head_dim = s->head_dim,
+                                         .window = s->window,
+                                         .scale = s->scale};
 }
 
-static void attention_rows(const struct walsh_queue *q, struct walsh_attention_row *out, const struct walsh_kv_view *const *kv,
-                           const uint32_t *positions, size_t count, uint32_t layer)
+static void attention_rows(const struct walsh_queue *q, struct walsh_attention_row *out,
+                           const struct walsh_kv_view *const *kv, const uint32_t *positions, size_t count,
+                           uint32_t layer)
 {
     struct cuda_device *d = enter(q);
     cuda_attention_rows(d->stream, (struct cuda_attention_row *)(void *)out,
@@ -184,8 +200,8 @@ static void attention_rows(const struct walsh_queue *q, struct walsh_attention_r
     cuda_note(d, "attention_rows");
 }
 
-static void kv_append(const struct walsh_queue *q, const struct walsh_attention_row *rows, size_t count, const float *k,
-                      const float *v, size_t ld, const struct walsh_attention_shape *shape)
+static void kv_append(const struct walsh_queue *q, const struct walsh_attention_row *rows, size_t count,
+                      const float *k, const float *v, size_t ld, const struct walsh_attention_shape *shape)
 {
     struct cuda_device *d = enter(q);
     const struct cuda_attention_shape s = shape_of(shape);
@@ -194,8 +210,8 @@ static void kv_append(const struct walsh_queue *q, const struct walsh_attention_
 }
 
 static void attention(const struct walsh_queue *q, float *out, size_t ldo, const float *query, size_t ldq,
-                      const struct walsh_attention_row *rows, size_t count, const struct walsh_attention_shape *shape,
-                      enum walsh_role role)
+                      const struct walsh_attention_row *rows, size_t count,
+                      const struct walsh_attention_shape *shape, enum walsh_role role)
 {
     (void)role;
     struct cuda_device *d = enter(q);
@@ -204,21 +220,21 @@ static void attention(const struct walsh_queue *q, float *out, size_t ldo, const
         cuda_refuse(d, "attention", "one row of so many heads does not fit its scratch");
         return;
     }
-    cuda_attention(d->stream, out, ldo, query, ldq, (const struct cuda_attention_row *)(const void *)rows, count, &s,
-                   d->scratch, CUDA_SCRATCH_BYTES);
+    cuda_attention(d->stream, out, ldo, query, ldq, (const struct cuda_attention_row *)(const void *)rows,
+                   count, &s, d->scratch, CUDA_SCRATCH_BYTES);
     cuda_note(d, "attention");
 }
 
-static void swiglu(const struct walsh_queue *q, float *y, size_t ldy, const float *gate, const float *up, size_t ld,
-                   size_t rows, size_t n)
+static void swiglu(const struct walsh_queue *q, float *y, size_t ldy, const float *gate, const float *up,
+                   size_t ld, size_t rows, size_t n)
 {
     struct cuda_device *d = enter(q);
     cuda_swiglu(d->stream, y, ldy, gate, up, ld, rows, n);
     cuda_note(d, "swiglu");
 }
 
-static void route(const struct walsh_queue *q, int32_t *index, float *weight, const float *logits, size_t rows,
-                  uint32_t experts, uint32_t k, bool normalize)
+static void route(const struct walsh_queue *q, int32_t *index, float *weight, const float *logits,
+                  size_t rows, uint32_t experts, uint32_t k, bool normalize)
 {
     struct cuda_device *d = enter(q);
     cuda_route(d->stream, index, weight, logits, rows, experts, k, normalize);
