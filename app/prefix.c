@@ -50,10 +50,12 @@ static enum walsh_status open_store(const struct prefix_settings *s, struct wals
 
 enum walsh_status prefix_open(const struct prefix_settings *s, struct command *command,
                               struct walsh_context *context, struct walsh_session *session,
-                              struct walsh_prefix_store **out, struct walsh_error *err)
+                              struct prefix_use *out, struct walsh_error *err)
 {
     if (!s->path) return WALSH_OK;
-    const enum walsh_status status = open_store(s, context, session, out, err);
+    const double started = seconds_now();
+    const enum walsh_status status = open_store(s, context, session, &out->store, err);
+    out->open_seconds = seconds_now() - started;
     if (status != WALSH_E_IO) return status;
     char line[sizeof err->message + 40];
     snprintf(line, sizeof line, "%s; there is no prefix store", err->message);
@@ -62,13 +64,20 @@ enum walsh_status prefix_open(const struct prefix_settings *s, struct command *c
     return WALSH_OK;
 }
 
-void prefix_put(json_t *object, const struct walsh_session *session, double first_token_seconds)
+void prefix_close(struct prefix_use *use)
+{
+    walsh_prefix_store_close(&use->store);
+}
+
+void prefix_put(json_t *object, const struct prefix_use *use, const struct walsh_session *session,
+                double first_token_seconds)
 {
     struct walsh_prefix_info info = {.struct_size = sizeof info};
     walsh_session_get_prefix_info(session, &info);
     json_t *prefix = json_object();
     json_put_integer(prefix, "tokens", info.tokens);
     json_put_integer(prefix, "stored_tokens", info.stored);
+    json_put_real(prefix, "open_seconds", use->open_seconds);
     json_put_real(prefix, "seconds", info.seconds);
     json_put_real(prefix, "stored_seconds", info.stored_seconds);
     json_put_real(prefix, "saved_seconds", info.saved_seconds);

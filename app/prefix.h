@@ -26,14 +26,21 @@ struct prefix_settings {
 
 /* WALSH_E_ARGUMENT where the limit is no size or there is no store to limit. */
 enum walsh_status prefix_check(const struct prefix_settings *settings, struct walsh_error *err);
-/* The store of the options for the session; *out stays NULL where none is asked for. A directory that cannot
+struct prefix_use {
+    struct walsh_prefix_store *store; /* NULL: none */
+    double open_seconds;              /* opening it, and reading the model's files to know the model by */
+};
+/* The store of the options for the session; out->store stays NULL where none is
+ * asked for. A directory that cannot
  * be used is a warning and no store; one that must not be used, because it is not private, is an error. */
 enum walsh_status prefix_open(const struct prefix_settings *settings, struct command *command,
                               struct walsh_context *context, struct walsh_session *session,
-                              struct walsh_prefix_store **out, struct walsh_error *err);
+                              struct prefix_use *out, struct walsh_error *err);
+void prefix_close(struct prefix_use *use);
 
 /* "prefix" of the JSON object: what the store did for the prompt whose first token took first_token_seconds.
  */
-void prefix_put(json_t *object, const struct walsh_session *session, double first_token_seconds);
+void prefix_put(json_t *object, const struct prefix_use *use, const struct walsh_session *session,
+                double first_token_seconds);
 
 #endif

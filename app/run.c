@@ -130,7 +130,7 @@ struct talk {
     struct walsh_model *model;
     struct adapter_list adapters;
     struct walsh_session *session;
-    struct walsh_prefix_store *store; /* NULL: none */
+    struct prefix_use prefix;
     struct walsh_sampler *sampler;
     uint64_t seed;
     int32_t pending; /* a generated token that is not in the session yet; -1: none */
@@ -180,7 +180,7 @@ static enum walsh_status open_talk(struct talk *talk, struct walsh_error *err)
     TRY(walsh_session_open(talk->model, &options, &talk->session, err));
     TRY(adapters_open(command, talk->model, &talk->settings->adapters, 0, &talk->adapters, err));
     TRY(walsh_session_set_adapters(talk->session, talk->adapters.uses, talk->adapters.count, err));
-    TRY(prefix_open(&talk->settings->prefix, command, talk->context, talk->session, &talk->store, err));
+    TRY(prefix_open(&talk->settings->prefix, command, talk->context, talk->session, &talk->prefix, err));
     talk->pending = -1;
     return open_sampler(talk, err);
 }
@@ -189,7 +189,7 @@ static void close_talk(struct talk *talk)
 {
     walsh_sampler_close(&talk->sampler);
     walsh_session_close(&talk->session);
-    walsh_prefix_store_close(&talk->store);
+    prefix_close(&talk->prefix);
     adapters_close(&talk->adapters);
     walsh_model_close(&talk->model);
     walsh_context_close(&talk->context);
@@ -331,7 +331,7 @@ static enum walsh_status print_json(const struct talk *talk, const struct answer
     json_put_real(object, "prompt_tokens_per_second", prompt_rate(answer));
     json_put_real(object, "tokens_per_second", per_second(answer->steps, answer->step_seconds));
     json_put_real(object, "first_token_seconds", answer->first_token_seconds);
-    if (talk->store) prefix_put(object, talk->session, answer->first_token_seconds);
+    if (talk->prefix.store) prefix_put(object, &talk->prefix, talk->session, answer->first_token_seconds);
     json_put_text(object, "finish", answer->finish);
     json_put_integer(object, "seed", talk->seed);
     return json_print(object, err);
