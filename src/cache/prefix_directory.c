@@ -312,16 +312,28 @@ enum walsh_status walsh_prefix_directory_reserve(const struct walsh_prefix_direc
     return status;
 }
 
+/* With the lock: who counts must see the temporary or the block, not both and not neither. */
+static enum walsh_status rename_locked(const struct walsh_prefix_directory *d, const char *name,
+                                       const char *block, struct walsh_error *err)
+{
+    int held;
+    WALSH_TRY(lock(d, &held, err));
+    const int why = renameat(d->fd, name, d->fd, block) == 0 ? 0 : errno;
+    close(held);
+    return why == 0 ? WALSH_OK
+                    : walsh_fail_errno(err, why, "%s/%s: cannot rename %s to it", d->path, block, name);
+}
+
 enum walsh_status walsh_prefix_directory_commit(const struct walsh_prefix_directory *d,
                                                 const struct walsh_prefix_key *key, int fd, const char *name,
                                                 struct walsh_error *err)
 {
     char block[WALSH_PREFIX_NAME];
     walsh_prefix_block_name(key, block);
-    if (renameat(d->fd, name, d->fd, block) != 0) {
-        const int why = errno;
+    const enum walsh_status status = rename_locked(d, name, block, err);
+    if (status != WALSH_OK) {
         walsh_prefix_directory_discard(d, fd, name);
-        return walsh_fail_errno(err, why, "%s/%s: cannot rename %s to it", d->path, block, name);
+        return status;
     }
     close(fd);
     /* EINVAL: a file system that has nothing to sync for a directory. */

@@ -3,8 +3,8 @@
  *
  * A block is KEY.block, KEY 64 hexadecimal digits; its modification time is when it was used last. One that
  * is being written is KEY.PID-N.tmp and flocked by its writer, so that what a killed process leaves behind is
- * known by its lock being free. The file "lock" is flocked while blocks are counted and evicted; readers take
- * no lock. Anything else is foreign: told once, never touched. */
+ * known by its lock being free. The file "lock" is flocked while blocks are counted, evicted and renamed;
+ * readers take no lock. Anything else is foreign: told once, never touched. */
 #ifndef WALSH_CACHE_PREFIX_DIRECTORY_H
 #define WALSH_CACHE_PREFIX_DIRECTORY_H
 
