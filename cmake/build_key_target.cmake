@@ -1,7 +1,7 @@
 # walsh_build_key.h for src/runtime: what may change a bit of a computed key or value. The header is made anew when one of the
 # sources changes; only what includes it is then compiled again.
 file(GLOB_RECURSE key_sources CONFIGURE_DEPENDS RELATIVE ${CMAKE_SOURCE_DIR}
-  src/base/*.[ch] src/rotation/*.[ch] src/formats/*.[ch] src/kernels/*.[ch] src/kernels/*.inc src/kernels/*.def
+  src/base/*.[ch] src/rotation/*.[ch] src/formats/*.[ch] src/kernels/*.[ch] src/kernels/*.inc src/kernels/*.def src/kernels/*.cu src/kernels/*.cuh
   src/checkpoint/*.[ch] src/cache/*.[ch] src/model/*.[ch] src/runtime/*.[ch])
 list(APPEND key_sources CMakeLists.txt cmake/x86.cmake)
 list(SORT key_sources)

@@ -34,6 +34,9 @@ enum walsh_status walsh_runtime_set_store(struct walsh_session *session, struct 
         walsh_prefix_close(&session->prefix);
         return WALSH_OK;
     }
+    if (r->queue->memory)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED,
+                          "prefix stores hold caches of the CPU, not of other devices");
     if (!r->identified) WALSH_TRY(walsh_prefix_model_key(r->graph, r->queue, &r->model_key, err));
     r->identified = true;
     struct walsh_prefix *p;

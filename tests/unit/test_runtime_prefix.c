@@ -615,7 +615,7 @@ static void decoded_tokens_are_never_stored(void **state)
     close_machine(&m);
 }
 
-static void a_synthetic_model_has_no_store(void **state)
+static void synthetic_models_and_devices_have_no_store(void **state)
 {
     (void)state;
     struct walsh_error err;
@@ -628,6 +628,11 @@ static void a_synthetic_model_has_no_store(void **state)
     assert_int_equal(walsh_runtime_set_store(session, store, NULL, 0, &err), WALSH_E_UNSUPPORTED);
     assert_string_equal(err.message, "a synthetic model has no files to know it by: no prefix store");
     m.graph->checkpoint.file_count = 1;
+    m.queue.memory =
+        (const struct walsh_memory *)(const void *)&m; /* as a device's queue has it; not called */
+    assert_int_equal(walsh_runtime_set_store(session, store, NULL, 0, &err), WALSH_E_UNSUPPORTED);
+    assert_string_equal(err.message, "prefix stores hold caches of the CPU, not of other devices");
+    m.queue.memory = NULL;
     assert_int_equal(walsh_runtime_set_store(session, store, NULL, 0, &err), WALSH_OK);
     assert_int_equal(walsh_runtime_set_store(session, NULL, NULL, 0, &err), WALSH_OK);
     assert_null(session->prefix);
@@ -771,7 +776,7 @@ int main(void)
         cmocka_unit_test(everything_that_matters_is_in_the_key),
         cmocka_unit_test(other_circumstances_miss),
         cmocka_unit_test(decoded_tokens_are_never_stored),
-        cmocka_unit_test(a_synthetic_model_has_no_store),
+        cmocka_unit_test(synthetic_models_and_devices_have_no_store),
         cmocka_unit_test(faults_cost_time_only),
         cmocka_unit_test(two_processes_agree),
     };
