@@ -15,7 +15,7 @@
 #include "unit/batch_requests.h"
 
 #define REQUESTS 200
-#define LEAST_ROUNDS 4
+#define LEAST_ROUNDS 3
 #define SLACK_HEAP ((size_t)256 << 10) /* bytes: the prompts differ from round to round */
 
 /* Freed blocks that AddressSanitizer keeps would look like growth. */
