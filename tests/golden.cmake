@@ -7,6 +7,13 @@ add_test(NAME golden_bookworm_8m COMMAND golden ${CMAKE_SOURCE_DIR}/models/bookw
   ${fixtures}/golden/bookworm-8m.safetensors ${CMAKE_SOURCE_DIR}/data/valid.txt 8192 25.9852)
 add_test(NAME golden_tiny_qwen3_moe COMMAND golden ${fixtures}/golden/tiny-qwen3-moe
   ${fixtures}/golden/tiny-qwen3-moe.safetensors)
+set(architectures llama2 llama3 smollm2 mistral mixtral qwen2 qwen3 smollm3 gemma2 gemma3 phi3)
+foreach(name ${architectures})
+  add_test(NAME golden_tiny_${name} COMMAND golden ${fixtures}/golden/tiny-${name}
+    ${fixtures}/golden/tiny-${name}.safetensors)
+endforeach()
+add_test(NAME golden_ablations COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/golden/ablations.sh $<TARGET_FILE:golden>
+  ${fixtures}/golden)
 add_test(NAME golden_shakespeare_lora_8m COMMAND golden --adapter ${CMAKE_SOURCE_DIR}/models/shakespeare-lora-8m
   ${CMAKE_SOURCE_DIR}/models/bookworm-8m ${fixtures}/golden/bookworm-8m.safetensors)
 # The same outputs without the widest instruction sets: what other machines run.
@@ -19,4 +26,8 @@ foreach(level ${levels})
     ${fixtures}/golden/bookworm-8m.safetensors)
   add_test(NAME golden_tiny_qwen3_moe_${level} COMMAND golden --cpu ${level} ${fixtures}/golden/tiny-qwen3-moe
     ${fixtures}/golden/tiny-qwen3-moe.safetensors)
+  foreach(name gemma2 gemma3)
+    add_test(NAME golden_tiny_${name}_${level} COMMAND golden --cpu ${level} ${fixtures}/golden/tiny-${name}
+      ${fixtures}/golden/tiny-${name}.safetensors)
+  endforeach()
 endforeach()

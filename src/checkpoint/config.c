@@ -4,20 +4,90 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "checkpoint/json.h"
+#include "checkpoint/config_parts.h"
 
 const struct walsh_architecture_info walsh_architectures[WALSH_ARCH_COUNT] = {
-    [WALSH_ARCH_LLAMA] = {.name = "LlamaForCausalLM", .qk_norm = false, .moe = false},
-    [WALSH_ARCH_QWEN3_MOE] = {.name = "Qwen3MoeForCausalLM", .qk_norm = true, .moe = true},
+    [WALSH_ARCH_LLAMA] = {.name = "LlamaForCausalLM",
+                          .bias_keys = true,
+                          .rope_theta = 10000,
+                          .rms_epsilon = 1e-6},
+    [WALSH_ARCH_MISTRAL] = {.name = "MistralForCausalLM",
+                            .windows = WALSH_WINDOWS_ALL,
+                            .window = 4096,
+                            .rope_theta = 10000,
+                            .rms_epsilon = 1e-6},
+    [WALSH_ARCH_MIXTRAL] = {.name = "MixtralForCausalLM",
+                            .moe = true,
+                            .windows = WALSH_WINDOWS_ALL,
+                            .rope_theta = 1e6,
+                            .rms_epsilon = 1e-5},
+    [WALSH_ARCH_QWEN2] = {.name = "Qwen2ForCausalLM",
+                          .qkv_bias = true,
+                          .windows = WALSH_WINDOWS_LATE,
+                          .window_switch = true,
+                          .window = 4096,
+                          .rope_theta = 10000,
+                          .rms_epsilon = 1e-6},
+    [WALSH_ARCH_QWEN3] = {.name = "Qwen3ForCausalLM",
+                          .qk_norm = true,
+                          .bias_keys = true,
+                          .windows = WALSH_WINDOWS_LATE,
+                          .window_switch = true,
+                          .window = 4096,
+                          .rope_theta = 10000,
+                          .rms_epsilon = 1e-6},
+    [WALSH_ARCH_QWEN3_MOE] = {.name = "Qwen3MoeForCausalLM",
+                              .qk_norm = true,
+                              .moe = true,
+                              .bias_keys = true,
+                              .windows = WALSH_WINDOWS_ALL,
+                              .window_switch = true,
+                              .window = 4096,
+                              .rope_theta = 10000,
+                              .rms_epsilon = 1e-6},
+    [WALSH_ARCH_SMOLLM3] = {.name = "SmolLM3ForCausalLM",
+                            .bias_keys = true,
+                            .no_rope_layers = true,
+                            .windows = WALSH_WINDOWS_NO_ROPE,
+                            .window_switch = true,
+                            .tied = true,
+                            .rope_theta = 2e6,
+                            .rms_epsilon = 1e-6},
+    [WALSH_ARCH_GEMMA2] = {.name = "Gemma2ForCausalLM",
+                           .bias_keys = true,
+                           .gemma = true,
+                           .windows = WALSH_WINDOWS_ALTERNATE,
+                           .window = 4096,
+                           .pattern = 2,
+                           .tied = true,
+                           .rope_theta = 10000,
+                           .rms_epsilon = 1e-6,
+                           .score_cap = 50,
+                           .logit_cap = 30},
+    [WALSH_ARCH_GEMMA3] = {.name = "Gemma3ForCausalLM",
+                           .qk_norm = true,
+                           .bias_keys = true,
+                           .gemma = true,
+                           .local_rope = true,
+                           .windows = WALSH_WINDOWS_ALTERNATE,
+                           .window = 4096,
+                           .pattern = 6,
+                           .tied = true,
+                           .rope_theta = 1e6,
+                           .rms_epsilon = 1e-6},
+    [WALSH_ARCH_PHI3] = {.name = "Phi3ForCausalLM",
+                         .partial_rotary = true,
+                         .no_yarn = true,
+                         .windows = WALSH_WINDOWS_ALL,
+                         .rope_theta = 10000,
+                         .rms_epsilon = 1e-5},
 };
 
 /* Limits: far above any model there is, low enough that products of two fit 64 bits with room to spare */
 #define MAX_HIDDEN (1u << 20)
-#define MAX_LAYERS 4096
 #define MAX_HEADS 65536
 #define MAX_HEAD_DIM 1024
 #define MAX_VOCAB (1u << 24)
-#define MAX_POSITIONS (1u << 28)
 #define MAX_EXPERTS 65536
 #define WALSH_FORMAT_VERSION 1 /* of quant_method "walsh" */
 
@@ -45,15 +115,14 @@ static enum walsh_status read_architecture(const struct walsh_json_object *o, st
         snprintf(out->architecture_name, sizeof out->architecture_name, "%s", name);
         return WALSH_OK;
     }
-    char known[256];
+    char known[512];
     list_architectures(known, sizeof known);
     return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: architecture \"%.200s\" is not supported; known: %s",
                       o->where, name, known);
 }
 
-/* A key that changes the arithmetic and must have the one value that walsh computes */
-static enum walsh_status must_be_false(const struct walsh_json_object *o, const char *key,
-                                       struct walsh_error *err)
+enum walsh_status walsh_must_be_false(const struct walsh_json_object *o, const char *key,
+                                      struct walsh_error *err)
 {
     bool value = false;
     WALSH_TRY(walsh_json_bool(o, key, &value, err));
@@ -63,8 +132,8 @@ static enum walsh_status must_be_false(const struct walsh_json_object *o, const 
     return WALSH_OK;
 }
 
-static enum walsh_status must_be_number(const struct walsh_json_object *o, const char *key, double expected,
-                                        struct walsh_error *err)
+enum walsh_status walsh_must_be_number(const struct walsh_json_object *o, const char *key, double expected,
+                                       struct walsh_error *err)
 {
     double value = expected;
     WALSH_TRY(walsh_json_double(o, key, false, -HUGE_VAL, false, HUGE_VAL, &value, err));
@@ -72,64 +141,6 @@ static enum walsh_status must_be_number(const struct walsh_json_object *o, const
         return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: %s%s is %g; walsh implements %g only", o->where,
                           o->prefix, key, value, expected);
     return WALSH_OK;
-}
-
-static enum walsh_status read_rope_type(const struct walsh_json_object *rope, struct walsh_rope_config *out,
-                                        struct walsh_error *err)
-{
-    const char *type = "default";
-    WALSH_TRY(walsh_json_string(rope, "type", false, &type, err));
-    WALSH_TRY(walsh_json_string(rope, "rope_type", false, &type, err));
-    if (strcmp(type, "default") == 0)
-        out->type = WALSH_ROPE_DEFAULT;
-    else if (strcmp(type, "linear") == 0)
-        out->type = WALSH_ROPE_LINEAR;
-    else if (strcmp(type, "llama3") == 0)
-        out->type = WALSH_ROPE_LLAMA3;
-    else
-        return walsh_fail(err, WALSH_E_UNSUPPORTED,
-                          "%s: rope type \"%.100s\" is not supported; known: default, linear, llama3",
-                          rope->where, type);
-    return WALSH_OK;
-}
-
-/* rope_parameters (transformers 5) holds the theta too; rope_scaling (before) has it beside it at the top
- * level. */
-static enum walsh_status read_rope(const struct walsh_json_object *o, struct walsh_rope_config *out,
-                                   struct walsh_error *err)
-{
-    struct walsh_json_object rope;
-    WALSH_TRY(walsh_json_child(o, "rope_parameters", "rope_parameters.", &rope, err));
-    if (!rope.object) WALSH_TRY(walsh_json_child(o, "rope_scaling", "rope_scaling.", &rope, err));
-    const char *key;
-    json_t *value;
-    json_object_foreach(rope.object, key, value)
-    {
-        if (json_is_object(value))
-            return walsh_fail(err, WALSH_E_UNSUPPORTED,
-                              "%s: %s%.100s: rope parameters per kind of layer are not supported", o->where,
-                              rope.prefix, key);
-    }
-    out->theta = 10000; /* what both architectures' configurations default to */
-    WALSH_TRY(walsh_json_double(o, "rope_theta", false, 0, true, 1e12, &out->theta, err));
-    WALSH_TRY(walsh_json_double(&rope, "rope_theta", false, 0, true, 1e12, &out->theta, err));
-    WALSH_TRY(must_be_number(o, "partial_rotary_factor", 1, err));
-    WALSH_TRY(must_be_number(&rope, "partial_rotary_factor", 1, err));
-    WALSH_TRY(read_rope_type(&rope, out, err));
-    out->factor = 1;
-    if (out->type == WALSH_ROPE_DEFAULT) return WALSH_OK;
-    WALSH_TRY(walsh_json_double(&rope, "factor", true, 0, true, 1e6, &out->factor, err));
-    if (out->type == WALSH_ROPE_LINEAR) return WALSH_OK;
-    WALSH_TRY(
-        walsh_json_double(&rope, "low_freq_factor", true, 0, true, 1e6, &out->low_frequency_factor, err));
-    WALSH_TRY(
-        walsh_json_double(&rope, "high_freq_factor", true, 0, true, 1e6, &out->high_frequency_factor, err));
-    if (!(out->low_frequency_factor < out->high_frequency_factor))
-        return walsh_fail(err, WALSH_E_FORMAT,
-                          "%s: %slow_freq_factor is %g, expected below high_freq_factor %g", o->where,
-                          rope.prefix, out->low_frequency_factor, out->high_frequency_factor);
-    return walsh_json_u32(&rope, "original_max_position_embeddings", true, 1, MAX_POSITIONS,
-                          &out->original_max_positions, err);
 }
 
 static enum walsh_status read_id(const char *where, const char *key, const json_t *value, int32_t *out,
@@ -172,11 +183,11 @@ static enum walsh_status read_special(const struct walsh_json_object *o, int32_t
 static enum walsh_status read_shape(const struct walsh_json_object *o, struct walsh_config *c,
                                     struct walsh_error *err)
 {
-    bool moe = walsh_architectures[c->architecture].moe;
+    bool moe = c->architecture == WALSH_ARCH_QWEN3_MOE;
     WALSH_TRY(walsh_json_u32(o, "hidden_size", true, 1, MAX_HIDDEN, &c->hidden, err));
     /* Qwen3Moe's experts have their own width; this one is of dense layers, which it has none of. */
     WALSH_TRY(walsh_json_u32(o, "intermediate_size", !moe, moe ? 0 : 1, MAX_HIDDEN, &c->intermediate, err));
-    WALSH_TRY(walsh_json_u32(o, "num_hidden_layers", true, 1, MAX_LAYERS, &c->layers, err));
+    WALSH_TRY(walsh_json_u32(o, "num_hidden_layers", true, 1, WALSH_MAX_LAYERS, &c->layers, err));
     WALSH_TRY(walsh_json_u32(o, "num_attention_heads", true, 1, MAX_HEADS, &c->heads, err));
     c->kv_heads = c->heads;
     WALSH_TRY(walsh_json_u32(o, "num_key_value_heads", false, 1, MAX_HEADS, &c->kv_heads, err));
@@ -184,6 +195,8 @@ static enum walsh_status read_shape(const struct walsh_json_object *o, struct wa
         return walsh_fail(err, WALSH_E_FORMAT,
                           "%s: num_attention_heads %u is not a multiple of num_key_value_heads %u", o->where,
                           c->heads, c->kv_heads);
+    if (walsh_architectures[c->architecture].gemma) c->head_dim = 256;
+    if (c->architecture == WALSH_ARCH_QWEN3) c->head_dim = 128;
     WALSH_TRY(walsh_json_u32(o, "head_dim", false, 2, MAX_HEAD_DIM, &c->head_dim, err));
     if (c->head_dim == 0) {
         if (c->hidden % c->heads != 0 || c->hidden / c->heads > MAX_HEAD_DIM)
@@ -198,8 +211,9 @@ static enum walsh_status read_shape(const struct walsh_json_object *o, struct wa
         return walsh_fail(err, WALSH_E_FORMAT, "%s: head_dim is %u, expected an even number", o->where,
                           c->head_dim);
     WALSH_TRY(walsh_json_u32(o, "vocab_size", true, 1, MAX_VOCAB, &c->vocab, err));
-    WALSH_TRY(walsh_json_u32(o, "max_position_embeddings", true, 1, MAX_POSITIONS, &c->max_positions, err));
-    c->rms_epsilon = 1e-6;
+    WALSH_TRY(walsh_json_u32(o, "max_position_embeddings", true, 1, WALSH_MAX_CONFIG_POSITIONS,
+                             &c->max_positions, err));
+    c->rms_epsilon = walsh_architectures[c->architecture].rms_epsilon;
     return walsh_json_double(o, "rms_norm_eps", false, 0, true, 1, &c->rms_epsilon, err);
 }
 
@@ -212,9 +226,15 @@ static enum walsh_status read_experts(const struct walsh_json_object *o, struct 
     if (c->experts == 0)
         return walsh_fail(err, WALSH_E_FORMAT, "%s: num_experts (or num_local_experts) is missing", o->where);
     WALSH_TRY(walsh_json_u32(o, "num_experts_per_tok", true, 1, c->experts, &c->experts_per_token, err));
+    if (c->architecture == WALSH_ARCH_MIXTRAL) {
+        /* a softmax over the chosen logits: that over all of them, divided by the sum of the chosen */
+        c->expert_intermediate = c->intermediate;
+        c->normalize_topk = true;
+        return WALSH_OK;
+    }
     WALSH_TRY(walsh_json_u32(o, "moe_intermediate_size", true, 1, MAX_HIDDEN, &c->expert_intermediate, err));
     WALSH_TRY(walsh_json_bool(o, "norm_topk_prob", &c->normalize_topk, err));
-    WALSH_TRY(must_be_number(o, "decoder_sparse_step", 1, err));
+    WALSH_TRY(walsh_must_be_number(o, "decoder_sparse_step", 1, err));
     const json_t *dense = json_object_get(o->object, "mlp_only_layers");
     if (dense && !json_is_null(dense) && !(json_is_array(dense) && json_array_size(dense) == 0))
         return walsh_fail(err, WALSH_E_UNSUPPORTED,
@@ -290,22 +310,78 @@ static enum walsh_status read_dtype(const struct walsh_json_object *o, struct wa
     return WALSH_OK;
 }
 
+/* Gemma's files name the gate twice; its own name counts. */
+static enum walsh_status read_gate(const struct walsh_json_object *o, struct walsh_config *c,
+                                   struct walsh_error *err)
+{
+    const bool gemma = walsh_architectures[c->architecture].gemma;
+    const char *key = gemma ? "hidden_activation" : "hidden_act",
+               *gate = gemma ? "gelu_pytorch_tanh" : "silu";
+    WALSH_TRY(walsh_json_string(o, key, false, &gate, err));
+    if (strcmp(gate, "silu") == 0)
+        c->gate = WALSH_GATE_SILU;
+    else if (strcmp(gate, "gelu_pytorch_tanh") == 0)
+        c->gate = WALSH_GATE_GELU_TANH;
+    else
+        return walsh_fail(err, WALSH_E_UNSUPPORTED,
+                          "%s: %s \"%.100s\" is not supported; known: silu, gelu_pytorch_tanh", o->where, key,
+                          gate);
+    return WALSH_OK;
+}
+
+static enum walsh_status read_biases(const struct walsh_json_object *o, struct walsh_config *c,
+                                     struct walsh_error *err)
+{
+    const struct walsh_architecture_info *info = &walsh_architectures[c->architecture];
+    if (!info->bias_keys) {
+        c->attention_bias = info->qkv_bias;
+        WALSH_TRY(walsh_must_be_false(o, "mlp_bias", err));
+        return info->qkv_bias ? WALSH_OK : walsh_must_be_false(o, "attention_bias", err);
+    }
+    WALSH_TRY(walsh_json_bool(o, "attention_bias", &c->attention_bias, err));
+    c->output_bias = c->attention_bias;
+    if (info->gemma) return walsh_must_be_false(o, "mlp_bias", err);
+    return walsh_json_bool(o, "mlp_bias", &c->mlp_bias, err);
+}
+
+/* A number, or null: 0; a missing key leaves *cap. */
+static enum walsh_status read_cap(const struct walsh_json_object *o, const char *key, double *cap,
+                                  struct walsh_error *err)
+{
+    const json_t *value = json_object_get(o->object, key);
+    if (value && json_is_null(value)) *cap = 0;
+    return walsh_json_double(o, key, false, 0, true, 1e6, cap, err);
+}
+
+/* What Gemma adds. */
+static enum walsh_status read_scales(const struct walsh_json_object *o, struct walsh_config *c,
+                                     struct walsh_error *err)
+{
+    const struct walsh_architecture_info *info = &walsh_architectures[c->architecture];
+    c->score_cap = info->score_cap;
+    c->logit_cap = info->logit_cap;
+    if (!info->gemma) return WALSH_OK;
+    c->norm_offset = c->scaled_embeddings = true;
+    c->query_scalar = 256;
+    WALSH_TRY(walsh_json_double(o, "query_pre_attn_scalar", false, 0, true, 1e6, &c->query_scalar, err));
+    WALSH_TRY(read_cap(o, "attn_logit_softcapping", &c->score_cap, err));
+    WALSH_TRY(read_cap(o, "final_logit_softcapping", &c->logit_cap, err));
+    return walsh_must_be_false(o, "use_bidirectional_attention", err);
+}
+
 static enum walsh_status read_config(const struct walsh_json_object *o, struct walsh_config *c,
                                      struct walsh_error *err)
 {
     WALSH_TRY(read_architecture(o, c, err));
     WALSH_TRY(read_shape(o, c, err));
     WALSH_TRY(read_experts(o, c, err));
-    WALSH_TRY(read_rope(o, &c->rope, err));
-    const char *activation = "silu";
-    WALSH_TRY(walsh_json_string(o, "hidden_act", false, &activation, err));
-    if (strcmp(activation, "silu") != 0)
-        return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: hidden_act \"%.100s\" is not supported; known: silu",
-                          o->where, activation);
-    WALSH_TRY(must_be_false(o, "use_sliding_window", err));
+    WALSH_TRY(walsh_config_read_layers(o, c, err));
+    WALSH_TRY(walsh_config_read_rope(o, c, err));
+    WALSH_TRY(read_gate(o, c, err));
+    WALSH_TRY(read_biases(o, c, err));
+    WALSH_TRY(read_scales(o, c, err));
+    c->tied_embeddings = walsh_architectures[c->architecture].tied;
     WALSH_TRY(walsh_json_bool(o, "tie_word_embeddings", &c->tied_embeddings, err));
-    WALSH_TRY(walsh_json_bool(o, "attention_bias", &c->attention_bias, err));
-    WALSH_TRY(walsh_json_bool(o, "mlp_bias", &c->mlp_bias, err));
     WALSH_TRY(read_special(o, &c->bos, c->eos, &c->eos_count, err));
     WALSH_TRY(read_dtype(o, c, err));
     return read_quantization(o, &c->quant, err);

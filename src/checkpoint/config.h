@@ -13,19 +13,45 @@
 
 #define WALSH_MAX_EOS 16
 
-enum walsh_architecture { WALSH_ARCH_LLAMA, WALSH_ARCH_QWEN3_MOE, WALSH_ARCH_COUNT };
+#define WALSH_MAX_LAYERS 4096
 
-enum walsh_rope_type { WALSH_ROPE_DEFAULT, WALSH_ROPE_LINEAR, WALSH_ROPE_LLAMA3 };
+enum walsh_architecture {
+    WALSH_ARCH_LLAMA, /* Llama 2 and 3.x, SmolLM2, and what else calls itself so */
+    WALSH_ARCH_MISTRAL,
+    WALSH_ARCH_MIXTRAL,
+    WALSH_ARCH_QWEN2,
+    WALSH_ARCH_QWEN3,
+    WALSH_ARCH_QWEN3_MOE,
+    WALSH_ARCH_SMOLLM3,
+    WALSH_ARCH_GEMMA2,
+    WALSH_ARCH_GEMMA3, /* text only */
+    WALSH_ARCH_PHI3,
+    WALSH_ARCH_COUNT
+};
+
+enum walsh_rope_type { WALSH_ROPE_DEFAULT, WALSH_ROPE_LINEAR, WALSH_ROPE_LLAMA3, WALSH_ROPE_YARN };
 
 /* config.json: rope_theta at the top level, rope_scaling {rope_type|type, ...}, or rope_parameters
  * {rope_theta, rope_type, ...}. */
 struct walsh_rope_config {
     enum walsh_rope_type type;
     double theta;
-    double factor;                                      /* linear, llama3 */
+    double factor;                                      /* linear, llama3, yarn */
     double low_frequency_factor, high_frequency_factor; /* llama3 */
-    uint32_t original_max_positions;                    /* llama3 */
+    uint32_t original_max_positions;                    /* llama3, yarn */
+    double beta_fast,
+        beta_slow;           /* yarn: turns within the original context that keep, that slow a frequency */
+    bool truncate;           /* yarn: the pairs where those lie are rounded outwards */
+    double attention_factor; /* yarn: of cosine and sine; 0: 1 */
 };
+
+/* What one layer has that others of the model may not; walsh_config.layer_flags. */
+enum walsh_layer_flag {
+    WALSH_LAYER_WINDOWED = 1, /* attends to the newest walsh_config.window tokens only */
+    WALSH_LAYER_NO_ROPE = 2,  /* queries and keys are not rotated by their positions */
+};
+
+enum walsh_gate { WALSH_GATE_SILU, WALSH_GATE_GELU_TANH };
 
 enum walsh_quant_method { WALSH_QUANT_NONE, WALSH_QUANT_GLQ, WALSH_QUANT_WALSH };
 /* config.json "quantization_config": quant_method "glq" with codebook "e8p", or "walsh" with version 1 */
@@ -43,10 +69,20 @@ struct walsh_config {
     char torch_dtype[16];       /* dtype or torch_dtype: "bfloat16"; "": not given */
     uint32_t hidden, intermediate, layers, heads, kv_heads, head_dim, vocab, max_positions;
     double rms_epsilon;
+    bool norm_offset; /* RMSNorm multiplies by 1 + its weight */
     struct walsh_rope_config rope;
+    bool has_local_rope; /* windowed layers have ... */
+    struct walsh_rope_config local_rope;
+    uint32_t rotary_dim; /* the first elements of a head, which are rotated; 0: all head_dim */
+    uint32_t window;     /* tokens that a windowed layer sees, its own included; 0: no layer is one */
+    uint8_t layer_flags[WALSH_MAX_LAYERS]; /* enum walsh_layer_flag */
     bool tied_embeddings;
-    bool attention_bias, mlp_bias;
-    bool qk_norm; /* RMSNorm of each head's q and k */
+    bool attention_bias, output_bias, mlp_bias; /* of q, k, v; of o; of gate, up, down */
+    bool qk_norm;                               /* RMSNorm of each head's q and k */
+    enum walsh_gate gate;                       /* down(gate(x) * up(x)) */
+    bool scaled_embeddings;                     /* the embedding's rows are multiplied by sqrt(hidden) */
+    double query_scalar;                        /* scores are divided by its root; 0: head_dim */
+    double score_cap, logit_cap; /* scores, logits become cap * tanh(x / cap); 0: they stay as they are */
     /* mixture of experts; experts == 0: dense */
     uint32_t experts, experts_per_token, expert_intermediate;
     bool normalize_topk;
@@ -73,10 +109,33 @@ struct walsh_generation_config { /* generation_config.json; absent keys keep the
 enum walsh_status walsh_generation_config_parse(const char *path, const char *json, size_t size,
                                                 struct walsh_generation_config *out, struct walsh_error *err);
 
-/* The table of architectures: name in config.json, and what its checkpoints hold. */
+/* Which layers attend within a window. `layer_types` says so itself where the file has it. */
+enum walsh_window_rule {
+    WALSH_WINDOWS_NONE,     /* the architecture has none; sliding_window must be null */
+    WALSH_WINDOWS_ALL,      /* every layer, where sliding_window is a number */
+    WALSH_WINDOWS_LATE,     /* the layers from max_window_layers on */
+    WALSH_WINDOWS_NO_ROPE,  /* the layers without rope */
+    WALSH_WINDOWS_ALTERNATE /* all but every n-th: sliding_window_pattern, or the table's `pattern` */
+};
+
+/* The table of architectures: name in config.json, what its checkpoints hold, and the values of keys that
+ * config.json may leave out (the defaults of Hugging Face's configuration classes). */
 struct walsh_architecture_info {
     const char *name; /* "LlamaForCausalLM" */
     bool qk_norm, moe;
+    bool bias_keys;      /* attention_bias and mlp_bias say which linears have a bias */
+    bool qkv_bias;       /* q, k and v always have one */
+    bool gemma;          /* norm_offset, scaled_embeddings, query_pre_attn_scalar, the soft caps */
+    bool no_rope_layers; /* the key */
+    bool partial_rotary; /* partial_rotary_factor */
+    bool local_rope;     /* windowed layers have a rope of their own */
+    bool no_yarn;        /* its files mean something else by that name */
+    enum walsh_window_rule windows;
+    bool window_switch; /* windows are only on where use_sliding_window is true */
+    uint32_t window, pattern;
+    bool tied;
+    double rope_theta, rms_epsilon;
+    double score_cap, logit_cap;
 };
 extern const struct walsh_architecture_info walsh_architectures[WALSH_ARCH_COUNT];
 

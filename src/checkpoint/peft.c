@@ -206,20 +206,42 @@ static enum walsh_status add_update(const struct loader *l, const struct pair *p
     return WALSH_OK;
 }
 
+/* Take the pair as the LoRA of a linear [out][in]. */
+static enum walsh_status check_linear(const struct loader *l, struct pair *pair, const char *name,
+                                      uint32_t in, uint32_t out)
+{
+    bool targeted = false;
+    WALSH_TRY(walsh_peft_config_targets(&l->peft->config, name, &targeted, l->err));
+    if (!targeted)
+        return walsh_fail(l->err, WALSH_E_FORMAT, "%s: tensor %s: %s is not among the target_modules of %s",
+                          pair->a->file, pair->a->name, name, l->peft->config.path);
+    pair->name = name;
+    pair->in = in;
+    pair->out = out;
+    pair->experts = 1;
+    return check_pair(l, pair);
+}
+
 static enum walsh_status take_linear(const struct loader *l, struct pair *pair,
                                      const struct walsh_peft_linear *linear)
 {
-    bool targeted = false;
-    WALSH_TRY(walsh_peft_config_targets(&l->peft->config, linear->name, &targeted, l->err));
-    if (!targeted)
-        return walsh_fail(l->err, WALSH_E_FORMAT, "%s: tensor %s: %s is not among the target_modules of %s",
-                          pair->a->file, pair->a->name, linear->name, l->peft->config.path);
-    pair->name = linear->name;
-    pair->in = linear->in;
-    pair->out = linear->out;
-    pair->experts = 1;
-    WALSH_TRY(check_pair(l, pair));
+    WALSH_TRY(check_linear(l, pair, linear->name, linear->in, linear->out));
     return add_update(l, pair, linear, 0, 0, 1);
+}
+
+/* The pair of a fused linear: each of its parts reads the same A and has its own rows of B. *found: whether
+ * there is one of that name. */
+static enum walsh_status take_fused(const struct loader *l, struct pair *pair, const char *path, bool *found)
+{
+    *found = false;
+    for (size_t i = 0; i < l->count; i++) {
+        const struct walsh_peft_linear *part = &l->linears[i];
+        if (!part->fused || strcmp(part->fused, path) != 0) continue;
+        if (!*found) WALSH_TRY(check_linear(l, pair, part->fused, part->in, part->fused_out));
+        *found = true;
+        WALSH_TRY(add_update(l, pair, part, 0, part->fused_row, 1));
+    }
+    return WALSH_OK;
 }
 
 /* The stacked parameters of a module that the adapter targets, in the module's order; their number. */
@@ -306,7 +328,13 @@ static enum walsh_status take_tensor(const struct loader *l, struct walsh_tensor
     memcpy(path, t->name + sizeof prefix - 1, length);
     path[length] = 0;
     const struct walsh_peft_linear *linear = find_linear(&l->index, path);
-    const enum walsh_status status = linear ? take_linear(l, &pair, linear) : take_module(l, &pair, path);
+    bool fused = false;
+    enum walsh_status status = WALSH_OK;
+    if (linear)
+        status = take_linear(l, &pair, linear);
+    else
+        status = take_fused(l, &pair, path, &fused);
+    if (!linear && !fused && status == WALSH_OK) status = take_module(l, &pair, path);
     walsh_free(path);
     return status;
 }

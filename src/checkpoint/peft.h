@@ -25,6 +25,10 @@ struct walsh_peft_linear {
      * NULL. Linears are listed in the module's order of declaration (gate_up_proj before down_proj). */
     const char *stack;        /* "model.layers.0.mlp.experts.gate_up_proj" */
     uint32_t expert, experts; /* this linear's index, and how many there are */
+    /* Where the Hugging Face model has W as the rows [fused_row, fused_row + out) of a linear of fused_out
+     * outputs; else NULL. */
+    const char *fused; /* "model.layers.0.self_attn.qkv_proj" */
+    uint32_t fused_row, fused_out;
     /* row i of W is row stack_row + i*stack_step of the expert's stack_out rows */
     uint32_t stack_out, stack_row, stack_step;
 };
@@ -40,7 +44,8 @@ struct walsh_peft_update {
     uint32_t linear; /* index in the caller's list */
     uint32_t rank;   /* 1..WALSH_MAX_LORA_RANK */
     double scale;
-    struct walsh_peft_matrix a, b; /* [rank][in], [out][rank]. gate and up of a stack have the same A */
+    struct walsh_peft_matrix a, b; /* [rank][in], [out][rank]. gate and up of a stack have the same A, and so
+                                      have the parts of a fused linear */
 };
 struct walsh_peft {
     struct walsh_peft_config config;

@@ -16,11 +16,11 @@ struct walsh_attend_chunk {
     const struct walsh_kv_view *kv;
     uint32_t kv_head, begin, end;
     uint32_t group, head_dim;
-    float scale;
-    const float *query;   /* [group][head_dim] */
-    float *scores;        /* scratch [group][WALSH_ATTEND_CHUNK] */
-    float *maximum, *sum; /* [group] */
-    float *out;           /* [group][head_dim] */
+    float scale, soft_cap; /* score[j] becomes soft_cap * tanh(score[j] / soft_cap) where that is not 0 */
+    const float *query;    /* [group][head_dim] */
+    float *scores;         /* scratch [group][WALSH_ATTEND_CHUNK] */
+    float *maximum, *sum;  /* [group] */
+    float *out;            /* [group][head_dim] */
 };
 
 /* The f32 or f16 elements of token `token` (0-based) of a head in one of kv's page lists. */

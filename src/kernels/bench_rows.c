@@ -16,6 +16,8 @@ struct row_case {
     walsh_kernel_rms_norm_f32 *rms_norm;
     walsh_kernel_rope_f32 *rope;
     walsh_kernel_swiglu_f32 *swiglu;
+    walsh_kernel_scale_f32 *scale;
+    walsh_kernel_soft_cap_f32 *soft_cap;
     walsh_kernel_route_f32 *route;
     size_t n;
     float *x, *y, *z;
@@ -72,6 +74,16 @@ static void run_swiglu(void *argument)
 {
     const struct row_case *t = argument;
     t->swiglu(t->y, t->x, t->z, t->n);
+}
+static void run_scale(void *argument)
+{
+    const struct row_case *t = argument;
+    t->scale(t->y, -1.0f, t->n);
+}
+static void run_soft_cap(void *argument)
+{
+    const struct row_case *t = argument;
+    t->soft_cap(t->y, t->n, 1.0f, 50.0f);
 }
 static void run_route(void *argument)
 {
@@ -161,6 +173,21 @@ void walsh_bench_rope_f32(struct walsh_bench *b, walsh_kernel_rope_f32 *f)
 void walsh_bench_swiglu_f32(struct walsh_bench *b, walsh_kernel_swiglu_f32 *f)
 {
     run(b, (struct row_case){.swiglu = f}, 11008, 12, 20, run_swiglu);
+}
+
+void walsh_bench_geglu_f32(struct walsh_bench *b, walsh_kernel_geglu_f32 *f)
+{
+    run(b, (struct row_case){.swiglu = f}, 11008, 12, 24, run_swiglu);
+}
+
+void walsh_bench_scale_f32(struct walsh_bench *b, walsh_kernel_scale_f32 *f)
+{
+    run(b, (struct row_case){.scale = f}, 4096, 8, 1, run_scale);
+}
+
+void walsh_bench_soft_cap_f32(struct walsh_bench *b, walsh_kernel_soft_cap_f32 *f)
+{
+    run(b, (struct row_case){.soft_cap = f}, 4096, 8, 20, run_soft_cap);
 }
 
 void walsh_bench_route_f32(struct walsh_bench *b, walsh_kernel_route_f32 *f)

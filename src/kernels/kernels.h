@@ -107,8 +107,9 @@ struct walsh_attention_row {
 #define WALSH_MAX_HEAD_GROUP 256 /* heads / kv_heads */
 struct walsh_attention_shape {
     uint32_t heads, kv_heads, head_dim;
-    float scale;     /* 1/sqrt(head_dim) */
+    float scale;     /* of q·k: 1/sqrt(head_dim), or what the model says */
     uint32_t window; /* 0: full causal */
+    float soft_cap;  /* a scaled score s becomes soft_cap * tanh(s / soft_cap); 0: it stays */
     /* PREFILL on a TURBO kv: the call's own rows before they were packed, an F16 view of one page with token
      * t at slot t % page_tokens; the rows do not cross a multiple of page_tokens. NULL: they are read as
      * packed.
@@ -186,8 +187,9 @@ struct walsh_ops {
      * where kv->recent is set the rotated k and v are stored there too. */
     void (*kv_append)(const struct walsh_queue *q, const struct walsh_attention_row *rows, size_t count,
                       const float *k, const float *v, size_t ld, const struct walsh_attention_shape *shape);
-    /* out [count][heads*head_dim] = softmax(scale q·K^T) V for each row. PREFILL: all rows share one kv and
-     * their positions are consecutive; a TURBO kv without shape->own is attended to by decode's arithmetic.
+    /* out [count][heads*head_dim] = softmax(cap(scale q·K^T)) V for each row. PREFILL: all rows share one kv
+     * and their positions are consecutive; a TURBO kv without shape->own is attended to by decode's
+     * arithmetic.
      */
     void (*attention)(const struct walsh_queue *q, float *out, size_t ldo, const float *query, size_t ldq,
                       const struct walsh_attention_row *rows, size_t count,
@@ -195,6 +197,14 @@ struct walsh_ops {
     /* y = silu(gate) * up, rows of n; y may be gate. */
     void (*swiglu)(const struct walsh_queue *q, float *y, size_t ldy, const float *gate, const float *up,
                    size_t ld, size_t rows, size_t n);
+    /* y = gelu(gate) * up with gelu(x) = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), rows of n; y may be
+     * gate. (Hendrycks and Gimpel 2016, "GELU"; the form that Gemma uses.) */
+    void (*geglu)(const struct walsh_queue *q, float *y, size_t ldy, const float *gate, const float *up,
+                  size_t ld, size_t rows, size_t n);
+    /* x *= factor, n elements. */
+    void (*scale)(const struct walsh_queue *q, float *x, float factor, size_t n);
+    /* x = cap * tanh(x / cap), n elements; cap > 0. */
+    void (*soft_cap)(const struct walsh_queue *q, float *x, float cap, size_t n);
     /* Per row: the k largest of softmax(logits[experts]) in descending order (ties: the lower index), their
      * indices and weights, renormalised to sum 1 where `normalize`. */
     void (*route)(const struct walsh_queue *q, int32_t *index, float *weight, const float *logits,

@@ -22,8 +22,12 @@ static void catalogue_add(struct catalogue *c, const struct walsh_linear *linear
 {
     if (!linear->name) return; /* gate, up, down of a layer of experts; the router of a dense one */
     c->linears[c->count] = linear;
-    c->targets[c->count++] =
-        (struct walsh_peft_linear){.name = linear->name, .in = linear->in, .out = linear->out};
+    c->targets[c->count++] = (struct walsh_peft_linear){.name = linear->name,
+                                                        .in = linear->in,
+                                                        .out = linear->out,
+                                                        .fused = linear->fusion.name,
+                                                        .fused_row = linear->fusion.row,
+                                                        .fused_out = linear->fusion.rows};
 }
 
 /* Hugging Face keeps the experts' gate and up in one parameter, gate first, and down in another. */

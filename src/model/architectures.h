@@ -13,10 +13,12 @@
 struct walsh_architecture_names {
     const char *embedding, *final_norm, *head;
     const char *layers; /* "model.layers" */
-    const char *input_norm, *post_norm;
+    const char *input_norm, *mlp_norm;
+    const char *attention_output_norm, *mlp_output_norm;
     const char *q, *k, *v, *o;
     const char *q_norm, *k_norm;
     const char *gate, *up, *down; /* dense */
+    const char *qkv, *gate_up;    /* one matrix with the rows of q, k and v, of gate and up; else NULL */
     const char *router, *experts; /* mixture of experts */
     const char *expert_gate, *expert_up, *expert_down;
 };

@@ -28,17 +28,40 @@ static enum walsh_status layer_linear(const struct builder *b, uint32_t layer, c
                                       struct walsh_linear *linear)
 {
     char name[NAME_SIZE];
-    return b->source->linear(b->source, layer_path(b, name, layer, module), role, in, out, bias, linear,
+    return b->source->linear(b->source, layer_path(b, name, layer, module), NULL, role, in, out, bias, linear,
                              b->err);
 }
 
+/* A projection of x that has its rows in module `fused`; NULL: a matrix of its own. */
+static enum walsh_status layer_part(const struct builder *b, uint32_t layer, const char *module,
+                                    const char *fused, uint32_t row, uint32_t rows, bool bias, uint32_t out,
+                                    struct walsh_linear *linear)
+{
+    const uint32_t in = b->graph->config.hidden;
+    if (!fused) return layer_linear(b, layer, module, WALSH_LINEAR_LAYER, in, out, bias, linear);
+    char name[NAME_SIZE], fused_name[NAME_SIZE];
+    const struct walsh_fusion fusion = {layer_path(b, fused_name, layer, fused), row, rows};
+    return b->source->linear(b->source, layer_path(b, name, layer, module), &fusion, WALSH_LINEAR_LAYER, in,
+                             out, bias, linear, b->err);
+}
+
+/* The multipliers of an RMSNorm. */
+static enum walsh_status norm(const struct builder *b, const char *name, uint32_t n, const float **values)
+{
+    float *weight;
+    WALSH_TRY(b->source->vector(b->source, name, n, &weight, b->err));
+    for (uint32_t i = 0; b->graph->config.norm_offset && i < n; i++) weight[i] += 1;
+    *values = weight;
+    return WALSH_OK;
+}
+
 /* Nothing where the architecture has no such module. */
-static enum walsh_status layer_vector(const struct builder *b, uint32_t layer, const char *module, uint32_t n,
-                                      const float **values)
+static enum walsh_status layer_norm(const struct builder *b, uint32_t layer, const char *module, uint32_t n,
+                                    const float **values)
 {
     if (!module) return WALSH_OK;
     char name[NAME_SIZE];
-    return b->source->vector(b->source, layer_path(b, name, layer, module), n, values, b->err);
+    return norm(b, layer_path(b, name, layer, module), n, values);
 }
 
 /* Equal signs become one vector, so that an apply sees by the pointer that two linears share their input's
@@ -55,26 +78,56 @@ static enum walsh_status build_attention(const struct builder *b, uint32_t i, st
     const struct walsh_config *c = &b->graph->config;
     uint32_t heads = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
     bool bias = c->attention_bias;
-    enum walsh_linear_role role = WALSH_LINEAR_LAYER;
-    WALSH_TRY(layer_vector(b, i, n->input_norm, c->hidden, &layer->input_norm));
-    WALSH_TRY(layer_linear(b, i, n->q, role, c->hidden, heads, bias, &layer->q));
-    WALSH_TRY(layer_linear(b, i, n->k, role, c->hidden, kv, bias, &layer->k));
-    WALSH_TRY(layer_linear(b, i, n->v, role, c->hidden, kv, bias, &layer->v));
-    WALSH_TRY(layer_linear(b, i, n->o, role, heads, c->hidden, bias, &layer->o));
+    const uint32_t all = heads + 2 * kv;
+    WALSH_TRY(layer_part(b, i, n->q, n->qkv, 0, all, bias, heads, &layer->q));
+    WALSH_TRY(layer_part(b, i, n->k, n->qkv, heads, all, bias, kv, &layer->k));
+    WALSH_TRY(layer_part(b, i, n->v, n->qkv, heads + kv, all, bias, kv, &layer->v));
+    WALSH_TRY(layer_linear(b, i, n->o, WALSH_LINEAR_LAYER, heads, c->hidden, c->output_bias, &layer->o));
     share_signs(&layer->q, &layer->k);
     share_signs(&layer->q, &layer->v);
-    WALSH_TRY(layer_vector(b, i, n->q_norm, c->head_dim, &layer->q_norm));
-    return layer_vector(b, i, n->k_norm, c->head_dim, &layer->k_norm);
+    WALSH_TRY(layer_norm(b, i, n->q_norm, c->head_dim, &layer->q_norm));
+    return layer_norm(b, i, n->k_norm, c->head_dim, &layer->k_norm);
+}
+
+static enum walsh_status build_norms(const struct builder *b, uint32_t i, struct walsh_layer *layer)
+{
+    const struct walsh_architecture_names *n = b->names;
+    const uint32_t hidden = b->graph->config.hidden;
+    WALSH_TRY(layer_norm(b, i, n->input_norm, hidden, &layer->input_norm));
+    WALSH_TRY(layer_norm(b, i, n->attention_output_norm, hidden, &layer->attention_output_norm));
+    WALSH_TRY(layer_norm(b, i, n->mlp_norm, hidden, &layer->mlp_norm));
+    return layer_norm(b, i, n->mlp_output_norm, hidden, &layer->mlp_output_norm);
+}
+
+/* What config.layer_flags says of a layer. */
+static void set_flags(struct walsh_model_graph *graph, uint32_t i, struct walsh_layer *layer)
+{
+    const struct walsh_config *c = &graph->config;
+    const bool windowed = c->layer_flags[i] & WALSH_LAYER_WINDOWED;
+    layer->window = windowed ? c->window : 0;
+    layer->rope = windowed && c->has_local_rope ? &graph->local_rope : &graph->rope;
+    if (c->layer_flags[i] & WALSH_LAYER_NO_ROPE) layer->rope = NULL;
+    if (graph->windowed) graph->windowed[i] = windowed;
+}
+
+static enum walsh_status build_ropes(const struct builder *b, struct walsh_pool *pool)
+{
+    struct walsh_model_graph *g = b->graph;
+    const struct walsh_config *c = &g->config;
+    const uint32_t dim = c->rotary_dim ? c->rotary_dim : c->head_dim;
+    WALSH_TRY(walsh_rope_fill(&c->rope, dim, c->max_positions, pool, &g->arena, &g->rope, b->err));
+    if (!c->has_local_rope) return WALSH_OK;
+    return walsh_rope_fill(&c->local_rope, dim, c->max_positions, pool, &g->arena, &g->local_rope, b->err);
 }
 
 static enum walsh_status build_dense(const struct builder *b, uint32_t i, struct walsh_layer *layer)
 {
     const struct walsh_architecture_names *n = b->names;
     const struct walsh_config *c = &b->graph->config;
-    enum walsh_linear_role role = WALSH_LINEAR_LAYER;
-    WALSH_TRY(layer_linear(b, i, n->gate, role, c->hidden, c->intermediate, c->mlp_bias, &layer->gate));
-    WALSH_TRY(layer_linear(b, i, n->up, role, c->hidden, c->intermediate, c->mlp_bias, &layer->up));
-    WALSH_TRY(layer_linear(b, i, n->down, role, c->intermediate, c->hidden, c->mlp_bias, &layer->down));
+    const uint32_t wide = c->intermediate, both = 2 * wide;
+    WALSH_TRY(layer_part(b, i, n->gate, n->gate_up, 0, both, c->mlp_bias, wide, &layer->gate));
+    WALSH_TRY(layer_part(b, i, n->up, n->gate_up, wide, both, c->mlp_bias, wide, &layer->up));
+    WALSH_TRY(layer_linear(b, i, n->down, WALSH_LINEAR_LAYER, wide, c->hidden, c->mlp_bias, &layer->down));
     share_signs(&layer->gate, &layer->up);
     return WALSH_OK;
 }
@@ -115,8 +168,8 @@ static enum walsh_status build_head(const struct builder *b, enum walsh_activati
     struct walsh_model_graph *g = b->graph;
     const struct walsh_config *c = &g->config;
     if (!c->tied_embeddings)
-        return b->source->linear(b->source, b->names->head, WALSH_LINEAR_HEAD, c->hidden, c->vocab, false,
-                                 &g->head, b->err);
+        return b->source->linear(b->source, b->names->head, NULL, WALSH_LINEAR_HEAD, c->hidden, c->vocab,
+                                 false, &g->head, b->err);
     g->head = (struct walsh_linear){
         .name = b->names->head,
         .in = c->hidden,
@@ -166,15 +219,19 @@ enum walsh_status walsh_graph_build(struct walsh_model_graph *graph, struct wals
     WALSH_TRY(source->table(source, b.names->embedding, c->vocab, c->hidden, &graph->embedding, err));
     WALSH_TRY(walsh_arena_alloc(&graph->arena, c->layers, sizeof *graph->layers, "the layers", &graph->layers,
                                 err));
+    if (c->window != 0)
+        WALSH_TRY(walsh_arena_alloc(&graph->arena, c->layers, sizeof *graph->windowed, "the layers",
+                                    &graph->windowed, err));
     for (uint32_t i = 0; i < c->layers; i++) {
         struct walsh_layer *layer = &graph->layers[i];
+        set_flags(graph, i, layer);
         WALSH_TRY(build_attention(&b, i, layer));
-        WALSH_TRY(layer_vector(&b, i, b.names->post_norm, c->hidden, &layer->post_norm));
+        WALSH_TRY(build_norms(&b, i, layer));
         WALSH_TRY(c->experts ? build_experts(&b, i, layer) : build_dense(&b, i, layer));
     }
-    WALSH_TRY(source->vector(source, b.names->final_norm, c->hidden, &graph->final_norm, err));
+    WALSH_TRY(norm(&b, b.names->final_norm, c->hidden, &graph->final_norm));
     WALSH_TRY(build_head(&b, dense));
-    WALSH_TRY(walsh_rope_tables(c, pool, &graph->arena, &graph->rope_cosine, &graph->rope_sine, err));
+    WALSH_TRY(build_ropes(&b, pool));
     walsh_graph_number(graph);
     return walsh_graph_list(graph, err);
 }

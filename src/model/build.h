@@ -13,13 +13,15 @@ enum walsh_linear_role {
 };
 
 struct walsh_source {
-    /* Fill *linear, y = W[out][in] x (+ bias), from module `name`; the name is not kept. */
-    enum walsh_status (*linear)(struct walsh_source *source, const char *name, enum walsh_linear_role role,
-                                uint32_t in, uint32_t out, bool bias, struct walsh_linear *linear,
+    /* Fill *linear, y = W[out][in] x (+ bias), from module `name`, or a fusion's rows (NULL: none); the names
+     * are not kept. */
+    enum walsh_status (*linear)(struct walsh_source *source, const char *name,
+                                const struct walsh_fusion *fusion, enum walsh_linear_role role, uint32_t in,
+                                uint32_t out, bool bias, struct walsh_linear *linear,
                                 struct walsh_error *err);
-    /* *values: [n] f32 of module `name`. */
-    enum walsh_status (*vector)(struct walsh_source *source, const char *name, uint32_t n,
-                                const float **values, struct walsh_error *err);
+    /* *values: [n] f32 of module `name`, in the graph's arena. */
+    enum walsh_status (*vector)(struct walsh_source *source, const char *name, uint32_t n, float **values,
+                                struct walsh_error *err);
     /* *table: dense [rows][cols] of module `name`. */
     enum walsh_status (*table)(struct walsh_source *source, const char *name, uint32_t rows, uint32_t cols,
                                struct walsh_weights *table, struct walsh_error *err);

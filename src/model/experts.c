@@ -124,7 +124,7 @@ void walsh_experts_block(const struct walsh_model_graph *graph, const struct wal
     uint32_t k = c->experts_per_token, wide = c->expert_intermediate;
     route(c, q, layer, rows, ws);
     gate_up(c, q, layer, rows, ws, tap);
-    q->ops->swiglu(q, ws->gate, ws->gate_ld, ws->gate, ws->up, ws->gate_ld, rows->count * k, wide);
+    walsh_gate(c, q, ws, rows->count * k, wide);
 
     bool skip = tap && tap->skip_last;
     for (uint32_t e = 0; e < c->experts; e++) {

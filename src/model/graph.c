@@ -17,17 +17,18 @@ struct checkpoint_source {
 };
 
 static enum walsh_status load_linear(struct walsh_source *source, const char *name,
-                                     enum walsh_linear_role role, uint32_t in, uint32_t out, bool bias,
-                                     struct walsh_linear *linear, struct walsh_error *err)
+                                     const struct walsh_fusion *fusion, enum walsh_linear_role role,
+                                     uint32_t in, uint32_t out, bool bias, struct walsh_linear *linear,
+                                     struct walsh_error *err)
 {
     const struct checkpoint_source *s = (const struct checkpoint_source *)source;
     enum walsh_activation_type dense = role == WALSH_LINEAR_ROUTER ? WALSH_ACTIVATION_F32 : s->options->dense;
-    return walsh_linear_load(linear, &s->graph->checkpoint, name, in, out, bias, s->options->rotated, dense,
-                             s->pool, &s->graph->arena, err);
+    return walsh_linear_load(linear, &s->graph->checkpoint, name, fusion, in, out, bias, s->options->rotated,
+                             dense, s->pool, &s->graph->arena, err);
 }
 
 static enum walsh_status load_vector(struct walsh_source *source, const char *name, uint32_t n,
-                                     const float **values, struct walsh_error *err)
+                                     float **values, struct walsh_error *err)
 {
     const struct checkpoint_source *s = (const struct checkpoint_source *)source;
     char tensor[256];
@@ -46,7 +47,7 @@ static enum walsh_status load_table(struct walsh_source *source, const char *nam
                                     uint32_t cols, struct walsh_weights *table, struct walsh_error *err)
 {
     struct walsh_linear linear; /* dense, without bias: all that a table is */
-    WALSH_TRY(load_linear(source, name, WALSH_LINEAR_HEAD, cols, rows, false, &linear, err));
+    WALSH_TRY(load_linear(source, name, NULL, WALSH_LINEAR_HEAD, cols, rows, false, &linear, err));
     if (linear.in_rotation.kind != WALSH_ROTATION_NONE)
         return walsh_fail(err, WALSH_E_UNSUPPORTED,
                           "%s is quantized; walsh reads embeddings in f32, f16 or bf16 only", name);

@@ -1,5 +1,6 @@
 /* One decoder layer: x += o(attention(norm(x))), then x += mlp(norm(x)); and the two ends of the model,
- * embedding and head. (Touvron et al. 2023, "LLaMA"; per-head q/k norm as in Qwen3.) */
+ * embedding and head. (Touvron et al. 2023, "LLaMA"; per-head q/k norm as in Qwen3; norms of what is added,
+ * soft caps and the embedding's scale as in Gemma 2.) */
 #include "model/layer.h"
 
 #include <math.h>
@@ -10,6 +11,15 @@ void walsh_tap_input(const struct walsh_tap *tap, enum walsh_tap_point point, ui
     if (tap && tap->input) tap->input(tap->user, point, expert, x, ldx, rows, cols);
 }
 
+void walsh_gate(const struct walsh_config *config, const struct walsh_queue *q, struct walsh_workspace *ws,
+                size_t rows, size_t n)
+{
+    if (config->gate == WALSH_GATE_GELU_TANH)
+        q->ops->geglu(q, ws->gate, ws->gate_ld, ws->gate, ws->up, ws->gate_ld, rows, n);
+    else
+        q->ops->swiglu(q, ws->gate, ws->gate_ld, ws->gate, ws->up, ws->gate_ld, rows, n);
+}
+
 /* Norm of each head of [rows][heads * head_dim], in place. */
 static void norm_heads(const struct walsh_model_graph *graph, const struct walsh_queue *q, float *x,
                        const float *weight, size_t heads)
@@ -18,17 +28,48 @@ static void norm_heads(const struct walsh_model_graph *graph, const struct walsh
     q->ops->rms_norm(q, x, n, x, n, weight, heads, n, (float)graph->config.rms_epsilon);
 }
 
+/* Positions of [rows][heads * head_dim], in place. Where only the first elements of a head are rotated each
+ * head is a row of the op's, so that no op needs to know of it. */
+static void rotate_heads(const struct walsh_config *c, const struct walsh_queue *q,
+                         const struct walsh_rope_table *rope, float *x, uint32_t heads,
+                         const struct walsh_rows *rows, struct walsh_workspace *ws)
+{
+    const size_t n = rows->count;
+    if (rope->dim == c->head_dim) {
+        q->ops->rope(q, x, (size_t)heads * c->head_dim, rows->positions, n, heads, c->head_dim, rope->cosine,
+                     rope->sine);
+        return;
+    }
+    for (size_t i = 0; i < n; i++)
+        for (uint32_t h = 0; h < heads; h++) ws->head_positions[i * heads + h] = rows->positions[i];
+    q->ops->rope(q, x, c->head_dim, ws->head_positions, n * heads, 1, rope->dim, rope->cosine, rope->sine);
+}
+
+/* x += ws->delta, through the norm where there is one. */
+static void add_output(const struct walsh_config *c, const struct walsh_queue *q, const float *norm, float *x,
+                       size_t n, struct walsh_workspace *ws)
+{
+    if (norm)
+        q->ops->rms_norm(q, ws->delta, c->hidden, ws->delta, c->hidden, norm, n, c->hidden,
+                         (float)c->rms_epsilon);
+    q->ops->add(q, x, ws->delta, n * c->hidden);
+}
+
 /* ws->attention of ws->query, ws->key and ws->value. A prompt's chunk attends to its own tokens in f16 as in
  * an unpacked cache, and is packed once: decode reads what it left. */
-static void attend(const struct walsh_model_graph *graph, const struct walsh_queue *q, uint32_t kv_layer,
-                   const struct walsh_rows *rows, struct walsh_workspace *ws)
+static void attend(const struct walsh_model_graph *graph, const struct walsh_queue *q,
+                   const struct walsh_layer *layer, uint32_t kv_layer, const struct walsh_rows *rows,
+                   struct walsh_workspace *ws)
 {
     const struct walsh_config *c = &graph->config;
     const size_t n = rows->count, kv_width = (size_t)c->kv_heads * c->head_dim;
-    struct walsh_attention_shape shape = {.heads = c->heads,
-                                          .kv_heads = c->kv_heads,
-                                          .head_dim = c->head_dim,
-                                          .scale = (float)(1 / sqrt((double)c->head_dim))};
+    struct walsh_attention_shape shape = {
+        .heads = c->heads,
+        .kv_heads = c->kv_heads,
+        .head_dim = c->head_dim,
+        .scale = (float)(1 / sqrt(c->query_scalar != 0 ? c->query_scalar : (double)c->head_dim)),
+        .window = layer->window,
+        .soft_cap = (float)c->score_cap};
     if (rows->role == WALSH_PREFILL && rows->kv[0][kv_layer].type == WALSH_KV_TURBO) {
         for (size_t i = 0; i < n; i++)
             ws->rows[i] = (struct walsh_attention_row){&ws->own, rows->positions[i] % (uint32_t)ws->max_rows};
@@ -58,16 +99,16 @@ static void attention_block(const struct walsh_model_graph *graph, const struct 
     walsh_linear_apply(q, ws, projections, 3, ws->normed, ws->normed_ld, n, rows->role, &rows->sets);
     if (layer->q_norm) norm_heads(graph, q, ws->query, layer->q_norm, n * c->heads);
     if (layer->k_norm) norm_heads(graph, q, ws->key, layer->k_norm, n * c->kv_heads);
-    q->ops->rope(q, ws->query, q_width, rows->positions, n, c->heads, c->head_dim, graph->rope_cosine,
-                 graph->rope_sine);
-    q->ops->rope(q, ws->key, kv_width, rows->positions, n, c->kv_heads, c->head_dim, graph->rope_cosine,
-                 graph->rope_sine);
+    if (layer->rope) {
+        rotate_heads(c, q, layer->rope, ws->query, c->heads, rows, ws);
+        rotate_heads(c, q, layer->rope, ws->key, c->kv_heads, rows, ws);
+    }
 
-    attend(graph, q, kv_layer, rows, ws);
+    attend(graph, q, layer, kv_layer, rows, ws);
     walsh_tap_input(tap, WALSH_TAP_OUTPUT, 0, ws->attention, ws->attention_ld, n, q_width);
     const struct walsh_linear_call output = {&layer->o, ws->delta, c->hidden};
     walsh_linear_apply(q, ws, &output, 1, ws->attention, ws->attention_ld, n, rows->role, &rows->sets);
-    q->ops->add(q, x, ws->delta, n * c->hidden);
+    add_output(c, q, layer->attention_output_norm, x, n, ws);
 }
 
 static void dense_block(const struct walsh_model_graph *graph, const struct walsh_queue *q,
@@ -79,13 +120,13 @@ static void dense_block(const struct walsh_model_graph *graph, const struct wals
     const struct walsh_linear_call gate_up[] = {{&layer->gate, ws->gate, ws->gate_ld},
                                                 {&layer->up, ws->up, ws->gate_ld}};
     walsh_linear_apply(q, ws, gate_up, 2, ws->normed, ws->normed_ld, n, rows->role, &rows->sets);
-    q->ops->swiglu(q, ws->gate, ws->gate_ld, ws->gate, ws->up, ws->gate_ld, n, wide);
+    walsh_gate(&graph->config, q, ws, n, wide);
 
     walsh_tap_input(tap, WALSH_TAP_DOWN, 0, ws->gate, ws->gate_ld, n, wide);
     if (tap && tap->skip_last) return;
     const struct walsh_linear_call down = {&layer->down, ws->delta, hidden};
     walsh_linear_apply(q, ws, &down, 1, ws->gate, ws->gate_ld, n, rows->role, &rows->sets);
-    q->ops->add(q, x, ws->delta, n * hidden);
+    add_output(&graph->config, q, layer->mlp_output_norm, x, n, ws);
 }
 
 void walsh_layer_forward(const struct walsh_model_graph *graph, const struct walsh_queue *q,
@@ -95,7 +136,7 @@ void walsh_layer_forward(const struct walsh_model_graph *graph, const struct wal
 {
     const struct walsh_config *c = &graph->config;
     attention_block(graph, q, layer, kv_layer, x, rows, ws, tap);
-    q->ops->rms_norm(q, ws->normed, ws->normed_ld, x, c->hidden, layer->post_norm, rows->count, c->hidden,
+    q->ops->rms_norm(q, ws->normed, ws->normed_ld, x, c->hidden, layer->mlp_norm, rows->count, c->hidden,
                      (float)c->rms_epsilon);
     if (layer->experts)
         walsh_experts_block(graph, q, layer, x, rows, ws, tap);
@@ -106,7 +147,9 @@ void walsh_layer_forward(const struct walsh_model_graph *graph, const struct wal
 void walsh_embed(const struct walsh_model_graph *graph, const struct walsh_queue *q, const int32_t *ids,
                  size_t count, float *x)
 {
+    const size_t hidden = graph->config.hidden;
     q->ops->embed(q, x, &graph->embedding, ids, count);
+    if (graph->config.scaled_embeddings) q->ops->scale(q, x, (float)sqrt((double)hidden), count * hidden);
 }
 
 void walsh_logits(const struct walsh_model_graph *graph, const struct walsh_queue *q, float *x, size_t count,
@@ -118,4 +161,6 @@ void walsh_logits(const struct walsh_model_graph *graph, const struct walsh_queu
                      (float)graph->config.rms_epsilon);
     const struct walsh_linear_call head = {&graph->head, logits, graph->config.vocab};
     walsh_linear_apply(q, ws, &head, 1, x, hidden, count, role, sets);
+    if (graph->config.logit_cap != 0)
+        q->ops->soft_cap(q, logits, (float)graph->config.logit_cap, count * graph->config.vocab);
 }

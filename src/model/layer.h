@@ -9,6 +9,10 @@
 void walsh_tap_input(const struct walsh_tap *tap, enum walsh_tap_point point, uint32_t expert, const float *x,
                      size_t ldx, size_t rows, size_t cols);
 
+/* ws->gate = gate(ws->gate) * ws->up, rows of n. */
+void walsh_gate(const struct walsh_config *config, const struct walsh_queue *q, struct walsh_workspace *ws,
+                size_t rows, size_t n);
+
 /* The mixture of experts of a layer: x [rows][hidden] += sum over a row's k experts of weight *
  * expert(ws->normed). */
 void walsh_experts_block(const struct walsh_model_graph *graph, const struct walsh_queue *q,

@@ -32,8 +32,9 @@ static enum walsh_status load_dense(struct walsh_linear *linear, const struct wa
                                     const char *name, struct walsh_error *err)
 {
     char tensor[NAME_SIZE];
-    snprintf(tensor, sizeof tensor, "%s.weight", name);
-    const uint64_t shape[] = {linear->out, linear->in};
+    const struct walsh_fusion *fusion = &linear->fusion;
+    snprintf(tensor, sizeof tensor, "%s.weight", fusion->name ? fusion->name : name);
+    const uint64_t shape[] = {fusion->name ? fusion->rows : linear->out, linear->in};
     const struct walsh_tensor *t;
     WALSH_TRY(walsh_checkpoint_take(ck, tensor, FLOAT_DTYPES, 2, shape, &t, err));
     linear->weights = (struct walsh_weights){
@@ -42,7 +43,7 @@ static enum walsh_status load_dense(struct walsh_linear *linear, const struct wa
                                           : WALSH_FORMAT_BF16,
         .rows = linear->out,
         .cols = linear->in,
-        .data = t->data,
+        .data = (const uint8_t *)t->data + (size_t)fusion->row * linear->in * walsh_dtype_size(t->dtype),
     };
     linear->in_rotation = no_rotation(linear->in);
     linear->out_rotation = no_rotation(linear->out);
@@ -148,15 +149,24 @@ static enum walsh_status load_bias(struct walsh_linear *linear, const struct wal
 }
 
 enum walsh_status walsh_linear_load(struct walsh_linear *linear, const struct walsh_checkpoint *ck,
-                                    const char *name, uint32_t in, uint32_t out, bool has_bias,
-                                    enum walsh_activation_type rotated, enum walsh_activation_type dense,
-                                    struct walsh_pool *pool, struct walsh_arena *arena,
-                                    struct walsh_error *err)
+                                    const char *name, const struct walsh_fusion *fusion, uint32_t in,
+                                    uint32_t out, bool has_bias, enum walsh_activation_type rotated,
+                                    enum walsh_activation_type dense, struct walsh_pool *pool,
+                                    struct walsh_arena *arena, struct walsh_error *err)
 {
     *linear = (struct walsh_linear){.in = in, .out = out};
     char *copy;
     WALSH_TRY(walsh_arena_strdup(arena, name, &copy, err));
     linear->name = copy;
+    if (fusion) {
+        if (walsh_glq_present(ck, fusion->name))
+            return walsh_fail(err, WALSH_E_UNSUPPORTED,
+                              "%s: %s is quantized as one matrix; walsh quantizes its parts one by one",
+                              ck->directory, fusion->name);
+        linear->fusion = *fusion;
+        WALSH_TRY(walsh_arena_strdup(arena, fusion->name, &copy, err));
+        linear->fusion.name = copy;
+    }
     if (walsh_glq_present(ck, name))
         WALSH_TRY(load_glq(linear, ck, name, pool, arena, err));
     else

@@ -16,8 +16,17 @@
 struct walsh_expert {
     struct walsh_linear gate, up, down;
 };
+/* Rotary positions: the first `dim` elements of a head are rotated, cosine and sine [max_positions][dim/2].
+ */
+struct walsh_rope_table {
+    uint32_t dim;
+    float *cosine, *sine;
+};
 struct walsh_layer {
-    const float *input_norm, *post_norm; /* [hidden] */
+    const float *input_norm, *mlp_norm;                   /* [hidden]: of what attention, the MLP reads */
+    const float *attention_output_norm, *mlp_output_norm; /* [hidden] or NULL: of what they add to x */
+    uint32_t window;                                      /* tokens that a row attends to; 0: all */
+    const struct walsh_rope_table *rope;                  /* NULL: no positions */
     struct walsh_linear q, k, v, o;
     const float *q_norm, *k_norm;       /* [head_dim] or NULL */
     struct walsh_linear gate, up, down; /* dense; name NULL where the layer has experts */
@@ -55,10 +64,11 @@ struct walsh_model_graph {
     struct walsh_weights embedding; /* [vocab][hidden] */
     struct walsh_layer *layers;
     const float *final_norm;
-    struct walsh_linear head;           /* shares embedding's data where tied */
-    float *rope_cosine, *rope_sine;     /* [max_positions][head_dim/2] */
-    struct walsh_arena arena;           /* everything repacked or converted */
-    struct walsh_graph_tensor *tensors; /* in the order of use */
+    struct walsh_linear head;                 /* shares embedding's data where tied */
+    struct walsh_rope_table rope, local_rope; /* the layers', by windowed layers where those have their own */
+    bool *windowed;                           /* [layers], for walsh_kv_shape; NULL: no layer has a window */
+    struct walsh_arena arena;                 /* everything repacked or converted */
+    struct walsh_graph_tensor *tensors;       /* in the order of use */
     size_t tensor_count;
     struct walsh_graph_totals totals;
     double load_seconds;

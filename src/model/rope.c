@@ -18,12 +18,38 @@ static double bend(const struct walsh_rope_config *rope, double frequency)
     return (1 - keep) * frequency / rope->factor + keep * frequency;
 }
 
-void walsh_rope_frequencies(const struct walsh_rope_config *rope, uint32_t head_dim, double *frequency)
+/* The pair (a fraction of one) that turns `turns` times within the original context. */
+static double pair_of_turns(const struct walsh_rope_config *rope, uint32_t dim, double turns)
 {
-    for (uint32_t i = 0; i < head_dim / 2; i++) {
-        double f = pow(rope->theta, -2.0 * i / head_dim);
+    return dim * log(rope->original_max_positions / (turns * 2 * PI)) / (2 * log(rope->theta));
+}
+
+/* The share of pair i's frequency that YaRN keeps: 1 up to the pair of beta_fast turns, 0 from that of
+ * beta_slow on. */
+static double kept_share(const struct walsh_rope_config *rope, uint32_t dim, uint32_t i)
+{
+    double first = pair_of_turns(rope, dim, rope->beta_fast),
+           last = pair_of_turns(rope, dim, rope->beta_slow);
+    if (rope->truncate) {
+        first = floor(first);
+        last = ceil(last);
+    }
+    first = fmax(first, 0);
+    last = fmin(last, (double)dim - 1);
+    if (first == last) last += 0.001;
+    return 1 - fmin(fmax((i - first) / (last - first), 0), 1);
+}
+
+void walsh_rope_frequencies(const struct walsh_rope_config *rope, uint32_t dim, double *frequency)
+{
+    for (uint32_t i = 0; i < dim / 2; i++) {
+        double f = pow(rope->theta, -2.0 * i / dim);
         if (rope->type == WALSH_ROPE_LINEAR) f /= rope->factor;
         if (rope->type == WALSH_ROPE_LLAMA3) f = bend(rope, f);
+        if (rope->type == WALSH_ROPE_YARN) {
+            const double keep = kept_share(rope, dim, i);
+            f = keep * f + (1 - keep) * f / rope->factor;
+        }
         frequency[i] = f;
     }
 }
@@ -31,6 +57,7 @@ void walsh_rope_frequencies(const struct walsh_rope_config *rope, uint32_t head_
 struct table_task {
     const double *frequency;
     uint32_t half;
+    double factor;
     float *cosine, *sine;
 };
 
@@ -41,29 +68,32 @@ static void fill_positions(void *argument, size_t begin, size_t end, unsigned wo
     for (size_t position = begin; position < end; position++) {
         for (uint32_t i = 0; i < t->half; i++) {
             double angle = (double)position * t->frequency[i];
-            t->cosine[position * t->half + i] = (float)cos(angle);
-            t->sine[position * t->half + i] = (float)sin(angle);
+            t->cosine[position * t->half + i] = (float)(t->factor * cos(angle));
+            t->sine[position * t->half + i] = (float)(t->factor * sin(angle));
         }
     }
 }
 
-enum walsh_status walsh_rope_tables(const struct walsh_config *config, struct walsh_pool *pool,
-                                    struct walsh_arena *arena, float **cosine, float **sine,
-                                    struct walsh_error *err)
+enum walsh_status walsh_rope_fill(const struct walsh_rope_config *rope, uint32_t dim, uint32_t positions,
+                                  struct walsh_pool *pool, struct walsh_arena *arena,
+                                  struct walsh_rope_table *table, struct walsh_error *err)
 {
-    uint32_t half = config->head_dim / 2;
+    uint32_t half = dim / 2;
     size_t count;
-    if (!walsh_mul(config->max_positions, half, &count))
-        return walsh_fail(err, WALSH_E_MEMORY, "rope tables of %u positions do not fit",
-                          config->max_positions);
+    if (!walsh_mul(positions, half, &count))
+        return walsh_fail(err, WALSH_E_MEMORY, "rope tables of %u positions do not fit", positions);
     WALSH_TRY(walsh_memory_check("the rope tables of max_position_embeddings positions",
                                  count * 2 * sizeof(float), err));
+    table->dim = dim;
     double *frequency;
     WALSH_TRY(walsh_arena_alloc(arena, half, sizeof *frequency, "rope frequencies", &frequency, err));
-    WALSH_TRY(walsh_arena_alloc_uninitialised(arena, count, sizeof(float), "the rope tables", cosine, err));
-    WALSH_TRY(walsh_arena_alloc_uninitialised(arena, count, sizeof(float), "the rope tables", sine, err));
-    walsh_rope_frequencies(&config->rope, config->head_dim, frequency);
-    struct table_task task = {frequency, half, *cosine, *sine};
-    walsh_pool_run(pool, config->max_positions, 256, fill_positions, &task);
+    WALSH_TRY(
+        walsh_arena_alloc_uninitialised(arena, count, sizeof(float), "the rope tables", &table->cosine, err));
+    WALSH_TRY(
+        walsh_arena_alloc_uninitialised(arena, count, sizeof(float), "the rope tables", &table->sine, err));
+    walsh_rope_frequencies(rope, dim, frequency);
+    struct table_task task = {frequency, half, rope->attention_factor != 0 ? rope->attention_factor : 1,
+                              table->cosine, table->sine};
+    walsh_pool_run(pool, positions, 256, fill_positions, &task);
     return WALSH_OK;
 }

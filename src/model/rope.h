@@ -4,16 +4,17 @@
 
 #include "base/memory.h"
 #include "base/pool.h"
-#include "checkpoint/config.h"
+#include "model/model.h"
 
-/* frequency[head_dim / 2]: angle per position of each pair. theta^(-2i/head_dim) (Su et al. 2021), divided by
- * `factor` (linear) or bent between two wavelengths as Llama 3 does. */
-void walsh_rope_frequencies(const struct walsh_rope_config *rope, uint32_t head_dim, double *frequency);
+/* frequency[dim / 2]: angle per position of each pair. theta^(-2i/dim) (Su et al. 2021), divided by `factor`
+ * (linear), bent between two wavelengths as Llama 3 does, or between two numbers of turns (YaRN, Peng et al.
+ * 2023). */
+void walsh_rope_frequencies(const struct walsh_rope_config *rope, uint32_t dim, double *frequency);
 
-/* Cosine and sine [max_positions][head_dim/2] of position * frequency, computed in double; owned by the
- * arena. */
-enum walsh_status walsh_rope_tables(const struct walsh_config *config, struct walsh_pool *pool,
-                                    struct walsh_arena *arena, float **cosine, float **sine,
-                                    struct walsh_error *err);
+/* Cosine and sine [positions][dim/2] of position * frequency, times YaRN's attention factor, computed in
+ * double; owned by the arena. */
+enum walsh_status walsh_rope_fill(const struct walsh_rope_config *rope, uint32_t dim, uint32_t positions,
+                                  struct walsh_pool *pool, struct walsh_arena *arena,
+                                  struct walsh_rope_table *table, struct walsh_error *err);
 
 #endif

@@ -126,10 +126,11 @@ static enum walsh_status random_e8p(struct random_source *s, const char *name, u
 }
 
 static enum walsh_status random_linear(struct walsh_source *source, const char *name,
-                                       enum walsh_linear_role role, uint32_t in, uint32_t out, bool bias,
-                                       struct walsh_linear *linear, struct walsh_error *err)
+                                       const struct walsh_fusion *fusion, enum walsh_linear_role role,
+                                       uint32_t in, uint32_t out, bool bias, struct walsh_linear *linear,
+                                       struct walsh_error *err)
 {
-    (void)bias; /* no shape has one */
+    (void)fusion, (void)bias; /* no shape has one */
     struct random_source *s = (struct random_source *)source;
     *linear = (struct walsh_linear){.in = in, .out = out};
     char *copy;
@@ -150,7 +151,7 @@ static enum walsh_status random_linear(struct walsh_source *source, const char *
 }
 
 static enum walsh_status unit_vector(struct walsh_source *source, const char *name, uint32_t n,
-                                     const float **values, struct walsh_error *err)
+                                     float **values, struct walsh_error *err)
 {
     struct random_source *s = (struct random_source *)source;
     float *ones;

@@ -62,7 +62,9 @@ static enum walsh_status add_layer(struct lister *l, uint32_t i)
     for (size_t j = 0; j < 4; j++) WALSH_TRY(add_linear(l, attention[j], "attention"));
     WALSH_TRY(add_norm(l, i, l->names->q_norm, c->head_dim));
     WALSH_TRY(add_norm(l, i, l->names->k_norm, c->head_dim));
-    WALSH_TRY(add_norm(l, i, l->names->post_norm, c->hidden));
+    WALSH_TRY(add_norm(l, i, l->names->attention_output_norm, c->hidden));
+    WALSH_TRY(add_norm(l, i, l->names->mlp_norm, c->hidden));
+    WALSH_TRY(add_norm(l, i, l->names->mlp_output_norm, c->hidden));
     if (!layer->experts) {
         const struct walsh_linear *const mlp[] = {&layer->gate, &layer->up, &layer->down};
         for (size_t j = 0; j < 3; j++) WALSH_TRY(add_linear(l, mlp[j], "mlp"));
@@ -106,9 +108,9 @@ enum walsh_status walsh_graph_list(struct walsh_model_graph *graph, struct walsh
 {
     const struct walsh_config *c = &graph->config;
     struct lister l = {graph, &walsh_architecture_names[c->architecture], err};
-    /* per layer: 4 norms, 4 linears of attention, 3 of an MLP or a router and 3 per expert; each linear may
+    /* per layer: 6 norms, 4 linears of attention, 3 of an MLP or a router and 3 per expert; each linear may
      * have a bias */
-    size_t per_layer = 4 + 2 * (4 + (c->experts ? 1 + 3 * (size_t)c->experts : 3));
+    size_t per_layer = 6 + 2 * (4 + (c->experts ? 1 + 3 * (size_t)c->experts : 3));
     size_t count;
     if (!walsh_mul(per_layer, c->layers, &count) || !walsh_add(count, 3, &count))
         return walsh_fail(err, WALSH_E_MEMORY, "a list of the tensors of %u layers does not fit", c->layers);

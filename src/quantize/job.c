@@ -27,7 +27,7 @@ struct job {
     struct walsh_calibration calibration;
     bool calibrated;
     struct walsh_output output;
-    bool biased; /* a quantized linear has a bias */
+    bool ours; /* it has what GLQ does not know */
     struct walsh_job_report *report;
     /* the layer at hand */
     uint32_t layer;
@@ -79,10 +79,11 @@ static enum walsh_status plan_linear(struct job *job, struct walsh_safetensors_p
     WALSH_TRY(pad(job, linear->out, WALSH_MIN_BLOCK_ROWS, &out, err));
     WALSH_TRY(
         walsh_glq_plan(plan, linear->name, out.padded, in.padded, job->stages.stages, job->stages.kind, err));
-    snprintf(weight, sizeof weight, "%s.weight", linear->name);
+    const char *stored = linear->fusion.name ? linear->fusion.name : linear->name;
+    snprintf(weight, sizeof weight, "%s.weight", stored);
     struct walsh_tensor *dense = walsh_checkpoint_find(&job->graph->checkpoint, weight);
     if (dense) dense->used = false; /* replaced, not copied */
-    if (linear->bias) job->biased = true;
+    if (linear->bias || linear->fusion.name) job->ours = true;
     struct walsh_job_linear *row = &job->report->linears[job->report->linear_count++];
     *row = (struct walsh_job_linear){
         .rows = linear->out, .cols = linear->in, .bytes = linear_bytes(job, out.padded, in.padded)};
@@ -356,7 +357,7 @@ static enum walsh_status reload(struct job *job, const struct walsh_checkpoint *
         for (unsigned l = 0; l < groups[g].count && status == WALSH_OK; l++) {
             struct walsh_linear *linear = groups[g].linears[l], quantized;
             status =
-                walsh_linear_load(&quantized, written, linear->name, linear->in, linear->out, false,
+                walsh_linear_load(&quantized, written, linear->name, NULL, linear->in, linear->out, false,
                                   WALSH_ACTIVATION_F32, WALSH_ACTIVATION_F32, job->queue->pool, arena, err);
             quantized.bias = linear->bias;
             if (status == WALSH_OK) *linear = quantized;
@@ -400,14 +401,15 @@ static enum walsh_status run_layer(struct job *job, struct walsh_job_linear *row
 
 /* --- the job --- */
 
-/* GLQ drops the biases of quantized linears: what has them is marked as ours, so that GLQ refuses it. */
+/* GLQ drops the biases of quantized linears, and it does not know the parts of a matrix that holds several:
+ * what has either is marked as ours, so that GLQ refuses it. */
 static json_t *quantization_config(const struct job *job)
 {
     json_t *config = json_pack("{s:{s:s, s:s, s:b, s:i, s:i}}", "quantization_config", "quant_method",
-                               job->biased ? "walsh" : "glq", "codebook", "e8p", "block_diagonal",
+                               job->ours ? "walsh" : "glq", "codebook", "e8p", "block_diagonal",
                                !job->options->pow2, "codesz", 8, "bpw", (int)job->options->bits);
     json_t *inner = json_object_get(config, "quantization_config");
-    if (config && job->biased && json_object_set_new(inner, "version", json_integer(1)) != 0) {
+    if (config && job->ours && json_object_set_new(inner, "version", json_integer(1)) != 0) {
         json_decref(config);
         return NULL;
     }

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "formats/e8p_planes.h"
+#include "kernels/table.h"
 #include "model/sites.h"
 #include "quantize/output.h"
 #include "quantize/rotate.h"
@@ -57,6 +58,13 @@ static const struct walsh_linear *find_linear(const struct merge *m, const char 
     return found ? *found : NULL;
 }
 
+/* Is tensor "MODULE.weight" a matrix of which this linear is a part? */
+static bool is_part(const struct walsh_linear *l, const char *tensor)
+{
+    const size_t size = l->fusion.name ? strlen(l->fusion.name) : 0;
+    return size > 0 && strncmp(tensor, l->fusion.name, size) == 0 && strcmp(tensor + size, ".weight") == 0;
+}
+
 static bool is_float(enum walsh_dtype dtype)
 {
     return dtype == WALSH_F32 || dtype == WALSH_F16 || dtype == WALSH_BF16;
@@ -88,8 +96,10 @@ static enum walsh_status plan(const struct merge *m, struct walsh_safetensors_pl
         const struct walsh_linear *l = m->linears[i];
         if (l->weights.format != WALSH_FORMAT_E8P) continue;
         char name[NAME_SIZE];
-        const uint64_t shape[] = {l->out, l->in};
-        snprintf(name, sizeof name, "%s.weight", l->name);
+        const struct walsh_fusion *fusion = &l->fusion;
+        if (fusion->name && fusion->row > 0) continue; /* the first part stands for all */
+        const uint64_t shape[] = {fusion->name ? fusion->rows : l->out, l->in};
+        snprintf(name, sizeof name, "%s.weight", fusion->name ? fusion->name : l->name);
         WALSH_TRY(walsh_plan_add(out, name, m->merging->dtype, 2, shape, err));
     }
     return walsh_plan_finish(out, err);
@@ -244,23 +254,46 @@ static enum walsh_status add_updates(const struct merge *m, const struct walsh_l
     return status;
 }
 
-static enum walsh_status write_linear(struct merge *m, const struct walsh_linear *l,
-                                      const struct walsh_tensor *dense, struct walsh_error *err)
+/* w [out][in] of the linear with its updates. */
+static enum walsh_status merged_weight(const struct merge *m, const struct walsh_linear *l, float *w,
+                                       struct walsh_error *err)
 {
-    char name[NAME_SIZE];
+    const struct walsh_weights *from = &l->weights;
     const size_t n = (size_t)l->out * l->in;
-    float *w;
-    snprintf(name, sizeof name, "%s.weight", l->name);
-    WALSH_TRY(walsh_alloc(n, sizeof *w, l->name, &w, err));
-    enum walsh_status status = WALSH_OK;
-    if (dense)
-        walsh_tensor_to_f32(dense, w);
+    if (from->format == WALSH_FORMAT_E8P)
+        WALSH_TRY(decode_linear(m, l, w, err));
+    else if (from->format == WALSH_FORMAT_BF16)
+        m->queue->kernels->f32_from_bf16(w, from->data, n);
+    else if (from->format == WALSH_FORMAT_F16)
+        m->queue->kernels->f32_from_f16(w, from->data, n);
     else
-        status = decode_linear(m, l, w, err);
-    if (status == WALSH_OK) status = add_updates(m, l, w, err);
-    if (status == WALSH_OK) status = write_values(m, name, w, n, err);
+        memcpy(w, from->data, n * sizeof *w);
+    return add_updates(m, l, w, err);
+}
+
+/* The tensor of one linear, or of all those that are parts of it. */
+static enum walsh_status write_weight(struct merge *m, const char *name, const struct walsh_linear *only,
+                                      size_t elements, struct walsh_error *err)
+{
+    float *w;
+    WALSH_TRY(walsh_alloc(elements, sizeof *w, name, &w, err));
+    enum walsh_status status = only ? merged_weight(m, only, w, err) : WALSH_OK;
+    for (size_t i = 0; !only && i < m->linear_count && status == WALSH_OK; i++) {
+        const struct walsh_linear *l = m->linears[i];
+        if (is_part(l, name)) status = merged_weight(m, l, w + (size_t)l->fusion.row * l->in, err);
+    }
+    if (status == WALSH_OK) status = write_values(m, name, w, elements, err);
     walsh_free(w);
     return status;
+}
+
+/* Is a linear, or one of the parts of a matrix, changed by an adapter? */
+static bool is_updated(const struct merge *m, const char *tensor, const struct walsh_linear *only)
+{
+    if (only) return has_updates(m, only);
+    for (size_t i = 0; i < m->linear_count; i++)
+        if (is_part(m->linears[i], tensor) && has_updates(m, m->linears[i])) return true;
+    return false;
 }
 
 /* --- the job --- */
@@ -274,8 +307,9 @@ static enum walsh_status write_tensors(struct merge *m, struct walsh_error *err)
         const struct walsh_tensor *source = walsh_checkpoint_find(ck, p->tensors[i].name);
         const char *suffix = "";
         const struct walsh_linear *l = find_linear(m, p->tensors[i].name, &suffix);
-        if (l && strcmp(suffix, "weight") == 0 && (!source || has_updates(m, l)))
-            WALSH_TRY(write_linear(m, l, source, err));
+        if (l && strcmp(suffix, "weight") != 0) l = NULL;
+        if (!source || is_updated(m, p->tensors[i].name, l))
+            WALSH_TRY(write_weight(m, p->tensors[i].name, l, walsh_tensor_elements(&p->tensors[i]), err));
         else
             WALSH_TRY(copy_tensor(m, source, err));
         walsh_progress(m->hooks, "merge", (double)(i + 1), (double)p->count, "tensors");

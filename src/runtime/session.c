@@ -15,7 +15,8 @@ struct walsh_kv_shape walsh_session_kv_shape(const struct walsh_model_graph *gra
                                    .layers = c->layers,
                                    .kv_heads = c->kv_heads,
                                    .head_dim = c->head_dim,
-                                   .capacity = capacity};
+                                   .capacity = capacity,
+                                   .windowed = graph->windowed};
 }
 
 static enum walsh_status open_members(struct walsh_session *s, const struct walsh_kv_shape *shape,

@@ -105,6 +105,68 @@ void check_swiglu_f32(struct check *c, walsh_kernel_swiglu_f32 *reference, walsh
     }
 }
 
+/* The exponent's three roundings cost its size in units, and x exp(-x) is below 0.37. */
+#define GEGLU_FACTOR 5
+
+void check_geglu_f32(struct check *c, walsh_kernel_geglu_f32 *reference, walsh_kernel_geglu_f32 *candidate)
+{
+    for (size_t l = 0; l < LENGTHS; l++) {
+        size_t n = lengths[l];
+        float *gate = row(c, n), *up = row(c, n), *expected = row(c, n), *got = row(c, n),
+              *magnitude = row(c, n);
+        check_fill_normal(c, gate, n);
+        check_fill_normal(c, up, n);
+        if (c->round > 0)
+            for (size_t i = 0; i < n; i++) gate[i] *= c->round == 1 ? 1e15f : 3.0f;
+        if (c->round == CHECK_ROUNDS - 1) {
+            gate[check_below(c, n)] = NAN;
+            up[check_below(c, n)] = INFINITY;
+            gate[check_below(c, n)] = INFINITY;
+        }
+        float *in_place = copy(c, gate, n);
+        reference(expected, gate, up, n);
+        candidate(got, gate, up, n);
+        candidate(in_place, in_place, up, n);
+        for (size_t i = 0; i < n; i++) magnitude[i] = fabsf(gate[i] * up[i]);
+        check_close_f32(c, "y", expected, got, magnitude, n, GEGLU_FACTOR);
+        check_exact_f32(c, "y in place", got, in_place, n);
+    }
+}
+
+void check_scale_f32(struct check *c, walsh_kernel_scale_f32 *reference, walsh_kernel_scale_f32 *candidate)
+{
+    for (size_t l = 0; l < LENGTHS; l++) {
+        size_t n = lengths[l];
+        float *x = row(c, n), factor = check_normal(c);
+        check_fill_special(c, x, n);
+        float *y = copy(c, x, n);
+        reference(x, factor, n);
+        candidate(y, factor, n);
+        check_exact_f32(c, "x", x, y, n);
+    }
+}
+
+void check_soft_cap_f32(struct check *c, walsh_kernel_soft_cap_f32 *reference,
+                        walsh_kernel_soft_cap_f32 *candidate)
+{
+    for (size_t l = 0; l < LENGTHS; l++) {
+        size_t n = lengths[l];
+        const float cap = c->round % 2 ? 50 : 0.5f, scale = c->round == 1 ? 0.0625f : 1;
+        float *x = row(c, n), *magnitude = row(c, n);
+        check_fill_normal(c, x, n);
+        for (size_t i = 0; i < n; i++) x[i] *= c->round == 0 ? 1e30f : 100.0f;
+        if (c->round == CHECK_ROUNDS - 1) {
+            x[check_below(c, n)] = NAN;
+            x[check_below(c, n)] = -INFINITY;
+        }
+        float *y = copy(c, x, n);
+        reference(x, n, scale, cap);
+        candidate(y, n, scale, cap);
+        for (size_t i = 0; i < n; i++) magnitude[i] = cap;
+        check_close_f32(c, "x", x, y, magnitude, n, 4);
+    }
+}
+
 void check_route_f32(struct check *c, walsh_kernel_route_f32 *reference, walsh_kernel_route_f32 *candidate)
 {
     for (uint32_t experts = 1; experts <= 256; experts = experts * 2 + 1) {

@@ -46,8 +46,9 @@ static void define(const struct walsh_attention_shape *s, const float *query, co
             absolute += fabs(product);
         }
         weight[j] = dot * (double)s->scale;
+        if (s->soft_cap != 0) weight[j] = (double)s->soft_cap * tanh(weight[j] / (double)s->soft_cap);
         largest = fmax(largest, weight[j]);
-        score_unit = fmax(score_unit, absolute * (double)s->scale);
+        score_unit = fmax(score_unit, absolute * (double)s->scale + (double)s->soft_cap);
     }
     for (uint32_t j = begin; j <= position; j++) sum += weight[j] = exp(weight[j] - largest);
     for (uint32_t d = 0; d < dim; d++) {
@@ -169,7 +170,7 @@ void check_op_attention(struct check *c, const struct check_queues *queues)
 {
     static const struct walsh_attention_shape shapes[] = {
         {.heads = 4, .kv_heads = 4, .head_dim = 64},
-        {.heads = 4, .kv_heads = 1, .head_dim = 128, .window = 200},
+        {.heads = 4, .kv_heads = 1, .head_dim = 128, .window = 200, .soft_cap = 0.5f},
         {.heads = 20, .kv_heads = 1, .head_dim = 40},
         {.heads = 7, .kv_heads = 1, .head_dim = 80, .window = 1},
         {.heads = 2, .kv_heads = 2, .head_dim = 320, .window = 600},

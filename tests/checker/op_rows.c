@@ -65,7 +65,8 @@ static void check_embed(struct check *c, const struct check_queues *queues)
 static void check_norm_gate_add(struct check *c, const struct check_queues *queues)
 {
     size_t ld = N + 3, total = (ROWS - 1) * ld + N;
-    float *x = row(c, total), *up = row(c, total), *weight = row(c, N), *norm[4], *gate[4], *sum[4];
+    float *x = row(c, total), *up = row(c, total), *weight = row(c, N), *norm[4], *gate[4], *gelu[4], *sum[4],
+          *scaled[4], *capped[4];
     check_fill_normal(c, x, total);
     check_fill_normal(c, up, total);
     check_fill_normal(c, weight, N);
@@ -75,11 +76,20 @@ static void check_norm_gate_add(struct check *c, const struct check_queues *queu
         q->ops->rms_norm(q, norm[i], ld, norm[i], ld, weight, ROWS, N, 1e-5f);
         gate[i] = copy(c, x, total);
         q->ops->swiglu(q, gate[i], ld, x, up, ld, ROWS, N);
+        gelu[i] = copy(c, x, total);
+        q->ops->geglu(q, gelu[i], ld, x, up, ld, ROWS, N);
+        scaled[i] = copy(c, x, total);
+        q->ops->scale(q, scaled[i], 0.3f, total);
+        capped[i] = copy(c, x, total);
+        q->ops->soft_cap(q, capped[i], 0.75f, total);
         sum[i] = copy(c, x, total);
         q->ops->add(q, sum[i], up, total);
     }
     compare(c, "rms_norm", norm, total, 8, 0);
     compare(c, "swiglu", gate, total, 4, 1e-30f);
+    compare(c, "geglu", gelu, total, 5, 4);
+    compare(c, "scale", scaled, total, 0, 0);
+    compare(c, "soft_cap", capped, total, 4, 1);
     compare(c, "add", sum, total, 0, 0);
 }
 

@@ -126,6 +126,29 @@ static void check_logits(const struct subject *s, const struct walsh_safetensors
     walsh_session_close(&session);
 }
 
+/* The same logits by decode steps alone. */
+static void check_decode(const struct subject *s, const struct walsh_safetensors *st, size_t vocab)
+{
+    struct walsh_error err;
+    size_t n, positions, count, next = 0;
+    const int32_t *ids = tensor(st, false, "input_ids", WALSH_I32, &n);
+    const int32_t *position = tensor(st, false, "positions", WALSH_I32, &positions);
+    const float *expected = tensor(st, s->adapter, "logits", WALSH_F32, &count);
+    struct walsh_session *session = open_session(s);
+    double worst = 0;
+    for (size_t i = 0; i < n && next < positions; i++) {
+        need(walsh_step(&session, &ids[i], 1, &err), &err);
+        if ((size_t)position[next] != i) continue;
+        const float *logits = walsh_session_logits(session);
+        for (size_t j = 0; j < vocab; j++)
+            worst = fmax(worst, fabs((double)logits[j] - (double)expected[next * vocab + j]));
+        next++;
+    }
+    if (next < positions) worst = INFINITY;
+    expect(worst <= LOGIT_TOLERANCE, "logits of decode steps, largest difference", worst, LOGIT_TOLERANCE);
+    walsh_session_close(&session);
+}
+
 /* The prompt by prefill, then one decode step per token. */
 static void check_greedy(const struct subject *s, const struct walsh_safetensors *st, size_t vocab)
 {
@@ -227,6 +250,7 @@ static void check_outputs(const struct subject *s, const char *path)
     struct walsh_model_info info = {.struct_size = sizeof info};
     walsh_model_get_info(s->model, &info);
     check_logits(s, &outputs, info.vocab);
+    check_decode(s, &outputs, info.vocab);
     if (walsh_safetensors_find(&outputs, s->adapter ? "adapter_greedy_ids" : "greedy_ids"))
         check_greedy(s, &outputs, info.vocab);
     walsh_safetensors_close(&outputs);

@@ -195,7 +195,7 @@ static void positions_are_cut_to_the_limit(void **state)
     if (open_graph(path, false, &graph, &err) != WALSH_OK) fail_msg("%s", err.message);
     assert_int_equal(graph->config.max_positions, 131072);
     assert_int_equal(graph->checkpoint.config.max_positions, 268435456);
-    assert_true(graph->rope_cosine[131071] == (float)cos(131071));
+    assert_true(graph->rope.cosine[131071] == (float)cos(131071));
     assert_true(graph->arena.bytes < (2u << 20)); /* two tables of 512 KiB */
     walsh_graph_close(&graph);
 }

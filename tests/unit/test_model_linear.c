@@ -216,8 +216,8 @@ static void check_one(uint32_t in, uint32_t out, bool legacy, unsigned bits, enu
     struct walsh_arena arena = {0};
     struct walsh_linear linear;
     if (walsh_checkpoint_open(path, true, &ck, &err) != WALSH_OK ||
-        walsh_linear_load(&linear, &ck, MODULE, in, out, true, type, WALSH_ACTIVATION_BF16, pool, &arena,
-                          &err) != WALSH_OK ||
+        walsh_linear_load(&linear, &ck, MODULE, NULL, in, out, true, type, WALSH_ACTIVATION_BF16, pool,
+                          &arena, &err) != WALSH_OK ||
         walsh_checkpoint_all_used(&ck, &err) != WALSH_OK)
         fail_msg("%s", err.message);
     assert_int_equal(linear.activation, type);
@@ -275,7 +275,7 @@ static void a_list_gives_the_bits_of_single_calls(void **state)
         snprintf(directory, sizeof directory, "list-%u", i);
         write_linear(&s[i], temporary_path(directory), MODULE);
         if (walsh_checkpoint_open(temporary_path(directory), true, &ck[i], &err) != WALSH_OK ||
-            walsh_linear_load(&linear[i], &ck[i], MODULE, IN, OUT, true, WALSH_ACTIVATION_INT8,
+            walsh_linear_load(&linear[i], &ck[i], MODULE, NULL, IN, OUT, true, WALSH_ACTIVATION_INT8,
                               WALSH_ACTIVATION_F32, pool, &arena, &err) != WALSH_OK)
             fail_msg("%s", err.message);
     }
@@ -350,8 +350,8 @@ static void long_lists_run_in_parts(void **state)
     make(&s, IN, OUT, false, 2, 5);
     write_linear(&s, temporary_path("long"), MODULE);
     if (walsh_checkpoint_open(temporary_path("long"), true, &ck, &err) != WALSH_OK ||
-        walsh_linear_load(&linear, &ck, MODULE, IN, OUT, true, WALSH_ACTIVATION_F32, WALSH_ACTIVATION_F32,
-                          pool, &arena, &err) != WALSH_OK)
+        walsh_linear_load(&linear, &ck, MODULE, NULL, IN, OUT, true, WALSH_ACTIVATION_F32,
+                          WALSH_ACTIVATION_F32, pool, &arena, &err) != WALSH_OK)
         fail_msg("%s", err.message);
     struct walsh_workspace *ws = open_workspace(IN, OUT);
     assert_true(ws->z_elements < (size_t)CALLS * ROWS * OUT);
@@ -380,7 +380,7 @@ static void a_scale_that_is_not_a_number_is_refused(void **state)
     s.wscale = NAN;
     write_linear(&s, temporary_path("nan"), MODULE);
     assert_int_equal(walsh_checkpoint_open(temporary_path("nan"), true, &ck, &err), WALSH_OK);
-    assert_int_equal(walsh_linear_load(&linear, &ck, MODULE, 64, 32, true, WALSH_ACTIVATION_INT8,
+    assert_int_equal(walsh_linear_load(&linear, &ck, MODULE, NULL, 64, 32, true, WALSH_ACTIVATION_INT8,
                                        WALSH_ACTIVATION_F32, pool, &arena, &err),
                      WALSH_E_FORMAT);
     assert_string_equal(without_directory(err.message), "DIR/nan/model.safetensors: tensor " MODULE

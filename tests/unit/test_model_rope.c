@@ -64,22 +64,40 @@ static void llama3(void **state)
     assert_int_equal(slowed, 29);
 }
 
+/* Factor 4 of 32 positions at theta 1000, 16 elements: pairs of more than 4 turns keep their frequency, those
+ * of less than one have a quarter of it; the bounds are rounded outwards to the pairs 0 and 2. */
+static void yarn(void **state)
+{
+    (void)state;
+    double f[8];
+    const struct walsh_rope_config rope = {.type = WALSH_ROPE_YARN,
+                                           .theta = 1000,
+                                           .factor = 4,
+                                           .original_max_positions = 32,
+                                           .beta_fast = 4,
+                                           .beta_slow = 1,
+                                           .truncate = true};
+    walsh_rope_frequencies(&rope, 16, f);
+    close_to(f[0], 1);
+    close_to(f[1], pow(1000, -0.125) * (0.5 + 0.125));
+    for (unsigned i = 2; i < 8; i++) close_to(f[i], pow(1000, -0.125 * i) / 4);
+}
+
 static void tables(void **state)
 {
     (void)state;
     struct walsh_arena arena = {0};
     struct walsh_pool *pool;
-    float *cosine, *sine;
-    struct walsh_config config = {.head_dim = 8,
-                                  .max_positions = 1000,
-                                  .rope = {.type = WALSH_ROPE_DEFAULT, .theta = 10000, .factor = 1}};
+    struct walsh_rope_table table;
+    const struct walsh_rope_config rope = {.type = WALSH_ROPE_DEFAULT, .theta = 10000, .factor = 1};
     assert_int_equal(walsh_pool_open(2, &pool, NULL), WALSH_OK);
-    assert_int_equal(walsh_rope_tables(&config, pool, &arena, &cosine, &sine, NULL), WALSH_OK);
+    assert_int_equal(walsh_rope_fill(&rope, 8, 1000, pool, &arena, &table, NULL), WALSH_OK);
+    assert_int_equal(table.dim, 8);
     for (uint32_t position = 0; position < 1000; position++) {
         for (uint32_t i = 0; i < 4; i++) {
             double angle = position * pow(10000, -0.25 * i);
-            assert_true(fabs((double)cosine[position * 4 + i] - cos(angle)) < 1e-7);
-            assert_true(fabs((double)sine[position * 4 + i] - sin(angle)) < 1e-7);
+            assert_true(fabs((double)table.cosine[position * 4 + i] - cos(angle)) < 1e-7);
+            assert_true(fabs((double)table.sine[position * 4 + i] - sin(angle)) < 1e-7);
         }
     }
     walsh_pool_close(&pool);
@@ -91,6 +109,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(plain_and_linear),
         cmocka_unit_test(llama3),
+        cmocka_unit_test(yarn),
         cmocka_unit_test(tables),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

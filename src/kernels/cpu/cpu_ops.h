@@ -37,6 +37,10 @@ void walsh_cpu_attention(const struct walsh_queue *q, float *out, size_t ldo, co
                          const struct walsh_attention_shape *shape, enum walsh_role role);
 void walsh_cpu_swiglu(const struct walsh_queue *q, float *y, size_t ldy, const float *gate, const float *up,
                       size_t ld, size_t rows, size_t n);
+void walsh_cpu_geglu(const struct walsh_queue *q, float *y, size_t ldy, const float *gate, const float *up,
+                     size_t ld, size_t rows, size_t n);
+void walsh_cpu_scale(const struct walsh_queue *q, float *x, float factor, size_t n);
+void walsh_cpu_soft_cap(const struct walsh_queue *q, float *x, float cap, size_t n);
 void walsh_cpu_route(const struct walsh_queue *q, int32_t *index, float *weight, const float *logits,
                      size_t rows, uint32_t experts, uint32_t k, bool normalize);
 

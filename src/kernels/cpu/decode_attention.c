@@ -142,6 +142,7 @@ static void attend_chunk(const struct decode *t, const struct unit *u, uint32_t 
         .group = u->group,
         .head_dim = t->shape->head_dim,
         .scale = t->shape->scale,
+        .soft_cap = t->shape->soft_cap,
         .query = recent ? queries->rotated : u->query,
         .scores = s->scores,
         .maximum = p.maximum,

@@ -33,5 +33,8 @@ const struct walsh_ops walsh_cpu_ops = {
     .kv_append = walsh_cpu_kv_append,
     .attention = walsh_cpu_attention,
     .swiglu = walsh_cpu_swiglu,
+    .geglu = walsh_cpu_geglu,
+    .scale = walsh_cpu_scale,
+    .soft_cap = walsh_cpu_soft_cap,
     .route = walsh_cpu_route,
 };

@@ -82,8 +82,13 @@ static void softmax_rows(const struct prefill *t, struct tiles *s, uint32_t head
         float *score = s->scores + i * keys;
         memset(score, 0, low * sizeof *score);
         memset(score + high, 0, (keys - high) * sizeof *score);
-        s->keep[i] = t->q->kernels->softmax_step_f32(score + low, high - low, t->shape->scale,
-                                                     &s->maximum[head][i], &s->sum[head][i]);
+        float scale = t->shape->scale;
+        if (t->shape->soft_cap != 0) {
+            t->q->kernels->soft_cap_f32(score + low, high - low, scale, t->shape->soft_cap);
+            scale = 1;
+        }
+        s->keep[i] = t->q->kernels->softmax_step_f32(score + low, high - low, scale, &s->maximum[head][i],
+                                                     &s->sum[head][i]);
     }
 }
 

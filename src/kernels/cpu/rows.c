@@ -105,26 +105,65 @@ void walsh_cpu_rope(const struct walsh_queue *q, float *x, size_t ldx, const uin
     walsh_run_rows(q, rows, (size_t)heads * head_dim, rope_rows, &t);
 }
 
-struct swiglu {
-    const struct walsh_queue *q;
+struct gate {
+    void (*kernel)(float *y, const float *gate, const float *up, size_t n);
     float *y;
     const float *gate, *up;
     size_t ldy, ld, n;
 };
 
-static void swiglu_rows(void *argument, size_t begin, size_t end, unsigned worker)
+static void gate_rows(void *argument, size_t begin, size_t end, unsigned worker)
 {
     (void)worker;
-    const struct swiglu *t = argument;
+    const struct gate *t = argument;
     for (size_t r = begin; r < end; r++)
-        t->q->kernels->swiglu_f32(t->y + r * t->ldy, t->gate + r * t->ld, t->up + r * t->ld, t->n);
+        t->kernel(t->y + r * t->ldy, t->gate + r * t->ld, t->up + r * t->ld, t->n);
 }
 
 void walsh_cpu_swiglu(const struct walsh_queue *q, float *y, size_t ldy, const float *gate, const float *up,
                       size_t ld, size_t rows, size_t n)
 {
-    struct swiglu t = {q, y, gate, up, ldy, ld, n};
-    walsh_run_rows(q, rows, n, swiglu_rows, &t);
+    struct gate t = {q->kernels->swiglu_f32, y, gate, up, ldy, ld, n};
+    walsh_run_rows(q, rows, n, gate_rows, &t);
+}
+
+void walsh_cpu_geglu(const struct walsh_queue *q, float *y, size_t ldy, const float *gate, const float *up,
+                     size_t ld, size_t rows, size_t n)
+{
+    struct gate t = {q->kernels->geglu_f32, y, gate, up, ldy, ld, n};
+    walsh_run_rows(q, rows, n, gate_rows, &t);
+}
+
+/* Elements that a number changes one by one. */
+struct elements {
+    const struct walsh_queue *q;
+    float *x, by;
+};
+
+static void scale_elements(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    (void)worker;
+    const struct elements *t = argument;
+    t->q->kernels->scale_f32(t->x + begin, t->by, end - begin);
+}
+
+void walsh_cpu_scale(const struct walsh_queue *q, float *x, float factor, size_t n)
+{
+    struct elements t = {q, x, factor};
+    walsh_pool_run(q->pool, n, WALSH_PIECE_ELEMENTS, scale_elements, &t);
+}
+
+static void cap_elements(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    (void)worker;
+    const struct elements *t = argument;
+    t->q->kernels->soft_cap_f32(t->x + begin, end - begin, 1, t->by);
+}
+
+void walsh_cpu_soft_cap(const struct walsh_queue *q, float *x, float cap, size_t n)
+{
+    struct elements t = {q, x, cap};
+    walsh_pool_run(q->pool, n, WALSH_PIECE_ELEMENTS, cap_elements, &t);
 }
 
 struct route {

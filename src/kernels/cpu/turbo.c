@@ -235,7 +235,12 @@ void walsh_turbo_attend_chunk(const struct walsh_queue *q, const struct walsh_at
         float *score = c->scores + (size_t)g * WALSH_ATTEND_CHUNK;
         c->maximum[g] = -INFINITY;
         c->sum[g] = 0;
-        q->kernels->softmax_step_f32(score + (c->begin - first), c->end - c->begin, c->scale, &c->maximum[g],
+        float scale = c->scale;
+        if (c->soft_cap != 0) {
+            q->kernels->soft_cap_f32(score + (c->begin - first), c->end - c->begin, scale, c->soft_cap);
+            scale = 1;
+        }
+        q->kernels->softmax_step_f32(score + (c->begin - first), c->end - c->begin, scale, &c->maximum[g],
                                      &c->sum[g]);
         memset(score, 0, (c->begin - first) * sizeof *score);
         memset(score + (c->end - first), 0, (end - c->end) * sizeof *score);

@@ -25,6 +25,7 @@ void walsh_attend_chunk_reference(const struct walsh_attend_chunk *t)
             for (uint32_t d = 0; d < t->head_dim; d++)
                 dot += query[d] * element(t, t->kv->k_pages, t->begin + j, d);
             score[j] = (float)(t->scale * dot);
+            if (t->soft_cap != 0) score[j] = (float)(t->soft_cap * tanh((double)score[j] / t->soft_cap));
             if (score[j] > maximum) maximum = score[j];
         }
         double sum = 0;

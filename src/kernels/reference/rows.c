@@ -31,6 +31,24 @@ void walsh_swiglu_f32_reference(float *y, const float *gate, const float *up, si
     for (size_t i = 0; i < n; i++) y[i] = (float)(gate[i] / (1.0 + exp(-(double)gate[i])) * up[i]);
 }
 
+void walsh_geglu_f32_reference(float *y, const float *gate, const float *up, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        const double x = gate[i], u = 0.79788456080286535588 * (x + 0.044715 * x * x * x); /* sqrt(2 / pi) */
+        y[i] = (float)(x / (1.0 + exp(-2 * u)) * up[i]);
+    }
+}
+
+void walsh_scale_f32_reference(float *x, float factor, size_t n)
+{
+    for (size_t i = 0; i < n; i++) x[i] *= factor;
+}
+
+void walsh_soft_cap_f32_reference(float *x, size_t n, float scale, float cap)
+{
+    for (size_t i = 0; i < n; i++) x[i] = (float)(cap * tanh((double)scale * x[i] / cap));
+}
+
 void walsh_route_f32_reference(int32_t *index, float *weight, const float *logits, uint32_t experts,
                                uint32_t k, bool normalize)
 {

@@ -1,0 +1,148 @@
+#!/usr/bin/env python3
+"""Make the test fixtures tiny-NAME: a random model of each architecture and the outputs of transformers for it.
+
+    python3 -m venv V && V/bin/pip install torch==2.15.0 transformers==5.23.0
+    V/bin/python3 tools/tiny_architectures.py tests/fixtures/golden [NAME ...]
+
+writes OUT/tiny-NAME/ (config.json and model.safetensors, as save_pretrained writes them) and OUT/tiny-NAME.safetensors
+(input_ids, positions, logits, target_logprobs, greedy_ids), computed in fp32 from the stored bf16 weights. Norms and biases
+are random too, scores are large, and prompts are several windows long, so that nothing that is left out goes unseen. The
+seed is the first one for which no choice (a routed expert, a greedy token) hangs by a hair. The tokenizer is that of
+OUT/tiny-qwen3-moe.
+"""
+import os
+import shutil
+import sys
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+PROMPT, TOKENS, GREEDY = 16, 64, 48
+POSITIONS = [0, 1, 7, 8, 20, 41, 63]
+TEXT = "It was a bright cold day in the mountains, and the two of them had walked since the first light."
+SHAPE = dict(vocab_size=256, hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2,
+             max_position_embeddings=128, bos_token_id=None, eos_token_id=0, pad_token_id=None)
+LLAMA3 = {"rope_theta": 1000.0, "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 32}
+YARN = {"rope_theta": 1000.0, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32,
+        "beta_fast": 4.0, "beta_slow": 1.0}
+
+MODELS = {
+    "llama2": ("LlamaConfig", dict(num_hidden_layers=2, num_key_value_heads=4, rms_norm_eps=1e-5)),
+    "llama3": ("LlamaConfig", dict(num_hidden_layers=2, head_dim=16, rope_parameters=LLAMA3, attention_bias=True,
+                                   mlp_bias=True, rms_norm_eps=1e-5)),
+    "smollm2": ("LlamaConfig", dict(num_hidden_layers=2, rope_parameters={"rope_type": "default", "rope_theta": 1e5},
+                                    tie_word_embeddings=True)),
+    "mistral": ("MistralConfig", dict(num_hidden_layers=2, head_dim=16, sliding_window=8)),
+    "mixtral": ("MixtralConfig", dict(num_hidden_layers=2, num_local_experts=4, num_experts_per_tok=2,
+                                      intermediate_size=24)),
+    "qwen2": ("Qwen2Config", dict(num_hidden_layers=3, use_sliding_window=True, sliding_window=8, max_window_layers=1,
+                                  rope_parameters=YARN)),
+    "qwen3": ("Qwen3Config", dict(num_hidden_layers=2, head_dim=16, tie_word_embeddings=True,
+                                  rope_parameters={"rope_type": "linear", "rope_theta": 1000.0, "factor": 3.0})),
+    "smollm3": ("SmolLM3Config", dict(num_hidden_layers=3, no_rope_layer_interval=2, use_sliding_window=True,
+                                      sliding_window=8)),
+    "gemma2": ("Gemma2Config", dict(num_hidden_layers=2, head_dim=16, query_pre_attn_scalar=24, sliding_window=8,
+                                    attn_logit_softcapping=3.0, final_logit_softcapping=8.0)),
+    "gemma3": ("Gemma3TextConfig", dict(
+        num_hidden_layers=3, head_dim=16, query_pre_attn_scalar=24, sliding_window=8, attention_bias=True,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+        rope_parameters={"sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+                         "full_attention": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 8.0}})),
+    "phi3": ("Phi3Config", dict(num_hidden_layers=2, sliding_window=8, rope_parameters={
+        "rope_type": "default", "rope_theta": 1000.0, "partial_rotary_factor": 0.5})),
+}
+
+
+def make_model(name, seed):
+    config_class, options = MODELS[name]
+    config = getattr(transformers, config_class)(**{**SHAPE, **options})
+    if name == "gemma3":
+        config.architectures = ["Gemma3ForCausalLM"]
+    model = AutoModelForCausalLM.from_config(config)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for key, p in model.named_parameters():
+            if "norm" in key:  # Gemma adds 1 to its own
+                p.copy_(torch.randn_like(p) * 0.3 + (0.0 if name.startswith("gemma") else 1.0))
+            elif key.endswith("bias"):
+                p.copy_(torch.randn_like(p) * 0.3)
+            elif "embed" in key:
+                p.copy_(torch.randn_like(p) * (0.3 if name.startswith("gemma") else 1.0))
+            else:
+                sharp = any(part in key for part in ("q_proj", "k_proj", "qkv_proj", "gate.weight", "router"))
+                p.copy_(torch.randn_like(p) * (2.0 if sharp else 1.2) / p.shape[-1] ** 0.5)
+        if not config.tie_word_embeddings:
+            model.lm_head.weight.mul_(2)
+    return model.to(torch.bfloat16)
+
+
+class Margins:
+    """The least distance between the last chosen expert's logit and the first other one's."""
+
+    def __init__(self, model):
+        self.least = float("inf")
+        for name, module in model.named_modules():
+            if name.endswith("mlp.gate"):
+                module.register_forward_hook(lambda _, inputs, __, gate=module: self.see(gate, inputs[0]))
+
+    def see(self, gate, x):
+        order = (x.reshape(-1, x.shape[-1]).float() @ gate.weight.float().T).sort(-1, descending=True).values
+        self.least = min(self.least, (order[:, 1] - order[:, 2]).min().item())
+
+
+def reference(directory):
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
+    margins = Margins(model)
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    order = {b: i for i, b in enumerate(printable + [b for b in range(256) if b not in printable])}
+    ids = torch.tensor([order[b] for b in TEXT.encode()[:TOKENS]])
+    greedy_margin = float("inf")
+    with torch.no_grad():
+        logits = model(ids[None]).logits[0]
+        greedy = ids[:PROMPT].tolist()
+        for _ in range(GREEDY):
+            top = model(torch.tensor([greedy])).logits[0, -1].topk(2)
+            greedy_margin = min(greedy_margin, (top.values[0] - top.values[1]).item())
+            greedy.append(top.indices[0].item())
+    log_p = logits.log_softmax(-1)
+    outputs = {
+        "input_ids": ids.to(torch.int32),
+        "positions": torch.tensor(POSITIONS, dtype=torch.int32),
+        "logits": logits[POSITIONS].contiguous(),
+        "target_logprobs": log_p[torch.arange(TOKENS - 1), ids[1:]].contiguous(),
+        "greedy_ids": torch.tensor(greedy, dtype=torch.int32),
+    }
+    return outputs, margins.least, greedy_margin
+
+
+def make(name, out):
+    directory = f"{out}/tiny-{name}"
+    for seed in range(1000):
+        shutil.rmtree(directory, ignore_errors=True)
+        make_model(name, seed).save_pretrained(directory)
+        outputs, route_margin, greedy_margin = reference(directory)
+        if route_margin > 1e-3 and greedy_margin > 1e-2:
+            break
+    else:
+        sys.exit(f"{name}: no seed has clear choices")
+    shutil.copy(f"{out}/tiny-qwen3-moe/tokenizer.json", directory)
+    if os.path.exists(f"{directory}/generation_config.json"):
+        os.remove(f"{directory}/generation_config.json")
+    save_file(outputs, f"{out}/tiny-{name}.safetensors")
+    print(f"{name}: seed {seed}, smallest margin of a route {route_margin:.2e}, of a greedy token {greedy_margin:.2e}, "
+          f"largest logit {outputs['logits'].abs().max():.1f}", flush=True)
+
+
+def main():
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    torch.set_num_threads(1)
+    for name in sys.argv[2:] or MODELS:
+        make(name, sys.argv[1])
+
+
+if __name__ == "__main__":
+    main()
