@@ -199,6 +199,7 @@ struct walsh_ops {
                    size_t ld, size_t rows, size_t n);
     /* y = gelu(gate) * up with gelu(x) = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), rows of n; y may be
      * gate. (Hendrycks and Gimpel 2016, "GELU"; the form that Gemma uses.) */
+    /* NULL where a backend lacks it, as scale and soft_cap may be; a model that needs it is then refused. */
     void (*geglu)(const struct walsh_queue *q, float *y, size_t ldy, const float *gate, const float *up,
                   size_t ld, size_t rows, size_t n);
     /* x *= factor, n elements. */

@@ -120,6 +120,24 @@ static enum walsh_status load(struct walsh_model_graph *graph, const char *direc
     return walsh_checkpoint_all_used(&graph->checkpoint, err);
 }
 
+/* A backend may lack ops that few architectures need. Who caps scores has the op soft_cap, too. */
+static enum walsh_status check_ops(const struct walsh_model_graph *graph, const struct walsh_ops *ops,
+                                   struct walsh_error *err)
+{
+    const struct walsh_config *c = &graph->config;
+    const struct {
+        const char *name;
+        bool needed, there;
+    } list[] = {{"geglu", c->gate == WALSH_GATE_GELU_TANH, ops->geglu != NULL},
+                {"scale", c->scaled_embeddings, ops->scale != NULL},
+                {"soft_cap", c->score_cap != 0 || c->logit_cap != 0, ops->soft_cap != NULL}};
+    for (size_t i = 0; i < sizeof list / sizeof *list; i++)
+        if (list[i].needed && !list[i].there)
+            return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: %s needs the op %s, which this device lacks",
+                              graph->checkpoint.directory, c->architecture_name, list[i].name);
+    return WALSH_OK;
+}
+
 enum walsh_status walsh_graph_open(const char *directory, const struct walsh_load_options *options,
                                    const struct walsh_queue *queue, struct walsh_model_graph **out,
                                    struct walsh_error *err)
@@ -129,6 +147,7 @@ enum walsh_status walsh_graph_open(const char *directory, const struct walsh_loa
     struct walsh_model_graph *graph;
     WALSH_TRY(walsh_alloc_zero(1, sizeof *graph, "the model", &graph, err));
     enum walsh_status status = load(graph, directory, options, queue->pool, err);
+    if (status == WALSH_OK) status = check_ops(graph, queue->ops, err);
     if (status != WALSH_OK) {
         walsh_graph_close(&graph);
         return status;
