@@ -174,10 +174,11 @@ struct walsh_ops {
      * z. */
     void (*unrotate)(const struct walsh_queue *q, float *y, size_t ldy, float *z, size_t ldz,
                      const struct walsh_rotation *rotation, const float *bias, size_t rows);
-    /* Rotate pairs (i, i + head_dim/2) of each of `heads` heads in place by the angle of its row's position:
-     * cosine, sine [max_positions][head_dim/2]. (Su et al. 2021, in Hugging Face's half-split order.) */
+    /* Rotate pairs (i, i + rotated/2) of the first `rotated` elements of each of `heads` heads in place by
+     * the angle of its row's position: cosine, sine [max_positions][rotated/2]; rotated <= head_dim. (Su et
+     * al. 2021, in Hugging Face's half-split order.) */
     void (*rope)(const struct walsh_queue *q, float *x, size_t ldx, const uint32_t *positions, size_t rows,
-                 uint32_t heads, uint32_t head_dim, const float *cosine, const float *sine);
+                 uint32_t heads, uint32_t head_dim, uint32_t rotated, const float *cosine, const float *sine);
     /* out[i] = {kv[i] + layer, positions[i]}: kv[i] is the view of a row's layer 0. */
     void (*attention_rows)(const struct walsh_queue *q, struct walsh_attention_row *out,
                            const struct walsh_kv_view *const *kv, const uint32_t *positions, size_t count,
@@ -198,8 +199,8 @@ struct walsh_ops {
     void (*swiglu)(const struct walsh_queue *q, float *y, size_t ldy, const float *gate, const float *up,
                    size_t ld, size_t rows, size_t n);
     /* y = gelu(gate) * up with gelu(x) = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), rows of n; y may be
-     * gate. (Hendrycks and Gimpel 2016, "GELU"; the form that Gemma uses.) */
-    /* NULL where a backend lacks it, as scale and soft_cap may be; a model that needs it is then refused. */
+     * gate. (Hendrycks and Gimpel 2016, "GELU"; the form that Gemma uses.)
+     * NULL where a backend lacks it, as scale and soft_cap may be; a model that needs it is then refused. */
     void (*geglu)(const struct walsh_queue *q, float *y, size_t ldy, const float *gate, const float *up,
                   size_t ld, size_t rows, size_t n);
     /* x *= factor, n elements. */

@@ -28,23 +28,6 @@ static void norm_heads(const struct walsh_model_graph *graph, const struct walsh
     q->ops->rms_norm(q, x, n, x, n, weight, heads, n, (float)graph->config.rms_epsilon);
 }
 
-/* Positions of [rows][heads * head_dim], in place. Where only the first elements of a head are rotated each
- * head is a row of the op's, so that no op needs to know of it. */
-static void rotate_heads(const struct walsh_config *c, const struct walsh_queue *q,
-                         const struct walsh_rope_table *rope, float *x, uint32_t heads,
-                         const struct walsh_rows *rows, struct walsh_workspace *ws)
-{
-    const size_t n = rows->count;
-    if (rope->dim == c->head_dim) {
-        q->ops->rope(q, x, (size_t)heads * c->head_dim, rows->positions, n, heads, c->head_dim, rope->cosine,
-                     rope->sine);
-        return;
-    }
-    for (size_t i = 0; i < n; i++)
-        for (uint32_t h = 0; h < heads; h++) ws->head_positions[i * heads + h] = rows->positions[i];
-    q->ops->rope(q, x, c->head_dim, ws->head_positions, n * heads, 1, rope->dim, rope->cosine, rope->sine);
-}
-
 /* x += ws->delta, through the norm where there is one. */
 static void add_output(const struct walsh_config *c, const struct walsh_queue *q, const float *norm, float *x,
                        size_t n, struct walsh_workspace *ws)
@@ -100,8 +83,11 @@ static void attention_block(const struct walsh_model_graph *graph, const struct 
     if (layer->q_norm) norm_heads(graph, q, ws->query, layer->q_norm, n * c->heads);
     if (layer->k_norm) norm_heads(graph, q, ws->key, layer->k_norm, n * c->kv_heads);
     if (layer->rope) {
-        rotate_heads(c, q, layer->rope, ws->query, c->heads, rows, ws);
-        rotate_heads(c, q, layer->rope, ws->key, c->kv_heads, rows, ws);
+        const struct walsh_rope_table *rope = layer->rope;
+        q->ops->rope(q, ws->query, q_width, rows->positions, n, c->heads, c->head_dim, rope->dim,
+                     rope->cosine, rope->sine);
+        q->ops->rope(q, ws->key, kv_width, rows->positions, n, c->kv_heads, c->head_dim, rope->dim,
+                     rope->cosine, rope->sine);
     }
 
     attend(graph, q, layer, kv_layer, rows, ws);

@@ -57,8 +57,6 @@ static enum walsh_status allocate(struct walsh_workspace *ws, const struct walsh
     WALSH_TRY(buffer(rows, heads, sizeof(float), false, &ws->query, err));
     WALSH_TRY(buffer(rows, kv, sizeof(float), false, &ws->key, err));
     WALSH_TRY(buffer(rows, kv, sizeof(float), false, &ws->value, err));
-    if (c->rotary_dim != 0 && c->rotary_dim != c->head_dim)
-        WALSH_TRY(buffer(rows, c->heads, sizeof *ws->head_positions, false, &ws->head_positions, err));
     WALSH_TRY(input_buffer(rows, heads, &ws->attention, &ws->attention_ld, err));
     WALSH_TRY(input_buffer(slots, wide, &ws->gate, &ws->gate_ld, err));
     WALSH_TRY(buffer(slots, ws->gate_ld, sizeof(float), false, &ws->up, err));
@@ -109,7 +107,6 @@ void walsh_workspace_close(struct walsh_workspace **ws)
                              w->query,
                              w->key,
                              w->value,
-                             w->head_positions,
                              w->attention,
                              w->gate,
                              w->up,

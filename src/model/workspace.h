@@ -11,7 +11,6 @@ struct walsh_workspace {
     float *normed; /* [max_rows][normed_ld] of hidden: what q, k, v, gate, up and the router read */
     size_t normed_ld;
     float *query, *key, *value; /* [max_rows][heads or kv_heads * head_dim] */
-    uint32_t *head_positions;   /* [max_rows * heads], where rope takes a part of a head; else NULL */
     float *attention;           /* [max_rows][attention_ld] of heads * head_dim */
     size_t attention_ld;
     float *gate, *up; /* [slots][gate_ld] of intermediate; slots: max_rows, of experts max_rows * k */

@@ -96,6 +96,7 @@ static void check_norm_gate_add(struct check *c, const struct check_queues *queu
 static void check_rope(struct check *c, const struct check_queues *queues)
 {
     enum { HEADS = 30, DIM = 64, POSITIONS = 40 };
+    const uint32_t rotated = c->round % 2 ? DIM : 24;
     size_t ld = HEADS * DIM + 5, total = ROWS * ld;
     float *x = row(c, total), *cosine = row(c, POSITIONS * DIM / 2), *sine = row(c, POSITIONS * DIM / 2),
           *out[4];
@@ -107,9 +108,11 @@ static void check_rope(struct check *c, const struct check_queues *queues)
     for (unsigned i = 0; i < 4; i++) {
         const struct walsh_queue *q = queue(queues, i);
         out[i] = copy(c, x, total);
-        q->ops->rope(q, out[i], ld, positions, ROWS, HEADS, DIM, cosine, sine);
+        q->ops->rope(q, out[i], ld, positions, ROWS, HEADS, DIM, rotated, cosine, sine);
     }
     compare(c, "rope", out, total, 0, 0);
+    if (rotated < DIM)
+        check_exact_f32(c, "what is not rotated", x + rotated, out[1] + rotated, DIM - rotated);
 }
 
 static void check_route(struct check *c, const struct check_queues *queues)

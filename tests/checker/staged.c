@@ -232,15 +232,15 @@ static void unrotate(const struct walsh_queue *q, float *y, size_t ldy, float *z
 }
 
 static void rope(const struct walsh_queue *q, float *x, size_t ldx, const uint32_t *positions, size_t rows,
-                 uint32_t heads, uint32_t head_dim, const float *cosine, const float *sine)
+                 uint32_t heads, uint32_t head_dim, uint32_t rotated, const float *cosine, const float *sine)
 {
     struct staged *s = of(q);
     uint32_t most = 0;
     for (size_t i = 0; i < rows; i++)
         if (positions[i] > most) most = positions[i];
-    const size_t bytes = ((size_t)most + 1) * (head_dim / 2) * 4;
+    const size_t bytes = ((size_t)most + 1) * (rotated / 2) * 4;
     s->device.ops->rope(&s->device, out(s, x, span(rows, ldx, (size_t)heads * head_dim, 4)), ldx,
-                        in(s, positions, rows * 4), rows, heads, head_dim, in(s, cosine, bytes),
+                        in(s, positions, rows * 4), rows, heads, head_dim, rotated, in(s, cosine, bytes),
                         in(s, sine, bytes));
     finish(s);
 }
@@ -330,6 +330,30 @@ static void swiglu(const struct walsh_queue *q, float *y, size_t ldy, const floa
     finish(s);
 }
 
+static void geglu(const struct walsh_queue *q, float *y, size_t ldy, const float *gate, const float *up,
+                  size_t ld, size_t rows, size_t n)
+{
+    struct staged *s = of(q);
+    float *to = out(s, y, span(rows, ldy, n, 4));
+    const float *from = gate == y ? to : in(s, gate, span(rows, ld, n, 4));
+    s->device.ops->geglu(&s->device, to, ldy, from, in(s, up, span(rows, ld, n, 4)), ld, rows, n);
+    finish(s);
+}
+
+static void scale(const struct walsh_queue *q, float *x, float factor, size_t n)
+{
+    struct staged *s = of(q);
+    s->device.ops->scale(&s->device, out(s, x, n * 4), factor, n);
+    finish(s);
+}
+
+static void soft_cap(const struct walsh_queue *q, float *x, float cap, size_t n)
+{
+    struct staged *s = of(q);
+    s->device.ops->soft_cap(&s->device, out(s, x, n * 4), cap, n);
+    finish(s);
+}
+
 static void route(const struct walsh_queue *q, int32_t *index, float *weight, const float *logits,
                   size_t rows, uint32_t experts, uint32_t k, bool normalize)
 {
@@ -350,6 +374,9 @@ static const struct walsh_ops ops = {
     .kv_append = kv_append,
     .attention = attention,
     .swiglu = swiglu,
+    .geglu = geglu,
+    .scale = scale,
+    .soft_cap = soft_cap,
     .route = route,
 };
 

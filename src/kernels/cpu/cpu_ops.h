@@ -25,7 +25,8 @@ void walsh_cpu_product(const struct walsh_queue *q, const struct walsh_product *
 void walsh_cpu_unrotate(const struct walsh_queue *q, float *y, size_t ldy, float *z, size_t ldz,
                         const struct walsh_rotation *rotation, const float *bias, size_t rows);
 void walsh_cpu_rope(const struct walsh_queue *q, float *x, size_t ldx, const uint32_t *positions, size_t rows,
-                    uint32_t heads, uint32_t head_dim, const float *cosine, const float *sine);
+                    uint32_t heads, uint32_t head_dim, uint32_t rotated, const float *cosine,
+                    const float *sine);
 void walsh_cpu_attention_rows(const struct walsh_queue *q, struct walsh_attention_row *out,
                               const struct walsh_kv_view *const *kv, const uint32_t *positions, size_t count,
                               uint32_t layer);

@@ -84,7 +84,7 @@ struct rope {
     float *x;
     size_t ldx;
     const uint32_t *positions;
-    uint32_t heads, half;
+    uint32_t heads, head_dim, rotated;
     const float *cosine, *sine;
 };
 
@@ -93,15 +93,23 @@ static void rope_rows(void *argument, size_t begin, size_t end, unsigned worker)
     (void)worker;
     const struct rope *t = argument;
     for (size_t r = begin; r < end; r++) {
-        size_t at = (size_t)t->positions[r] * t->half;
-        t->q->kernels->rope_f32(t->x + r * t->ldx, t->heads, t->half, t->cosine + at, t->sine + at);
+        const uint32_t half = t->rotated / 2;
+        const size_t at = (size_t)t->positions[r] * half;
+        float *x = t->x + r * t->ldx;
+        if (t->rotated == t->head_dim) {
+            t->q->kernels->rope_f32(x, t->heads, half, t->cosine + at, t->sine + at);
+            continue;
+        }
+        for (uint32_t h = 0; h < t->heads; h++)
+            t->q->kernels->rope_f32(x + (size_t)h * t->head_dim, 1, half, t->cosine + at, t->sine + at);
     }
 }
 
 void walsh_cpu_rope(const struct walsh_queue *q, float *x, size_t ldx, const uint32_t *positions, size_t rows,
-                    uint32_t heads, uint32_t head_dim, const float *cosine, const float *sine)
+                    uint32_t heads, uint32_t head_dim, uint32_t rotated, const float *cosine,
+                    const float *sine)
 {
-    struct rope t = {q, x, ldx, positions, heads, head_dim / 2, cosine, sine};
+    struct rope t = {q, x, ldx, positions, heads, head_dim, rotated, cosine, sine};
     walsh_run_rows(q, rows, (size_t)heads * head_dim, rope_rows, &t);
 }
 

@@ -85,7 +85,7 @@ struct chunk_out {
 // Tokens [begin, end) for `heads` query heads; q is in shared memory.
 template <bool HALF, int HELD>
 __device__ void attend(const cuda_kv_view &kv, uint32_t kv_head, uint32_t begin, uint32_t end, uint32_t dim, uint32_t heads,
-                       float scale, const float *q, shared_part &s, const chunk_out &to)
+                       const cuda_attention_shape &shape, const float *q, shared_part &s, const chunk_out &to)
 {
     typedef typename element<HALF>::type T;
     const uint32_t tid = threadIdx.x, warp = tid / 32, lane = tid % 32;
@@ -102,7 +102,11 @@ __device__ void attend(const cuda_kv_view &kv, uint32_t kv_head, uint32_t begin,
             float dot[HEADS];
             scores_of<HALF>(q, k, dim, dot);
 #pragma unroll
-            for (int h = 0; h < HEADS; h++) s.score[h][tid] = scale * dot[h];
+            for (int h = 0; h < HEADS; h++) {
+                float score = shape.scale * dot[h];
+                if (shape.soft_cap != 0.0f) score = shape.soft_cap * tanhf(score / shape.soft_cap);
+                s.score[h][tid] = score;
+            }
         }
         __syncthreads();
         for (uint32_t h = warp; h < heads; h += THREADS / 32) {
@@ -193,9 +197,9 @@ __global__ void __launch_bounds__(THREADS) chunk_kernel(const float *query, size
     to.out = mine + (size_t)shape.heads * CHUNKS * 2 + ((size_t)first * CHUNKS + blockIdx.z) * dim;
     const cuda_kv_view kv = *row.kv;
     if (kv.type == 1)
-        attend<true, HELD>(kv, kv_head, begin, end, dim, heads, shape.scale, q, s, to);
+        attend<true, HELD>(kv, kv_head, begin, end, dim, heads, shape, q, s, to);
     else
-        attend<false, HELD>(kv, kv_head, begin, end, dim, heads, shape.scale, q, s, to);
+        attend<false, HELD>(kv, kv_head, begin, end, dim, heads, shape, q, s, to);
 }
 
 __global__ void __launch_bounds__(THREADS)

@@ -53,9 +53,13 @@ void cuda_add(cudaStream_t stream, float *x, const float *d, size_t n);
 void cuda_add_bias(cudaStream_t stream, float *y, size_t ldy, const float *x, size_t ldx, const float *bias,
                    size_t rows, size_t n);
 void cuda_rope(cudaStream_t stream, float *x, size_t ldx, const uint32_t *positions, size_t rows,
-               uint32_t heads, uint32_t head_dim, const float *cosine, const float *sine);
+               uint32_t heads, uint32_t head_dim, uint32_t rotated, const float *cosine, const float *sine);
 void cuda_swiglu(cudaStream_t stream, float *y, size_t ldy, const float *gate, const float *up, size_t ld,
                  size_t rows, size_t n);
+void cuda_geglu(cudaStream_t stream, float *y, size_t ldy, const float *gate, const float *up, size_t ld,
+                size_t rows, size_t n);
+void cuda_scale(cudaStream_t stream, float *x, float factor, size_t n);
+void cuda_soft_cap(cudaStream_t stream, float *x, float cap, size_t n);
 void cuda_route(cudaStream_t stream, int32_t *index, float *weight, const float *logits, size_t rows,
                 uint32_t experts, uint32_t k, bool normalize);
 
@@ -132,7 +136,7 @@ struct cuda_attention_row {
 };
 struct cuda_attention_shape {
     uint32_t heads, kv_heads, head_dim, window;
-    float scale;
+    float scale, soft_cap;
 };
 void cuda_attention_rows(cudaStream_t stream, struct cuda_attention_row *out,
                          const struct cuda_kv_view *const *kv, const uint32_t *positions, size_t count,

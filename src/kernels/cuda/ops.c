@@ -174,10 +174,10 @@ static void unrotate(const struct walsh_queue *q, float *y, size_t ldy, float *z
 }
 
 static void rope(const struct walsh_queue *q, float *x, size_t ldx, const uint32_t *positions, size_t rows,
-                 uint32_t heads, uint32_t head_dim, const float *cosine, const float *sine)
+                 uint32_t heads, uint32_t head_dim, uint32_t rotated, const float *cosine, const float *sine)
 {
     struct cuda_device *d = enter(q);
-    cuda_rope(d->stream, x, ldx, positions, rows, heads, head_dim, cosine, sine);
+    cuda_rope(d->stream, x, ldx, positions, rows, heads, head_dim, rotated, cosine, sine);
     cuda_note(d, "rope");
 }
 
@@ -187,7 +187,8 @@ static struct cuda_attention_shape shape_of(const struct walsh_attention_shape *
                                          .kv_heads = s->kv_heads,
                                          .head_dim = s->head_dim,
                                          .window = s->window,
-                                         .scale = s->scale};
+                                         .scale = s->scale,
+                                         .soft_cap = s->soft_cap};
 }
 
 static void attention_rows(const struct walsh_queue *q, struct walsh_attention_row *out,
@@ -233,6 +234,28 @@ static void swiglu(const struct walsh_queue *q, float *y, size_t ldy, const floa
     cuda_note(d, "swiglu");
 }
 
+static void geglu(const struct walsh_queue *q, float *y, size_t ldy, const float *gate, const float *up,
+                  size_t ld, size_t rows, size_t n)
+{
+    struct cuda_device *d = enter(q);
+    cuda_geglu(d->stream, y, ldy, gate, up, ld, rows, n);
+    cuda_note(d, "geglu");
+}
+
+static void scale(const struct walsh_queue *q, float *x, float factor, size_t n)
+{
+    struct cuda_device *d = enter(q);
+    cuda_scale(d->stream, x, factor, n);
+    cuda_note(d, "scale");
+}
+
+static void soft_cap(const struct walsh_queue *q, float *x, float cap, size_t n)
+{
+    struct cuda_device *d = enter(q);
+    cuda_soft_cap(d->stream, x, cap, n);
+    cuda_note(d, "soft_cap");
+}
+
 static void route(const struct walsh_queue *q, int32_t *index, float *weight, const float *logits,
                   size_t rows, uint32_t experts, uint32_t k, bool normalize)
 {
@@ -253,5 +276,8 @@ const struct walsh_ops cuda_ops = {
     .kv_append = kv_append,
     .attention = attention,
     .swiglu = swiglu,
+    .geglu = geglu,
+    .scale = scale,
+    .soft_cap = soft_cap,
     .route = route,
 };

@@ -61,26 +61,54 @@ __global__ void __launch_bounds__(THREADS)
 
 // Every product and the sum rounded: kernels.def, rope_f32.
 __global__ void __launch_bounds__(THREADS) rope_kernel(float *x, size_t ldx, const uint32_t *positions, uint32_t heads,
-                                                       uint32_t half, const float *cosine, const float *sine)
+                                                       uint32_t head_dim, uint32_t half, const float *cosine,
+                                                       const float *sine)
 {
     x += blockIdx.x * ldx;
     const size_t angle = (size_t)positions[blockIdx.x] * half;
     for (uint32_t i = threadIdx.x; i < heads * half; i += THREADS) {
         const uint32_t head = i / half, at = i % half;
-        float *p = x + (size_t)head * 2 * half + at;
+        float *p = x + (size_t)head * head_dim + at;
         const float a = p[0], b = p[half], c = cosine[angle + at], s = sine[angle + at];
         p[0] = __fsub_rn(__fmul_rn(a, c), __fmul_rn(b, s));
         p[half] = __fadd_rn(__fmul_rn(b, c), __fmul_rn(a, s));
     }
 }
 
+// What the gate's value becomes: silu, or GELU by tanh (kernels.def, geglu_f32).
+template <bool GELU>
 __global__ void __launch_bounds__(THREADS)
-    swiglu_kernel(float *y, size_t ldy, const float *gate, const float *up, size_t ld, size_t n)
+    gate_kernel(float *y, size_t ldy, const float *gate, const float *up, size_t ld, size_t n)
 {
     const size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x, row = blockIdx.y;
     if (i >= n) return;
     const float g = gate[row * ld + i];
-    y[row * ldy + i] = g / (1.0f + expf(-g)) * up[row * ld + i];
+    const float exponent = GELU ? g * fmaf(g * g, -0.071354816f, -1.5957691f) : -g;
+    y[row * ldy + i] = g / (1.0f + expf(exponent)) * up[row * ld + i];
+}
+
+template <bool GELU>
+void gate_rows(cudaStream_t stream, float *y, size_t ldy, const float *gate, const float *up, size_t ld, size_t rows,
+               size_t n)
+{
+    // a grid has at most 65535 in y
+    for (size_t at = 0; at < rows; at += 32768) {
+        const size_t part = rows - at < 32768 ? rows - at : 32768;
+        gate_kernel<GELU><<<dim3(div_up(n, THREADS), (unsigned)part), THREADS, 0, stream>>>(
+            y + at * ldy, ldy, gate + at * ld, up + at * ld, ld, n);
+    }
+}
+
+__global__ void __launch_bounds__(THREADS) scale_kernel(float *x, float factor, size_t n)
+{
+    const size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x;
+    if (i < n) x[i] *= factor;
+}
+
+__global__ void __launch_bounds__(THREADS) soft_cap_kernel(float *x, float cap, size_t n)
+{
+    const size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x;
+    if (i < n) x[i] = cap * tanhf(x[i] / cap);
 }
 
 // One thread a row: the definition of kernels.def, route_f32.
@@ -141,21 +169,32 @@ void cuda_add_bias(cudaStream_t stream, float *y, size_t ldy, const float *x, si
 }
 
 void cuda_rope(cudaStream_t stream, float *x, size_t ldx, const uint32_t *positions, size_t rows, uint32_t heads,
-               uint32_t head_dim, const float *cosine, const float *sine)
+               uint32_t head_dim, uint32_t rotated, const float *cosine, const float *sine)
 {
     if (rows > 0)
-        rope_kernel<<<(unsigned)rows, THREADS, 0, stream>>>(x, ldx, positions, heads, head_dim / 2, cosine, sine);
+        rope_kernel<<<(unsigned)rows, THREADS, 0, stream>>>(x, ldx, positions, heads, head_dim, rotated / 2, cosine, sine);
 }
 
 void cuda_swiglu(cudaStream_t stream, float *y, size_t ldy, const float *gate, const float *up, size_t ld, size_t rows,
                  size_t n)
 {
-    // a grid has at most 65535 in y
-    for (size_t at = 0; at < rows; at += 32768) {
-        const size_t part = rows - at < 32768 ? rows - at : 32768;
-        swiglu_kernel<<<dim3(div_up(n, THREADS), (unsigned)part), THREADS, 0, stream>>>(y + at * ldy, ldy, gate + at * ld,
-                                                                                        up + at * ld, ld, n);
-    }
+    gate_rows<false>(stream, y, ldy, gate, up, ld, rows, n);
+}
+
+void cuda_geglu(cudaStream_t stream, float *y, size_t ldy, const float *gate, const float *up, size_t ld, size_t rows,
+                size_t n)
+{
+    gate_rows<true>(stream, y, ldy, gate, up, ld, rows, n);
+}
+
+void cuda_scale(cudaStream_t stream, float *x, float factor, size_t n)
+{
+    if (n > 0) scale_kernel<<<div_up(n, THREADS), THREADS, 0, stream>>>(x, factor, n);
+}
+
+void cuda_soft_cap(cudaStream_t stream, float *x, float cap, size_t n)
+{
+    if (n > 0) soft_cap_kernel<<<div_up(n, THREADS), THREADS, 0, stream>>>(x, cap, n);
 }
 
 void cuda_route(cudaStream_t stream, int32_t *index, float *weight, const float *logits, size_t rows, uint32_t experts,
