@@ -110,6 +110,9 @@ struct walsh_attention_shape {
     float scale;     /* of q·k: 1/sqrt(head_dim), or what the model says */
     uint32_t window; /* 0: full causal */
     float soft_cap;  /* a scaled score s becomes soft_cap * tanh(s / soft_cap); 0: it stays */
+    /* [heads] exp(sinks[h]) joins the sum that head h's weights are divided by (attention sinks, as gpt-oss
+     * learns them; Xiao et al. 2023). NULL: none. */
+    const float *sinks;
     /* PREFILL on a TURBO kv: the call's own rows before they were packed, an F16 view of one page with token
      * t at slot t % page_tokens; the rows do not cross a multiple of page_tokens. NULL: they are read as
      * packed.

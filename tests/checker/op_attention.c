@@ -29,13 +29,14 @@ static struct walsh_kv_view empty_cache(struct check *c, enum walsh_kv_type type
 
 /* The definition for one query head: out[head_dim], and per element its magnitude for the tolerance. */
 static void define(const struct walsh_attention_shape *s, const float *query, const float *k, const float *v,
-                   uint32_t kv_head, uint32_t position, bool half, double *weight, float *out,
-                   float *magnitude)
+                   uint32_t head, uint32_t position, bool half, double *weight, float *out, float *magnitude)
 {
+    uint32_t kv_head = head / (s->heads / s->kv_heads);
     uint32_t begin = s->window != 0 && position >= s->window ? position + 1 - s->window : 0,
              dim = s->head_dim;
     size_t ld = (size_t)s->kv_heads * dim;
-    double largest = -INFINITY, score_unit = 0, sum = 0;
+    const double sink = s->sinks ? (double)s->sinks[head] : -INFINITY;
+    double largest = sink, score_unit = 0, sum = 0;
     for (uint32_t j = begin; j <= position; j++) {
         double dot = 0, absolute = 0;
         for (uint32_t d = 0; d < dim; d++) {
@@ -51,6 +52,7 @@ static void define(const struct walsh_attention_shape *s, const float *query, co
         score_unit = fmax(score_unit, absolute * (double)s->scale + (double)s->soft_cap);
     }
     for (uint32_t j = begin; j <= position; j++) sum += weight[j] = exp(weight[j] - largest);
+    sum += exp(sink - largest);
     for (uint32_t d = 0; d < dim; d++) {
         double value = 0, absolute = 0;
         for (uint32_t j = begin; j <= position; j++) {
@@ -98,13 +100,13 @@ static struct setting make_setting(struct check *c, const struct walsh_queue *q,
 static void compare_rows(struct check *c, const struct setting *s, const float *out, uint32_t first,
                          uint32_t count)
 {
-    uint32_t dim = s->shape.head_dim, group = s->shape.heads / s->shape.kv_heads;
+    uint32_t dim = s->shape.head_dim;
     float *expected = row(c, dim), *magnitude = row(c, dim);
     double *weight = check_alloc_private(c, s->tokens * sizeof *weight);
     for (uint32_t n = 0; n < 6; n++) {
         uint32_t i = n == 0 ? 0 : n == 1 ? count - 1 : (uint32_t)check_below(c, count);
         uint32_t h = (uint32_t)check_below(c, s->shape.heads);
-        define(&s->shape, s->query + (first + i) * s->ldq + (size_t)h * dim, s->k, s->v, h / group, first + i,
+        define(&s->shape, s->query + (first + i) * s->ldq + (size_t)h * dim, s->k, s->v, h, first + i,
                s->kv.type == WALSH_KV_F16, weight, expected, magnitude);
         check_close_f32(c, "attention", expected, out + i * s->ldq + (size_t)h * dim, magnitude, dim, FACTOR);
     }
@@ -166,6 +168,16 @@ static void check_decode(struct check *c, const struct check_queues *queues, con
     for (uint32_t b = 0; b < BATCH; b++) compare_rows(c, s, out[0] + b * s->ldq, rows[b].position, 1);
 }
 
+/* Sinks about as large as a score, and each time one that takes all and one that takes nothing. */
+static const float *sinks(struct check *c, uint32_t heads)
+{
+    float *sink = row(c, heads);
+    check_fill_normal(c, sink, heads);
+    sink[0] = 200;
+    sink[heads - 1] = -200;
+    return sink;
+}
+
 void check_op_attention(struct check *c, const struct check_queues *queues)
 {
     static const struct walsh_attention_shape shapes[] = {
@@ -178,6 +190,7 @@ void check_op_attention(struct check *c, const struct check_queues *queues)
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         struct walsh_attention_shape shape = shapes[i];
         shape.scale = 1.0f / sqrtf((float)shape.head_dim);
+        if ((i + c->round) % 2) shape.sinks = sinks(c, shape.heads);
         uint32_t tokens = (i + c->round) % 3 == 0 ? 1700 : (uint32_t)check_below(c, 600) + 1;
         struct setting s = make_setting(c, &queues->best[c->round % 3], shape, tokens,
                                         check_below(c, 2) ? WALSH_KV_F16 : WALSH_KV_F32);

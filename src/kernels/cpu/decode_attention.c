@@ -42,7 +42,7 @@ struct span {
 
 struct unit {
     const struct walsh_attention_row *row;
-    uint32_t kv_head, group; /* query heads of this unit */
+    uint32_t kv_head, head, group; /* query heads [head, head + group) of all */
     struct span tokens;
     const float *query;
     float *out;
@@ -84,10 +84,12 @@ static struct unit unit_at(const struct decode *t, size_t row, size_t index)
     const struct walsh_attention_shape *s = t->shape;
     uint32_t group = s->heads / s->kv_heads, kv_head = (uint32_t)(index / t->subgroups);
     uint32_t first = (uint32_t)(index % t->subgroups) * SUBGROUP;
-    size_t at = ((size_t)kv_head * group + first) * s->head_dim;
+    uint32_t head = kv_head * group + first;
+    size_t at = (size_t)head * s->head_dim;
     return (struct unit){
         .row = t->rows + row,
         .kv_head = kv_head,
+        .head = head,
         .group = (uint32_t)walsh_min(SUBGROUP, group - first),
         .tokens = span_of(t, t->rows + row),
         .query = t->query + row * t->ldq + at,
@@ -173,8 +175,10 @@ static void merge(const struct partial *run, const struct partial *p, uint32_t g
 static void finish(const struct decode *t, const struct unit *u, const struct partial *run)
 {
     const uint32_t head_dim = t->shape->head_dim;
-    for (uint32_t g = 0; g < u->group; g++)
-        for (uint32_t d = 0; d < head_dim; d++) run->out[(size_t)g * head_dim + d] /= run->sum[g];
+    for (uint32_t g = 0; g < u->group; g++) {
+        const float sum = walsh_add_sink(t->shape, u->head + g, run->maximum[g], run->sum[g]);
+        for (uint32_t d = 0; d < head_dim; d++) run->out[(size_t)g * head_dim + d] /= sum;
+    }
     if (u->row->kv->type == WALSH_KV_TURBO)
         walsh_turbo_unrotate(t->q, u->row->kv->turbo->value, run->out, u->group);
 }

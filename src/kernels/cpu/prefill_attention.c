@@ -123,7 +123,8 @@ static void attend(const struct prefill *t, struct tiles *s, uint32_t kv_head, s
     }
     for (uint32_t g = 0; g < group; g++)
         for (size_t i = 0; i < rows; i++) {
-            float *y = out + i * t->ldo + (size_t)g * dim, inverse = 1.0f / s->sum[g][i];
+            float sum = walsh_add_sink(shape, kv_head * group + g, s->maximum[g][i], s->sum[g][i]);
+            float *y = out + i * t->ldo + (size_t)g * dim, inverse = 1.0f / sum;
             for (uint32_t d = 0; d < dim; d++) y[d] *= inverse;
         }
 }
