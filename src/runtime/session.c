@@ -269,7 +269,6 @@ static void step_rows(struct walsh_session *const *sessions, const int32_t *ids,
             memcpy(sessions[r->order[i + j]]->logits, logits + j * vocab, vocab * sizeof *logits);
     }
     for (size_t i = 0; i < count; i++) {
-        walsh_prefix_stop(sessions[i]);
         sessions[i]->kv->length++;
         sessions[i]->has_logits = true;
     }

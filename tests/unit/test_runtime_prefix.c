@@ -588,6 +588,22 @@ static void decoded_tokens_are_never_stored(void **state)
     good(walsh_runtime_prompt(session, ids + 500, 500, NULL, NULL, &err), &err);
     assert_int_equal(count_blocks("decoded"), 1);
 
+    /* Another prompt than the one that was begun. */
+    int32_t other[CONTEXT];
+    make_prompt(other, CONTEXT, 2, 0);
+    good(walsh_runtime_trim(session, 0, &err), &err);
+    walsh_prefix_begin(session, ids, 600);
+    good(walsh_runtime_prompt(session, other, 600, NULL, NULL, &err), &err);
+    assert_int_equal(count_blocks("decoded"), 1);
+
+    /* A decoded token in the middle. */
+    good(walsh_runtime_trim(session, 0, &err), &err);
+    walsh_prefix_begin(session, ids, 1000);
+    good(walsh_runtime_prompt(session, ids, 500, &outputs, NULL, &err), &err);
+    good(walsh_runtime_step(&session, ids + 500, 1, &err), &err);
+    good(walsh_runtime_prompt(session, ids + 501, 499, NULL, NULL, &err), &err);
+    assert_int_equal(count_blocks("decoded"), 1);
+
     /* Decode arithmetic, whatever it is called. */
     walsh_runtime_session_close(&session);
     struct walsh_kv_shape shape = walsh_session_kv_shape(m.graph, CONTEXT, &caches[2].policy);
