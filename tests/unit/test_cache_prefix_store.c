@@ -12,6 +12,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <sys/file.h>
 #include <sys/resource.h>
@@ -622,6 +623,48 @@ static void two_processes_share_a_store(void **state)
     walsh_store_close(&store);
 }
 
+/* So do threads, by one handle. */
+struct user {
+    struct walsh_prefix_store *store;
+    uint64_t seed;
+    unsigned served, refused;
+};
+
+static void *use_store(void *argument)
+{
+    struct user *user = argument;
+    struct walsh_random random;
+    walsh_random_seed(&random, user->seed);
+    for (int i = 0; i < 100; i++) {
+        const uint32_t n = (uint32_t)(walsh_random_u64(&random) % 16);
+        if (get(user->store, n))
+            user->served++;
+        else
+            user->refused += !put(user->store, n);
+    }
+    return NULL;
+}
+
+static void threads_share_a_handle(void **state)
+{
+    (void)state;
+    struct user users[3];
+    pthread_t threads[3];
+    struct walsh_prefix_store *store = open_store("threads", 8 * FILE_BYTES);
+    for (unsigned i = 0; i < 3; i++) {
+        users[i] = (struct user){.store = store, .seed = i};
+        assert_int_equal(pthread_create(&threads[i], NULL, use_store, &users[i]), 0);
+    }
+    for (unsigned i = 0; i < 3; i++) {
+        assert_int_equal(pthread_join(threads[i], NULL), 0);
+        assert_true(users[i].served > 0);
+        assert_int_equal(users[i].refused, 0);
+    }
+    assert_int_equal(warned.count, 0);
+    assert_true(temporary_count_entries(temporary_path("threads")) <= 9);
+    walsh_store_close(&store);
+}
+
 static unsigned count_temporaries(const char *store)
 {
     unsigned count = 0;
@@ -695,6 +738,7 @@ int main(void)
         cmocka_unit_test(a_lock_held_by_another_ends_in_a_warning),
         cmocka_unit_test(temporaries_of_the_dead_are_removed),
         cmocka_unit_test(two_processes_share_a_store),
+        cmocka_unit_test(threads_share_a_handle),
         cmocka_unit_test(kill_9_loses_nothing_and_tears_nothing),
     };
     return cmocka_run_group_tests(tests, temporary_make, temporary_remove);
