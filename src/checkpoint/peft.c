@@ -339,12 +339,31 @@ static enum walsh_status take_tensor(const struct loader *l, struct walsh_tensor
     return status;
 }
 
+/* What the config targets and no tensor has adapted. Experts in stacks count where target_parameters names
+ * the stack: whether they are linears of their own depends on the version of the model's library. */
+static enum walsh_status count_absent(struct loader *l)
+{
+    for (size_t i = 0; i < l->count; i++) {
+        const struct walsh_peft_linear *linear = &l->linears[i];
+        if (l->slots[i].rank != 0 || linear->often_absent) continue;
+        bool targeted = false;
+        if (linear->stack)
+            targeted = walsh_peft_config_targets_parameter(&l->peft->config, linear->stack);
+        else
+            WALSH_TRY(walsh_peft_config_targets(
+                &l->peft->config, linear->fused ? linear->fused : linear->name, &targeted, l->err));
+        if (targeted && l->peft->absent++ == 0) l->peft->first_absent = (uint32_t)i;
+    }
+    return WALSH_OK;
+}
+
 static enum walsh_status take_all(struct loader *l)
 {
     struct walsh_peft *peft = l->peft;
     if (peft->file.count == 0)
         return walsh_fail(l->err, WALSH_E_FORMAT, "%s: the adapter holds no tensors", peft->file.file.path);
     for (size_t i = 0; i < peft->file.count; i++) WALSH_TRY(take_tensor(l, &peft->file.tensors[i]));
+    WALSH_TRY(count_absent(l));
     for (size_t i = 0; i < l->count; i++)
         if (l->slots[i].rank != 0) l->slots[peft->count++] = l->slots[i];
     peft->updates = l->slots;
@@ -356,11 +375,10 @@ static enum walsh_status open_config(const char *directory, struct walsh_peft *p
     char *path = NULL, *text = NULL;
     size_t size = 0;
     WALSH_TRY(walsh_path_join(directory, "adapter_config.json", &path, err));
-    enum walsh_status status = WALSH_OK;
-    if (!walsh_path_exists(path))
+    enum walsh_status status = walsh_file_read_text(path, MAX_CONFIG_BYTES, &text, &size, err);
+    if (status == WALSH_E_NOT_FOUND)
         status = walsh_fail(err, WALSH_E_NOT_FOUND, "%s: not a LoRA adapter: it has no adapter_config.json",
                             directory);
-    if (status == WALSH_OK) status = walsh_file_read_text(path, MAX_CONFIG_BYTES, &text, &size, err);
     if (status == WALSH_OK) status = walsh_peft_config_parse(path, text, size, &peft->config, err);
     walsh_free(text);
     walsh_free(path);

@@ -21,6 +21,9 @@
 struct walsh_peft_linear {
     const char *name; /* module path: "model.layers.0.mlp.experts.3.up_proj" */
     uint32_t in, out;
+    /* That an adapter of all linears has no tensors for it says nothing: PEFT leaves out the head, and a
+     * router is a linear in some versions of Hugging Face's library and a parameter in others. */
+    bool often_absent;
     /* Where the Hugging Face model keeps the experts' weights in one parameter [experts][stack_out][in]; else
      * NULL. Linears are listed in the module's order of declaration (gate_up_proj before down_proj). */
     const char *stack;        /* "model.layers.0.mlp.experts.gate_up_proj" */
@@ -52,6 +55,8 @@ struct walsh_peft {
     struct walsh_safetensors file;
     struct walsh_peft_update *updates; /* by ascending `linear` */
     size_t count;
+    size_t absent;         /* linears that the config targets and the file has no tensors for ... */
+    uint32_t first_absent; /* ... the first of them; PEFT leaves such a linear as it is */
     struct walsh_arena arena;
 };
 /* `linears` is borrowed for the call only. Leaves *out zeroed on failure. */

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/random.h"
+#include "checkpoint/model_name.h"
 #include "checkpoint/peft.h"
 #include "model/sites.h"
 
@@ -73,23 +74,26 @@ static enum walsh_status catalogue_build(struct catalogue *c, const struct walsh
         const struct walsh_linear *own[] = {&layer->q,    &layer->k,  &layer->v,    &layer->o,
                                             &layer->gate, &layer->up, &layer->down, &layer->router};
         for (size_t j = 0; j < sizeof own / sizeof *own; j++) catalogue_add(c, own[j]);
+        if (layer->router.name) c->targets[c->count - 1].often_absent = true;
         for (uint32_t e = 0; layer->experts && e < config->experts; e++)
             WALSH_TRY(catalogue_add_expert(c, &layer->experts[e], e, config->experts, err));
     }
     catalogue_add(c, &graph->head);
+    c->targets[c->count - 1].often_absent = true;
     return WALSH_OK;
 }
 
-/* Does the last component of "hub/Base-1B" stand in the model's path? */
-static void warn_of_other_base(const struct walsh_adapter *adapter, const char *directory,
-                               const struct walsh_hooks *hooks)
+static void warn(const struct walsh_adapter *adapter, const struct walsh_peft *peft,
+                 const struct catalogue *catalogue, const char *directory, const struct walsh_hooks *hooks)
 {
-    const char *base = adapter->base_model, *model = adapter->graph->checkpoint.directory;
-    const char *slash = strrchr(base, '/');
-    if (slash) base = slash + 1;
-    if (*base == 0 || !model || strstr(model, base)) return;
-    walsh_log(hooks, WALSH_LOG_WARNING, "%s: the adapter was made for %s; the model is %s", directory,
-              adapter->base_model, model);
+    const struct walsh_checkpoint *ck = &adapter->graph->checkpoint;
+    if (ck->directory && !walsh_model_goes_by(ck, adapter->base_model))
+        walsh_log(hooks, WALSH_LOG_WARNING, "%s: the adapter was made for %s; the model is %s", directory,
+                  adapter->base_model, ck->directory);
+    if (peft->absent > 0)
+        walsh_log(hooks, WALSH_LOG_WARNING,
+                  "%s: it targets %zu linears that it has no tensors for, first %s: they stay as they are",
+                  directory, peft->absent, catalogue->targets[peft->first_absent].name);
 }
 
 static bool same_view(const struct walsh_peft_matrix *a, const struct walsh_peft_matrix *b)
@@ -131,7 +135,7 @@ static enum walsh_status open_update(const struct opening *o, size_t i)
     adapter->parameters += b_size + (same ? 0 : a_size);
     adapter->bytes += adapter->arena.bytes - before;
     adapter->count++;
-    return status;
+    return status == WALSH_OK ? status : walsh_fail_within(o->err, status, "%s", u->b.tensor->file);
 }
 
 struct slot {
@@ -227,7 +231,7 @@ enum walsh_status walsh_adapter_load(const char *name, const char *directory,
             walsh_peft_open(directory, options->use_mmap, catalogue.targets, catalogue.count, &peft, err);
     const struct opening opening = {options, hooks, &catalogue, &peft, adapter, err};
     if (status == WALSH_OK) status = open_updates(&opening);
-    if (status == WALSH_OK) warn_of_other_base(adapter, directory, hooks);
+    if (status == WALSH_OK) warn(adapter, &peft, &catalogue, directory, hooks);
     walsh_peft_close(&peft);
     walsh_arena_close(&catalogue.arena);
     if (status != WALSH_OK) walsh_adapter_release(&adapter);

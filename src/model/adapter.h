@@ -2,9 +2,9 @@
  *
  *   y = inverse_out(W^·round(forward_in(x)) + sum_i s_i·B'_i(A_i x)) + bias
  *
- * A reads the raw x, so that whatever produces x can compute A x; B' writes in rotated output space, so that
- * the product's epilogue can add it before the one inverse; the adapter's own scale is in B'. s_i is the
- * caller's. May use cache and below. */
+ * A reads the raw x, so that the op of the product can compute A x beside it; B' writes in rotated output
+ * space, so that the product's epilogue can add it before the one inverse; the adapter's own scale is in B'.
+ * s_i is the caller's. May use cache and below. */
 #ifndef WALSH_MODEL_ADAPTER_H
 #define WALSH_MODEL_ADAPTER_H
 

@@ -130,11 +130,10 @@ enum walsh_status walsh_adapter_linear_build(const struct walsh_linear *linear,
     if (storage != WALSH_FORMAT_F32 && storage != WALSH_FORMAT_BF16)
         return walsh_fail(err, WALSH_E_ARGUMENT, "%s: an adapter stored as %s, expected f32 or bf16",
                           linear->name, walsh_format_name(storage));
-    const struct walsh_rotation *r = &linear->out_rotation;
     *out = (struct walsh_adapter_linear){
         .rank = source->rank,
         .in = linear->in,
-        .out = r->kind == WALSH_ROTATION_NONE ? linear->out : r->blocks.padded,
+        .out = linear->out_rotation.blocks.padded,
         .storage = storage,
     };
     WALSH_TRY(build_a(linear, source, arena, out, err));

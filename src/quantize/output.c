@@ -14,6 +14,7 @@
 
 #include "base/file.h"
 #include "base/memory.h"
+#include "checkpoint/model_name.h"
 
 #define MAX_JOURNAL_BYTES ((size_t)256 << 20)
 #define COPY_BYTES ((size_t)8 << 20)
@@ -397,11 +398,15 @@ static bool change_config(json_t *config, json_t *changes)
     return true;
 }
 
+/* The source's with the changes. It keeps the source's name, so that an adapter of that knows it again. */
 static enum walsh_status write_config(const struct walsh_output *o, json_t *changes, struct walsh_error *err)
 {
-    char *path;
+    char *path, *name;
+    WALSH_TRY(walsh_model_name(o->source, &name, err));
     json_t *config = json_loadb(o->source->config_json, o->source->config_size, JSON_REJECT_DUPLICATES, NULL);
-    if (!config || !change_config(config, changes)) {
+    const bool named = config && json_object_set_new(config, "_name_or_path", json_string(name)) == 0;
+    walsh_free(name);
+    if (!named || !change_config(config, changes)) {
         json_decref(config);
         return walsh_fail(err, WALSH_E_MEMORY, "%s: no memory for config.json", o->partial);
     }

@@ -49,9 +49,10 @@ static inline size_t peft_model(struct walsh_peft_linear linears[PEFT_MODEL_LINE
                                                     .stack_row = i == 1 ? EXPERT_INTER : 0,
                                                     .stack_step = 1};
         }
+    linears[n++] = (struct walsh_peft_linear){
+        .name = "model.layers.1.mlp.gate", .in = HIDDEN, .out = EXPERTS, .often_absent = true};
     linears[n++] =
-        (struct walsh_peft_linear){.name = "model.layers.1.mlp.gate", .in = HIDDEN, .out = EXPERTS};
-    linears[n++] = (struct walsh_peft_linear){.name = "lm_head", .in = HIDDEN, .out = VOCAB};
+        (struct walsh_peft_linear){.name = "lm_head", .in = HIDDEN, .out = VOCAB, .often_absent = true};
     return n;
 }
 

@@ -43,7 +43,8 @@ static double error_of(const struct walsh_peft_update *u, const struct walsh_ten
     return worst;
 }
 
-static void check_fixture(const char *folder)
+/* absent: linears that the adapter targets and leaves out. */
+static void check_fixture(const char *folder, size_t absent)
 {
     struct walsh_peft_linear linears[PEFT_MODEL_LINEARS];
     const size_t count = peft_model(linears);
@@ -57,6 +58,7 @@ static void check_fixture(const char *folder)
             fail_msg("%s: %s", folder, err.message);
         assert_string_equal(peft.config.base_model, "tiny");
         assert_int_equal(peft.count, expected.count);
+        assert_int_equal(peft.absent, absent);
         for (size_t i = 0; i < peft.count; i++) {
             const struct walsh_peft_update *u = &peft.updates[i];
             const struct walsh_peft_linear *linear = &linears[u->linear];
@@ -80,26 +82,47 @@ static void check_fixture(const char *folder)
 static void test_names(void **state)
 {
     (void)state;
-    check_fixture("names");
+    check_fixture("names", 0);
 }
 
 static void test_regex_and_rslora(void **state)
 {
     (void)state;
-    check_fixture("regex");
+    check_fixture("regex", 0);
 }
 
 static void test_all_linear(void **state)
 {
     (void)state;
-    check_fixture("all-linear");
+    check_fixture("all-linear", 1);
+}
+
+/* A model with one layer more than the adapter has tensors for. */
+static void test_absent(void **state)
+{
+    (void)state;
+    struct walsh_peft_linear linears[PEFT_MODEL_LINEARS + 3];
+    size_t count = peft_model(linears);
+    linears[count++] =
+        (struct walsh_peft_linear){.name = "model.layers.2.self_attn.q_proj", .in = 24, .out = 40};
+    linears[count++] =
+        (struct walsh_peft_linear){.name = "model.layers.2.self_attn.k_proj", .in = 24, .out = 16};
+    linears[count++] = (struct walsh_peft_linear){
+        .name = "model.layers.2.mlp.gate", .in = 24, .out = 3, .often_absent = true};
+    struct walsh_error err = {0};
+    struct walsh_peft peft;
+    if (walsh_peft_open(fixture("all-linear", ""), true, linears, count, &peft, &err) != WALSH_OK)
+        fail_msg("%s", err.message);
+    assert_int_equal(peft.absent, 3);
+    assert_string_equal(linears[peft.first_absent].name, "model.layers.0.mlp.up_proj");
+    walsh_peft_close(&peft);
 }
 
 static void test_experts(void **state)
 {
     (void)state;
-    check_fixture("experts");
-    check_fixture("experts-down");
+    check_fixture("experts", 0);
+    check_fixture("experts-down", 0);
 }
 
 /* gate and up of an expert read the same A: the views say so. */
@@ -164,9 +187,10 @@ static void test_patterns(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_names),           cmocka_unit_test(test_regex_and_rslora),
-        cmocka_unit_test(test_all_linear),      cmocka_unit_test(test_experts),
-        cmocka_unit_test(test_experts_share_a), cmocka_unit_test(test_patterns),
+        cmocka_unit_test(test_names),      cmocka_unit_test(test_regex_and_rslora),
+        cmocka_unit_test(test_all_linear), cmocka_unit_test(test_absent),
+        cmocka_unit_test(test_experts),    cmocka_unit_test(test_experts_share_a),
+        cmocka_unit_test(test_patterns),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
