@@ -12,6 +12,10 @@ foreach(name ${architectures})
   add_test(NAME golden_tiny_${name} COMMAND golden ${fixtures}/golden/tiny-${name}
     ${fixtures}/golden/tiny-${name}.safetensors)
 endforeach()
+foreach(name qwen2 gemma2 phi3)
+  add_test(NAME golden_tiny_${name}_lora COMMAND golden --adapter ${fixtures}/golden/tiny-${name}-lora
+    ${fixtures}/golden/tiny-${name} ${fixtures}/golden/tiny-${name}.safetensors)
+endforeach()
 add_test(NAME golden_ablations COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/golden/ablations.sh $<TARGET_FILE:golden>
   ${fixtures}/golden)
 add_test(NAME golden_shakespeare_lora_8m COMMAND golden --adapter ${CMAKE_SOURCE_DIR}/models/shakespeare-lora-8m

@@ -1,19 +1,20 @@
 #!/usr/bin/env python3
 """Make the test fixtures tiny-NAME: a random model of each architecture and the outputs of transformers for it.
 
-    python3 -m venv V && V/bin/pip install torch==2.15.0 transformers==5.23.0
+    python3 -m venv V && V/bin/pip install torch==2.15.0 transformers==5.23.0 peft==0.21.2
     V/bin/python3 tools/tiny_architectures.py tests/fixtures/golden [NAME ...]
 
 writes OUT/tiny-NAME/ (config.json and model.safetensors, as save_pretrained writes them) and OUT/tiny-NAME.safetensors
 (input_ids, positions, logits, target_logprobs, greedy_ids), computed in fp32 from the stored bf16 weights. Norms and biases
 are random too, scores are large, and prompts are several windows long, so that nothing that is left out goes unseen. The
 seed is the first one for which no choice (a routed expert, a greedy token) hangs by a hair. The tokenizer is that of
-OUT/tiny-qwen3-moe.
+OUT/tiny-qwen3-moe. Some have a random LoRA of every linear too, OUT/tiny-NAME-lora, and the outputs with it (adapter_*).
 """
 import os
 import shutil
 import sys
 
+import peft
 import torch
 import transformers
 from safetensors.torch import save_file
@@ -56,6 +57,9 @@ MODELS = {
 }
 
 
+ADAPTED = ["qwen2", "gemma2", "phi3"]  # biases; norms of what a block adds; matrices that hold several linears
+
+
 def make_model(name, seed):
     config_class, options = MODELS[name]
     config = getattr(transformers, config_class)(**{**SHAPE, **options})
@@ -93,29 +97,61 @@ class Margins:
         self.least = min(self.least, (order[:, 1] - order[:, 2]).min().item())
 
 
-def reference(directory):
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
-    margins = Margins(model)
+def input_ids():
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     order = {b: i for i, b in enumerate(printable + [b for b in range(256) if b not in printable])}
-    ids = torch.tensor([order[b] for b in TEXT.encode()[:TOKENS]])
-    greedy_margin = float("inf")
+    return torch.tensor([order[b] for b in TEXT.encode()[:TOKENS]])
+
+
+def outputs_of(model, prefix):
+    """What the model gives, and the least margin of a greedy token."""
+    ids, least = input_ids(), float("inf")
     with torch.no_grad():
-        logits = model(ids[None]).logits[0]
+        logits = model(input_ids=ids[None]).logits[0]
         greedy = ids[:PROMPT].tolist()
         for _ in range(GREEDY):
-            top = model(torch.tensor([greedy])).logits[0, -1].topk(2)
-            greedy_margin = min(greedy_margin, (top.values[0] - top.values[1]).item())
+            top = model(input_ids=torch.tensor([greedy])).logits[0, -1].topk(2)
+            least = min(least, (top.values[0] - top.values[1]).item())
             greedy.append(top.indices[0].item())
     log_p = logits.log_softmax(-1)
-    outputs = {
-        "input_ids": ids.to(torch.int32),
-        "positions": torch.tensor(POSITIONS, dtype=torch.int32),
-        "logits": logits[POSITIONS].contiguous(),
-        "target_logprobs": log_p[torch.arange(TOKENS - 1), ids[1:]].contiguous(),
-        "greedy_ids": torch.tensor(greedy, dtype=torch.int32),
-    }
+    return {
+        prefix + "logits": logits[POSITIONS].contiguous(),
+        prefix + "target_logprobs": log_p[torch.arange(TOKENS - 1), ids[1:]].contiguous(),
+        prefix + "greedy_ids": torch.tensor(greedy, dtype=torch.int32),
+    }, least
+
+
+def load(directory):
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def reference(directory):
+    model = load(directory)
+    margins = Margins(model)
+    outputs, greedy_margin = outputs_of(model, "")
+    outputs["input_ids"] = input_ids().to(torch.int32)
+    outputs["positions"] = torch.tensor(POSITIONS, dtype=torch.int32)
     return outputs, margins.least, greedy_margin
+
+
+def adapt(directory, adapter, seed):
+    config = peft.LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = peft.get_peft_model(load(directory), config).eval()
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for key, p in model.named_parameters():
+            if "lora_A" in key:
+                p.copy_(torch.randn_like(p) / p.shape[-1] ** 0.5)
+            elif "lora_B" in key:
+                p.copy_(torch.randn_like(p) * 0.3)
+    model.save_pretrained(adapter)
+    os.remove(f"{adapter}/README.md")
+    config_path = f"{adapter}/adapter_config.json"
+    with open(config_path, encoding="utf-8") as f:
+        text = f.read()
+    with open(config_path, "w", encoding="utf-8") as f:
+        f.write(text.replace(directory, os.path.basename(directory)))
+    return outputs_of(model, "adapter_")
 
 
 def make(name, out):
@@ -131,6 +167,13 @@ def make(name, out):
     shutil.copy(f"{out}/tiny-qwen3-moe/tokenizer.json", directory)
     if os.path.exists(f"{directory}/generation_config.json"):
         os.remove(f"{directory}/generation_config.json")
+    if name in ADAPTED:
+        for adapter_seed in range(1000):
+            shutil.rmtree(f"{directory}-lora", ignore_errors=True)
+            adapted, margin = adapt(directory, f"{directory}-lora", adapter_seed)
+            if margin > 1e-2:
+                break
+        outputs.update(adapted)
     save_file(outputs, f"{out}/tiny-{name}.safetensors")
     print(f"{name}: seed {seed}, smallest margin of a route {route_margin:.2e}, of a greedy token {greedy_margin:.2e}, "
           f"largest logit {outputs['logits'].abs().max():.1f}", flush=True)

@@ -1,0 +1,55 @@
+# Every architecture through the program, on its tiny random model: inspected, quantized close to itself, run; adapters
+# merged where linears have biases, norms follow them, or one matrix holds several.
+. "$(dirname "$0")/lib.sh"
+fixtures=$CLI_SOURCE/tests/fixtures/golden
+
+each() { # name, architecture, its linears
+    tiny=$fixtures/tiny-$1
+    works inspect "$tiny" --json
+    same "architecture of $1" "$(value architecture)" "$2"
+    works quantize "$tiny" "$work/$1" --bits 8 --calibration "$text" --samples 16 --json
+    same "linears of $1" "$(grep -o '"proxy"' "$work/out" | wc -l)" "$3"
+    works eval "$work/$1" --activations f32 --kv f32 --text "$text" --max-tokens 3000 --reference "$tiny" --json
+    true_that "$1 at 8 bits is close to itself: KL $(value kl)" "$(value kl) < 0.01"
+    works run "$work/$1" "It was" -n 8 --temp 0 --quiet
+}
+
+each llama2 LlamaForCausalLM 14
+each llama3 LlamaForCausalLM 14
+each smollm2 LlamaForCausalLM 14
+each mistral MistralForCausalLM 14
+each mixtral MixtralForCausalLM 32
+each qwen2 Qwen2ForCausalLM 21
+each qwen3 Qwen3ForCausalLM 14
+each smollm3 SmolLM3ForCausalLM 21
+each gemma2 Gemma2ForCausalLM 14
+each gemma3 Gemma3ForCausalLM 21
+each phi3 Phi3ForCausalLM 14
+
+merged() { # name: the merged model is the model with its adapter, dense and quantized
+    tiny=$fixtures/tiny-$1
+    works merge "$tiny" "$tiny-lora" "$work/$1-dense" --dtype f32
+    works eval "$tiny" --activations f32 --kv f32 --adapter "$tiny-lora" --text "$text" --max-tokens 3000 --reference "$work/$1-dense" --json
+    true_that "$1 merged: KL $(value kl)" "$(value kl) < 1e-6"
+    works eval "$tiny" --activations f32 --kv f32 --adapter "$tiny-lora" --text "$text" --max-tokens 3000 --reference "$tiny" --json
+    true_that "$1's adapter does something: KL $(value kl)" "$(value kl) > 0.05"
+    works merge "$work/$1" "$tiny-lora" "$work/$1-again" --dtype f32
+    works eval "$work/$1" --activations f32 --kv f32 --adapter "$tiny-lora" --text "$text" --max-tokens 3000 --reference "$work/$1-again" --json
+    true_that "$1 quantized, merged: KL $(value kl)" "$(value kl) < 1e-3"
+    works eval "$work/$1-again" --activations f32 --kv f32 --text "$text" --max-tokens 3000 --reference "$work/$1-dense" --json
+    true_that "$1 merged before and after quantizing: KL $(value kl)" "$(value kl) < 0.02"
+}
+
+merged qwen2
+merged gemma2
+merged phi3
+
+# A merged Phi-3 has its matrices as before, so that it is one for others too.
+works inspect "$work/phi3-again"
+grep -q "Phi3ForCausalLM" "$work/out" || fails "the architecture"
+grep -aq '"model.layers.1.self_attn.qkv_proj.weight"' "$work/phi3-again/model.safetensors" || fails "one matrix of q, k, v"
+! grep -aq '"model.layers.1.self_attn.q_proj.weight"' "$work/phi3-again/model.safetensors" || fails "no matrix of q alone"
+# Quantized it is in a layout of walsh's own.
+grep -q '"quant_method": "walsh"' "$work/phi3/config.json" || fails "marked as walsh's"
+
+finish
