@@ -225,8 +225,8 @@ enum walsh_status walsh_graph_build(struct walsh_model_graph *graph, struct wals
     for (uint32_t i = 0; i < c->layers; i++) {
         struct walsh_layer *layer = &graph->layers[i];
         set_flags(graph, i, layer);
-        WALSH_TRY(build_attention(&b, i, layer));
         WALSH_TRY(build_norms(&b, i, layer));
+        WALSH_TRY(build_attention(&b, i, layer));
         WALSH_TRY(c->experts ? build_experts(&b, i, layer) : build_dense(&b, i, layer));
     }
     WALSH_TRY(norm(&b, b.names->final_norm, c->hidden, &graph->final_norm));

@@ -122,7 +122,7 @@ sed 's/"num_hidden_layers": 5/"num_hidden_layers": 6/' "$model/config.json" >"$w
 refuses "WORK/too-few: tensor model.layers.5.input_layernorm.weight is missing" inspect "$work/too-few"
 
 # --- the configuration
-known="known: LlamaForCausalLM, Qwen3MoeForCausalLM"
+known="known: LlamaForCausalLM, MistralForCausalLM, MixtralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCausalLM, SmolLM3ForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, Phi3ForCausalLM"
 config architecture 's/LlamaForCausalLM/MambaForCausalLM/' "architecture \"MambaForCausalLM\" is not supported; $known"
 config method 's/"use_cache": true/"quantization_config": {"quant_method": "gptq"}/' \
     'quantization method "gptq" is not supported; known: glq, walsh'
@@ -134,6 +134,6 @@ config walsh-codebook 's/"use_cache": true/"quantization_config": {"quant_method
     'codebook "trellis" of quantization method "walsh" is not supported; known: e8p'
 config key-twice 's/"use_cache": true/"use_cache": true, "use_cache": true/' \
     "invalid JSON at line 30, column 32: duplicate object key near '\"use_cache\"'"
-config activation 's/"silu"/"gelu"/' 'hidden_act "gelu" is not supported; known: silu'
+config activation 's/"silu"/"gelu"/' 'hidden_act "gelu" is not supported; known: silu, gelu_pytorch_tanh'
 
 finish
