@@ -1,5 +1,6 @@
 #!/bin/sh
-# Bugs planted on purpose, each in a copy of the last commit, each of which a test must catch (docs/adapters.md, docs/architecture.md). Usage: tests/proof/planted.sh
+# Bugs planted on purpose, each in a copy of the last commit, each of which a test must catch (docs/adapters.md, docs/architecture.md,
+# docs/kv-cache.md). Usage: tests/proof/planted.sh [PATTERN]: only the bugs in whose files' names PATTERN occurs.
 # Takes some minutes: it builds the library once and a part of it for every bug.
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -9,6 +10,7 @@ trap 'exit 1' INT TERM
 mkdir "$work/source"
 git -C "$root" archive HEAD | tar -xf - -C "$work/source"
 cd "$work/source"
+pattern=${1:-}
 cmake -S . -B "$work/build" -G Ninja -DWALSH_WERROR=OFF >/dev/null
 caught=0 missed=0
 
@@ -25,6 +27,7 @@ fails() {
 plant() {
     what=$1 file=$2 script=$3
     shift 3
+    case $file in *"$pattern"*) ;; *) return ;; esac
     cp "$file" "$work/kept"
     sed -i "$script" "$file"
     if cmp -s "$file" "$work/kept"; then
@@ -49,7 +52,8 @@ plant() {
 golden="golden:--adapter:$root/models/shakespeare-lora-8m:$root/models/bookworm-8m:$root/tests/fixtures/golden/bookworm-8m.safetensors"
 checker=walsh_checker:--kernel:low_rank
 tries=1
-for test in test_model_adapter_linear test_model_adapter_fold test_api_adapter test_api_batch test_runtime_batch test_api_merge "$checker" "$golden"; do
+for test in test_model_adapter_linear test_model_adapter_fold test_api_adapter test_api_batch test_runtime_batch test_api_merge test_cache_turbo \
+    test_cache_attention test_kernels_turbo test_api_kv "$checker" "$golden"; do
     # shellcheck disable=SC2046
     if fails $(echo "$test" | tr : ' '); then
         echo "MISSED  nothing is planted and $test fails"
@@ -104,6 +108,34 @@ plant "chunks of packed caches are cut" src/runtime/batch_step.c \
     's/return left == b->limits.prefill_tokens ? (uint32_t)chunk : 0;/return left;/' test_runtime_batch
 plant "merge without the inverse rotation of B'" src/quantize/merge.c 's/walsh_rotate_inverse_f64(&l->out_rotation, column, original);/memcpy(original, column, l->out * sizeof *original);/' \
     test_api_merge
+plant "the rotation is undone by the forward matrix" src/kernels/cpu/turbo.c \
+    's/^    k->rotate_inverse_f32(x, x, r->signs, block, block);/    float y[1024]; k->rotate_forward_f32(y, x, r->signs, block, block); memcpy(x, y, block * sizeof *x);/' \
+    test_cache_attention test_kernels_turbo
+plant "keys behind the row's own are not masked" src/kernels/cpu/turbo.c '/memset(score + (c->end - first), 0/d' test_cache_attention test_kernels_turbo
+plant "keys before the window are not masked" src/kernels/cpu/turbo.c '/memset(score, 0, (c->begin - first)/d' test_kernels_turbo
+plant "every row of a batch reads the cache of the first" src/kernels/cpu/decode_attention.c 's/\.row = t->rows + row,/.row = t->rows,/' \
+    test_cache_attention test_kernels_turbo
+plant "the oldest recent token is read as packed" src/kernels/cpu/decode_attention.c \
+    's/s\.end - kv->recent_tokens : 0;/s.end - kv->recent_tokens + 1 : 0;/' test_cache_attention
+plant "recent tokens that a trim forgot are read" src/kernels/cpu/decode_attention.c 's/walsh_max(recent, kv->recent_begin)/recent/' \
+    test_cache_attention
+plant "recent tokens meet the query unrotated" src/kernels/cpu/decode_attention.c 's/recent ? queries->rotated : u->query/u->query/' \
+    test_cache_attention
+plant "recent tokens are kept unrotated" src/kernels/cpu/turbo.c 's/^    rotate_forward(t->q->kernels, rotation, x, y);/    memcpy(y, x, rotation->size * sizeof *y);/' \
+    test_cache_turbo
+plant "the signs of Prod keys are left out" src/kernels/cpu/turbo.c 's/^    if (!c->kv->turbo->prod) return;/    return;/' test_cache_attention
+plant "a prompt's chunk reads its own tokens packed" src/model/layer.c '/shape\.own = &ws->own;/d' test_api_kv
+plant "a trim leaves stale bits in the page" src/cache/kv.c '/if (kv->stale_tail) walsh_kv_clear_tail/d' test_cache_turbo
+plant "a trim leaves stale pages" src/cache/kv.c 's/if ((uint64_t)p \* WALSH_KV_PAGE < kv->stale_end)/if (false)/' test_cache_turbo
+plant "words that tokens share keep stale bits" src/formats/turbo_pages.c \
+    '/^void walsh_turbo_clear/,/^}/s/^    for (; slot < page_tokens \&\& .*/    for (; slot % (key ? LANES : GROUP) != 0; slot++) continue;/;/^void walsh_turbo_clear/,/^}/{/^        walsh_turbo_store/d}' \
+    test_cache_turbo
+plant "a fork writes into the page that it shares" src/cache/kv.c 's/return atomic_load(&page->references) > 1;/(void)page; return false;/' test_cache_turbo
+plant "a fork has no recent tokens" src/cache/kv.c '/memcpy(fork->ring, kv->ring/d' test_cache_turbo
+plant "stale tokens are exported" src/cache/kv_export.c '/^        walsh_kv_clear_tail/s/.*/        (void)out;/' test_cache_turbo
+plant "recent tokens do not travel" src/cache/kv_export.c '/^    copy_recent(kv, end - recent, recent, out, true);/d' test_cache_turbo
+plant "evaluation runs prefill on packed caches" src/runtime/session.c 's/outputs->decode ? WALSH_DECODE : WALSH_PREFILL/outputs->decode ? WALSH_PREFILL : WALSH_PREFILL/' \
+    test_api_kv
 tries=40
 plant "a piece does not wait for h" src/kernels/cpu/low_rank.c 's/^    wait_for_downs(job);/    (void)wait_for_downs;/' "$checker"
 
