@@ -182,6 +182,7 @@ static enum walsh_status prompt_tokens(const struct bench *bench, struct walsh_s
 /* What a test measured: [0] without, [1] with adapters, run by turns. */
 struct timing {
     double seconds[2][MAX_REPEAT];
+    uint64_t cache_bytes; /* of all sessions */
     uint64_t adapter_bytes;
 };
 
@@ -216,6 +217,7 @@ static enum walsh_status put_result(struct bench *bench, const char *test, int64
             json_put_real(item, "tokens_per_second", rate);
             json_put_integer(item, "weight_bytes", bench->info.decode_bytes);
             json_put_real(item, "bandwidth_gbps", bandwidth);
+            json_put_integer(item, "cache_bytes", timing->cache_bytes);
             if (adapters) json_object_set_new(item, "adapter", json_boolean(side));
             if (side) json_put_integer(item, "adapter_bytes", timing->adapter_bytes);
             if (side) json_put_real(item, "overhead", slower);
@@ -266,6 +268,7 @@ static enum walsh_status time_prompt(struct bench *bench, struct walsh_session *
             const double started = seconds_now();
             TRY(prompt_tokens(bench, session, (size_t)settings->prompt, err));
             timing.seconds[side][r] = seconds_now() - started;
+            timing.cache_bytes = walsh_session_cache_bytes(session);
             TRY(walsh_session_trim(session, (uint32_t)depth, err));
             if (side) timing.adapter_bytes = walsh_sessions_adapter_bytes(&session, 1);
         }
@@ -303,6 +306,8 @@ static enum walsh_status time_generation(struct bench *bench, struct walsh_sessi
             TRY(r < 0 ? generate_tokens(bench, sessions, batch, settings->generate < 2 ? 1 : 2, &unused, err)
                       : generate_tokens(bench, sessions, batch, settings->generate, &timing.seconds[side][r],
                                         err));
+            timing.cache_bytes = 0;
+            for (size_t i = 0; i < batch; i++) timing.cache_bytes += walsh_session_cache_bytes(sessions[i]);
             for (size_t i = 0; i < batch; i++) TRY(walsh_session_trim(sessions[i], (uint32_t)depth, err));
             if (side) timing.adapter_bytes = walsh_sessions_adapter_bytes(sessions, batch);
         }

@@ -332,6 +332,7 @@ static enum walsh_status print_json(const struct talk *talk, const struct answer
     json_put_real(object, "tokens_per_second", per_second(answer->steps, answer->step_seconds));
     json_put_real(object, "first_token_seconds", answer->first_token_seconds);
     if (talk->prefix.store) prefix_put(object, &talk->prefix, talk->session, answer->first_token_seconds);
+    json_put_integer(object, "cache_bytes", walsh_session_cache_bytes(talk->session));
     json_put_text(object, "finish", answer->finish);
     json_put_integer(object, "seed", talk->seed);
     return json_print(object, err);

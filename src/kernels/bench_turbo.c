@@ -119,6 +119,40 @@ void walsh_bench_turbo_weights(struct walsh_bench *b, walsh_kernel_turbo_weights
         walsh_bench_run(b, "tokens=512", CHUNK * 8.0, CHUNK * 2.0, WALSH_CEILING_F32, run_weights, &t);
 }
 
+struct decode_case {
+    walsh_kernel_turbo_decode_f32 *f;
+    struct walsh_turbo_decoded t;
+};
+
+static void run_decode(void *argument)
+{
+    const struct decode_case *t = argument;
+    t->f(&t->t);
+}
+
+void walsh_bench_turbo_decode_f32(struct walsh_bench *b, walsh_kernel_turbo_decode_f32 *f)
+{
+    for (unsigned bits = 3; bits <= 8; bits += bits == 4 ? 4 : 1)
+        for (int side = 0; side < 2; side++) {
+            struct turbo_case data = {.chunks = 1};
+            if (!prepare(b, &data, bits, 1)) return;
+            struct decode_case t = {f,
+                                    {.book = data.s.book,
+                                     .side = (enum walsh_turbo_side)side,
+                                     .codes = data.s.codes,
+                                     .stride = data.v.stride,
+                                     .norms = data.s.norms,
+                                     .tokens = CHUNK,
+                                     .ld = side == WALSH_TURBO_KEY ? CHUNK : DIM,
+                                     .out = walsh_bench_alloc(b, CHUNK * DIM * sizeof(float))}};
+            char size[48];
+            snprintf(size, sizeof size, "%s, %u bits, tokens %d", side ? "values" : "keys", bits, CHUNK);
+            if (t.t.out)
+                walsh_bench_run(b, size, CHUNK * (DIM * (bits / 8.0 + 4) + 2), (double)CHUNK * DIM,
+                                WALSH_CEILING_F32, run_decode, &t);
+        }
+}
+
 struct encode_case {
     walsh_kernel_turbo_encode_f32 *f;
     const struct walsh_turbo_codec *codec;

@@ -91,4 +91,17 @@ struct walsh_turbo_values {
     float *out; /* [group][dim] */
 };
 
+/* `tokens` tokens of one side, a multiple of the span, from a multiple of it on, in rotated space: level *
+ * f_t with f_t = norm_t * book->scale, both products rounded to f32. Keys: out[element][token], values:
+ * out[token][element], rows of ld. */
+struct walsh_turbo_decoded {
+    const struct walsh_turbo_codebook *book;
+    enum walsh_turbo_side side;
+    const uint8_t *codes; /* keys: of the first token's block; values: of the first block's first group */
+    size_t stride;        /* values: bytes from one block of 16 elements to the next */
+    const uint16_t *norms;
+    size_t tokens, ld;
+    float *out;
+};
+
 #endif

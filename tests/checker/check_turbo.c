@@ -168,3 +168,36 @@ void check_turbo_values(struct check *c, walsh_kernel_turbo_values *reference,
             check_exact_f32(c, "out", expected, got, group * dim);
         }
 }
+
+void check_turbo_decode_f32(struct check *c, walsh_kernel_turbo_decode_f32 *reference,
+                            walsh_kernel_turbo_decode_f32 *candidate)
+{
+    static struct walsh_turbo_codebook book;
+    for (size_t k = 0; k < DIMS; k++)
+        for (unsigned bits = 1 + (unsigned)(k + c->round) % 2; bits <= 8; bits += 2) {
+            const bool key = check_below(c, 2);
+            const uint32_t dim = dims[k], page_tokens = WALSH_TURBO_SPAN * (uint32_t)(1 + check_below(c, 4));
+            const size_t tokens = WALSH_TURBO_SPAN * (1 + check_below(c, page_tokens / WALSH_TURBO_SPAN)),
+                         rows = key ? dim : tokens, width = key ? tokens : dim;
+            walsh_turbo_codebook_build(dim, bits, &book, NULL);
+            const size_t code_bytes = walsh_turbo_code_bytes(dim, bits, page_tokens);
+            uint8_t *codes = check_alloc(c, code_bytes, 0);
+            fill_random(c, codes, code_bytes);
+            struct walsh_turbo_decoded t = {.book = &book,
+                                            .side = key ? WALSH_TURBO_KEY : WALSH_TURBO_VALUE,
+                                            .codes = codes,
+                                            .stride = walsh_turbo_value_stride(bits, page_tokens),
+                                            .norms = random_norms(c, tokens),
+                                            .tokens = tokens,
+                                            .ld = width + check_below(c, 7)};
+            const size_t n = (rows - 1) * t.ld + width;
+            float *expected = bytes(c, n, sizeof *expected), *got = bytes(c, n, sizeof *got);
+            memset(expected, 0x5a, n * sizeof *expected);
+            memset(got, 0x5a, n * sizeof *got);
+            t.out = expected;
+            reference(&t);
+            t.out = got;
+            candidate(&t);
+            check_exact_f32(c, "out", expected, got, n);
+        }
+}

@@ -27,8 +27,9 @@ struct prefill {
 /* A worker's scratch. */
 struct tiles {
     float scores[QUERIES * WIDE_KEYS];
-    float keys[WIDE_KEYS * 256];   /* [head_dim][keys]: transposed */
-    float values[WIDE_KEYS * 256]; /* [keys][head_dim] */
+    float keys[WIDE_KEYS * 256];                       /* [head_dim][keys]: transposed */
+    float values[WIDE_KEYS * 256];                     /* [keys][head_dim] */
+    float span[WALSH_TURBO_SPAN * WALSH_MAX_HEAD_DIM]; /* of packed tokens */
     float keep[QUERIES];
     float maximum[WALSH_MAX_HEAD_GROUP][QUERIES], sum[WALSH_MAX_HEAD_GROUP][QUERIES];
 };
@@ -56,15 +57,15 @@ static void load_plain(const struct prefill *t, const struct walsh_kv_view *kv, 
 }
 
 /* The same of any view: of a packed one the call's own tokens as they were. */
-static void load_tokens(const struct prefill *t, enum walsh_turbo_side side, uint32_t kv_head, uint32_t from,
-                        uint32_t n, float *out)
+static void load_tokens(const struct prefill *t, struct tiles *s, enum walsh_turbo_side side,
+                        uint32_t kv_head, uint32_t from, uint32_t n, float *out)
 {
     if (t->kv->type != WALSH_KV_TURBO) {
         load_plain(t, t->kv, side, kv_head, from, n, out);
         return;
     }
     const uint32_t packed = from < t->first ? (uint32_t)walsh_min(n, t->first - from) : 0;
-    walsh_turbo_load_tokens(t->q, t->kv, side, kv_head, from, packed, out);
+    walsh_turbo_load_tokens(t->q, t->kv, side, kv_head, from, packed, s->span, out);
     if (packed < n)
         load_plain(t, t->shape->own, side, kv_head, (from + packed) % t->shape->own->page_tokens, n - packed,
                    out + (size_t)packed * t->shape->head_dim);
@@ -110,9 +111,9 @@ static void attend(const struct prefill *t, struct tiles *s, uint32_t kv_head, s
         }
     for (uint32_t from = first_tile; from < end; from += tile) {
         uint32_t keys = end - from < tile ? end - from : tile;
-        load_tokens(t, WALSH_TURBO_KEY, kv_head, from, keys, s->values);
+        load_tokens(t, s, WALSH_TURBO_KEY, kv_head, from, keys, s->values);
         k->transpose_f32(s->keys, keys, s->values, dim, keys, dim);
-        load_tokens(t, WALSH_TURBO_VALUE, kv_head, from, keys, s->values);
+        load_tokens(t, s, WALSH_TURBO_VALUE, kv_head, from, keys, s->values);
         for (uint32_t g = 0; g < group; g++) {
             k->multiply_tile_f32(s->scores, keys, NULL, query + (size_t)g * dim, t->ldq, s->keys, keys, rows,
                                  keys, dim);

@@ -250,29 +250,51 @@ void walsh_turbo_attend_chunk(const struct walsh_queue *q, const struct walsh_at
 
 /* --- tokens as they were --- */
 
+/* The signs' part of a Prod key in rotated space. */
+static void add_signs(const struct walsh_kv_view *kv, uint32_t kv_head, uint32_t token, float *y)
+{
+    const struct walsh_turbo_codebook *book = &kv->turbo->key->book;
+    uint8_t signs[WALSH_TURBO_MAX_DIM];
+    uint16_t length;
+    const uint8_t *head = kv->k_pages[token / kv->page_tokens];
+    head += kv_head * walsh_turbo_page_head_bytes(kv->turbo, WALSH_TURBO_KEY, kv->page_tokens) +
+            walsh_turbo_head_bytes(book->dim, book->bits, kv->page_tokens);
+    walsh_turbo_load(WALSH_TURBO_KEY, book->dim, 1, head, kv->page_tokens, token % kv->page_tokens, signs,
+                     &length);
+    walsh_turbo_prod_add(kv->turbo->prod, signs, walsh_f32_from_f16(length), y);
+}
+
+/* Span by span: what a page holds is decoded whole, keys with tokens as columns. */
 void walsh_turbo_load_tokens(const struct walsh_queue *q, const struct walsh_kv_view *kv,
                              enum walsh_turbo_side side, uint32_t kv_head, uint32_t from, uint32_t n,
-                             float *out)
+                             float *span, float *out)
 {
     const bool key = side == WALSH_TURBO_KEY;
     const struct walsh_turbo_codec *codec = key ? kv->turbo->key : kv->turbo->value;
-    const struct walsh_turbo_codebook *book = &codec->book;
-    const size_t head_bytes = walsh_turbo_page_head_bytes(kv->turbo, side, kv->page_tokens);
-    uint8_t codes[WALSH_TURBO_MAX_DIM];
-    for (uint32_t token = from; token < from + n; token++, out += book->dim) {
-        const uint32_t slot = token % kv->page_tokens;
-        const uint8_t *head = (const uint8_t *)(key ? kv->k_pages : kv->v_pages)[token / kv->page_tokens] +
-                              kv_head * head_bytes;
-        uint16_t norm;
-        walsh_turbo_load(side, book->dim, book->bits, head, kv->page_tokens, slot, codes, &norm);
-        const float factor = walsh_f32_from_f16(norm) * book->scale;
-        for (uint32_t i = 0; i < book->dim; i++) out[i] = factor * (float)book->value[codes[i]];
-        if (key && kv->turbo->prod) {
-            head += walsh_turbo_head_bytes(book->dim, book->bits, kv->page_tokens);
-            walsh_turbo_load(side, book->dim, 1, head, kv->page_tokens, slot, codes, &norm);
-            walsh_turbo_prod_add(kv->turbo->prod, codes, walsh_f32_from_f16(norm), out);
+    const uint32_t dim = codec->book.dim, end = from + n;
+    for (uint32_t token = from; token < end;) {
+        const uint32_t first = token / WALSH_TURBO_SPAN * WALSH_TURBO_SPAN,
+                       last = (uint32_t)walsh_min(end, first + WALSH_TURBO_SPAN);
+        const struct run run = run_at(kv, key ? KEYS : VALUES, kv_head, first, first + WALSH_TURBO_SPAN);
+        const struct walsh_turbo_decoded decoded = {
+            .book = &codec->book,
+            .side = side,
+            .codes = run.codes,
+            .stride = walsh_turbo_value_stride(codec->book.bits, kv->page_tokens),
+            .norms = run.norms,
+            .tokens = WALSH_TURBO_SPAN,
+            .ld = key ? WALSH_TURBO_SPAN : dim,
+            .out = span,
+        };
+        q->kernels->turbo_decode_f32(&decoded);
+        if (key)
+            q->kernels->transpose_f32(out, dim, span + (token - first), WALSH_TURBO_SPAN, dim, last - token);
+        else
+            memcpy(out, span + (size_t)(token - first) * dim, (size_t)(last - token) * dim * sizeof *out);
+        for (; token < last; token++, out += dim) {
+            if (key && kv->turbo->prod) add_signs(kv, kv_head, token, out);
+            rotate_inverse(q->kernels, &codec->rotation, out);
         }
-        rotate_inverse(q->kernels, &codec->rotation, out);
     }
 }
 

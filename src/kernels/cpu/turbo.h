@@ -35,10 +35,11 @@ void walsh_turbo_attend_chunk(const struct walsh_queue *q, const struct walsh_at
 void walsh_turbo_unrotate(const struct walsh_queue *q, const struct walsh_turbo_codec *value, float *x,
                           uint32_t group);
 
-/* out [n][dimension] <- tokens [from, from + n) of a head, unpacked and rotated back. */
+/* out [n][dimension] <- tokens [from, from + n) of a head, unpacked and rotated back. span: scratch of
+ * WALSH_TURBO_SPAN * dimension. */
 void walsh_turbo_load_tokens(const struct walsh_queue *q, const struct walsh_kv_view *kv,
                              enum walsh_turbo_side side, uint32_t kv_head, uint32_t from, uint32_t n,
-                             float *out);
+                             float *span, float *out);
 
 /* kv_append for the rows whose kv is TURBO; the others are skipped. */
 void walsh_turbo_append(const struct walsh_queue *q, const struct walsh_attention_row *rows, size_t count,

@@ -77,3 +77,19 @@ void walsh_turbo_values_reference(const struct walsh_turbo_values *t)
             }
     }
 }
+
+void walsh_turbo_decode_f32_reference(const struct walsh_turbo_decoded *t)
+{
+    const struct walsh_turbo_codebook *book = t->book;
+    const bool key = t->side == WALSH_TURBO_KEY;
+    uint8_t codes[WALSH_TURBO_MAX_DIM];
+    for (size_t token = 0; token < t->tokens; token++) {
+        const float factor = walsh_f32_from_f16(t->norms[token]) * book->scale;
+        if (key)
+            walsh_turbo_load_key(book->dim, book->bits, t->codes, (uint32_t)token, codes);
+        else
+            walsh_turbo_load_value(book->dim, book->bits, t->codes, t->stride, (uint32_t)token, codes);
+        for (uint32_t i = 0; i < book->dim; i++)
+            t->out[key ? i * t->ld + token : token * t->ld + i] = (float)book->value[codes[i]] * factor;
+    }
+}

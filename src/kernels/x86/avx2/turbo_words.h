@@ -66,6 +66,15 @@ static inline vec words_to_f32(words x)
 {
     return _mm256_cvtepi32_ps(x);
 }
+/* The low or the high halves, signed. */
+static inline vec words_low_f32(words x)
+{
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(x, 16), 16));
+}
+static inline vec words_high_f32(words x)
+{
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(x, 16));
+}
 
 /* The levels of a codebook. Up to 4 bits: the low and the high bytes of 16 entries, repeated where the
  * codebook has fewer, so that a code's garbage bits above do not matter. Beyond: gathered from the codebook.

@@ -70,6 +70,15 @@ static inline vec words_to_f32(words x)
 {
     return _mm512_cvtepi32_ps(x);
 }
+/* The low or the high halves, signed. */
+static inline vec words_low_f32(words x)
+{
+    return _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(x, 16), 16));
+}
+static inline vec words_high_f32(words x)
+{
+    return _mm512_cvtepi32_ps(_mm512_srai_epi32(x, 16));
+}
 
 /* The levels of a codebook. Up to 7 bits: 16-bit entries, repeated where a table has more than the codebook,
  * so that a code's garbage bits above do not matter. 8 bits: with VBMI the low bytes of all levels and the
