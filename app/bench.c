@@ -490,6 +490,8 @@ static enum walsh_status bench_model(struct bench_settings *settings, struct wal
                                      struct walsh_error *err)
 {
     struct command *command = &settings->command;
+    struct walsh_kv_options kv;
+    TRY(kv_options(&settings->kv, &kv, err)); /* before anything is measured */
     struct bench bench = {
         .settings = settings, .info = {.struct_size = sizeof bench.info}, .results = json_array()};
     const char *name = settings->shape ? settings->shape : command->arguments[0];

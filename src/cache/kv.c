@@ -202,31 +202,23 @@ static bool shared(struct walsh_kv_page *page)
     return atomic_load(&page->references) > 1;
 }
 
-/* Make the page in which the length lies writable: this cache's own, zero beyond the length. */
+/* Make the page in which the length lies this cache's own. */
 static enum walsh_status own_tail(struct walsh_kv_cache *kv, struct walsh_error *err)
 {
     const uint32_t slot = kv->length % WALSH_KV_PAGE, p = kv->length / WALSH_KV_PAGE;
-    if (slot == 0 || p >= kv->pages) return WALSH_OK;
-    if (shared(kv->page[p])) {
-        struct walsh_kv_page *page;
-        WALSH_TRY(new_page(kv, &page, err));
-        memcpy(walsh_kv_page_data(page), walsh_kv_page_data(kv->page[p]), kv->page_bytes);
-        release_page(kv->page[p]);
-        set_page(kv, p, page);
-    }
-    if (kv->stale_tail) walsh_kv_clear_tail(&kv->shape, walsh_kv_page_data(kv->page[p]), slot);
-    kv->stale_tail = false;
+    if (slot == 0 || p >= kv->pages || !shared(kv->page[p])) return WALSH_OK;
+    struct walsh_kv_page *page;
+    WALSH_TRY(new_page(kv, &page, err));
+    memcpy(walsh_kv_page_data(page), walsh_kv_page_data(kv->page[p]), kv->page_bytes);
+    release_page(kv->page[p]);
+    set_page(kv, p, page);
     return WALSH_OK;
 }
 
-/* Page p, no token of which is stored, zero and this cache's own. */
+/* Page p, no token of which is stored, as this cache's own. */
 static enum walsh_status own_empty(struct walsh_kv_cache *kv, uint32_t p, struct walsh_error *err)
 {
-    if (p < kv->pages && !shared(kv->page[p])) {
-        if ((uint64_t)p * WALSH_KV_PAGE < kv->stale_end)
-            memset(walsh_kv_page_data(kv->page[p]), 0, kv->page_bytes);
-        return WALSH_OK;
-    }
+    if (p < kv->pages && !shared(kv->page[p])) return WALSH_OK;
     struct walsh_kv_page *page;
     WALSH_TRY(new_page(kv, &page, err));
     if (p < kv->pages)
@@ -280,8 +272,6 @@ void walsh_kv_trim(struct walsh_kv_cache *kv, uint32_t length)
             view->recent_begin = kv->length - recent;
         if (view->recent_begin > length) view->recent_begin = length;
     }
-    if (kv->stale_end < kv->length) kv->stale_end = kv->length;
-    kv->stale_tail = true;
     kv->length = length;
 }
 
@@ -293,7 +283,6 @@ enum walsh_status walsh_kv_fork(const struct walsh_kv_cache *kv, struct walsh_kv
     WALSH_TRY(open_cache(&kv->shape, kv->codecs, &fork, err));
     if (fork->codecs) atomic_fetch_add(&fork->codecs->references, 1);
     fork->length = kv->length;
-    fork->stale_tail = kv->stale_tail;
     for (; fork->pages < walsh_kv_page_count(kv->length); fork->pages++) {
         atomic_fetch_add(&kv->page[fork->pages]->references, 1);
         set_page(fork, fork->pages, kv->page[fork->pages]);

@@ -3,8 +3,8 @@
  *
  * A page holds all layers: [layer][K, V], each side as its layer's view says (kernels.h), so that a page is
  * one run of bytes. Pages are counted references: a fork shares them, and whoever is about to write into a
- * shared one gets a copy. What lies beyond the stored tokens is zero in every page that is written to or
- * exported, whatever was there before a trim: equal keys and values give equal bytes.
+ * shared one gets a copy. Behind the stored tokens a page may hold what a trim forgot; it is never exported:
+ * equal keys and values give equal bytes.
  *
  * TURBO layers pack each token when it is appended, from f32. The newest tokens are kept once more in f16
  * where the policy asks for it, in a ring of each layer that belongs to this cache alone; a token leaves it
@@ -62,8 +62,6 @@ struct walsh_kv_cache {
     struct walsh_kv_codecs *codecs; /* NULL: no TURBO layer */
     uint8_t *ring;                  /* NULL before the first reserve and without recent tokens */
     size_t ring_bytes;              /* of all layers */
-    uint32_t stale_end; /* whole pages below it, beyond the length, may hold what a trim forgot ... */
-    bool stale_tail;    /* ... and so may the rest of the page in which the length lies */
 };
 enum walsh_status walsh_kv_open(const struct walsh_kv_shape *shape, struct walsh_kv_cache **out,
                                 struct walsh_error *err);

@@ -125,15 +125,13 @@ plant "recent tokens are kept unrotated" src/kernels/cpu/turbo.c 's/^    rotate_
     test_cache_turbo
 plant "the signs of Prod keys are left out" src/kernels/cpu/turbo.c 's/^    if (!c->kv->turbo->prod) return;/    return;/' test_cache_attention
 plant "a prompt's chunk reads its own tokens packed" src/model/layer.c '/shape\.own = &ws->own;/d' test_api_kv
-plant "a trim leaves stale bits in the page" src/cache/kv.c '/if (kv->stale_tail) walsh_kv_clear_tail/d' test_cache_turbo
-plant "a trim leaves stale pages" src/cache/kv.c 's/if ((uint64_t)p \* WALSH_KV_PAGE < kv->stale_end)/if (false)/' test_cache_turbo
 plant "words that tokens share keep stale bits" src/formats/turbo_pages.c \
     '/^void walsh_turbo_clear/,/^}/s/^    for (; slot < page_tokens \&\& .*/    for (; slot % (key ? LANES : GROUP) != 0; slot++) continue;/;/^void walsh_turbo_clear/,/^}/{/^        walsh_turbo_store/d}' \
     test_cache_turbo
 plant "a fork writes into the page that it shares" src/cache/kv.c 's/return atomic_load(&page->references) > 1;/(void)page; return false;/' test_cache_turbo
 plant "a fork has no recent tokens" src/cache/kv.c '/memcpy(fork->ring, kv->ring/d' test_cache_turbo
 plant "stale tokens are exported" src/cache/kv_export.c '/^        walsh_kv_clear_tail/s/.*/        (void)out;/' test_cache_turbo
-plant "recent tokens do not travel" src/cache/kv_export.c '/^    copy_recent(kv, end - recent, recent, out, true);/d' test_cache_turbo
+plant "recent tokens do not travel" src/cache/kv_export.c '/^    copy_recent(kv, end - recent, recent, out, true);/d' test_api_kv
 plant "evaluation runs prefill on packed caches" src/runtime/session.c 's/outputs->decode ? WALSH_DECODE : WALSH_PREFILL/outputs->decode ? WALSH_PREFILL : WALSH_PREFILL/' \
     test_api_kv
 tries=40
