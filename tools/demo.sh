@@ -77,3 +77,13 @@ echo
 printf 'PPL of a play that neither has seen, data/shakespeare-valid.txt: %.2f without the adapter, ' \
     "$("$walsh" eval "$small" --text "$play" --json | number ppl)"
 printf '%.2f with it.\n' "$("$walsh" eval "$small" --text "$play" --adapter "$lora" --json | number ppl)"
+
+echo
+echo "5. Keys and values packed to 4 bits: a synthetic model of 2 layers with heads as Llama 8B has them, 8192 tokens in the cache:"
+echo "   \$ walsh bench --shape bench/shape-attention.json --format bf16 --prompt 0 --generate 32 --depth 8192 --kv f16 (and --kv turbo)"
+for kv in f16 turbo; do
+    "$walsh" bench --shape "$root/bench/shape-attention.json" --format bf16 --prompt 0 --generate 32 --depth 8192 --kv $kv --json \
+        --quiet >"$work/bench.json"
+    awk -v kv=$kv -v bytes="$(number cache_bytes <"$work/bench.json")" -v decode="$(speed generate <"$work/bench.json")" \
+        'BEGIN { printf "   KV %-5s %7.2f MB, %7.1f tokens/s\n", kv, bytes / 1e6, decode }'
+done
