@@ -1,11 +1,12 @@
 #include "adapters.h"
 
-#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#include "output.h"
 
 /* "[NAME=]DIR[:SCALE]" taken apart. */
 struct adapter_option {
@@ -59,22 +60,29 @@ static enum walsh_status parse_option(const char *option, struct adapter_option 
     return WALSH_OK;
 }
 
+/* Does the option ask for a synthetic adapter? A directory of that name is a directory, and one that is
+ * called "random" can have a scale. */
+static bool is_random(const char *option)
+{
+    return strncmp(option, "random:", 7) == 0 && access(option, F_OK) != 0 &&
+           (strncmp(option, "random:r=", 9) == 0 || access("random", F_OK) != 0);
+}
+
 enum walsh_status adapter_random(const struct walsh_model *model, const char *option, uint64_t seed,
                                  struct walsh_adapter **out, struct walsh_error *err)
 {
-    static const char prefix[] = "random:r=";
     *out = NULL;
-    if (strncmp(option, prefix, sizeof prefix - 1) != 0) return WALSH_OK;
-    char *end, name[32];
-    errno = 0;
-    const unsigned long rank = strtoul(option + sizeof prefix - 1, &end, 10);
-    if (errno || *end || end == option + sizeof prefix - 1 || rank < 1 || rank > 256)
+    if (!is_random(option)) return WALSH_OK;
+    unsigned rank = 0;
+    int length = 0;
+    if (sscanf(option, "random:r=%3u%n", &rank, &length) != 1 || option[length] || rank < 1 || rank > 256)
         return fail(err, WALSH_E_ARGUMENT, "--adapter '%s': expected random:r=N with N from 1 to 256",
                     option);
+    char name[32];
     snprintf(name, sizeof name, "random-%llu", (unsigned long long)seed);
     struct walsh_adapter_options options = WALSH_ADAPTER_OPTIONS;
     options.name = name;
-    return walsh_adapter_random(model, (uint32_t)rank, seed, &options, out, err);
+    return walsh_adapter_random(model, rank, seed, &options, out, err);
 }
 
 static enum walsh_status open_one(const struct command *command, const struct walsh_model *model,
@@ -83,7 +91,12 @@ static enum walsh_status open_one(const struct command *command, const struct wa
 {
     struct walsh_adapter *adapter = NULL;
     struct adapter_option parsed = {.scale = 1};
-    if (flags & ADAPTERS_SYNTHETIC) TRY(adapter_random(model, option, list->count + 1, &adapter, err));
+    if (flags & ADAPTERS_SYNTHETIC)
+        TRY(adapter_random(model, option, list->count + 1, &adapter, err));
+    else if (is_random(option))
+        return fail(err, WALSH_E_ARGUMENT,
+                    "--adapter '%s': a synthetic adapter is for walsh bench; expected " ADAPTER_ARGUMENT,
+                    option);
     if (!adapter) {
         TRY(parse_option(option, &parsed, err));
         struct walsh_adapter_options options = WALSH_ADAPTER_OPTIONS;
@@ -128,4 +141,25 @@ void adapters_close(struct adapter_list *list)
 {
     for (size_t i = 0; i < list->count; i++) walsh_adapter_close(&list->adapters[i]);
     list->count = 0;
+}
+
+json_t *adapters_json(const struct adapter_list *list)
+{
+    json_t *adapters = json_array();
+    struct walsh_adapter_info info = {.struct_size = sizeof info};
+    for (size_t i = 0; i < list->count; i++) {
+        walsh_adapter_get_info(list->adapters[i], &info);
+        json_t *item = json_object();
+        json_put_text(item, "name", info.name);
+        json_put_real(item, "scale", (double)list->uses[i].scale);
+        json_put_text(item, "base_model", info.base_model);
+        json_put_text(item, "format", info.format);
+        json_put_integer(item, "linears", info.linears);
+        json_put_integer(item, "least_rank", info.least_rank);
+        json_put_integer(item, "most_rank", info.most_rank);
+        json_put_integer(item, "parameters", info.parameters);
+        json_put_integer(item, "memory_bytes", info.memory_bytes);
+        json_array_append_new(adapters, item);
+    }
+    return adapters;
 }

@@ -2,6 +2,8 @@
 #ifndef WALSH_APP_ADAPTERS_H
 #define WALSH_APP_ADAPTERS_H
 
+#include <jansson.h>
+
 #include "app.h"
 
 #define ADAPTER_ARGUMENT "[NAME=]DIR[:SCALE]"
@@ -23,9 +25,11 @@ enum walsh_status adapters_open(const struct command *command, const struct wals
                                 const struct option_texts *options, unsigned flags, struct adapter_list *out,
                                 struct walsh_error *err);
 void adapters_close(struct adapter_list *list);
+/* An array of an object for each: name, scale, ranks, bytes. */
+json_t *adapters_json(const struct adapter_list *list);
 
-/* A synthetic adapter as `random:r=N` asks for, number `seed`; NULL in *out and WALSH_OK where the option is
- * not of that form. */
+/* A synthetic adapter as `random:r=N` asks for, number `seed`; NULL in *out and WALSH_OK where the option
+ * names a directory. */
 enum walsh_status adapter_random(const struct walsh_model *model, const char *option, uint64_t seed,
                                  struct walsh_adapter **out, struct walsh_error *err);
 

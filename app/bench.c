@@ -431,6 +431,8 @@ static enum walsh_status print_json(struct bench *bench, const struct walsh_cont
     json_put_integer(object, "memory_bytes", info->memory_bytes);
     json_put_real(object, "load_seconds", info->load_seconds);
     json_put_integer(object, "threads", walsh_context_threads(context));
+    json_object_set_new(object, "adapters", adapters_json(&bench->adapters));
+    json_object_set_new(object, "mixed", json_boolean(bench->settings->mixed));
     json_object_set(object, "results", bench->results);
     return json_print(object, err);
 }
@@ -461,7 +463,6 @@ static enum walsh_status open_adapters(struct bench *bench, struct walsh_error *
                       &bench->adapters, err));
     if (!settings->mixed) return WALSH_OK;
     const size_t count = bench->adapters.count;
-    if (count == 0) return fail(err, WALSH_E_ARGUMENT, "--mixed needs an --adapter");
     size_t most = 0;
     for (size_t b = 0; b < settings->batch.count; b++)
         if ((size_t)settings->batch.values[b] > most) most = (size_t)settings->batch.values[b];
@@ -516,6 +517,10 @@ static enum walsh_status run_bench(struct command *command, struct walsh_error *
     const char *argument = command->argument_count ? command->arguments[0] : NULL;
     if (settings->kernels && settings->shape)
         return fail(err, WALSH_E_ARGUMENT, "--kernels and --shape exclude each other");
+    if (settings->kernels && settings->adapters.count)
+        return fail(err, WALSH_E_ARGUMENT, "--kernels and --adapter exclude each other");
+    if (settings->mixed && settings->adapters.count == 0)
+        return fail(err, WALSH_E_ARGUMENT, "--mixed needs an --adapter");
     if (settings->shape && argument) return fail(err, WALSH_E_ARGUMENT, "give MODEL or --shape, not both");
     if (!settings->kernels && !settings->shape && !argument)
         return fail(err, WALSH_E_ARGUMENT, "MODEL is missing (or --shape, or --kernels)");

@@ -113,27 +113,6 @@ static json_t *tensors_json(const struct walsh_model *model)
     return tensors;
 }
 
-static json_t *adapters_json(const struct adapter_list *list)
-{
-    json_t *adapters = json_array();
-    struct walsh_adapter_info info = {.struct_size = sizeof info};
-    for (size_t i = 0; i < list->count; i++) {
-        walsh_adapter_get_info(list->adapters[i], &info);
-        json_t *item = json_object();
-        json_put_text(item, "name", info.name);
-        json_put_real(item, "scale", (double)list->uses[i].scale);
-        json_put_text(item, "base_model", info.base_model);
-        json_put_text(item, "format", info.format);
-        json_put_integer(item, "linears", info.linears);
-        json_put_integer(item, "least_rank", info.least_rank);
-        json_put_integer(item, "most_rank", info.most_rank);
-        json_put_integer(item, "parameters", info.parameters);
-        json_put_integer(item, "memory_bytes", info.memory_bytes);
-        json_array_append_new(adapters, item);
-    }
-    return adapters;
-}
-
 static enum walsh_status print_json(const struct walsh_model *model, const struct walsh_model_info *info,
                                     const struct inspect_settings *settings,
                                     const struct adapter_list *adapters, struct walsh_error *err)
@@ -159,8 +138,8 @@ static enum walsh_status print_json(const struct walsh_model *model, const struc
 
 static void print_summary(const struct walsh_model_info *info)
 {
-    char a[32], b[32], c[32];
-    printf("architecture  %s\n", info->architecture);
+    char a[32], b[32], c[32], name[128];
+    printf("architecture  %s\n", printable(info->architecture, name, sizeof name));
     printf("dimensions    hidden %u, intermediate %u, %u layers, %u heads of %u, %u key-value heads\n",
            info->hidden, info->intermediate, info->layers, info->heads, info->head_dim, info->kv_heads);
     if (info->experts) printf("experts       %u, %u per token\n", info->experts, info->experts_per_token);
@@ -196,12 +175,13 @@ static void print_adapters(const struct adapter_list *list)
     uint64_t bytes = 0;
     for (size_t i = 0; i < list->count; i++) {
         walsh_adapter_get_info(list->adapters[i], &info);
-        char rank[24];
+        char rank[24], name[256], base[1024];
         snprintf(rank, sizeof rank, info.least_rank == info.most_rank ? "%u" : "%u..%u", info.least_rank,
                  info.most_rank);
-        printf("%-24s %7g %9s %8u %-6s %12llu %14llu  %s\n", info.name, (double)list->uses[i].scale, rank,
-               info.linears, info.format, (unsigned long long)info.parameters,
-               (unsigned long long)info.memory_bytes, info.base_model);
+        printf("%-24s %7g %9s %8u %-6s %12llu %14llu  %s\n", printable(info.name, name, sizeof name),
+               (double)list->uses[i].scale, rank, info.linears, info.format,
+               (unsigned long long)info.parameters, (unsigned long long)info.memory_bytes,
+               printable(info.base_model, base, sizeof base));
         bytes += info.memory_bytes;
     }
     printf("%llu bytes of adapters in memory, whatever the number of sessions that use them\n",
@@ -213,11 +193,11 @@ static void print_tensors(const struct walsh_model *model)
     printf("\n%-48s %16s %-6s %6s %12s  %s\n", "tensor", "shape", "format", "bits", "bytes", "rotation");
     struct walsh_tensor_info tensor = {.struct_size = sizeof tensor};
     for (size_t i = 0; walsh_model_tensor(model, i, &tensor); i++) {
-        char shape[48];
+        char shape[48], name[256];
         snprintf(shape, sizeof shape, "%llu x %llu", (unsigned long long)tensor.rows,
                  (unsigned long long)tensor.cols);
-        printf("%-48s %16s %-6s %6.2f %12llu  %s\n", tensor.name, shape, tensor.format,
-               tensor.bits_per_weight, (unsigned long long)tensor.bytes, tensor.rotation);
+        printf("%-48s %16s %-6s %6.2f %12llu  %s\n", printable(tensor.name, name, sizeof name), shape,
+               tensor.format, tensor.bits_per_weight, (unsigned long long)tensor.bytes, tensor.rotation);
     }
 }
 

@@ -72,8 +72,10 @@ static int help(int argc, char **argv)
  * usage: what is wrong in a file fails with another status than WALSH_E_ARGUMENT. */
 static int report_failure(struct command *command, const struct walsh_error *failure)
 {
+    char message[sizeof failure->message];
     progress_clear(&command->progress);
-    fprintf(stderr, "walsh %s: %s\n", command->verb->name, failure->message);
+    fprintf(stderr, "walsh %s: %s\n", command->verb->name,
+            printable(failure->message, message, sizeof message)); /* it may quote a file */
     const bool usage = failure->status == WALSH_E_ARGUMENT;
     if (usage) fprintf(stderr, "See 'walsh help %s'.\n", command->verb->name);
     if (command->json) {

@@ -1,4 +1,5 @@
 /* walsh merge: a model and adapters become one checkpoint, plain or quantized again. */
+#include <dirent.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,9 +25,8 @@ static const struct option merge_options[] = {
      .argument = "TYPE",
      .kind = OPTION_CHOICE,
      .choices = "bf16|f32",
-     .fallback = "bf16",
      .offset = AT(dtype),
-     .help = "type of the merged weights"},
+     .help = "type of the merged weights; default: bf16"},
     {.name = "adapter",
      .aliases = "lora",
      .argument = ADAPTER_ARGUMENT,
@@ -46,9 +46,8 @@ static const struct option merge_options[] = {
      .kind = OPTION_INTEGER,
      .least = 2,
      .most = 8,
-     .fallback = "4",
      .offset = AT(bits),
-     .help = "bits per weight of --format"},
+     .help = "bits per weight of --format; default: 4"},
     {.name = "no-hessian",
      .kind = OPTION_FLAG,
      .offset = AT(no_hessian),
@@ -94,56 +93,98 @@ static enum walsh_status merge(struct merge_settings *settings, struct walsh_con
     return status;
 }
 
-/* Remove a directory of plain files. */
-static void remove_directory(const char *path)
+/* What walsh wrote into a directory, by name. */
+struct written {
+    struct dirent **files;
+    int count;
+};
+
+static int is_file_name(const struct dirent *entry)
 {
-    static const char *const names[] = {"config.json",
-                                        "generation_config.json",
-                                        "model.safetensors",
-                                        "tokenizer.json",
-                                        "tokenizer_config.json",
-                                        "special_tokens_map.json",
-                                        "added_tokens.json",
-                                        "vocab.json",
-                                        "merges.txt",
-                                        "chat_template.jinja",
-                                        "tokenizer.model"};
-    char file[PATH_MAX];
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        const int n = snprintf(file, sizeof file, "%s/%s", path, names[i]);
-        if (n > 0 && (size_t)n < sizeof file) (void)unlink(file);
-    }
-    (void)rmdir(path);
+    return strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0;
 }
 
-/* By way of DST.merged, which goes away. */
-static enum walsh_status merge_and_quantize(struct merge_settings *settings, struct walsh_context *context,
-                                            uint64_t *bytes, struct walsh_error *err)
+static void remove_member(const char *directory, const char *name)
 {
-    struct command *command = &settings->command;
-    const char *destination = command->arguments[2];
-    char merged[PATH_MAX], *calibration = NULL;
-    const int n = snprintf(merged, sizeof merged, "%s.merged", destination);
-    if (n < 0 || (size_t)n >= sizeof merged)
-        return fail(err, WALSH_E_ARGUMENT, "%s: the path is too long", destination);
-    if (access(destination, F_OK) == 0)
-        return fail(err, WALSH_E_EXISTS, "%s exists; merge writes a new directory", destination);
-    if (!settings->no_hessian) TRY(data_find("calibration.txt", &calibration, err));
+    char file[2 * PATH_MAX];
+    snprintf(file, sizeof file, "%s/%s", directory, name);
+    (void)unlink(file);
+}
+
+/* Remove the directory with the files of these names; one that holds anything else stays, with that. */
+static void remove_written(const char *directory, const struct written *written)
+{
+    for (int i = 0; i < written->count; i++) remove_member(directory, written->files[i]->d_name);
+    (void)rmdir(directory);
+}
+
+static enum walsh_status quantize(const struct merge_settings *settings, struct walsh_context *context,
+                                  const char *source, const char *destination, const char *calibration,
+                                  uint64_t *bytes, struct walsh_error *err)
+{
     struct walsh_quantize_options options = WALSH_QUANTIZE_OPTIONS;
     options.format = settings->format;
-    options.bits = (unsigned)settings->bits;
+    options.bits = settings->bits == OPTION_UNSET ? 4 : (unsigned)settings->bits;
     options.calibration = calibration;
     options.identity_hessian = settings->no_hessian;
     struct walsh_quantize_report done = {.struct_size = sizeof done};
+    const enum walsh_status status = walsh_quantize(context, source, destination, &options, &done, err);
+    *bytes = done.bytes_written;
+    walsh_quantize_report_free(&done);
+    return status;
+}
+
+/* By way of DST.merged, which goes away. An unfinished DST.partial goes with it, because nobody could go on
+ * with a job whose source is gone. Its files are those of its source and the job's record. */
+static enum walsh_status merge_and_quantize(struct merge_settings *settings, struct walsh_context *context,
+                                            uint64_t *bytes, struct walsh_error *err)
+{
+    const char *argument = settings->command.arguments[2];
+    size_t size = strlen(argument);
+    while (size > 1 && argument[size - 1] == '/') size--;
+    char destination[PATH_MAX - 16], merged[PATH_MAX], partial[PATH_MAX], *calibration = NULL;
+    if (size >= sizeof destination) return fail(err, WALSH_E_ARGUMENT, "%s: the path is too long", argument);
+    snprintf(destination, sizeof destination, "%.*s", (int)size, argument);
+    snprintf(merged, sizeof merged, "%s.merged", destination);
+    snprintf(partial, sizeof partial, "%s.partial", destination);
+    const char *const names[] = {destination, merged, partial};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (access(names[i], F_OK) == 0)
+            return fail(err, WALSH_E_EXISTS,
+                        i ? "%s exists; merge --format works there, remove it or choose another name"
+                          : "%s exists; merge writes a new directory",
+                        names[i]);
+    if (!settings->no_hessian) TRY(data_find("calibration.txt", &calibration, err));
+    struct written written = {0};
     enum walsh_status status = merge(settings, context, merged, WALSH_MERGE_F32, bytes, err);
     if (status == WALSH_OK) {
-        status = walsh_quantize(context, merged, destination, &options, &done, err);
-        *bytes = done.bytes_written;
-        walsh_quantize_report_free(&done);
-        remove_directory(merged);
+        written.count = scandir(merged, &written.files, is_file_name, NULL);
+        status = written.count < 0
+                     ? fail_errno(err, "%s: cannot list it", merged)
+                     : quantize(settings, context, merged, destination, calibration, bytes, err);
+        remove_written(merged, &written);
     }
+    /* WALSH_E_EXISTS: another job has begun to write there */
+    if (status != WALSH_OK && status != WALSH_E_EXISTS && written.count > 0) {
+        remove_member(partial, "job.json");
+        remove_written(partial, &written);
+    }
+    for (int i = 0; i < written.count; i++) free(written.files[i]);
+    free(written.files);
     free(calibration);
+    if (status == WALSH_E_ABORTED) return fail(err, status, "stopped; nothing was written");
     return status;
+}
+
+static enum walsh_status check_options(const struct merge_settings *settings, struct walsh_error *err)
+{
+    if (settings->format && settings->dtype)
+        return fail(err, WALSH_E_ARGUMENT, "--format and --dtype exclude each other");
+    if (!settings->format && settings->bits != OPTION_UNSET)
+        return fail(err, WALSH_E_ARGUMENT, "--bits needs a --format");
+    if (!settings->format && settings->no_hessian)
+        return fail(err, WALSH_E_ARGUMENT, "--no-hessian needs a --format");
+    return WALSH_OK;
 }
 
 static enum walsh_status run_merge(struct command *command, struct walsh_error *err)
@@ -151,9 +192,10 @@ static enum walsh_status run_merge(struct command *command, struct walsh_error *
     struct merge_settings *settings = (struct merge_settings *)command;
     struct walsh_context *context;
     uint64_t bytes = 0;
+    TRY(check_options(settings, err));
     TRY(command_open_context(command, &context, err));
     const enum walsh_merge_type type =
-        strcmp(settings->dtype, "f32") == 0 ? WALSH_MERGE_F32 : WALSH_MERGE_BF16;
+        settings->dtype && strcmp(settings->dtype, "f32") == 0 ? WALSH_MERGE_F32 : WALSH_MERGE_BF16;
     enum walsh_status status = settings->format
                                    ? merge_and_quantize(settings, context, &bytes, err)
                                    : merge(settings, context, command->arguments[2], type, &bytes, err);

@@ -55,6 +55,21 @@ enum walsh_status json_print(json_t *object, struct walsh_error *err)
     return WALSH_OK;
 }
 
+/* C0, DEL, and C1 as UTF-8 spells it: 0xC2 and a byte of 0x80 to 0x9F, of which both become a '?'. */
+const char *printable(const char *text, char *buffer, size_t size)
+{
+    bool pair = false;
+    size_t i = 0;
+    for (; i + 1 < size && text[i]; i++) {
+        const unsigned char c = (unsigned char)text[i], next = (unsigned char)text[i + 1];
+        const bool begins = c == 0xC2 && next >= 0x80 && next < 0xA0;
+        buffer[i] = c < 0x20 || c == 0x7F || begins || pair ? '?' : text[i];
+        pair = begins;
+    }
+    buffer[i] = 0;
+    return buffer;
+}
+
 const char *bytes_text(double bytes, char *buffer, size_t size)
 {
     static const char *const units[] = {"B", "KB", "MB", "GB", "TB"};

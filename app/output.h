@@ -23,6 +23,10 @@ void json_put_real(json_t *object, const char *key, double value);
 /* Write the object as one line and drop it. */
 enum walsh_status json_print(json_t *object, struct walsh_error *err);
 
+/* The text for a terminal, into buffer: '?' for each control character, cut to its size. It may be the text's
+ * own memory. Returns buffer. */
+const char *printable(const char *text, char *buffer, size_t size);
+
 /* "1.2 KB", "34.5 MB" (powers of ten) into buffer; returns buffer. */
 const char *bytes_text(double bytes, char *buffer, size_t size);
 

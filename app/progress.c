@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "app.h"
+#include "output.h"
 
 #define BAR_EVERY 0.1   /* seconds between redraws */
 #define BAR_AFTER 0.3   /* stages shorter than this show nothing */
@@ -64,7 +65,9 @@ static void on_log(void *user, enum walsh_log_level level, const char *line)
     struct progress *progress = user;
     if (level == WALSH_LOG_DEBUG || (progress->quiet && level != WALSH_LOG_WARNING)) return;
     progress_clear(progress);
-    fprintf(stderr, "walsh %s: %s%s\n", progress->verb, level == WALSH_LOG_WARNING ? "warning: " : "", line);
+    char text[1024]; /* a line may quote a file */
+    fprintf(stderr, "walsh %s: %s%s\n", progress->verb, level == WALSH_LOG_WARNING ? "warning: " : "",
+            printable(line, text, sizeof text));
 }
 
 /* "1:02:03" or "2:03" into buffer. */

@@ -1,5 +1,6 @@
 /* Adapters through walsh.h: each of a layer's linears counts, rows of a step that use different adapters are
- * what they are alone, loading and unloading beside running sessions, stacks, memory. */
+ * what they are alone, also behind the head, forks keep theirs, larger sets after smaller ones, loading and
+ * unloading beside running sessions, stacks, memory. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -10,9 +11,12 @@
 #include <fcntl.h>
 #include <math.h>
 
+#include "api/api.h"
+#include "base/random.h"
 #include "checkpoint/safetensors.h"
 #include "unit/temporary.h"
-#include "walsh.h"
+
+#include "unit/checkpoint_files.h"
 
 #define MODEL WALSH_SOURCE_DIR "/models/bookworm-8m"
 #define LORA WALSH_SOURCE_DIR "/models/shakespeare-lora-8m"
@@ -340,6 +344,220 @@ static void test_exchange(void **state)
     close_bench(&b);
 }
 
+/* --- forks --- */
+
+/* A fork goes on as its original does, adapters and scale included, and keeps them when the original goes. */
+static void test_fork(void **state)
+{
+    (void)state;
+    struct bench b = open_bench(2, NULL, false, WALSH_ACTIVATIONS_AUTO);
+    struct walsh_error err;
+    struct walsh_adapter *adapter = open_adapter(&b, LORA, NULL);
+    const struct walsh_adapter_use use = {adapter, 0.5f};
+    float *expected = run_alone(&b, &use, 1, 4), *base = run_alone(&b, NULL, 0, 4);
+    assert_true(largest_difference(expected, base, STEPS * b.vocab) > 0.2);
+    struct walsh_session *session = open_session(&b, &use, 1), *fork;
+    prompt(&b, session, 4);
+    good(walsh_session_fork(session, &fork, &err), &err);
+    assert_int_equal(walsh_sessions_adapter_bytes(&fork, 1), walsh_sessions_adapter_bytes(&session, 1));
+    for (size_t s = 0; s < STEPS; s++) {
+        const int32_t id = token(&b, 4, PROMPT + s);
+        if (s < STEPS / 2) {
+            good(walsh_step(&session, &id, 1, &err), &err);
+            assert_memory_equal(walsh_session_logits(session), expected + s * b.vocab,
+                                b.vocab * sizeof(float));
+        } else if (session) {
+            walsh_session_close(&session);
+            walsh_adapter_close(&adapter);
+        }
+        good(walsh_step(&fork, &id, 1, &err), &err);
+        assert_memory_equal(walsh_session_logits(fork), expected + s * b.vocab, b.vocab * sizeof(float));
+    }
+    free(expected), free(base);
+    walsh_session_close(&fork);
+    close_bench(&b);
+}
+
+/* --- models of one small layer --- */
+
+static struct bench open_tiny(uint32_t vocab, uint32_t positions)
+{
+    struct walsh_error err;
+    struct bench b = {.vocab = vocab};
+    struct walsh_context_options context = WALSH_CONTEXT_OPTIONS;
+    struct walsh_model_options options = WALSH_MODEL_OPTIONS;
+    context.threads = 2;
+    good(walsh_context_open(&context, &b.context, &err), &err);
+    struct walsh_shape shape = WALSH_SHAPE;
+    shape.name = "tiny";
+    shape.hidden = 64;
+    shape.intermediate = 96;
+    shape.layers = 1;
+    shape.heads = 1;
+    shape.kv_heads = 1;
+    shape.head_dim = 64;
+    shape.vocab = vocab;
+    shape.max_positions = positions;
+    shape.tied_embeddings = false;
+    good(walsh_model_synthesize(b.context, &shape, "bf16", 0, 7, &options, &b.model, &err), &err);
+    return b;
+}
+
+static struct walsh_session *open_tiny_session(const struct bench *b, uint32_t context,
+                                               const struct walsh_adapter_use *uses, size_t count)
+{
+    struct walsh_error err;
+    struct walsh_session *session;
+    struct walsh_session_options options = WALSH_SESSION_OPTIONS;
+    options.context = context;
+    good(walsh_session_open(b->model, &options, &session, &err), &err);
+    good(walsh_session_set_adapters(session, uses, count, &err), &err);
+    return session;
+}
+
+static struct walsh_adapter *open_random(const struct bench *b, const char *name, uint32_t rank,
+                                         uint64_t seed)
+{
+    struct walsh_error err;
+    struct walsh_adapter *adapter;
+    struct walsh_adapter_options options = WALSH_ADAPTER_OPTIONS;
+    options.name = name;
+    good(walsh_adapter_random(b->model, rank, seed, &options, &adapter, &err), &err);
+    return adapter;
+}
+
+/* --- the head --- */
+
+#define WIDE_VOCAB 131072u
+#define WIDE_SESSIONS 45
+#define HEAD_RANK 3
+
+/* An adapter of the head alone, with random weights. */
+static struct walsh_adapter *open_head_adapter(const struct bench *b, const char *name, uint64_t seed)
+{
+    const char *directory = temporary_path(name);
+    char path[700];
+    const size_t a_size = HEAD_RANK * 64, b_size = (size_t)WIDE_VOCAB * HEAD_RANK;
+    float *values = malloc((a_size + b_size) * sizeof *values);
+    assert_non_null(values);
+    struct walsh_random random;
+    walsh_random_seed(&random, seed);
+    for (size_t i = 0; i < a_size + b_size; i++) values[i] = (float)(walsh_random_uniform(&random) - 0.5);
+    mkdir(directory, 0700);
+    snprintf(path, sizeof path, "%s/adapter_config.json", directory);
+    put_text(path, "{\"peft_type\": \"LORA\", \"r\": 3, \"lora_alpha\": 6, "
+                   "\"target_modules\": [\"lm_head\"]}");
+    const struct planned tensors[2] = {
+        {"base_model.model.lm_head.lora_A.weight", WALSH_F32, 2, {HEAD_RANK, 64}, values},
+        {"base_model.model.lm_head.lora_B.weight", WALSH_F32, 2, {WIDE_VOCAB, HEAD_RANK}, values + a_size}};
+    snprintf(path, sizeof path, "%s/adapter_model.safetensors", directory);
+    put_tensors(path, tensors, 2);
+    free(values);
+    return open_adapter(b, directory, name);
+}
+
+/* The set of session i: none, one of two adapters of the head, one of the layer, and stacks of them. */
+static size_t choose_wide(struct walsh_adapter *const adapters[3], size_t i, struct walsh_adapter_use uses[3])
+{
+    static const unsigned char sets[7][3] = {{0, 1, 0}, {0, 0, 0}, {1, 0, 0}, {1, 1, 0},
+                                             {0, 0, 1}, {0, 1, 1}, {1, 1, 1}};
+    size_t n = 0;
+    for (unsigned a = 0; a < 3; a++)
+        if (sets[i % 7][a]) uses[n++] = (struct walsh_adapter_use){adapters[a], a == 1 ? 0.5f : 1};
+    return n;
+}
+
+/* A step of more rows than the head takes at once, with updates of the head: each piece of the rows has its
+ * part of the sets. */
+static void test_head_in_pieces(void **state)
+{
+    (void)state;
+    struct bench b = open_tiny(WIDE_VOCAB, 16);
+    struct walsh_error err;
+    const size_t bytes = b.vocab * sizeof(float), rows = b.model->runner->logit_rows;
+    assert_in_range(rows, 2, WIDE_SESSIONS - 8); /* the sets of the rest start inside and end behind it */
+    struct walsh_adapter *adapters[3] = {open_head_adapter(&b, "head", 11),
+                                         open_head_adapter(&b, "other", 12), open_random(&b, "layer", 9, 13)};
+    struct walsh_session *sessions[WIDE_SESSIONS];
+    float *expected[WIDE_SESSIONS];
+    int32_t ids[WIDE_SESSIONS];
+    for (size_t i = 0; i < WIDE_SESSIONS; i++) {
+        struct walsh_adapter_use uses[3];
+        const size_t count = choose_wide(adapters, i, uses);
+        ids[i] = token(&b, i / 7, 0); /* seven sessions of the same token, each with another set */
+        sessions[i] = open_tiny_session(&b, 4, uses, count);
+        struct walsh_session *alone = open_tiny_session(&b, 4, uses, count);
+        good(walsh_step(&alone, &ids[i], 1, &err), &err);
+        expected[i] = malloc(bytes);
+        assert_non_null(expected[i]);
+        memcpy(expected[i], walsh_session_logits(alone), bytes);
+        walsh_session_close(&alone);
+    }
+    for (size_t i = 0; i < 7; i++)
+        for (size_t j = 0; j < i; j++)
+            assert_true(largest_difference(expected[i], expected[j], b.vocab) > 1e-2);
+    good(walsh_step(sessions, ids, WIDE_SESSIONS, &err), &err);
+    for (size_t i = 0; i < WIDE_SESSIONS; i++) {
+        if (memcmp(walsh_session_logits(sessions[i]), expected[i], bytes) != 0)
+            fail_msg("session %zu differs by %g from its run alone", i,
+                     largest_difference(walsh_session_logits(sessions[i]), expected[i], b.vocab));
+        walsh_session_close(&sessions[i]);
+        free(expected[i]);
+    }
+    for (unsigned i = 0; i < 3; i++) walsh_adapter_close(&adapters[i]);
+    close_bench(&b);
+}
+
+/* --- larger sets after smaller ones --- */
+
+#define CHUNK 512
+#define MANY                                                                                                 \
+    300 /* sets of two adapters, each for a row of its own: more updates than a chunk of one adapter */
+
+/* Logits of a chunk's prompt with two adapters, then of a step of MANY rows that each have another set:
+ * [1 + MANY][vocab]. `small_first`: in a model that has run a chunk with a small adapter before. */
+static float *run_large(bool small_first)
+{
+    struct bench b = open_tiny(64, CHUNK);
+    struct walsh_error err;
+    struct walsh_adapter *small = open_random(&b, "small", 1, 1),
+                         *large[2] = {open_random(&b, "a", 100, 2), open_random(&b, "b", 256, 3)};
+    int32_t ids[CHUNK];
+    for (size_t i = 0; i < CHUNK; i++) ids[i] = token(&b, 2, i);
+    float *logits = malloc((1 + MANY) * b.vocab * sizeof *logits);
+    assert_non_null(logits);
+    for (int turn = !small_first; turn < 2; turn++) {
+        const struct walsh_adapter_use one = {small, 1}, two[2] = {{large[0], 1}, {large[1], 0.5f}};
+        struct walsh_session *session = open_tiny_session(&b, CHUNK, turn ? two : &one, turn ? 2 : 1);
+        good(walsh_session_prompt(session, ids, CHUNK, &err), &err);
+        memcpy(logits, walsh_session_logits(session), b.vocab * sizeof *logits);
+        walsh_session_close(&session);
+    }
+    struct walsh_session *sessions[MANY];
+    for (size_t i = 0; i < MANY; i++) {
+        const struct walsh_adapter_use uses[2] = {{large[0], 1 + (float)i / MANY}, {large[1], 1}};
+        sessions[i] = open_tiny_session(&b, 4, uses, 2);
+    }
+    good(walsh_step(sessions, ids, MANY, &err), &err);
+    for (size_t i = 0; i < MANY; i++) {
+        memcpy(logits + (1 + i) * b.vocab, walsh_session_logits(sessions[i]), b.vocab * sizeof *logits);
+        walsh_session_close(&sessions[i]);
+    }
+    walsh_adapter_close(&small);
+    for (unsigned i = 0; i < 2; i++) walsh_adapter_close(&large[i]);
+    close_bench(&b);
+    return logits;
+}
+
+/* The workspace grows with the sets; where it did not, the address sanitizer would see it at the latest. */
+static void test_larger_set_later(void **state)
+{
+    (void)state;
+    float *fresh = run_large(false), *after = run_large(true);
+    assert_memory_equal(fresh, after, (1 + MANY) * 64 * sizeof *fresh);
+    free(fresh), free(after);
+}
+
 /* --- prefill and decode --- */
 
 static void test_prefill_and_decode_agree(void **state)
@@ -506,6 +724,9 @@ int main(void)
         cmocka_unit_test(test_each_linear_counts),
         cmocka_unit_test(test_batches),
         cmocka_unit_test(test_exchange),
+        cmocka_unit_test(test_fork),
+        cmocka_unit_test(test_head_in_pieces),
+        cmocka_unit_test(test_larger_set_later),
         cmocka_unit_test(test_prefill_and_decode_agree),
         cmocka_unit_test(test_stacks),
         cmocka_unit_test(test_unload),
