@@ -39,14 +39,30 @@ void walsh_turbo_codec_close(struct walsh_turbo_codec **codec)
     *codec = NULL;
 }
 
-static float length(const float *x, uint32_t dim)
+/* <a, b> as turbo.h fixes it: sixteen sums, folded by halves. */
+static float dot(const float *a, const float *b, uint32_t dim)
 {
     float s[16] = {0};
     for (uint32_t i = 0; i < dim; i += 16)
-        for (uint32_t l = 0; l < 16; l++) s[l] += x[i + l] * x[i + l];
+        for (uint32_t l = 0; l < 16; l++) s[l] += a[i + l] * b[i + l];
     for (uint32_t width = 8; width > 0; width /= 2)
         for (uint32_t l = 0; l < width; l++) s[l] += s[l + width];
-    return sqrtf(s[0]);
+    return s[0];
+}
+
+/* codes[dim] of y * stretch; how well they point the way of y: <y, value> / |value|. */
+static float find_codes(const struct walsh_turbo_codebook *book, const float *y, float stretch,
+                        uint8_t *codes)
+{
+    float value[WALSH_TURBO_MAX_DIM];
+    for (uint32_t i = 0; i < book->dim; i++) {
+        const float v = y[i] * stretch;
+        uint32_t node = 1;
+        while (node < book->levels) node = 2 * node + (book->tree[node] < v);
+        codes[i] = (uint8_t)(node - book->levels);
+        value[i] = (float)book->value[codes[i]];
+    }
+    return dot(y, value, book->dim) / sqrtf(dot(value, value, book->dim));
 }
 
 uint16_t walsh_turbo_norm(const struct walsh_turbo_codec *codec, float g, const uint8_t *codes,
@@ -69,13 +85,16 @@ bool walsh_turbo_encode(const struct walsh_turbo_codec *codec, const float *x, u
 {
     const struct walsh_turbo_codebook *book = &codec->book;
     float u[WALSH_TURBO_MAX_DIM], y[WALSH_TURBO_MAX_DIM];
-    float g = length(x, book->dim), inverse = 1.0f / (g > SMALLEST_NORM ? g : SMALLEST_NORM);
+    const float g = sqrtf(dot(x, x, book->dim)), inverse = 1.0f / (g > SMALLEST_NORM ? g : SMALLEST_NORM);
     for (uint32_t i = 0; i < book->dim; i++) u[i] = x[i] * inverse;
     walsh_rotate_forward(&codec->rotation, u, y);
-    for (uint32_t i = 0; i < book->dim; i++) {
-        uint32_t node = 1;
-        while (node < book->levels) node = 2 * node + (book->tree[node] < y[i]);
-        codes[i] = (uint8_t)(node - book->levels);
+    float best = find_codes(book, y, 1, codes);
+    for (unsigned k = 0; k < walsh_turbo_stretches(codec); k++) {
+        uint8_t other[WALSH_TURBO_MAX_DIM];
+        const float fit = find_codes(book, y, walsh_turbo_stretch[k], other);
+        if (!(fit > best)) continue;
+        best = fit;
+        memcpy(codes, other, book->dim);
     }
     bool saturated;
     *norm = walsh_turbo_norm(codec, g, codes, &saturated);

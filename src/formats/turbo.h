@@ -65,11 +65,24 @@ enum walsh_status walsh_turbo_codec_open(const struct walsh_turbo_options *optio
                                          struct walsh_turbo_codec **out, struct walsh_error *err);
 void walsh_turbo_codec_close(struct walsh_turbo_codec **codec);
 
+/* With norm correction only the direction of c counts, so that a vector may be stretched before its elements
+ * are rounded: of the codes of y and of y times each of these, those are kept whose <y, c>/|c| is largest,
+ * the first where equal. That takes 2, 7 and 15% off the distortion at 2, 3 and 4 bits (dim 64; 1, 4 and 11%
+ * of 128), for nothing but time. One bit knows no length. */
+static const float walsh_turbo_stretch[] = {0.95f, 1.05f, 0.9f, 1.1f};
+static inline unsigned walsh_turbo_stretches(const struct walsh_turbo_codec *codec)
+{
+    return codec->norm_correction && codec->book.bits > 1
+               ? sizeof walsh_turbo_stretch / sizeof *walsh_turbo_stretch
+               : 0;
+}
+
 /* codes[dim] and *norm (binary16) of x[dim]. True where the norm saturated. Every operation rounded to f32:
  * |x|^2: sixteen sums s_l over x_i^2 with i % 16 == l in the order of i, then s_l += s_(l+8), s_(l+4),
- * s_(l+2), s_(l+1); u = x * (1 / max(sqrt(|x|^2), 1e-6)); y = forward(u) as rotation.h fixes it; |c| = scale
- * * sqrt((float)sum of value^2). A zero vector has norm 0. NaN in x: norm NaN and codes 0. Inf, or a length
- * beyond the range of f32: a saturated norm. */
+ * s_(l+2), s_(l+1); u = x * (1 / max(sqrt(|x|^2), 1e-6)); y = forward(u) as rotation.h fixes it; <y, c> and
+ * |c| for the choice above by the same sums, of the levels' integers as floats: fit = <y, value> /
+ * sqrt(|value|^2); |c| of the norm = scale * sqrt((float)sum of value^2). A zero vector has norm 0. NaN in x:
+ * norm NaN and codes 0. Inf, or a length beyond the range of f32: a saturated norm. */
 bool walsh_turbo_encode(const struct walsh_turbo_codec *codec, const float *x, uint8_t *codes,
                         uint16_t *norm);
 /* The norm to be stored for codes of a vector of length g; *saturated as above. */

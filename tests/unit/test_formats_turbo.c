@@ -199,38 +199,69 @@ static void test_group_1_inverse_matches_forward(void **state)
     }
 }
 
-/* The rule in double precision, but for elements so near to a midpoint that rounding decides. */
+/* Are the codes those of y * stretch, but for elements so near to a midpoint that rounding decides? */
+static bool codes_of(const struct walsh_turbo_codebook *book, const double *y, double stretch,
+                     const uint8_t *codes)
+{
+    for (uint32_t i = 0; i < book->dim; i++) {
+        uint32_t low = 0, high = 0;
+        for (uint32_t m = 0; m + 1 < book->levels; m++) {
+            low += (double)book->midpoint[m] < y[i] * stretch - 1e-6;
+            high += (double)book->midpoint[m] < y[i] * stretch + 1e-6;
+        }
+        if (codes[i] < low || codes[i] > high) return false;
+    }
+    return true;
+}
+
+/* <y, c> / |c| of the codes of y * stretch. */
+static double fit_of(const struct walsh_turbo_codebook *book, const double *y, double stretch)
+{
+    double along = 0, squares = 0;
+    for (uint32_t i = 0; i < book->dim; i++) {
+        uint32_t code = 0;
+        while (code + 1 < book->levels && (double)book->midpoint[code] < y[i] * stretch) code++;
+        along += y[i] * book->value[code];
+        squares += (double)book->value[code] * book->value[code];
+    }
+    return along / sqrt(squares);
+}
+
+/* The rule in double precision; where two stretches are as good, either. */
 static void test_encode_follows_the_rule(void **state)
 {
     (void)state;
+    static const double stretches[] = {1, .95, 1.05, .9, 1.1};
     struct walsh_random random = start();
     static float x[MOST];
     static double y[MOST];
     static uint8_t codes[MOST];
+    int stretched = 0;
     for (size_t k = 0; k < DIMS; k++)
         for (unsigned bits = 1; bits <= 8; bits++) {
             const uint32_t dim = dims[k];
             struct walsh_turbo_codec *codec = open_codec(dim, bits, bits == 7, bits % 2 == 0);
             const struct walsh_turbo_codebook *book = &codec->book;
+            const size_t count = codec->norm_correction ? 5 : 1;
             fill_normal(&random, x, dim);
             uint16_t norm;
             assert_false(walsh_turbo_encode(codec, x, codes, &norm));
-            double g = norm_of(x, dim), squares = 0;
+            double g = norm_of(x, dim), squares = 0, best = 0;
             for (uint32_t i = 0; i < dim; i++) y[i] = (double)x[i] / g;
             walsh_rotate_forward_f64(&codec->rotation, y, y);
-            for (uint32_t i = 0; i < dim; i++) {
-                uint32_t low = 0, high = 0;
-                for (uint32_t m = 0; m + 1 < book->levels; m++) {
-                    low += (double)book->midpoint[m] < y[i] - 1e-6;
-                    high += (double)book->midpoint[m] < y[i] + 1e-6;
-                }
-                assert_in_range(codes[i], low, high);
-                squares += pow((double)book->scale * book->value[codes[i]], 2);
+            for (size_t n = 0; n < count; n++) best = fmax(best, fit_of(book, y, stretches[n]));
+            bool found = false;
+            for (size_t n = 0; n < count && !found; n++) {
+                found = fit_of(book, y, stretches[n]) > best - 1e-6 && codes_of(book, y, stretches[n], codes);
+                stretched += found && n > 0;
             }
+            assert_true(found);
+            for (uint32_t i = 0; i < dim; i++) squares += pow((double)book->scale * book->value[codes[i]], 2);
             double expected = codec->norm_correction ? g / sqrt(squares) : g;
             assert_true(fabs((double)walsh_f32_from_f16(norm) / expected - 1) < 6e-4);
             walsh_turbo_codec_close(&codec);
         }
+    assert_true(stretched > 5);
 }
 
 static void test_group_2_mse_falls_with_every_bit(void **state)
@@ -251,8 +282,27 @@ static void test_group_2_mse_falls_with_every_bit(void **state)
     }
 }
 
-/* Energy in any block of the dimension: what the overlap makes of it at 4 bits, against .0094 where it is
- * everywhere. In the small block of m + m/2 elements it meets half of the dimension only. */
+/* What stretching takes off, against the distortions that the method has without (their simulation). */
+static void test_group_2_stretching(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t dim;
+        unsigned bits;
+        double plain, gain;
+    } cases[] = {{64, 2, .1166, .010},  {64, 3, .03277, .06},   {64, 4, .00882, .13},
+                 {128, 2, .1188, .005}, {128, 3, .03385, .035}, {128, 4, .00922, .09}};
+    struct walsh_random random = start();
+    for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
+        struct walsh_turbo_codec *codec = open_codec(cases[k].dim, cases[k].bits, false, false);
+        double d = measured_distortion(&random, codec, 0, cases[k].dim, 6000);
+        assert_true(d < cases[k].plain * (1 - cases[k].gain) && d > 0.8 * cases[k].plain);
+        walsh_turbo_codec_close(&codec);
+    }
+}
+
+/* Energy in any block of the dimension: what the overlap makes of it at 4 bits, against .0074 to .0094 where
+ * it is everywhere. In the small block of m + m/2 elements it meets half of the dimension only. */
 static void test_group_5_energy_in_each_block(void **state)
 {
     (void)state;
@@ -266,7 +316,7 @@ static void test_group_5_energy_in_each_block(void **state)
         uint32_t begin = 0;
         for (uint32_t b = 0; b < blocks.count; begin += blocks.block[b++]) {
             double d = measured_distortion(&random, codec, begin, begin + blocks.block[b], 1500);
-            assert_true(d > 0.0080 && d < most[k]);
+            assert_true(d > 0.0068 && d < most[k]);
         }
         walsh_turbo_codec_close(&codec);
     }
@@ -496,6 +546,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_group_2_optimum_distortions),
+        cmocka_unit_test(test_group_2_stretching),
         cmocka_unit_test(test_group_2_optimality_and_structure),
         cmocka_unit_test(test_codebook_errors),
         cmocka_unit_test(test_group_1_inverse_matches_forward),

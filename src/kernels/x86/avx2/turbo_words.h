@@ -142,16 +142,25 @@ static inline void store_i16(int16_t *p, vec x)
 }
 
 /* The codes of LANES elements: `bits` steps down the codebook's tree. */
-static inline void store_codes(uint8_t *p, const struct walsh_turbo_codebook *book, vec y, unsigned bits)
+static inline words find_code(const struct walsh_turbo_codebook *book, vec y, unsigned bits)
 {
     __m256i node = _mm256_set1_epi32(1);
     for (unsigned depth = 0; depth < bits; depth++) {
         vec above = _mm256_cmp_ps(_mm256_i32gather_ps(book->tree, node, 4), y, _CMP_LT_OQ);
         node = _mm256_sub_epi32(_mm256_add_epi32(node, node), _mm256_castps_si256(above));
     }
-    node = _mm256_sub_epi32(node, _mm256_set1_epi32((int)book->levels));
-    __m128i half = _mm_packs_epi32(_mm256_castsi256_si128(node), _mm256_extracti128_si256(node, 1));
+    return _mm256_sub_epi32(node, _mm256_set1_epi32((int)book->levels));
+}
+static inline void store_codes(uint8_t *p, words code)
+{
+    __m128i half = _mm_packs_epi32(_mm256_castsi256_si128(code), _mm256_extracti128_si256(code, 1));
     _mm_storel_epi64((__m128i *)(void *)p, _mm_packus_epi16(half, half));
+}
+/* The codes' entries of a table of 2^bits, at least 32, numbers. */
+static inline vec look_up(const float *table, words code, unsigned bits)
+{
+    if (bits <= 3) return _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), code);
+    return _mm256_i32gather_ps(table, code, 4);
 }
 
 #endif

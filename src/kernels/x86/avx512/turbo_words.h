@@ -153,7 +153,7 @@ static inline void store_i16(int16_t *p, vec x)
 }
 
 /* The codes of LANES elements: `bits` steps down the codebook's tree. */
-static inline void store_codes(uint8_t *p, const struct walsh_turbo_codebook *book, vec y, unsigned bits)
+static inline words find_code(const struct walsh_turbo_codebook *book, vec y, unsigned bits)
 {
     const float *tree = book->tree;
     __m512i node = _mm512_set1_epi32(1);
@@ -178,8 +178,18 @@ static inline void store_codes(uint8_t *p, const struct walsh_turbo_codebook *bo
         node = _mm512_add_epi32(node, node);
         node = _mm512_mask_add_epi32(node, above, node, _mm512_set1_epi32(1));
     }
-    node = _mm512_sub_epi32(node, _mm512_set1_epi32(1 << bits));
-    _mm_storeu_si128((__m128i *)(void *)p, _mm512_cvtepi32_epi8(node));
+    return _mm512_sub_epi32(node, _mm512_set1_epi32(1 << bits));
+}
+static inline void store_codes(uint8_t *p, words code)
+{
+    _mm_storeu_si128((__m128i *)(void *)p, _mm512_cvtepi32_epi8(code));
+}
+/* The codes' entries of a table of 2^bits, at least 32, numbers. */
+static inline vec look_up(const float *table, words code, unsigned bits)
+{
+    if (bits <= 4) return _mm512_permutexvar_ps(code, _mm512_loadu_ps(table));
+    if (bits == 5) return _mm512_permutex2var_ps(_mm512_loadu_ps(table), code, _mm512_loadu_ps(table + 16));
+    return _mm512_i32gather_ps(code, table, 4);
 }
 
 #endif
