@@ -43,6 +43,7 @@ enum walsh_status walsh_adapter_open(const struct walsh_model *model, const char
     *out = NULL;
     struct walsh_adapter_options o;
     struct walsh_adapter_loading loading;
+    WALSH_TRY(walsh_context_needs_cpu(model->context, "an adapter", err));
     WALSH_TRY(read_options(model, options, &o, &loading.storage, err));
     loading.use_mmap = !o.no_mmap;
     char name[256];

@@ -15,6 +15,7 @@ enum walsh_status walsh_merge(const struct walsh_model *model, const struct wals
     struct walsh_merging merging = {.graph = model->graph,
                                     .dtype = type == WALSH_MERGE_F32 ? WALSH_F32 : WALSH_BF16};
     struct walsh_adapter_set *set = NULL;
+    WALSH_TRY(walsh_context_needs_cpu(model->context, "merge", err));
     if (count > 0 && choices[0].adapter->graph != model->graph)
         return walsh_fail(err, WALSH_E_ARGUMENT, "adapter %s belongs to another model",
                           choices[0].adapter->name);

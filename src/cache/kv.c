@@ -1,6 +1,7 @@
 #include <string.h>
 
 #include "cache/kv_layout.h"
+#include "kernels/device.h"
 
 /* --- codecs --- */
 
@@ -128,6 +129,17 @@ static enum walsh_status open_cache(const struct walsh_kv_shape *shape, struct w
         kv->page_bytes += walsh_kv_side_bytes(shape, layer, WALSH_TURBO_KEY) +
                           walsh_kv_side_bytes(shape, layer, WALSH_TURBO_VALUE);
     make_views(kv, &t);
+    kv->op_views = kv->views;
+    if (shape->queue) {
+        const enum walsh_status status = walsh_queue_alloc(
+            shape->queue, t.ring - t.views, "the page table of a KV cache", &kv->device_tables, err);
+        if (status != WALSH_OK) {
+            walsh_free(kv);
+            return status;
+        }
+        kv->op_views = kv->device_tables;
+        kv->changed = true;
+    }
     if (kv->recent)
         kv->ring_bytes = walsh_kv_f16_bytes(shape, WALSH_KV_RING_PAGE) * 2 * walsh_kv_ring_pages(shape) *
                          walsh_kv_packed_layers(shape);
@@ -149,7 +161,9 @@ enum walsh_status walsh_kv_open(const struct walsh_kv_shape *shape, struct walsh
 
 static void release_page(struct walsh_kv_page *page)
 {
-    if (atomic_fetch_sub(&page->references, 1) == 1) walsh_free(page);
+    if (atomic_fetch_sub(&page->references, 1) > 1) return;
+    if (page->queue) walsh_queue_free(page->queue, page->device);
+    walsh_free(page);
 }
 
 void walsh_kv_close(struct walsh_kv_cache **kv)
@@ -157,6 +171,7 @@ void walsh_kv_close(struct walsh_kv_cache **kv)
     if (!kv || !*kv) return;
     for (uint32_t p = 0; p < (*kv)->pages; p++) release_page((*kv)->page[p]);
     release_codecs((*kv)->codecs);
+    if ((*kv)->shape.queue) walsh_queue_free((*kv)->shape.queue, (*kv)->device_tables);
     walsh_free((*kv)->ring);
     walsh_free(*kv);
     *kv = NULL;
@@ -170,10 +185,23 @@ static enum walsh_status new_page(const struct walsh_kv_cache *kv, struct walsh_
                                   struct walsh_error *err)
 {
     size_t bytes;
-    if (!walsh_add(kv->page_bytes, sizeof **out, &bytes))
+    const struct walsh_queue *queue = kv->shape.queue;
+    if (!walsh_add(queue ? 0 : kv->page_bytes, sizeof **out, &bytes))
         return walsh_fail(err, WALSH_E_INTERNAL, "KV cache: page size overflows after open checked it");
-    WALSH_TRY(walsh_alloc_zero(bytes, 1, "a page of the KV cache", out, err));
-    atomic_init(&(*out)->references, 1);
+    struct walsh_kv_page *page;
+    WALSH_TRY(walsh_alloc_zero(bytes, 1, "a page of the KV cache", &page, err));
+    atomic_init(&page->references, 1);
+    page->queue = queue;
+    if (queue) {
+        const enum walsh_status status =
+            walsh_queue_alloc(queue, kv->page_bytes, "a page of the KV cache", &page->device, err);
+        if (status != WALSH_OK) {
+            walsh_free(page);
+            return status;
+        }
+        walsh_queue_zero(queue, page->device, kv->page_bytes);
+    }
+    *out = page;
     return WALSH_OK;
 }
 
@@ -188,6 +216,7 @@ static void set_page(struct walsh_kv_cache *kv, uint32_t p, struct walsh_kv_page
 {
     uint8_t *data = walsh_kv_page_data(page);
     kv->page[p] = page;
+    kv->changed = true;
     for (uint32_t layer = 0; layer < kv->shape.layers; layer++) {
         const struct walsh_kv_view *view = &kv->views[layer];
         for (int side = 0; side < 2; side++) {
@@ -209,7 +238,10 @@ static enum walsh_status own_tail(struct walsh_kv_cache *kv, struct walsh_error 
     if (slot == 0 || p >= kv->pages || !shared(kv->page[p])) return WALSH_OK;
     struct walsh_kv_page *page;
     WALSH_TRY(new_page(kv, &page, err));
-    memcpy(walsh_kv_page_data(page), walsh_kv_page_data(kv->page[p]), kv->page_bytes);
+    if (kv->shape.queue)
+        walsh_queue_copy(kv->shape.queue, page->device, kv->page[p]->device, kv->page_bytes);
+    else
+        memcpy(walsh_kv_page_data(page), walsh_kv_page_data(kv->page[p]), kv->page_bytes);
     release_page(kv->page[p]);
     set_page(kv, p, page);
     return WALSH_OK;
@@ -249,6 +281,31 @@ static enum walsh_status add_ring(struct walsh_kv_cache *kv, struct walsh_error 
     return WALSH_OK;
 }
 
+/* Views and tables to the device, where they changed: the same block there, with the views' pointers into it.
+ */
+static enum walsh_status copy_tables(struct walsh_kv_cache *kv, struct walsh_error *err)
+{
+    if (!kv->device_tables || !kv->changed) return WALSH_OK;
+    struct tables t;
+    if (!lay_tables(&kv->shape, &t))
+        return walsh_fail(err, WALSH_E_INTERNAL, "KV cache: the page table does not fit after open made it");
+    const size_t bytes = t.ring - t.views;
+    uint8_t *block;
+    WALSH_TRY(walsh_alloc(bytes, 1, "the page table of a KV cache", &block, err));
+    memcpy(block, kv->views, bytes);
+    struct walsh_kv_view *views = (struct walsh_kv_view *)(void *)block;
+    const uintptr_t host = (uintptr_t)kv->views, device = (uintptr_t)kv->device_tables;
+    for (uint32_t layer = 0; layer < kv->shape.layers; layer++) {
+        views[layer].k_pages = (void *const *)((uintptr_t)views[layer].k_pages - host + device);
+        views[layer].v_pages = (void *const *)((uintptr_t)views[layer].v_pages - host + device);
+    }
+    const enum walsh_status status =
+        walsh_queue_upload(kv->shape.queue, kv->device_tables, block, bytes, err);
+    walsh_free(block);
+    kv->changed = status != WALSH_OK;
+    return status;
+}
+
 enum walsh_status walsh_kv_reserve(struct walsh_kv_cache *kv, uint32_t length, struct walsh_error *err)
 {
     if (length > kv->shape.capacity)
@@ -259,7 +316,7 @@ enum walsh_status walsh_kv_reserve(struct walsh_kv_cache *kv, uint32_t length, s
     WALSH_TRY(own_tail(kv, err));
     for (uint32_t p = walsh_kv_page_count(kv->length); p < walsh_kv_page_count(length); p++)
         WALSH_TRY(own_empty(kv, p, err));
-    return WALSH_OK;
+    return copy_tables(kv, err);
 }
 
 void walsh_kv_trim(struct walsh_kv_cache *kv, uint32_t length)

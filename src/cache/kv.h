@@ -35,6 +35,9 @@ struct walsh_kv_shape {
     uint32_t layers, kv_heads, head_dim;
     uint32_t capacity; /* tokens */
     uint32_t rows;     /* decode rows of this sequence in one call at most; 0: 1 */
+    /* of a device: its pages are in this queue's memory, and type is F32 or F16; NULL: the host's. Borrowed.
+     */
+    const struct walsh_queue *queue;
     /* [layers] true where a layer attends within a window: such a layer stays F16. NULL: none does. A cache
      * keeps a copy. */
     const bool *windowed;
@@ -56,7 +59,12 @@ struct walsh_kv_cache {
     uint32_t pages;              /* in the tables; pages beyond the length hold nothing */
     size_t page_bytes;           /* of all layers */
     struct walsh_kv_view *views; /* [layers] */
+    /* what ops take in the place of `views`: the same, or on a device their copy there, as of the last
+     * reserve */
+    const struct walsh_kv_view *op_views;
     /* the cache's own */
+    void *device_tables;            /* op_views and the tables that they name; NULL: the host's */
+    bool changed;                   /* since they were last copied */
     struct walsh_kv_page **page;    /* [pages of a full cache] */
     struct walsh_kv_view *recent;   /* [layers], of TURBO layers */
     struct walsh_kv_codecs *codecs; /* NULL: no TURBO layer */

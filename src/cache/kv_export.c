@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "cache/kv_layout.h"
+#include "kernels/device.h"
 
 /* How many of the last of `tokens` tokens travel in f16 too. */
 static uint32_t recent_tokens(const struct walsh_kv_cache *kv, uint32_t tokens)
@@ -35,6 +36,22 @@ static void copy_recent(const struct walsh_kv_cache *kv, uint32_t first, uint32_
     }
 }
 
+static enum walsh_status read_page(struct walsh_kv_page *page, uint8_t *out, size_t bytes,
+                                   struct walsh_error *err)
+{
+    if (page->queue) return walsh_queue_download(page->queue, out, walsh_kv_page_data(page), bytes, err);
+    memcpy(out, walsh_kv_page_data(page), bytes);
+    return WALSH_OK;
+}
+
+static enum walsh_status write_page(struct walsh_kv_page *page, const uint8_t *in, size_t bytes,
+                                    struct walsh_error *err)
+{
+    if (page->queue) return walsh_queue_upload(page->queue, walsh_kv_page_data(page), in, bytes, err);
+    memcpy(walsh_kv_page_data(page), in, bytes);
+    return WALSH_OK;
+}
+
 enum walsh_status walsh_kv_export(const struct walsh_kv_cache *kv, uint32_t first, uint32_t tokens,
                                   uint8_t *out, struct walsh_error *err)
 {
@@ -49,7 +66,7 @@ enum walsh_status walsh_kv_export(const struct walsh_kv_cache *kv, uint32_t firs
                           end, kv->length);
     const uint32_t begin = first / WALSH_KV_PAGE, pages = walsh_kv_page_count(tokens);
     for (uint32_t p = 0; p < pages; p++, out += kv->page_bytes)
-        memcpy(out, walsh_kv_page_data(kv->page[begin + p]), kv->page_bytes);
+        WALSH_TRY(read_page(kv->page[begin + p], out, kv->page_bytes, err));
     if (tokens % WALSH_KV_PAGE != 0)
         walsh_kv_clear_tail(&kv->shape, out - kv->page_bytes, tokens % WALSH_KV_PAGE);
     copy_recent(kv, end - recent, recent, out, true);
@@ -70,7 +87,7 @@ enum walsh_status walsh_kv_import(struct walsh_kv_cache *kv, uint32_t tokens, co
     WALSH_TRY(walsh_kv_reserve(kv, kv->length + tokens, err));
     const uint32_t begin = kv->length / WALSH_KV_PAGE, pages = walsh_kv_page_count(tokens);
     for (uint32_t p = 0; p < pages; p++, in += kv->page_bytes)
-        memcpy(walsh_kv_page_data(kv->page[begin + p]), in, kv->page_bytes);
+        WALSH_TRY(write_page(kv->page[begin + p], in, kv->page_bytes, err));
     kv->length += tokens;
     const uint32_t recent = recent_tokens(kv, tokens);
     if (recent > 0) copy_recent(kv, kv->length - recent, recent, (uint8_t *)(uintptr_t)in, false);

@@ -10,13 +10,15 @@
 
 #define WALSH_KV_RING_PAGE 64 /* tokens */
 
-/* A page: this, then page_bytes of data. */
+/* A page: this, then page_bytes of data, or on a device `device`. */
 struct walsh_kv_page {
     _Alignas(64) atomic_uint references;
+    uint8_t *device;
+    const struct walsh_queue *queue;
 };
 static inline uint8_t *walsh_kv_page_data(struct walsh_kv_page *page)
 {
-    return (uint8_t *)(page + 1);
+    return page->queue ? page->device : (uint8_t *)(page + 1);
 }
 
 struct walsh_kv_codecs {

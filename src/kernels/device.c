@@ -1,10 +1,12 @@
-/* Finding and loading the module of a device. */
+/* Finding and loading the module of a device; memory of a queue, whatever it is. */
 #include "kernels/device.h"
 
 #include <dlfcn.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
+
+#include "base/memory.h"
 
 #define MODULE_NAME "libwalsh-cuda.so"
 #define PATH_SIZE 4096
@@ -56,4 +58,51 @@ enum walsh_status walsh_device_load(const char *path, const struct walsh_device_
     }
     *out = module;
     return WALSH_OK;
+}
+
+enum walsh_status walsh_queue_alloc(const struct walsh_queue *q, size_t bytes, const char *what,
+                                    void *out_pointer, struct walsh_error *err)
+{
+    return q->memory ? q->memory->alloc(q, bytes, what, out_pointer, err)
+                     : walsh_alloc(bytes, 1, what, out_pointer, err);
+}
+
+void walsh_queue_free(const struct walsh_queue *q, void *p)
+{
+    if (q && q->memory)
+        q->memory->free(q, p);
+    else
+        walsh_free(p);
+}
+
+enum walsh_status walsh_queue_upload(const struct walsh_queue *q, void *to, const void *from, size_t bytes,
+                                     struct walsh_error *err)
+{
+    if (q->memory) return q->memory->upload(q, to, from, bytes, err);
+    memcpy(to, from, bytes);
+    return WALSH_OK;
+}
+
+enum walsh_status walsh_queue_download(const struct walsh_queue *q, void *to, const void *from, size_t bytes,
+                                       struct walsh_error *err)
+{
+    if (q->memory) return q->memory->download(q, to, from, bytes, err);
+    memcpy(to, from, bytes);
+    return WALSH_OK;
+}
+
+void walsh_queue_zero(const struct walsh_queue *q, void *p, size_t bytes)
+{
+    if (q->memory)
+        q->memory->fill(q, p, 0, bytes);
+    else
+        memset(p, 0, bytes);
+}
+
+void walsh_queue_copy(const struct walsh_queue *q, void *to, const void *from, size_t bytes)
+{
+    if (q->memory)
+        q->memory->copy(q, to, from, bytes);
+    else
+        memcpy(to, from, bytes);
 }

@@ -25,6 +25,8 @@ struct walsh_memory {
     enum walsh_status (*download)(const struct walsh_queue *q, void *to, const void *from, size_t bytes,
                                   struct walsh_error *err);
     void (*fill)(const struct walsh_queue *q, void *p, int byte, size_t bytes); /* enqueued */
+    void (*copy)(const struct walsh_queue *q, void *to, const void *from,
+                 size_t bytes); /* on the device, enqueued */
     enum walsh_status (*synchronize)(const struct walsh_queue *q, struct walsh_error *err);
     /* *out: the matrix on the device, in the layout of its products. What it holds is released by
      * free_weights. A format without products there: WALSH_E_UNSUPPORTED. */
@@ -39,6 +41,18 @@ struct walsh_memory {
     /* Bytes free and in all. */
     void (*figures)(const struct walsh_queue *q, size_t *available, size_t *total);
 };
+
+/* What holds the arrays of the ops of `q`: device memory, or host memory where the queue is the CPU's
+ * (64-byte aligned then). The same calls serve both, so that whoever prepares an op does not ask. */
+enum walsh_status walsh_queue_alloc(const struct walsh_queue *q, size_t bytes, const char *what,
+                                    void *out_pointer, struct walsh_error *err); /* uninitialised */
+void walsh_queue_free(const struct walsh_queue *q, void *p);
+enum walsh_status walsh_queue_upload(const struct walsh_queue *q, void *to, const void *from, size_t bytes,
+                                     struct walsh_error *err);
+enum walsh_status walsh_queue_download(const struct walsh_queue *q, void *to, const void *from, size_t bytes,
+                                       struct walsh_error *err);
+void walsh_queue_zero(const struct walsh_queue *q, void *p, size_t bytes);
+void walsh_queue_copy(const struct walsh_queue *q, void *to, const void *from, size_t bytes);
 
 struct walsh_device_info {
     char name[256];       /* "NVIDIA H200" */

@@ -146,7 +146,7 @@ void walsh_queue_close(struct walsh_queue *q);
 /* For `walsh devices`: kernel number i's name and the implementation chosen in q; false past the end. */
 bool walsh_queue_kernel(const struct walsh_queue *q, size_t i, const char **kernel,
                         const char **implementation);
-/* True where BF16 activations have hardware products in q's table (AVX512_BF16). */
+/* True where BF16 activations have hardware products on q: in its table (AVX512_BF16), or on its device. */
 bool walsh_queue_has_bf16(const struct walsh_queue *q);
 /* "avx512f avx512bw ..." of this machine, for `walsh devices`. */
 const char *walsh_cpu_features(void);

@@ -85,5 +85,5 @@ bool walsh_queue_kernel(const struct walsh_queue *q, size_t i, const char **kern
 
 bool walsh_queue_has_bf16(const struct walsh_queue *q)
 {
-    return (q->kernels->isa & WALSH_ISA_bf16) != 0;
+    return q->memory || (q->kernels->isa & WALSH_ISA_bf16) != 0; /* every device has them */
 }

@@ -4,6 +4,7 @@
 
 #include "base/clock.h"
 #include "base/file.h"
+#include "kernels/device.h"
 #include "model/build.h"
 #include "model/architectures.h"
 
@@ -148,6 +149,7 @@ enum walsh_status walsh_graph_open(const char *directory, const struct walsh_loa
     WALSH_TRY(walsh_alloc_zero(1, sizeof *graph, "the model", &graph, err));
     enum walsh_status status = load(graph, directory, options, queue->pool, err);
     if (status == WALSH_OK) status = check_ops(graph, queue->ops, err);
+    if (status == WALSH_OK) status = walsh_graph_upload(graph, queue, err);
     if (status != WALSH_OK) {
         walsh_graph_close(&graph);
         return status;
@@ -160,6 +162,9 @@ enum walsh_status walsh_graph_open(const char *directory, const struct walsh_loa
 void walsh_graph_close(struct walsh_model_graph **graph)
 {
     if (!graph || !*graph) return;
+    for (size_t i = 0; i < (*graph)->device_block_count; i++)
+        walsh_queue_free((*graph)->device, (*graph)->device_blocks[i]);
+    walsh_free((*graph)->device_blocks);
     walsh_tokenizer_close(&(*graph)->tokenizer);
     walsh_arena_close(&(*graph)->arena);
     walsh_checkpoint_close(&(*graph)->checkpoint);

@@ -196,13 +196,15 @@ static struct walsh_activations prepare(const struct walsh_queue *q, struct wals
     return a;
 }
 
-static bool same_input(const struct walsh_linear *a, const struct walsh_linear *b)
+/* On a device the signs cannot be compared here: there, equal ones are one vector (walsh_graph_upload). */
+static bool same_input(const struct walsh_queue *q, const struct walsh_linear *a,
+                       const struct walsh_linear *b)
 {
     if (a->activation != b->activation) return false;
     if (a->in_rotation.signs == b->in_rotation.signs && a->in_rotation.kind == b->in_rotation.kind &&
         a->in_rotation.blocks.padded == b->in_rotation.blocks.padded)
         return true; /* what the graph's builder made one vector */
-    return walsh_rotation_equal(&a->in_rotation, &b->in_rotation);
+    return !q->memory && walsh_rotation_equal(&a->in_rotation, &b->in_rotation);
 }
 
 /* The products of calls that share the prepared `a`, then what comes behind each of them. */
@@ -245,7 +247,7 @@ void walsh_linear_apply(const struct walsh_queue *q, struct walsh_workspace *ws,
         size_t members = 0, z = 0;
         for (size_t i = first; i < count; i++) {
             const struct walsh_linear *linear = calls[i].linear;
-            if (done[i] || (i != first && !same_input(calls[first].linear, linear))) continue;
+            if (done[i] || (i != first && !same_input(q, calls[first].linear, linear))) continue;
             size_t wanted = linear->out_rotation.kind == WALSH_ROTATION_NONE
                                 ? 0
                                 : rows * walsh_z_stride(linear->weights.rows);

@@ -72,6 +72,11 @@ struct walsh_model_graph {
     size_t tensor_count;
     struct walsh_graph_totals totals;
     double load_seconds;
+    /* where walsh_graph_upload brought it to a device: what it allocated there, and the queue that knows it
+     */
+    const struct walsh_queue *device;
+    void **device_blocks;
+    size_t device_block_count;
 };
 
 struct walsh_load_options {
@@ -86,6 +91,12 @@ enum walsh_status walsh_graph_open(const char *directory, const struct walsh_loa
                                    const struct walsh_queue *queue, struct walsh_model_graph **out,
                                    struct walsh_error *err);
 void walsh_graph_close(struct walsh_model_graph **graph);
+/* Bring what the forward pass reads to the device of `queue`, which must outlive the graph: from here on
+ * weights, rotations' signs, norms, biases and the rope tables are device memory, and only ops of this queue
+ * may read them. Nothing where the queue is the CPU's. WALSH_E_UNSUPPORTED for what has no kernels there;
+ * WALSH_E_MEMORY with both figures before the first byte is copied. */
+enum walsh_status walsh_graph_upload(struct walsh_model_graph *graph, const struct walsh_queue *queue,
+                                     struct walsh_error *err);
 /* An end-of-sequence id of generation_config.json or of config.json. */
 bool walsh_graph_is_eos(const struct walsh_model_graph *graph, int32_t id);
 
@@ -118,9 +129,10 @@ struct walsh_tap {
     bool skip_last; /* the caller wants the inputs only: leave out the last product (down) and its residual */
 };
 
-/* Scratch for up to max_rows rows of this graph. */
-enum walsh_status walsh_workspace_open(const struct walsh_model_graph *graph, size_t max_rows,
-                                       struct walsh_workspace **out, struct walsh_error *err);
+/* Scratch for up to max_rows rows of this graph on this queue, which is borrowed. */
+enum walsh_status walsh_workspace_open(const struct walsh_model_graph *graph, const struct walsh_queue *queue,
+                                       size_t max_rows, struct walsh_workspace **out,
+                                       struct walsh_error *err);
 void walsh_workspace_close(struct walsh_workspace **ws);
 
 /* x [rows.count][hidden] <- layer(x). `kv_layer` indexes the kv views (a calibration cache has one layer).

@@ -180,6 +180,7 @@ enum walsh_status walsh_graph_synthesize(const struct walsh_config *config, unsi
                                    .seed = seed,
                                    .bits = bits};
     enum walsh_status status = walsh_graph_build(graph, &source.source, options->dense, queue->pool, err);
+    if (status == WALSH_OK) status = walsh_graph_upload(graph, queue, err);
     if (status != WALSH_OK) {
         walsh_graph_close(&graph);
         return status;

@@ -1,5 +1,7 @@
 #include "model/workspace.h"
 
+#include <string.h>
+
 /* The largest padding that a rotation may give a dimension: the next power of two. A dense graph is sized for
  * it too, because the quantizer runs rotated layers in the place of dense ones. */
 static size_t padded(size_t n)
@@ -9,37 +11,43 @@ static size_t padded(size_t n)
     return p;
 }
 
-/* rows x cols elements. Zeroed only where `zero`: a large buffer that a short prompt never touches then takes
- * no memory. */
-static enum walsh_status buffer(size_t rows, size_t cols, size_t element, bool zero, void *out,
-                                struct walsh_error *err)
+/* rows x cols elements of the queue's memory, of the host's where q is NULL. Zeroed only where `zero`: a
+ * large buffer that a short prompt never touches then takes no memory. */
+static enum walsh_status buffer(const struct walsh_queue *q, size_t rows, size_t cols, size_t element,
+                                bool zero, void *out, struct walsh_error *err)
 {
-    size_t count;
-    if (!walsh_mul(rows, cols, &count))
+    size_t count, bytes;
+    if (!walsh_mul(rows, cols, &count) || !walsh_mul(count, element, &bytes))
         return walsh_fail(err, WALSH_E_MEMORY, "workspace: %zu rows of %zu elements do not fit", rows, cols);
-    if (zero) return walsh_alloc_zero(count, element, "the workspace", out, err);
-    return walsh_alloc(count, element, "the workspace", out, err);
+    if (!q || !q->memory)
+        return zero ? walsh_alloc_zero(count, element, "the workspace", out, err)
+                    : walsh_alloc(count, element, "the workspace", out, err);
+    WALSH_TRY(walsh_queue_alloc(q, bytes, "the workspace", out, err));
+    void *data;
+    memcpy(&data, out, sizeof data);
+    if (zero) walsh_queue_zero(q, data, bytes);
+    return WALSH_OK;
 }
 
 /* A buffer that products may read in place: [rows][stride(cols)] with zero tails. */
-static enum walsh_status input_buffer(size_t rows, size_t cols, float **out, size_t *ld,
-                                      struct walsh_error *err)
+static enum walsh_status input_buffer(const struct walsh_queue *q, size_t rows, size_t cols, float **out,
+                                      size_t *ld, struct walsh_error *err)
 {
     *ld = walsh_activations_stride(cols);
-    return buffer(rows, *ld, sizeof(float), *ld != cols, out, err);
+    return buffer(q, rows, *ld, sizeof(float), *ld != cols, out, err);
 }
 
 static enum walsh_status allocate_experts(struct walsh_workspace *ws, const struct walsh_config *c,
                                           size_t rows, size_t slots, struct walsh_error *err)
 {
     size_t ld;
-    WALSH_TRY(input_buffer(rows, c->hidden, &ws->gathered, &ld, err));
-    WALSH_TRY(buffer(rows, c->experts, sizeof(float), false, &ws->router_logits, err));
-    WALSH_TRY(buffer(slots, 1, sizeof(int32_t), false, &ws->expert_index, err));
-    WALSH_TRY(buffer(slots, 1, sizeof(float), false, &ws->expert_weight, err));
-    WALSH_TRY(buffer(slots, 1, sizeof(uint32_t), false, &ws->slot_row, err));
-    WALSH_TRY(buffer(slots, 1, sizeof(uint32_t), false, &ws->row_slot, err));
-    return buffer((size_t)c->experts + 1, 1, sizeof(uint32_t), false, &ws->expert_begin, err);
+    WALSH_TRY(input_buffer(ws->queue, rows, c->hidden, &ws->gathered, &ld, err));
+    WALSH_TRY(buffer(ws->queue, rows, c->experts, sizeof(float), false, &ws->router_logits, err));
+    WALSH_TRY(buffer(ws->queue, slots, 1, sizeof(int32_t), false, &ws->expert_index, err));
+    WALSH_TRY(buffer(ws->queue, slots, 1, sizeof(float), false, &ws->expert_weight, err));
+    WALSH_TRY(buffer(NULL, slots, 1, sizeof(uint32_t), false, &ws->slot_row, err));
+    WALSH_TRY(buffer(NULL, slots, 1, sizeof(uint32_t), false, &ws->row_slot, err));
+    return buffer(NULL, (size_t)c->experts + 1, 1, sizeof(uint32_t), false, &ws->expert_begin, err);
 }
 
 static enum walsh_status allocate(struct walsh_workspace *ws, const struct walsh_config *c, size_t rows,
@@ -53,43 +61,45 @@ static enum walsh_status allocate(struct walsh_workspace *ws, const struct walsh
         return walsh_fail(err, WALSH_E_MEMORY, "workspace: %zu rows x %u experts do not fit", rows,
                           c->experts_per_token);
 
-    WALSH_TRY(input_buffer(rows, c->hidden, &ws->normed, &ws->normed_ld, err));
-    WALSH_TRY(buffer(rows, heads, sizeof(float), false, &ws->query, err));
-    WALSH_TRY(buffer(rows, kv, sizeof(float), false, &ws->key, err));
-    WALSH_TRY(buffer(rows, kv, sizeof(float), false, &ws->value, err));
-    WALSH_TRY(input_buffer(rows, heads, &ws->attention, &ws->attention_ld, err));
-    WALSH_TRY(input_buffer(slots, wide, &ws->gate, &ws->gate_ld, err));
-    WALSH_TRY(buffer(slots, ws->gate_ld, sizeof(float), false, &ws->up, err));
-    WALSH_TRY(buffer(slots, c->hidden, sizeof(float), false, &ws->delta, err));
-    WALSH_TRY(buffer(rows, 1, sizeof *ws->rows, false, &ws->rows, err));
-    WALSH_TRY(buffer(rows, kv, sizeof(uint16_t), false, &ws->own_pages[0], err));
-    WALSH_TRY(buffer(rows, kv, sizeof(uint16_t), false, &ws->own_pages[1], err));
+    WALSH_TRY(input_buffer(ws->queue, rows, c->hidden, &ws->normed, &ws->normed_ld, err));
+    WALSH_TRY(buffer(ws->queue, rows, heads, sizeof(float), false, &ws->query, err));
+    WALSH_TRY(buffer(ws->queue, rows, kv, sizeof(float), false, &ws->key, err));
+    WALSH_TRY(buffer(ws->queue, rows, kv, sizeof(float), false, &ws->value, err));
+    WALSH_TRY(input_buffer(ws->queue, rows, heads, &ws->attention, &ws->attention_ld, err));
+    WALSH_TRY(input_buffer(ws->queue, slots, wide, &ws->gate, &ws->gate_ld, err));
+    WALSH_TRY(buffer(ws->queue, slots, ws->gate_ld, sizeof(float), false, &ws->up, err));
+    WALSH_TRY(buffer(ws->queue, slots, c->hidden, sizeof(float), false, &ws->delta, err));
+    WALSH_TRY(buffer(ws->queue, rows, 1, sizeof *ws->rows, false, &ws->rows, err));
+    WALSH_TRY(buffer(ws->queue, rows, kv, sizeof(uint16_t), false, &ws->own_pages[0], err));
+    WALSH_TRY(buffer(ws->queue, rows, kv, sizeof(uint16_t), false, &ws->own_pages[1], err));
     ws->own = (struct walsh_kv_view){.type = WALSH_KV_F16,
                                      .page_tokens = (uint32_t)rows,
                                      .k_pages = &ws->own_pages[0],
                                      .v_pages = &ws->own_pages[1]};
 
     size_t in = walsh_max(walsh_max(padded(c->hidden), padded(heads)), padded(wide));
-    WALSH_TRY(buffer(rows, walsh_activations_stride(in), sizeof(float), false, &ws->activations, err));
-    WALSH_TRY(buffer(rows, 1, sizeof(float), false, &ws->scale, err));
-    WALSH_TRY(buffer(rows, 1, sizeof(int32_t), false, &ws->sum, err));
+    WALSH_TRY(
+        buffer(ws->queue, rows, walsh_activations_stride(in), sizeof(float), false, &ws->activations, err));
+    WALSH_TRY(buffer(ws->queue, rows, 1, sizeof(float), false, &ws->scale, err));
+    WALSH_TRY(buffer(ws->queue, rows, 1, sizeof(int32_t), false, &ws->sum, err));
 
     size_t z = walsh_z_stride(padded(heads)) + 2 * walsh_z_stride(padded(kv));
     z = walsh_max(walsh_max(z, 2 * walsh_z_stride(padded(wide))), walsh_z_stride(padded(c->hidden)));
     z = walsh_max(z, c->experts); /* a router is never rotated today, but it is a linear like all others */
     if (!walsh_mul(rows, z, &ws->z_elements))
         return walsh_fail(err, WALSH_E_MEMORY, "workspace: %zu rows of %zu elements do not fit", rows, z);
-    WALSH_TRY(buffer(rows, z, sizeof(float), false, &ws->z, err));
+    WALSH_TRY(buffer(ws->queue, rows, z, sizeof(float), false, &ws->z, err));
     return sparse ? allocate_experts(ws, c, rows, slots, err) : WALSH_OK;
 }
 
-enum walsh_status walsh_workspace_open(const struct walsh_model_graph *graph, size_t max_rows,
-                                       struct walsh_workspace **out, struct walsh_error *err)
+enum walsh_status walsh_workspace_open(const struct walsh_model_graph *graph, const struct walsh_queue *queue,
+                                       size_t max_rows, struct walsh_workspace **out, struct walsh_error *err)
 {
     *out = NULL;
     struct walsh_workspace *ws;
     WALSH_TRY(walsh_alloc_zero(1, sizeof *ws, "the workspace", &ws, err));
     ws->max_rows = max_rows;
+    ws->queue = queue;
     enum walsh_status status = allocate(ws, &graph->config, max_rows, err);
     if (status != WALSH_OK) {
         walsh_workspace_close(&ws);
@@ -103,33 +113,14 @@ void walsh_workspace_close(struct walsh_workspace **ws)
 {
     if (!ws || !*ws) return;
     struct walsh_workspace *w = *ws;
-    void *const buffers[] = {w->normed,
-                             w->query,
-                             w->key,
-                             w->value,
-                             w->attention,
-                             w->gate,
-                             w->up,
-                             w->delta,
-                             w->rows,
-                             w->own_pages[0],
-                             w->own_pages[1],
-                             w->activations,
-                             w->scale,
-                             w->sum,
-                             w->z,
-                             w->gathered,
-                             w->router_logits,
-                             w->expert_index,
-                             w->expert_weight,
-                             w->expert_begin,
-                             w->slot_row,
-                             w->row_slot,
-                             w->downs,
-                             w->ups,
-                             w->h,
-                             w->expert_sets};
-    for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) walsh_free(buffers[i]);
+    void *const of_queue[] = {
+        w->normed, w->query,    w->key,           w->value,        w->attention,    w->gate,  w->up,
+        w->delta,  w->rows,     w->own_pages[0],  w->own_pages[1], w->activations,  w->scale, w->sum,
+        w->z,      w->gathered, w->router_logits, w->expert_index, w->expert_weight};
+    void *const of_host[] = {w->expert_begin, w->slot_row, w->row_slot,   w->downs,
+                             w->ups,          w->h,        w->expert_sets};
+    for (size_t i = 0; i < sizeof of_queue / sizeof *of_queue; i++) walsh_queue_free(w->queue, of_queue[i]);
+    for (size_t i = 0; i < sizeof of_host / sizeof *of_host; i++) walsh_free(of_host[i]);
     walsh_free(w);
     *ws = NULL;
 }

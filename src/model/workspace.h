@@ -2,11 +2,13 @@
 #ifndef WALSH_MODEL_WORKSPACE_H
 #define WALSH_MODEL_WORKSPACE_H
 
+#include "kernels/device.h"
 #include "model/model.h"
 
 /* Row strides marked `ld` are walsh_activations_stride of the width, the tail zero and never written: such a
  * buffer is the input of an unrotated f32 product without a copy. The other buffers are dense. */
 struct walsh_workspace {
+    const struct walsh_queue *queue; /* borrowed; whose memory the buffers of the ops are */
     size_t max_rows;
     float *normed; /* [max_rows][normed_ld] of hidden: what q, k, v, gate, up and the router read */
     size_t normed_ld;

@@ -99,7 +99,7 @@ static enum walsh_status open_scratch(struct walsh_calibration *c, struct walsh_
     WALSH_TRY(walsh_alloc(c->tokens, sizeof(void *), "calibration rows", &c->views, err));
     WALSH_TRY(walsh_kv_open(&shape, &c->kv, err));
     WALSH_TRY(walsh_kv_reserve(c->kv, c->tokens, err));
-    WALSH_TRY(walsh_workspace_open(c->graph, c->tokens, &c->workspace, err));
+    WALSH_TRY(walsh_workspace_open(c->graph, c->queue, c->tokens, &c->workspace, err));
     for (uint32_t i = 0; i < c->tokens; i++) {
         c->positions[i] = i;
         c->views[i] = c->kv->views;

@@ -131,11 +131,11 @@ static enum walsh_status run_subject(struct subject *s, const int32_t *ids, size
 
 static void slice_logits(const struct subject *s, size_t begin, size_t n)
 {
-    const struct walsh_runner *r = s->runner;
+    struct walsh_runner *r = s->runner;
     struct walsh_row_set room;
     const struct walsh_row_sets sets = walsh_session_sets(s->session, n, &room);
-    walsh_logits(r->graph, r->queue, s->hidden + begin * r->graph->config.hidden, n,
-                 s->decode ? WALSH_DECODE : WALSH_PREFILL, &sets, r->workspace, s->logits);
+    walsh_runner_logits(r, s->hidden + begin * r->graph->config.hidden, n,
+                        s->decode ? WALSH_DECODE : WALSH_PREFILL, &sets, s->logits);
 }
 
 /* scores[0 .. context - 1) of one chunk */
@@ -151,7 +151,8 @@ static enum walsh_status score_chunk(struct evaluation *e, const int32_t *ids, s
         struct scoring task = {e, ids + begin + 1, e->scores + begin};
         walsh_pool_run(e->model.runner->queue->pool, n, 4, score_rows, &task);
     }
-    return WALSH_OK;
+    if (e->reference.runner) WALSH_TRY(walsh_runner_check(e->reference.runner, err));
+    return walsh_runner_check(e->model.runner, err);
 }
 
 static enum walsh_status score_text(struct evaluation *e, const int32_t *ids, size_t chunks,

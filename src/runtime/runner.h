@@ -24,7 +24,17 @@ struct walsh_runner {
     struct walsh_row_set *logit_sets; /* [WALSH_CHUNK_ROWS] */
     float *logits; /* [logit_rows][vocab]: logits of a step, before each session takes its row */
     size_t logit_rows;
-    bool identified; /* model_key is known */
+    const struct walsh_kv_view **op_kv; /* [WALSH_CHUNK_ROWS]: what ops take in the place of kv */
+    /* Of a queue with a device, in its memory, what a call's arrays are copied to; else NULL. */
+    struct walsh_runner_device {
+        int32_t *ids;                    /* [WALSH_CHUNK_ROWS] */
+        uint32_t *positions;             /* [WALSH_CHUNK_ROWS] */
+        const struct walsh_kv_view **kv; /* [WALSH_CHUNK_ROWS] */
+        float *x;                        /* [WALSH_CHUNK_ROWS][hidden] */
+        float *logits;                   /* [logit_rows][vocab] */
+    } device;
+    struct walsh_error failure; /* of a device, since the last walsh_runner_check */
+    bool identified;            /* model_key is known */
     struct walsh_prefix_key model_key;
 };
 
@@ -35,10 +45,16 @@ enum walsh_status walsh_runner_open(const struct walsh_model_graph *graph, const
 void walsh_runner_close(struct walsh_runner **runner);
 
 /* x [count][hidden] <- all layers of the embedded ids; count <= WALSH_CHUNK_ROWS. The caller has filled
- * runner->kv and runner->positions, reserved the caches and the workspace and checked the ids. sets: the
- * rows' adapters. */
+ * runner->kv, runner->op_kv and runner->positions, reserved the caches and the workspace and checked the ids.
+ * sets: the rows' adapters. */
 void walsh_runner_forward(struct walsh_runner *runner, const int32_t *ids, size_t count, enum walsh_role role,
                           const struct walsh_row_sets *sets, float *x);
+
+/* logits [count][vocab] of x [count][hidden], which may be overwritten. */
+void walsh_runner_logits(struct walsh_runner *runner, float *x, size_t count, enum walsh_role role,
+                         const struct walsh_row_sets *sets, float *logits);
+/* What went wrong on the device since the last call: the results since then are not to be used. */
+enum walsh_status walsh_runner_check(struct walsh_runner *runner, struct walsh_error *err);
 
 /* WALSH_E_ARGUMENT where an id is outside the vocabulary. */
 enum walsh_status walsh_runner_check_ids(const struct walsh_runner *runner, const int32_t *ids, size_t count,

@@ -5,6 +5,7 @@
 
 #include "base/clock.h"
 #include "base/machine.h"
+#include "kernels/device.h"
 #include "runtime/prefix.h"
 
 struct walsh_kv_shape walsh_session_kv_shape(const struct walsh_model_graph *graph, uint32_t capacity,
@@ -34,6 +35,27 @@ enum walsh_status walsh_runtime_session_open(struct walsh_runner *runner, uint32
     return walsh_runtime_session_open_shape(runner, &shape, out, err);
 }
 
+/* Where the cache's pages go, and whether they fit there. */
+static enum walsh_status place_cache(const struct walsh_runner *runner, struct walsh_kv_shape *shape,
+                                     struct walsh_error *err)
+{
+    char what[80];
+    const struct walsh_queue *q = runner->queue;
+    const uint64_t bytes = walsh_kv_bytes(shape);
+    snprintf(what, sizeof what, "the KV cache of a context of %u tokens", shape->capacity);
+    if (!q->memory) return walsh_memory_check(what, bytes, err);
+    if (shape->policy.type == WALSH_KV_TURBO)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED,
+                          "packed KV caches run on the CPU only; the model is on a device");
+    size_t available, total;
+    q->memory->figures(q, &available, &total);
+    if (bytes > available)
+        return walsh_fail(err, WALSH_E_MEMORY, "%s takes %.2f GB on the device, %.2f of %.2f GB are free",
+                          what, (double)bytes / 1e9, (double)available / 1e9, (double)total / 1e9);
+    shape->queue = q;
+    return WALSH_OK;
+}
+
 enum walsh_status walsh_runtime_session_open_shape(struct walsh_runner *runner,
                                                    const struct walsh_kv_shape *shape,
                                                    struct walsh_session **out, struct walsh_error *err)
@@ -47,13 +69,12 @@ enum walsh_status walsh_runtime_session_open_shape(struct walsh_runner *runner,
         return walsh_fail(err, WALSH_E_ARGUMENT, "context of %u tokens: the model has positions for 1 to %u",
                           capacity, positions);
     WALSH_TRY(walsh_kv_check(shape, err));
-    char what[80];
-    snprintf(what, sizeof what, "the KV cache of a context of %u tokens", capacity);
-    WALSH_TRY(walsh_memory_check(what, walsh_kv_bytes(shape), err));
+    struct walsh_kv_shape placed = *shape;
+    WALSH_TRY(place_cache(runner, &placed, err));
     struct walsh_session *session;
     WALSH_TRY(walsh_alloc_zero(1, sizeof *session, "a session", &session, err));
     session->runner = runner;
-    enum walsh_status status = open_members(session, shape, err);
+    enum walsh_status status = open_members(session, &placed, err);
     if (status != WALSH_OK) {
         walsh_runtime_session_close(&session);
         return status;
@@ -141,6 +162,7 @@ static void run_chunk(struct walsh_session *s, const int32_t *ids, size_t n, enu
 {
     for (size_t i = 0; i < n; i++) {
         s->runner->kv[i] = s->kv->views;
+        s->runner->op_kv[i] = s->kv->op_views;
         s->runner->positions[i] = s->kv->length + (uint32_t)i;
     }
     struct walsh_row_set room;
@@ -154,7 +176,7 @@ static void prompt_logits(struct walsh_session *s, float *x, size_t n, enum wals
 {
     struct walsh_row_set room;
     const struct walsh_row_sets sets = walsh_session_sets(s, n, &room);
-    walsh_logits(s->runner->graph, s->runner->queue, x, n, role, &sets, s->runner->workspace, logits);
+    walsh_runner_logits(s->runner, x, n, role, &sets, logits);
 }
 
 void walsh_session_prompt_end(struct walsh_session *session, float *x)
@@ -204,7 +226,7 @@ enum walsh_status walsh_runtime_prompt(struct walsh_session *session, const int3
         memcpy(session->logits, logits + (count - 1) * vocab, vocab * sizeof *logits);
     else if (!keep)
         prompt_logits(session, last, 1, role, session->logits);
-    return WALSH_OK;
+    return walsh_runner_check(runner, err);
 }
 
 /* Every session once, of one runner, with room for one token more, and every id known. */
@@ -257,6 +279,7 @@ static void step_rows(struct walsh_session *const *sessions, const int32_t *ids,
         const struct walsh_session *s = sessions[r->order[i]];
         r->ids[i] = ids[r->order[i]];
         r->kv[i] = s->kv->views;
+        r->op_kv[i] = s->kv->op_views;
         r->positions[i] = s->kv->length;
     }
     walsh_runner_forward(r, r->ids, count, WALSH_DECODE, &sets, r->x);
@@ -264,7 +287,7 @@ static void step_rows(struct walsh_session *const *sessions, const int32_t *ids,
         n = walsh_min(count - i, r->logit_rows);
         float *logits = n == 1 ? sessions[r->order[i]]->logits : r->logits;
         const struct walsh_row_sets part = walsh_row_sets_slice(&sets, i, n, r->logit_sets);
-        walsh_logits(r->graph, r->queue, r->x + i * hidden, n, WALSH_DECODE, &part, r->workspace, logits);
+        walsh_runner_logits(r, r->x + i * hidden, n, WALSH_DECODE, &part, logits);
         for (size_t j = 0; j < n && n > 1; j++)
             memcpy(sessions[r->order[i + j]]->logits, logits + j * vocab, vocab * sizeof *logits);
     }
@@ -282,7 +305,7 @@ enum walsh_status walsh_runtime_step(struct walsh_session *const *sessions, cons
     WALSH_TRY(check_step(sessions, ids, count, err));
     for (size_t i = 0; i < count; i += WALSH_CHUNK_ROWS)
         step_rows(sessions + i, ids + i, walsh_min(count - i, WALSH_CHUNK_ROWS));
-    return WALSH_OK;
+    return walsh_runner_check(sessions[0]->runner, err);
 }
 
 enum walsh_status walsh_runtime_trim(struct walsh_session *session, uint32_t length, struct walsh_error *err)

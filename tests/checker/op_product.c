@@ -132,6 +132,14 @@ void check_op_product(struct check *c, const struct check_queues *queues)
 {
     static const size_t rows[] = {1, 639, 640, 2048};
     check_lists(c, queues);
+    /* so many columns that a device's kernel cannot hold eight rows of activations at once */
+    const struct op_case wide = {.type = WALSH_ACTIVATION_INT8,
+                                 .role = WALSH_DECODE,
+                                 .rows = c->round % 2 ? 8 : 5,
+                                 .cols = 28672,
+                                 .count = 1,
+                                 .shape = {{WALSH_FORMAT_E8P, "PPB", 48, 0}}};
+    check_case(c, queues, &wide);
     const struct op_case cases[] = {
         {.type = WALSH_ACTIVATION_INT8, .cols = 320, .shape = {{WALSH_FORMAT_E8P, "PB", 11008, 0}}},
         {.type = WALSH_ACTIVATION_F32, .cols = 256, .shape = {{WALSH_FORMAT_E8P, "P", 11008, 0}}},

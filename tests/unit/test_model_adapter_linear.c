@@ -224,7 +224,7 @@ static void bench_open(struct bench *t, enum rotation kind, const struct format 
     struct walsh_site_walk walk = {.graph = &t->graph};
     struct walsh_site site;
     while (walsh_site_next(&walk, &site)) make_site(t, &site, kind, f);
-    assert_int_equal(walsh_workspace_open(&t->graph, ROWS, &t->ws, NULL), WALSH_OK);
+    assert_int_equal(walsh_workspace_open(&t->graph, &queue, ROWS, &t->ws, NULL), WALSH_OK);
 }
 
 static void bench_close(struct bench *t)

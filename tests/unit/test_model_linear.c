@@ -178,7 +178,7 @@ static struct walsh_workspace *open_workspace(uint32_t in, uint32_t out)
     struct walsh_workspace *ws;
     const struct walsh_model_graph graph = {
         .config = {.hidden = in, .intermediate = out, .heads = 1, .kv_heads = 1, .head_dim = 64}};
-    if (walsh_workspace_open(&graph, ROWS, &ws, &err) != WALSH_OK) fail_msg("%s", err.message);
+    if (walsh_workspace_open(&graph, &queue, ROWS, &ws, &err) != WALSH_OK) fail_msg("%s", err.message);
     return ws;
 }
 

@@ -37,6 +37,9 @@ enum walsh_status cuda_fail(struct walsh_error *err, cudaError_t code, const cha
 void cuda_note(struct cuda_device *d, const char *op);
 void cuda_refuse(struct cuda_device *d, const char *op, const char *why);
 
+/* The signs of a rotation as the kernels read them (launch.h): [padded + CUDA_SIGN_WORDS(padded)] words. */
+void cuda_pack_signs(const float *signs, uint32_t padded, uint32_t *words);
+
 /* For the ops: the product of E8P weights, with the device's tables. */
 struct cuda_e8p cuda_e8p_of(const struct cuda_device *d, const struct walsh_weights *w);
 

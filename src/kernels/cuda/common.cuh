@@ -27,6 +27,13 @@ static __device__ __forceinline__ uint16_t f16_from_f32(float f)
     f = f > 65504.0f ? 65504.0f : f < -65504.0f ? -65504.0f : f;
     return __half_as_ushort(__float2half_rn(f));
 }
+// Two of them: low in the low half.
+static __device__ __forceinline__ uint32_t f16_pair(float low, float high)
+{
+    uint32_t pair;
+    asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
 
 static __device__ __forceinline__ float warp_sum(float x)
 {

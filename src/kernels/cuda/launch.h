@@ -22,13 +22,16 @@ enum cuda_type { CUDA_TYPE_F32, CUDA_TYPE_F16, CUDA_TYPE_BF16, CUDA_TYPE_I8 };
 #define CUDA_MIN_LOG2 4        /* smallest Hadamard block: 16 */
 #define CUDA_MAX_LOG2 15       /* largest: one block of threads holds it in shared memory */
 #define CUDA_MAX_ROTATED 32768 /* elements of a rotated row */
+#define CUDA_SIGN_WORDS(padded) (1 + ((padded) + 31) / 32)
 /* A rotation of BLOCKS kind (rotation/rotation.h). */
 struct cuda_rotation {
     uint32_t size, padded, count;
     uint32_t begin[CUDA_MAX_BLOCKS]; /* first element of a block */
     uint8_t log2[CUDA_MAX_BLOCKS];   /* of its size */
     float scale[CUDA_MAX_BLOCKS];    /* 1/sqrt of its size */
-    const float *signs;              /* [padded], 16-byte aligned */
+    /* [padded] f32, then CUDA_SIGN_WORDS(padded) words: 1 where all are +-1, else 0, and a bit for each, set
+     * where it is negative */
+    const float *signs;
 };
 /* data [rows][stride] = round(forward(x)), zero beyond padded; x [rows][ldx] F32, F16 or BF16, data 16-byte
  * aligned, stride a multiple of 16. I8 also scale and sum [rows]. */

@@ -98,6 +98,13 @@ static void fill(const struct walsh_queue *q, void *p, int byte, size_t bytes)
     cuda_note(d, "fill");
 }
 
+static void copy(const struct walsh_queue *q, void *to, const void *from, size_t bytes)
+{
+    struct cuda_device *d = enter(q);
+    if (bytes > 0) cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, d->stream);
+    cuda_note(d, "copy");
+}
+
 static void figures(const struct walsh_queue *q, size_t *available, size_t *total)
 {
     enter(q);
@@ -161,6 +168,18 @@ static enum walsh_status upload_weights(const struct walsh_queue *q, const struc
     return status;
 }
 
+void cuda_pack_signs(const float *signs, uint32_t padded, uint32_t *words)
+{
+    uint32_t *units = words + padded;
+    memcpy(words, signs, padded * sizeof *words);
+    memset(units, 0, CUDA_SIGN_WORDS(padded) * sizeof *units);
+    units[0] = 1;
+    for (uint32_t i = 0; i < padded; i++) {
+        if (signs[i] != 1.0f && signs[i] != -1.0f) units[0] = 0;
+        if (signs[i] < 0) units[1 + i / 32] |= 1u << i % 32;
+    }
+}
+
 static enum walsh_status upload_rotation(const struct walsh_queue *q, const struct walsh_rotation *host,
                                          const char *what, struct walsh_rotation *out,
                                          struct walsh_error *err)
@@ -179,11 +198,19 @@ static enum walsh_status upload_rotation(const struct walsh_queue *q, const stru
             return walsh_fail(err, WALSH_E_UNSUPPORTED,
                               "%s: a Hadamard block of %u; the CUDA kernels know %u and more", what,
                               host->blocks.block[b], 1u << CUDA_MIN_LOG2);
+    uint32_t *words;
+    const uint32_t padded = host->blocks.padded;
+    const size_t bytes = ((size_t)padded + CUDA_SIGN_WORDS(padded)) * sizeof *words;
+    WALSH_TRY(walsh_alloc(bytes, 1, what, &words, err));
+    cuda_pack_signs(host->signs, padded, words);
     void *signs;
-    const size_t bytes = host->blocks.padded * sizeof(float);
-    WALSH_TRY(device_alloc(q, bytes, what, &signs, err));
-    out->signs = signs;
-    return upload(q, signs, host->signs, bytes, err);
+    enum walsh_status status = device_alloc(q, bytes, what, &signs, err);
+    if (status == WALSH_OK) {
+        out->signs = signs;
+        status = upload(q, signs, words, bytes, err);
+    }
+    walsh_free(words);
+    return status;
 }
 
 const struct walsh_memory cuda_memory = {
@@ -192,6 +219,7 @@ const struct walsh_memory cuda_memory = {
     .upload = upload,
     .download = download,
     .fill = fill,
+    .copy = copy,
     .synchronize = synchronize,
     .upload_weights = upload_weights,
     .upload_rotation = upload_rotation,

@@ -217,6 +217,10 @@ static void attention(const struct walsh_queue *q, float *out, size_t ldo, const
     (void)role;
     struct cuda_device *d = enter(q);
     const struct cuda_attention_shape s = shape_of(shape);
+    if (shape->own) {
+        cuda_refuse(d, "attention", "packed caches have no kernels");
+        return;
+    }
     if (cuda_attention_scratch(&s, 1) > CUDA_SCRATCH_BYTES) {
         cuda_refuse(d, "attention", "one row of so many heads does not fit its scratch");
         return;

@@ -1,6 +1,8 @@
 // The randomized Hadamard transform on rows, bit for bit as rotation/rotation.h fixes it: stages of stride 1, 2, 4, ...,
 // every sum rounded, one multiplication at the end. A thread holds 32 elements in registers, so that five stages need no
 // exchange; rows go through shared memory between the stages 1..16, 32..512 and 1024..16384.
+#include <type_traits>
+
 #include "common.cuh"
 
 namespace {
@@ -159,6 +161,46 @@ template <typename T> __device__ __forceinline__ void load_row(const T *x, int a
     for (int e = 0; e < HELD; e++) v[e] = at + e < size ? load(x + at + e) : 0.0f;
 }
 
+// Behind the signs on the device stands whether all are +-1, and then a bit for each, set where it is -1 (launch.h).
+__device__ __forceinline__ const uint32_t *unit_signs(const cuda_rotation &r)
+{
+    return reinterpret_cast<const uint32_t *>(r.signs + r.padded);
+}
+
+// How a launch cuts rows: `threads` of a row, `rows` of a block of threads.
+struct cut {
+    int threads, rows, passes;
+    size_t shared; // floats of a row
+};
+
+// A thread's 32 elements of row x. Rows of f32 go through shared memory, so that a warp reads whole lines: 32 lanes that each
+// read 16 bytes of their own 128 would take 32 cycles of the L1 for a line's worth. Every thread of the block calls it.
+template <typename T>
+__device__ __forceinline__ void fetch_row(const T *x, const cut &c, bool wide, bool active, int t, int size, float *row,
+                                          float (&v)[HELD])
+{
+    if (sizeof(T) == 4 && c.passes > 1 && wide && size % 4 == 0) { // the same for all threads
+#pragma unroll
+        for (int i = 0; i < HELD / 4; i++) {
+            const int at = (i * c.threads + t) * 4;
+            if (!active) break;
+            const float4 f = at < size ? *reinterpret_cast<const float4 *>(x + at) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            float *to = row + padded_at(at);
+            to[0] = f.x, to[1] = f.y, to[2] = f.z, to[3] = f.w;
+        }
+        __syncthreads();
+#pragma unroll
+        for (int e = 0; e < HELD; e++) v[e] = active ? row[padded_at(t * HELD) + e] : 0.0f;
+        return;
+    }
+    if (active) {
+        load_row(x, t * HELD, size, wide, v);
+    } else {
+#pragma unroll
+        for (int e = 0; e < HELD; e++) v[e] = 0.0f;
+    }
+}
+
 // Bytes of a number that is written as T.
 template <typename T> struct writer;
 template <> struct writer<float> {
@@ -186,8 +228,12 @@ template <typename T, int COUNT> __device__ __forceinline__ void store_run(T *to
 #pragma unroll
         for (int i = 0; i < BYTES / 4; i++) {
             word[i] = 0;
+            if constexpr (std::is_same<T, half_bits<false>>::value) {
+                word[i] = f16_pair(v[2 * i], v[2 * i + 1]);
+            } else {
 #pragma unroll
-            for (int j = 0; j < PER_WORD; j++) word[i] |= writer<T>::bits(v[PER_WORD * i + j]) << (8 * (int)sizeof(T) * j);
+                for (int j = 0; j < PER_WORD; j++) word[i] |= writer<T>::bits(v[PER_WORD * i + j]) << (8 * (int)sizeof(T) * j);
+            }
         }
         if constexpr (BYTES == 16) *reinterpret_cast<uint4 *>(to) = make_uint4(word[0], word[1], word[2], word[3]);
         if constexpr (BYTES == 8) *reinterpret_cast<uint2 *>(to) = make_uint2(word[0], word[1]);
@@ -254,12 +300,6 @@ __device__ __forceinline__ void row_sum(int sum, bool whole, bool active, int *s
     }
 }
 
-// How a launch cuts rows: `threads` of a row, `rows` of a block of threads.
-struct cut {
-    int threads, rows, passes;
-    size_t shared; // floats of a row
-};
-
 struct forward {
     cuda_rotation r;
     cut c;
@@ -286,21 +326,20 @@ template <typename In, typename Out> __global__ void __launch_bounds__(1024) for
     let_next_start();
     wait_for_previous();
     float v[HELD];
-    if (active) {
-        load_row(static_cast<const In *>(f.x) + row * f.ldx, at, (int)f.r.size, f.wide, v);
-        const float4 *signs = reinterpret_cast<const float4 *>(f.r.signs + at);
+    const uint32_t *units = unit_signs(f.r);
+    const uint32_t all_units = units[0], negative = active ? units[1 + at / HELD] : 0;
+    const In *x = static_cast<const In *>(f.x) + row * f.ldx;
+    fetch_row(x, f.c, f.wide, active, t, (int)f.r.size, shared + (size_t)slot * f.c.shared, v);
+    if (all_units != 0) {
 #pragma unroll
-        for (int i = 0; i < HELD / 4; i++) {
-            if (at + 4 * i >= (int)f.r.size) break; // the padding stays +0
-            const float4 s = signs[i];
-            const float factor[4] = {s.x, s.y, s.z, s.w};
-#pragma unroll
-            for (int j = 0; j < 4; j++)
-                if (at + 4 * i + j < (int)f.r.size) v[4 * i + j] = __fmul_rn(factor[j], v[4 * i + j]);
+        for (int e = 0; e < HELD; e++) {
+            const float turned = __uint_as_float(__float_as_uint(v[e]) ^ (negative << (31 - e) & 0x80000000u));
+            v[e] = at + e < (int)f.r.size ? turned : 0.0f; // the padding is +0
         }
-    } else {
+    } else if (active) {
 #pragma unroll
-        for (int e = 0; e < HELD; e++) v[e] = 0.0f;
+        for (int e = 0; e < HELD; e++)
+            if (at + e < (int)f.r.size) v[e] = __fmul_rn(f.r.signs[at + e], v[e]);
     }
     place p;
     transform(f.r, f.c.passes, active, at, shared + (size_t)slot * f.c.shared, v, &p);
@@ -353,12 +392,7 @@ __global__ void __launch_bounds__(1024) inverse_kernel(const __grid_constant__ i
     let_next_start();
     wait_for_previous();
     float v[HELD];
-    if (active) {
-        load_row(f.z + row * f.ldz, at, (int)f.r.padded, f.wide, v);
-    } else {
-#pragma unroll
-        for (int e = 0; e < HELD; e++) v[e] = 0.0f;
-    }
+    fetch_row(f.z + row * f.ldz, f.c, f.wide, active, t, (int)f.r.padded, shared + (size_t)slot * f.c.shared, v);
     place p;
     transform(f.r, f.c.passes, active, at, shared + (size_t)slot * f.c.shared, v, &p);
     if (!active) return;
