@@ -313,9 +313,11 @@ static void attention(const struct walsh_queue *q, float *y, size_t ldo, const f
     struct staged *s = of(q);
     struct walsh_attention_row *room = row_room(count);
     const size_t width = (size_t)shape->heads * shape->head_dim;
+    struct walsh_attention_shape device_shape = *shape;
+    device_shape.sinks = in(s, shape->sinks, shape->heads * sizeof(float));
     s->device.ops->attention(&s->device, out(s, y, span(count, ldo, width, 4)), ldo,
                              in(s, query, span(count, ldq, width, 4)), ldq,
-                             stage_rows(s, rows, count, false, shape, room), count, shape, role);
+                             stage_rows(s, rows, count, false, shape, room), count, &device_shape, role);
     finish(s);
     free(room);
 }

@@ -211,7 +211,9 @@ __global__ void __launch_bounds__(THREADS)
     const float *maximum = mine + (size_t)head * CHUNKS, *sum = maximum + (size_t)shape.heads * CHUNKS;
     const float *part = mine + (size_t)shape.heads * CHUNKS * 2 + (size_t)head * CHUNKS * dim;
     float largest = -INFINITY, total = 0.0f;
+    if (shape.sinks) largest = shape.sinks[head];
     for (uint32_t c = 0; c < chunks; c++) largest = fmaxf(largest, maximum[c]);
+    if (shape.sinks) total = expf(shape.sinks[head] - largest);
     for (uint32_t c = 0; c < chunks; c++) total = fmaf(sum[c], expf(maximum[c] - largest), total);
     for (uint32_t d = threadIdx.x; d < dim; d += THREADS) {
         float v = 0.0f;

@@ -140,6 +140,7 @@ struct cuda_attention_row {
 struct cuda_attention_shape {
     uint32_t heads, kv_heads, head_dim, window;
     float scale, soft_cap;
+    const float *sinks; /* [heads] or NULL */
 };
 void cuda_attention_rows(cudaStream_t stream, struct cuda_attention_row *out,
                          const struct cuda_kv_view *const *kv, const uint32_t *positions, size_t count,

@@ -188,7 +188,8 @@ static struct cuda_attention_shape shape_of(const struct walsh_attention_shape *
                                          .head_dim = s->head_dim,
                                          .window = s->window,
                                          .scale = s->scale,
-                                         .soft_cap = s->soft_cap};
+                                         .soft_cap = s->soft_cap,
+                                         .sinks = s->sinks};
 }
 
 static void attention_rows(const struct walsh_queue *q, struct walsh_attention_row *out,
