@@ -18,6 +18,7 @@ struct walsh_bench {
     void *user;
     struct walsh_arena arena;
     struct walsh_random random;
+    bool first;              /* of an op: the variant that the others are held against */
     size_t cases;            /* of this implementation so far */
     double reference[CASES]; /* the reference's seconds */
 };
@@ -95,6 +96,28 @@ void walsh_bench_run(struct walsh_bench *b, const char *size, double bytes, doub
     b->callback(b->user, &result);
 }
 
+void walsh_bench_run_op(struct walsh_bench *b, const char *size, double bytes, void (*run)(void *argument),
+                        void *argument)
+{
+    double seconds = median_seconds(run, argument), ratio = 0;
+    if (b->cases < CASES) {
+        if (b->first) b->reference[b->cases] = seconds;
+        ratio = b->reference[b->cases] / seconds;
+    }
+    b->cases++;
+    const double bandwidth = b->roofline->read_bandwidth;
+    struct walsh_bench_result result = {
+        .kernel = b->kernel,
+        .implementation = b->implementation,
+        .size = size,
+        .seconds = seconds,
+        .bytes = bytes,
+        .ratio = ratio,
+        .roofline = bandwidth > 0 ? bytes / bandwidth / seconds : 0,
+    };
+    b->callback(b->user, &result);
+}
+
 /* The next implementation starts: of another kernel without its predecessor's figures. */
 static void begin(struct walsh_bench *b, const char *kernel, const char *implementation)
 {
@@ -103,6 +126,13 @@ static void begin(struct walsh_bench *b, const char *kernel, const char *impleme
     b->implementation = implementation;
     b->cases = 0;
     walsh_random_seed(&b->random, 1);
+}
+
+void walsh_bench_begin_op(struct walsh_bench *b, const char *op, const char *implementation, bool first)
+{
+    walsh_arena_close(&b->arena);
+    begin(b, op, implementation);
+    b->first = first;
 }
 
 void walsh_queue_bench(const struct walsh_queue *q, const char *pattern, struct walsh_roofline *roofline,
@@ -119,4 +149,8 @@ void walsh_queue_bench(const struct walsh_queue *q, const char *pattern, struct 
         walsh_arena_close(&b.arena);                                                                         \
     }
 #include "kernels/kernels.def"
+    if (pattern != NULL && strstr("op_attention", pattern) != NULL) {
+        walsh_bench_op_attention(&b, q);
+        walsh_arena_close(&b.arena);
+    }
 }

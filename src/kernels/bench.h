@@ -29,7 +29,8 @@ struct walsh_bench_result {
     const char *size;         /* "n=4096", "rows=2048 cols=2048" */
     double seconds;           /* median of one call */
     double bytes, operations; /* of one call */
-    double ratio;             /* the reference's seconds / seconds; 0 where the reference was not run */
+    double ratio;             /* the reference's seconds / seconds; 0 where the reference was not run. Of an
+                               * op: the first variant's seconds / seconds */
     double roofline; /* share of the binding ceiling, of one thread: the seconds that the operations take at
                       * their rate or the bytes at the bandwidth of the level that holds them, whichever is
                       * longer, / seconds */
@@ -46,13 +47,21 @@ struct walsh_bench;
 /* Time `run(argument)`, which moves `bytes` and does `operations` each call. `size` is copied. */
 void walsh_bench_run(struct walsh_bench *b, const char *size, double bytes, double operations,
                      enum walsh_ceiling ceiling, void (*run)(void *argument), void *argument);
+/* The same of an op, on all threads of the queue, held against the bandwidth of all of them. The rows of an
+ * op follow walsh_bench_begin_op; `implementation` names what is varied, and `first` is the one that the
+ * others are held against, size by size. Memory of the variant before is freed. */
+void walsh_bench_begin_op(struct walsh_bench *b, const char *op, const char *implementation, bool first);
+void walsh_bench_run_op(struct walsh_bench *b, const char *size, double bytes, void (*run)(void *argument),
+                        void *argument);
+void walsh_bench_op_attention(struct walsh_bench *b, const struct walsh_queue *q);
 /* Zeroed memory that lives until the kernel's cases are done; NULL (then the case returns) where memory is
  * short. */
 void *walsh_bench_alloc(struct walsh_bench *b, size_t bytes);
 float *walsh_bench_normal(struct walsh_bench *b, size_t n); /* standard normal numbers, or NULL */
 
 /* All kernels of the list whose name contains `pattern` (NULL: all), every implementation that q's level
- * admits, on the calling thread. The roofline is measured first. */
+ * admits, on the calling thread; and op_attention, where the pattern asks for it, on all threads. The
+ * roofline is measured first. */
 void walsh_queue_bench(const struct walsh_queue *q, const char *pattern, struct walsh_roofline *roofline,
                        walsh_bench_callback *callback, void *user);
 
