@@ -74,16 +74,17 @@ static double least_seconds(const struct walsh_roofline *r, double bytes, double
     return compute > memory ? compute : memory;
 }
 
-void walsh_bench_run(struct walsh_bench *b, const char *size, double bytes, double operations,
-                     enum walsh_ceiling ceiling, void (*run)(void *argument), void *argument)
+/* Report a case of `seconds`, of which the machine needs `least`; `reference`: others are held against it. */
+static void report(struct walsh_bench *b, const char *size, double bytes, double operations, double seconds,
+                   double least, bool reference)
 {
-    double seconds = median_seconds(run, argument), ratio = 0;
+    double ratio = 0;
     if (b->cases < CASES) {
-        if (strcmp(b->implementation, "reference") == 0) b->reference[b->cases] = seconds;
+        if (reference) b->reference[b->cases] = seconds;
         ratio = b->reference[b->cases] / seconds;
     }
     b->cases++;
-    struct walsh_bench_result result = {
+    const struct walsh_bench_result result = {
         .kernel = b->kernel,
         .implementation = b->implementation,
         .size = size,
@@ -91,31 +92,24 @@ void walsh_bench_run(struct walsh_bench *b, const char *size, double bytes, doub
         .bytes = bytes,
         .operations = operations,
         .ratio = ratio,
-        .roofline = least_seconds(b->roofline, bytes, operations, ceiling) / seconds,
+        .roofline = least / seconds,
     };
     b->callback(b->user, &result);
+}
+
+void walsh_bench_run(struct walsh_bench *b, const char *size, double bytes, double operations,
+                     enum walsh_ceiling ceiling, void (*run)(void *argument), void *argument)
+{
+    report(b, size, bytes, operations, median_seconds(run, argument),
+           least_seconds(b->roofline, bytes, operations, ceiling),
+           strcmp(b->implementation, "reference") == 0);
 }
 
 void walsh_bench_run_op(struct walsh_bench *b, const char *size, double bytes, void (*run)(void *argument),
                         void *argument)
 {
-    double seconds = median_seconds(run, argument), ratio = 0;
-    if (b->cases < CASES) {
-        if (b->first) b->reference[b->cases] = seconds;
-        ratio = b->reference[b->cases] / seconds;
-    }
-    b->cases++;
     const double bandwidth = b->roofline->read_bandwidth;
-    struct walsh_bench_result result = {
-        .kernel = b->kernel,
-        .implementation = b->implementation,
-        .size = size,
-        .seconds = seconds,
-        .bytes = bytes,
-        .ratio = ratio,
-        .roofline = bandwidth > 0 ? bytes / bandwidth / seconds : 0,
-    };
-    b->callback(b->user, &result);
+    report(b, size, bytes, 0, median_seconds(run, argument), bandwidth > 0 ? bytes / bandwidth : 0, b->first);
 }
 
 /* The next implementation starts: of another kernel without its predecessor's figures. */

@@ -76,10 +76,12 @@ void check_rope_f32(struct check *c, walsh_kernel_rope_f32 *reference, walsh_ker
     }
 }
 
-/* exp within 2 units, then 1 +, /, * with half a unit each. */
-#define SWIGLU_FACTOR 4
+typedef void gated(float *y, const float *gate, const float *up, size_t n);
 
-void check_swiglu_f32(struct check *c, walsh_kernel_swiglu_f32 *reference, walsh_kernel_swiglu_f32 *candidate)
+/* Gates are standard normal, in round 1 times `widest`, later times `wide`. The error is held against |gate *
+ * up| where `by_input`, else against |y|. */
+static void check_gated(struct check *c, gated *reference, gated *candidate, float widest, float wide,
+                        bool by_input, double factor)
 {
     for (size_t l = 0; l < LENGTHS; l++) {
         size_t n = lengths[l];
@@ -88,7 +90,7 @@ void check_swiglu_f32(struct check *c, walsh_kernel_swiglu_f32 *reference, walsh
         check_fill_normal(c, gate, n);
         check_fill_normal(c, up, n);
         if (c->round > 0)
-            for (size_t i = 0; i < n; i++) gate[i] *= c->round == 1 ? 100.0f : 10.0f;
+            for (size_t i = 0; i < n; i++) gate[i] *= c->round == 1 ? widest : wide;
         if (c->round == CHECK_ROUNDS - 1) {
             gate[check_below(c, n)] = NAN;
             up[check_below(c, n)] = INFINITY;
@@ -99,10 +101,19 @@ void check_swiglu_f32(struct check *c, walsh_kernel_swiglu_f32 *reference, walsh
         candidate(got, gate, up, n);
         candidate(in_place, in_place, up, n);
         /* below 1e-30 the exponential's end of range matters, the result does not */
-        for (size_t i = 0; i < n; i++) magnitude[i] = fabsf(expected[i]) + 1e-30f;
-        check_close_f32(c, "y", expected, got, magnitude, n, SWIGLU_FACTOR);
+        for (size_t i = 0; i < n; i++)
+            magnitude[i] = by_input ? fabsf(gate[i] * up[i]) : fabsf(expected[i]) + 1e-30f;
+        check_close_f32(c, "y", expected, got, magnitude, n, factor);
         check_exact_f32(c, "y in place", got, in_place, n);
     }
+}
+
+/* exp within 2 units, then 1 +, /, * with half a unit each. */
+#define SWIGLU_FACTOR 4
+
+void check_swiglu_f32(struct check *c, walsh_kernel_swiglu_f32 *reference, walsh_kernel_swiglu_f32 *candidate)
+{
+    check_gated(c, reference, candidate, 100, 10, false, SWIGLU_FACTOR);
 }
 
 /* The exponent's three roundings cost its size in units, and x exp(-x) is below 0.37. */
@@ -110,27 +121,7 @@ void check_swiglu_f32(struct check *c, walsh_kernel_swiglu_f32 *reference, walsh
 
 void check_geglu_f32(struct check *c, walsh_kernel_geglu_f32 *reference, walsh_kernel_geglu_f32 *candidate)
 {
-    for (size_t l = 0; l < LENGTHS; l++) {
-        size_t n = lengths[l];
-        float *gate = row(c, n), *up = row(c, n), *expected = row(c, n), *got = row(c, n),
-              *magnitude = row(c, n);
-        check_fill_normal(c, gate, n);
-        check_fill_normal(c, up, n);
-        if (c->round > 0)
-            for (size_t i = 0; i < n; i++) gate[i] *= c->round == 1 ? 1e15f : 3.0f;
-        if (c->round == CHECK_ROUNDS - 1) {
-            gate[check_below(c, n)] = NAN;
-            up[check_below(c, n)] = INFINITY;
-            gate[check_below(c, n)] = INFINITY;
-        }
-        float *in_place = copy(c, gate, n);
-        reference(expected, gate, up, n);
-        candidate(got, gate, up, n);
-        candidate(in_place, in_place, up, n);
-        for (size_t i = 0; i < n; i++) magnitude[i] = fabsf(gate[i] * up[i]);
-        check_close_f32(c, "y", expected, got, magnitude, n, GEGLU_FACTOR);
-        check_exact_f32(c, "y in place", got, in_place, n);
-    }
+    check_gated(c, reference, candidate, 1e15f, 3, true, GEGLU_FACTOR);
 }
 
 void check_scale_f32(struct check *c, walsh_kernel_scale_f32 *reference, walsh_kernel_scale_f32 *candidate)
