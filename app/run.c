@@ -19,7 +19,7 @@ struct run_settings {
     struct kv_settings kv;
     struct prefix_settings prefix;
     int64_t tokens, top_k, repeat_last, seed;
-    double temperature, top_p, min_p, repeat_penalty;
+    double temperature, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty;
     bool plain_text;
     struct option_texts stops, adapters;
 };
@@ -98,6 +98,22 @@ static const struct option run_options[] = {
      .most = INT32_MAX,
      .offset = AT(repeat_last),
      .help = "tokens that the repeat penalty looks at, 0 for none; default: 64"},
+    {.name = "presence-penalty",
+     .argument = "P",
+     .kind = OPTION_REAL,
+     .least = -100,
+     .most = 100,
+     .fallback = "0",
+     .offset = AT(presence_penalty),
+     .help = "subtract P from the logits of tokens that were generated"},
+    {.name = "frequency-penalty",
+     .argument = "P",
+     .kind = OPTION_REAL,
+     .least = -100,
+     .most = 100,
+     .fallback = "0",
+     .offset = AT(frequency_penalty),
+     .help = "subtract P from the logits of tokens for each time that they were generated"},
     {.name = "stop",
      .aliases = "reverse-prompt",
      .argument = "TEXT",
@@ -156,6 +172,8 @@ static enum walsh_status open_sampler(struct talk *talk, struct walsh_error *err
     if (!isnan(settings->min_p)) options.min_p = settings->min_p;
     if (!isnan(settings->repeat_penalty)) options.repeat_penalty = settings->repeat_penalty;
     if (settings->repeat_last != OPTION_UNSET) options.repeat_last = (uint32_t)settings->repeat_last;
+    options.presence_penalty = settings->presence_penalty;
+    options.frequency_penalty = settings->frequency_penalty;
     if (settings->seed != OPTION_UNSET) {
         talk->seed = (uint64_t)settings->seed;
     } else {

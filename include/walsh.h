@@ -6,7 +6,9 @@
  * walsh_x_close(&x) frees and sets to NULL; closing NULL does nothing. Options structs start with struct_size
  * = sizeof(struct ...), set by their WALSH_..._OPTIONS macro; a zeroed member means the default that its
  * comment gives. Strings are UTF-8. Models are immutable and may be shared by threads as long as one call
- * runs on a context at a time; a session has one owner. Nothing here prints, exits or reads the environment.
+ * runs on a context at a time; a session has one owner. Calls on text (walsh_model_encode,
+ * walsh_model_decode, walsh_text_stream_*, walsh_model_is_eos) do not count: they may run on any thread
+ * beside any other call. Nothing here prints, exits or reads the environment.
  */
 #ifndef WALSH_H
 #define WALSH_H
@@ -390,6 +392,14 @@ struct walsh_sampler_options {
     uint64_t seed;
     const struct walsh_model *model; /* NULL, or: ids that its tokenizer has no token for are never drawn. The
                                         model outlives the sampler */
+    /* Subtracted from the logits of tokens that this sampler has drawn (not of those that it was told of):
+     * presence_penalty once, frequency_penalty once for each time. -1e6 to 1e6; 0: off */
+    double presence_penalty, frequency_penalty;
+    /* [bias_count] ids, and what is added to their logits after all penalties, -1e6 to 1e6; an id that stands
+     * there twice gets both. Copied */
+    const int32_t *bias_ids;
+    const float *biases;
+    size_t bias_count;
 };
 #define WALSH_SAMPLER_OPTIONS                                                                                \
     {                                                                                                        \

@@ -146,6 +146,11 @@ enum walsh_status walsh_sampling_read(const struct walsh_sampler_options *option
         .seed = o.seed,
         .excluded = graph ? graph->tokenless : NULL,
         .excluded_count = graph ? graph->tokenless_count : 0,
+        .presence_penalty = o.presence_penalty,
+        .frequency_penalty = o.frequency_penalty,
+        .bias_ids = o.bias_ids,
+        .biases = o.biases,
+        .bias_count = o.bias_count,
     };
     return WALSH_OK;
 }

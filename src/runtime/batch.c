@@ -92,6 +92,10 @@ static void release(struct walsh_batch_entry *entry)
     walsh_adapter_set_close(&entry->set);
     walsh_free(entry->ids);
     walsh_free(entry->salt);
+    walsh_free(entry->bias_ids);
+    walsh_free(entry->biases);
+    entry->bias_ids = NULL;
+    entry->biases = NULL;
     entry->ids = NULL;
     entry->salt = NULL;
 }
@@ -152,7 +156,7 @@ static enum walsh_status fill_entry(const struct walsh_batch *b, const struct wa
 {
     WALSH_TRY(measure(b, job, &e->tokens, &e->kv_tokens, err));
     WALSH_TRY(walsh_runner_check_ids(b->runner, job->ids, job->count, err));
-    WALSH_TRY(walsh_sampling_check(&job->sampling, err));
+    WALSH_TRY(walsh_sampling_check(&job->sampling, b->runner->graph->config.vocab, err));
     WALSH_TRY(walsh_runtime_open_set(b->runner, job->adapters, job->adapter_count, &e->set, err));
     size_t ids;
     if (!walsh_add(job->count, job->stop_count, &ids))
@@ -170,7 +174,7 @@ static enum walsh_status fill_entry(const struct walsh_batch *b, const struct wa
     e->sampling = job->sampling;
     /* More than there will ever be is the same as all. */
     e->sampling.repeat_last = (uint32_t)walsh_min(e->sampling.repeat_last, (size_t)e->count + e->tokens);
-    return WALSH_OK;
+    return walsh_sampling_copy_bias(&e->sampling, &e->bias_ids, &e->biases, err);
 }
 
 enum walsh_status walsh_runtime_batch_submit(struct walsh_batch *b, const struct walsh_batch_job *job,

@@ -2,8 +2,11 @@
 
 #include <math.h>
 #include <stdbool.h>
+#include <string.h>
 
 #include "base/memory.h"
+
+#define MOST_SHIFT 1e6f /* of a logit by bias or penalty: far beyond any logit, and the sum stays finite */
 
 static enum walsh_status check(const char *name, double value, bool valid, const char *range,
                                struct walsh_error *err)
@@ -16,25 +19,62 @@ static enum walsh_status allocate(struct walsh_sampler *s, struct walsh_error *e
 {
     WALSH_TRY(walsh_alloc(s->vocab, sizeof *s->candidates, "the sampler", &s->candidates, err));
     WALSH_TRY(walsh_alloc(s->vocab, sizeof *s->mass, "the sampler", &s->mass, err));
-    return walsh_alloc(s->options.repeat_last, sizeof *s->recent, "the sampler", &s->recent, err);
+    WALSH_TRY(walsh_alloc(s->options.repeat_last, sizeof *s->recent, "the sampler", &s->recent, err));
+    if (s->options.presence_penalty != 0 || s->options.frequency_penalty != 0)
+        WALSH_TRY(walsh_alloc_zero(s->vocab, sizeof *s->drawn, "the sampler", &s->drawn, err));
+    return walsh_sampling_copy_bias(&s->options, &s->bias_ids, &s->biases, err);
 }
 
-enum walsh_status walsh_sampling_check(const struct walsh_sampling *o, struct walsh_error *err)
+enum walsh_status walsh_sampling_copy_bias(struct walsh_sampling *o, int32_t **ids, float **biases,
+                                           struct walsh_error *err)
+{
+    WALSH_TRY(walsh_alloc(o->bias_count, sizeof **ids, "biases of logits", ids, err));
+    WALSH_TRY(walsh_alloc(o->bias_count, sizeof **biases, "biases of logits", biases, err));
+    if (o->bias_count) {
+        memcpy(*ids, o->bias_ids, o->bias_count * sizeof **ids);
+        memcpy(*biases, o->biases, o->bias_count * sizeof **biases);
+    }
+    o->bias_ids = *ids;
+    o->biases = *biases;
+    return WALSH_OK;
+}
+
+static enum walsh_status check_bias(const struct walsh_sampling *o, uint32_t vocab, struct walsh_error *err)
+{
+    for (size_t i = 0; i < o->bias_count; i++) {
+        const int32_t id = o->bias_ids[i];
+        if (id < 0 || (uint32_t)id >= vocab)
+            return walsh_fail(err, WALSH_E_ARGUMENT, "a bias for token %d: the vocabulary has ids 0 to %u",
+                              id, vocab - 1);
+        if (!(fabsf(o->biases[i]) <= MOST_SHIFT))
+            return walsh_fail(err, WALSH_E_ARGUMENT, "the bias of token %d is %g, expected -1e6 to 1e6", id,
+                              (double)o->biases[i]);
+    }
+    return WALSH_OK;
+}
+
+enum walsh_status walsh_sampling_check(const struct walsh_sampling *o, uint32_t vocab,
+                                       struct walsh_error *err)
 {
     WALSH_TRY(check("temperature", o->temperature, o->temperature >= 0 && isfinite(o->temperature),
                     "0 or more", err));
     WALSH_TRY(check("top_p", o->top_p, o->top_p > 0 && o->top_p <= 1, "more than 0, at most 1", err));
     WALSH_TRY(check("min_p", o->min_p, o->min_p >= 0 && o->min_p <= 1, "0 to 1", err));
-    return check("repeat_penalty", o->repeat_penalty, o->repeat_penalty > 0 && isfinite(o->repeat_penalty),
-                 "more than 0", err);
+    WALSH_TRY(check("repeat_penalty", o->repeat_penalty, o->repeat_penalty > 0 && isfinite(o->repeat_penalty),
+                    "more than 0", err));
+    WALSH_TRY(check("presence_penalty", o->presence_penalty, fabs(o->presence_penalty) <= MOST_SHIFT,
+                    "-1e6 to 1e6", err));
+    WALSH_TRY(check("frequency_penalty", o->frequency_penalty, fabs(o->frequency_penalty) <= MOST_SHIFT,
+                    "-1e6 to 1e6", err));
+    return check_bias(o, vocab, err);
 }
 
 enum walsh_status walsh_sampler_create(const struct walsh_sampling *o, uint32_t vocab,
                                        struct walsh_sampler **out, struct walsh_error *err)
 {
     *out = NULL;
-    WALSH_TRY(walsh_sampling_check(o, err));
     if (vocab == 0) return walsh_fail(err, WALSH_E_ARGUMENT, "a sampler needs a vocabulary");
+    WALSH_TRY(walsh_sampling_check(o, vocab, err));
     struct walsh_sampler *s;
     WALSH_TRY(walsh_alloc_zero(1, sizeof *s, "the sampler", &s, err));
     s->options = *o;
@@ -55,6 +95,9 @@ void walsh_sampler_destroy(struct walsh_sampler **sampler)
     walsh_free((*sampler)->candidates);
     walsh_free((*sampler)->mass);
     walsh_free((*sampler)->recent);
+    walsh_free((*sampler)->drawn);
+    walsh_free((*sampler)->bias_ids);
+    walsh_free((*sampler)->biases);
     walsh_free(*sampler);
     *sampler = NULL;
 }
@@ -78,6 +121,18 @@ static void penalize(struct walsh_sampler *s, const float *logits)
         double logit = (double)logits[id]; /* of the model: a second occurrence gives the same value again */
         s->candidates[id].logit = (float)(logit > 0 ? logit / penalty : logit * penalty);
     }
+}
+
+/* Presence and frequency penalties over the tokens drawn, then the biases. Sums in double, rounded once per
+ * token and step. */
+static void shift(struct walsh_sampler *s)
+{
+    const struct walsh_sampling *o = &s->options;
+    for (uint32_t i = 0; s->drawn && i < s->vocab; i++)
+        if (s->drawn[i])
+            s->candidates[i].logit = (float)((double)s->candidates[i].logit - o->presence_penalty -
+                                             o->frequency_penalty * (double)s->drawn[i]);
+    for (size_t i = 0; i < o->bias_count; i++) s->candidates[s->bias_ids[i]].logit += s->biases[i];
 }
 
 /* a comes before b: a larger logit, or an equal one and a lower id. */
@@ -166,6 +221,7 @@ enum walsh_status walsh_sampler_choose(struct walsh_sampler *s, const float *log
     for (uint32_t i = 0; i < s->vocab; i++)
         s->candidates[i] = (struct walsh_candidate){logits[i], (int32_t)i};
     penalize(s, logits);
+    shift(s);
     for (size_t i = 0; i < s->options.excluded_count; i++)
         s->candidates[s->options.excluded[i]].logit = -INFINITY;
     struct walsh_candidate best;
@@ -184,5 +240,6 @@ enum walsh_status walsh_sampler_choose(struct walsh_sampler *s, const float *log
         *id = s->candidates[s->vocab - 1 - chosen].id;
     }
     walsh_sampler_note(s, *id);
+    if (s->drawn) s->drawn[*id]++;
     return WALSH_OK;
 }

@@ -8,8 +8,8 @@
 #include "base/random.h"
 #include "base/status.h"
 
-/* Applied in this order: repeat penalty, temperature, top-k, top-p, min-p, as in Hugging Face's logits
- * processors. */
+/* Applied in this order: repeat penalty, presence and frequency penalty, bias, temperature, top-k, top-p,
+ * min-p; the filters as in Hugging Face's logits processors. */
 struct walsh_sampling {
     double temperature;    /* >= 0; 0: the largest logit, ties to the lowest id */
     uint32_t top_k;        /* 0: off */
@@ -22,10 +22,15 @@ struct walsh_sampling {
     const int32_t
         *excluded; /* [excluded_count] ids that are never drawn, borrowed; each below the vocabulary */
     size_t excluded_count;
+    /* Subtracted from the logits of drawn tokens: once, and once for each time (OpenAI's API reference). */
+    double presence_penalty, frequency_penalty;
+    const int32_t *bias_ids; /* [bias_count] ids, and what is added to their logits; copied by the sampler */
+    const float *biases;
+    size_t bias_count;
 };
 
 struct walsh_candidate {
-    float logit; /* after the repeat penalty */
+    float logit; /* after penalties and bias */
     int32_t id;
 };
 
@@ -37,10 +42,19 @@ struct walsh_sampler {
     double *mass;                       /* [vocab]: unnormalised probabilities of the sorted candidates */
     int32_t *recent;                    /* ring [repeat_last] */
     uint64_t accepted;                  /* tokens so far */
+    uint32_t *drawn;   /* [vocab]: how often each was drawn; NULL where no penalty asks for it */
+    int32_t *bias_ids; /* [options.bias_count] */
+    float *biases;
 };
 
-/* Options out of their ranges: WALSH_E_ARGUMENT, naming option, value and range. */
-enum walsh_status walsh_sampling_check(const struct walsh_sampling *options, struct walsh_error *err);
+/* Options out of their ranges and biases of ids outside the vocabulary: WALSH_E_ARGUMENT, naming option,
+ * value and range. */
+enum walsh_status walsh_sampling_check(const struct walsh_sampling *options, uint32_t vocab,
+                                       struct walsh_error *err);
+/* Replace the options' biases by copies of the caller's, in *ids and *biases (walsh_free, also on failure).
+ */
+enum walsh_status walsh_sampling_copy_bias(struct walsh_sampling *options, int32_t **ids, float **biases,
+                                           struct walsh_error *err);
 /* Checks them too. */
 enum walsh_status walsh_sampler_create(const struct walsh_sampling *options, uint32_t vocab,
                                        struct walsh_sampler **out, struct walsh_error *err);

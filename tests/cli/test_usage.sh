@@ -47,6 +47,8 @@ misuse "-n: 99999999999 is out of range: 1 to 2147483647" run m -n 99999999999
 misuse "--top_p: 1.5 is out of range: 0 to 1" run m --top_p 1.5
 misuse "--temperature: 'hot' is not a number" run m --temperature=hot
 misuse "--temp: 'nan' is not a number" run m --temp nan
+misuse "--presence-penalty: 101 is out of range: -100 to 100" run m --presence-penalty 101
+misuse "--frequency-penalty: 'much' is not a number" run m --frequency-penalty much
 misuse "--json takes no argument" run m --json=yes
 walsh run m --josn --json
 exits 2

@@ -14,6 +14,7 @@
 #include "walsh.h"
 
 #define TRIAL_ADAPTERS 3
+#define TRIAL_BIASES 6
 
 struct trial {
     const struct walsh_model *model;
@@ -44,7 +45,9 @@ static inline uint32_t trial_between(struct trial *t, uint32_t least, uint32_t m
 struct wanted {
     int32_t *ids;
     uint32_t count, max_tokens;
-    struct walsh_sampler_options sampling;
+    struct walsh_sampler_options sampling; /* its biases are those below: a wanted does not move */
+    int32_t bias_ids[TRIAL_BIASES];
+    float biases[TRIAL_BIASES];
     struct walsh_adapter_use uses[2];
     size_t adapters;
     int32_t stop; /* ends it; -1: none */
@@ -89,6 +92,17 @@ static inline void wanted_draw(struct trial *t, struct wanted *w)
     if (!trial_between(t, 0, 2)) w->sampling.top_p = 0.9;
     if (!trial_between(t, 0, 3)) w->sampling.repeat_penalty = 1.3;
     if (!trial_between(t, 0, 7)) w->sampling.repeat_last = UINT32_MAX / 2;
+    if (!trial_between(t, 0, 3)) w->sampling.presence_penalty = 0.8;
+    if (!trial_between(t, 0, 3)) w->sampling.frequency_penalty = 0.5;
+    if (!trial_between(t, 0, 3)) {
+        for (uint32_t i = 0; i < TRIAL_BIASES; i++) {
+            w->bias_ids[i] = (int32_t)trial_between(t, 3, (uint32_t)t->vocab - 1);
+            w->biases[i] = (float)trial_between(t, 0, 12) - 4;
+        }
+        w->sampling.bias_count = TRIAL_BIASES;
+    }
+    w->sampling.bias_ids = w->bias_ids;
+    w->sampling.biases = w->biases;
     w->ignore_eos = !trial_between(t, 0, 7);
     w->stop = -1;
     const uint32_t which = trial_between(t, 0, 9); /* half of them without */

@@ -189,6 +189,63 @@ static void excluded_tokens_are_never_drawn(void **state)
     walsh_sampler_destroy(&sampler);
 }
 
+/* Only what was drawn counts, a token of the prompt does not; once and for each time are different things. */
+static void drawn_tokens_are_penalized(void **state)
+{
+    (void)state;
+    struct walsh_sampling o = plain;
+    o.temperature = 0;
+    o.presence_penalty = 1;
+    const float logits[VOCAB] = {4, 3.5f, 2.9f, -9, -9, -9, -9, -9};
+    struct walsh_sampler *sampler = open_sampler(&o);
+    walsh_sampler_note(sampler, 0);
+    /* 4; then 3.5 beats 3; then 3 beats 2.9 and 2.5; it stays there */
+    static const int32_t once[] = {0, 1, 0, 0};
+    for (size_t i = 0; i < 4; i++) {
+        int32_t id;
+        assert_int_equal(walsh_sampler_choose(sampler, logits, &id, NULL), WALSH_OK);
+        assert_int_equal(id, once[i]);
+    }
+    walsh_sampler_destroy(&sampler);
+    o.presence_penalty = 0;
+    o.frequency_penalty = 1;
+    sampler = open_sampler(&o);
+    /* 4; 3.5 beats 3; 3 beats 2.9; 2.9 beats 2.5 and 2; 2.5; 2 beats 1.9; 1.9 beats 1.5 and 1 */
+    static const int32_t often[] = {0, 1, 0, 2, 1, 0, 2};
+    for (size_t i = 0; i < 7; i++) {
+        int32_t id;
+        assert_int_equal(walsh_sampler_choose(sampler, logits, &id, NULL), WALSH_OK);
+        assert_int_equal(id, often[i]);
+    }
+    walsh_sampler_destroy(&sampler);
+}
+
+/* A bias moves the probabilities that everything behind it sees; the sampler has a copy of its own. */
+static void biases_are_added(void **state)
+{
+    (void)state;
+    int32_t ids[] = {5, 1, 5};
+    float biases[] = {(float)log(10), -1e6f, (float)log(2)};
+    struct walsh_sampling o = plain;
+    o.bias_ids = ids;
+    o.biases = biases;
+    o.bias_count = 3;
+    /* .01 becomes .20, .30 becomes 0: of .89 together */
+    const double expected[VOCAB] = {.05 / .89, 0,         .02 / .89, .25 / .89,
+                                    .15 / .89, .20 / .89, .20 / .89, .02 / .89};
+    check_frequencies(&o, expected);
+    float logits[VOCAB];
+    int32_t id;
+    logits_of(probability, logits);
+    o.temperature = 0;
+    struct walsh_sampler *sampler = open_sampler(&o);
+    ids[1] = 3;
+    biases[0] = 100;
+    assert_int_equal(walsh_sampler_choose(sampler, logits, &id, NULL), WALSH_OK);
+    assert_int_equal(id, 3);
+    walsh_sampler_destroy(&sampler);
+}
+
 static void a_seed_fixes_the_draws(void **state)
 {
     (void)state;
@@ -243,6 +300,22 @@ static void bad_logits_and_options_are_refused(void **state)
     o = plain;
     o.repeat_penalty = 0;
     assert_int_equal(walsh_sampler_create(&o, VOCAB, &sampler, &err), WALSH_E_ARGUMENT);
+    o = plain;
+    o.frequency_penalty = NAN;
+    assert_int_equal(walsh_sampler_create(&o, VOCAB, &sampler, &err), WALSH_E_ARGUMENT);
+    assert_string_equal(err.message, "frequency_penalty is nan, expected -1e6 to 1e6");
+    int32_t bad_id = VOCAB;
+    float bad_bias = 1;
+    o = plain;
+    o.bias_ids = &bad_id;
+    o.biases = &bad_bias;
+    o.bias_count = 1;
+    assert_int_equal(walsh_sampler_create(&o, VOCAB, &sampler, &err), WALSH_E_ARGUMENT);
+    assert_string_equal(err.message, "a bias for token 8: the vocabulary has ids 0 to 7");
+    bad_id = 7;
+    bad_bias = -INFINITY;
+    assert_int_equal(walsh_sampler_create(&o, VOCAB, &sampler, &err), WALSH_E_ARGUMENT);
+    assert_string_equal(err.message, "the bias of token 7 is -inf, expected -1e6 to 1e6");
 }
 
 int main(void)
@@ -253,6 +326,8 @@ int main(void)
         cmocka_unit_test(greedy_takes_the_first_of_the_largest),
         cmocka_unit_test(repeats_are_penalized_while_they_are_recent),
         cmocka_unit_test(excluded_tokens_are_never_drawn),
+        cmocka_unit_test(drawn_tokens_are_penalized),
+        cmocka_unit_test(biases_are_added),
         cmocka_unit_test(a_seed_fixes_the_draws),
         cmocka_unit_test(bad_logits_and_options_are_refused),
     };
