@@ -184,6 +184,62 @@ WALSH_API enum walsh_status walsh_text_stream_finish(struct walsh_text_stream *s
                                                      size_t *size, struct walsh_error *err);
 WALSH_API void walsh_text_stream_close(struct walsh_text_stream **stream);
 
+/* ------------------------------------------------------------------------------------------------ chat */
+
+/* Chat templates: a model's own Jinja template turns a conversation into the text of a prompt, byte for byte
+ * as Hugging Face's library does it. docs/chat-templates.md has what of Jinja is known and what is refused. A
+ * template computes from data alone: it reaches no file, no clock but `now`, and steps, depth, memory and the
+ * size of the text are limited. */
+struct walsh_chat_options {
+    size_t struct_size;
+    /* NULL: the model's own template, from chat_template.jinja or else from tokenizer_config.json. Otherwise
+     * the text of one. */
+    const char *template_text;
+    const char *tools_json;     /* NULL: none. A JSON array, the template's `tools` */
+    const char *variables_json; /* NULL, or a JSON object: further variables of the template, such as
+                                 * {"enable_thinking": false} or {"reasoning_effort": "high"}. They go before
+                                 * those that the library sets */
+    bool add_generation_prompt; /* end with the header of an answer; true is set by the macro */
+    int64_t now; /* seconds since 1970-01-01 00:00 that strftime_now shows without a time zone: add the zone's
+                  * offset for local time. 0: the clock's, in UTC */
+};
+#define WALSH_CHAT_OPTIONS                                                                                   \
+    {                                                                                                        \
+        .struct_size = sizeof(struct walsh_chat_options), .add_generation_prompt = true                      \
+    }
+/* Whether the model has a chat template of its own. */
+WALSH_API bool walsh_model_has_chat_template(const struct walsh_model *model);
+/* Render messages_json [size], a JSON array of objects as of the chat completions API ({"role": "user",
+ * "content": "..."}, tool_calls and the like as the template knows them), into *text: NUL-terminated, free
+ * with walsh_memory_free. Encode it without WALSH_TEXT_SPECIAL: the template writes BOS itself where the
+ * model wants one. The reasoning of an earlier answer is found under the names reasoning_content and
+ * thinking, whichever of reasoning_content, thinking, reasoning it comes in.
+ *
+ * WALSH_E_NOT_FOUND: no template; the message names the files it was looked for in. WALSH_E_ARGUMENT: the
+ * JSON is not what it should be, or the template refuses the conversation (raise_exception, with its text).
+ * WALSH_E_FORMAT: the template itself is wrong or uses what is not supported, with its line.
+ * WALSH_E_CAPACITY: more steps, depth, memory or text than allowed. */
+WALSH_API enum walsh_status walsh_chat_render(const struct walsh_model *model, const char *messages_json,
+                                              size_t messages_size, const struct walsh_chat_options *options,
+                                              char **text, size_t *size, struct walsh_error *err);
+
+/* ------------------------------------------------------------------------------------------------ grammars
+ */
+
+/* What an answer may look like: JSON, free or under a schema, as a mask over the tokens of each step. A
+ * grammar is immutable and may be used by any number of samplers of its model, which outlives it. What of
+ * JSON Schema is known, and the limits on size and depth: docs/structured-output.md. */
+struct walsh_grammar;
+/* schema_json [size]: a JSON schema; NULL: any JSON object. WALSH_E_ARGUMENT: not a schema, or one with a
+ * keyword that is not supported, which the message names with its place in the schema. WALSH_E_CAPACITY: too
+ * large or too deep. WALSH_E_UNSUPPORTED: the model has no end-of-sequence id, or no token for a byte that
+ * JSON needs. */
+WALSH_API enum walsh_status walsh_grammar_open(const struct walsh_model *model, const char *schema_json,
+                                               size_t size, struct walsh_grammar **out,
+                                               struct walsh_error *err);
+/* Samplers and requests that use the grammar keep it. */
+WALSH_API void walsh_grammar_close(struct walsh_grammar **grammar);
+
 /* ------------------------------------------------------------------------------------------------ adapters
  */
 
