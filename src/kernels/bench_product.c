@@ -16,6 +16,7 @@ struct product_case {
     struct walsh_weights ring[RING_MOST];
     size_t count, next;
     size_t piece; /* outputs per call */
+    bool transposed;
     struct walsh_activations a;
     float *y;
     void *scratch;
@@ -93,9 +94,10 @@ static void run(void *argument)
     struct product_case *t = argument;
     const struct walsh_weights *w = &t->ring[t->next];
     t->next = (t->next + 1) % t->count;
-    for (size_t r = 0; r < w->rows; r += t->piece) {
-        const struct walsh_product_part part = {w,    &t->a,   r,         walsh_min(r + t->piece, w->rows),
-                                                t->y, w->rows, t->scratch};
+    const size_t outs = t->transposed ? w->cols : w->rows;
+    for (size_t r = 0; r < outs; r += t->piece) {
+        const struct walsh_product_part part = {w,    &t->a, r,         walsh_min(r + t->piece, outs),
+                                                t->y, outs,  t->scratch};
         t->kernel(&part);
     }
 }
@@ -157,6 +159,35 @@ void walsh_bench_product_bf16_decode(struct walsh_bench *b, product_kernel *f)
 void walsh_bench_product_bf16_prefill(struct walsh_bench *b, product_kernel *f)
 {
     bench_prefill(b, f, WALSH_FORMAT_BF16, "", "bf16", WALSH_ACTIVATION_BF16);
+}
+
+/* The same work as prefill's case. */
+static void bench_transposed(struct walsh_bench *b, product_kernel *f, enum walsh_format format,
+                             const char *name, enum walsh_activation_type type)
+{
+    const struct product_shape s = {format, "", name, 1024, 192};
+    const size_t rows = 512;
+    struct product_case t = {.kernel = f, .piece = 192, .count = 1, .transposed = true};
+    t.y = walsh_bench_alloc(b, rows * s.cols * sizeof *t.y);
+    t.scratch = walsh_bench_alloc(b, WALSH_PRODUCT_SCRATCH);
+    if (t.y == NULL || t.scratch == NULL || !make_activations(b, type, rows, s.rows, &t.a) ||
+        !make_weights(b, &s, &t.ring[0]))
+        return;
+    char size[96];
+    snprintf(size, sizeof size, "%s %ux%u rows=%zu", name, s.rows, s.cols, rows);
+    walsh_bench_run(b, size, (double)walsh_weights_bytes(&t.ring[0]), 2.0 * (double)rows * s.rows * s.cols,
+                    type == WALSH_ACTIVATION_BF16 ? WALSH_CEILING_BF16 : WALSH_CEILING_F32, run, &t);
+}
+
+void walsh_bench_product_dense_transposed(struct walsh_bench *b, product_kernel *f)
+{
+    bench_transposed(b, f, WALSH_FORMAT_F32, "f32", WALSH_ACTIVATION_F32);
+    bench_transposed(b, f, WALSH_FORMAT_BF16, "bf16", WALSH_ACTIVATION_F32);
+}
+
+void walsh_bench_product_bf16_transposed(struct walsh_bench *b, product_kernel *f)
+{
+    bench_transposed(b, f, WALSH_FORMAT_BF16, "bf16", WALSH_ACTIVATION_BF16);
 }
 
 static const char *const stages[] = {"P", "PB", "PP"};

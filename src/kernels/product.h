@@ -18,7 +18,10 @@
  * i of a and the kernel alone.
  *
  * y needs no alignment; a's data is as kernels.h says (zeros beyond cols, readable to the stride); W is read
- * within its rows and columns only. scratch: WALSH_PRODUCT_SCRATCH bytes, 64-byte aligned. */
+ * within its rows and columns only. scratch: WALSH_PRODUCT_SCRATCH bytes, 64-byte aligned.
+ *
+ * The transposed kernels: y[i * ldy + c] = sum over r of W[r][c] a[i][r] for c in [begin, end), a->cols =
+ * weights->rows, dense weights only; all else alike, with column c of W in row r's place. */
 struct walsh_product_part {
     const struct walsh_weights *weights;
     const struct walsh_activations *a;

@@ -14,8 +14,15 @@ typedef void product_kernel(const struct walsh_product_part *);
 struct product_case {
     product_kernel *reference, *candidate;
     enum walsh_activation_type type;
-    double factor; /* 0: EXACT */
+    double factor;   /* 0: EXACT */
+    bool transposed; /* y = W^T a */
 };
+
+/* Outputs of W, and what they sum over. */
+static size_t outputs_of(const struct product_case *t, const struct walsh_weights *w)
+{
+    return t->transposed ? w->cols : w->rows;
+}
 
 static const size_t batch[] = {1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 23};
 
@@ -34,7 +41,7 @@ static void multiply(product_kernel *kernel, const struct walsh_weights *w, cons
 static void compare(struct check *c, const struct product_case *t, const struct walsh_weights *w,
                     const struct walsh_activations *a, const float *expected, const float *got, void *scratch)
 {
-    size_t n = a->rows * w->rows;
+    const size_t outs = outputs_of(t, w), n = a->rows * outs;
     if (t->factor == 0) {
         check_exact_f32(c, "y", expected, got, n);
         return;
@@ -42,18 +49,18 @@ static void compare(struct check *c, const struct product_case *t, const struct 
     struct walsh_weights absolute_w = product_magnitudes(c, w);
     struct walsh_activations absolute_a = product_absolute(c, a);
     float *magnitude = check_alloc(c, n * sizeof(float), 0);
-    multiply(walsh_product_dense_decode_reference, &absolute_w, &absolute_a, 0, w->rows, magnitude, w->rows,
-             scratch);
+    multiply(t->transposed ? walsh_product_dense_transposed_reference : walsh_product_dense_decode_reference,
+             &absolute_w, &absolute_a, 0, outs, magnitude, outs, scratch);
     check_close_f32(c, "y", expected, got, magnitude, n, t->factor);
 }
 
 static void check_shape(struct check *c, const struct product_case *t, const struct product_shape *shape,
                         size_t rows, void *scratch)
 {
-    const size_t outs = shape->rows;
     struct walsh_weights w = product_weights(c, shape);
+    const size_t outs = outputs_of(t, &w), inner = t->transposed ? shape->rows : shape->cols;
     struct walsh_activations a =
-        product_activations(c, t->type, rows, shape->cols, shape->format != WALSH_FORMAT_E8P);
+        product_activations(c, t->type, rows, inner, shape->format != WALSH_FORMAT_E8P);
     float *expected = outputs(c, rows * outs), *got = outputs(c, rows * outs);
     multiply(t->reference, &w, &a, 0, outs, expected, outs, scratch);
     multiply(t->candidate, &w, &a, 0, outs, got, outs, scratch);
@@ -152,44 +159,60 @@ static const enum walsh_format bf16_format[] = {WALSH_FORMAT_BF16};
 
 void check_product_dense_decode(struct check *c, product_kernel *reference, product_kernel *candidate)
 {
-    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_F32, 4}, dense_formats, 3);
+    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_F32, 4, false},
+                dense_formats, 3);
 }
 
 void check_product_dense_prefill(struct check *c, product_kernel *reference, product_kernel *candidate)
 {
-    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_F32, 4}, dense_formats, 3);
+    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_F32, 4, false},
+                dense_formats, 3);
 }
 
 void check_product_bf16_decode(struct check *c, product_kernel *reference, product_kernel *candidate)
 {
-    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_BF16, 4}, bf16_format, 1);
+    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_BF16, 4, false}, bf16_format,
+                1);
 }
 
 void check_product_bf16_prefill(struct check *c, product_kernel *reference, product_kernel *candidate)
 {
-    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_BF16, 4}, bf16_format, 1);
+    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_BF16, 4, false}, bf16_format,
+                1);
+}
+
+void check_product_dense_transposed(struct check *c, product_kernel *reference, product_kernel *candidate)
+{
+    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_F32, 4, true}, dense_formats,
+                3);
+}
+
+void check_product_bf16_transposed(struct check *c, product_kernel *reference, product_kernel *candidate)
+{
+    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_BF16, 4, true}, bf16_format,
+                1);
 }
 
 void check_product_e8p_decode(struct check *c, product_kernel *reference, product_kernel *candidate)
 {
-    check_stages(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_F32, 4});
+    check_stages(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_F32, 4, false});
 }
 
 void check_product_e8p_prefill(struct check *c, product_kernel *reference, product_kernel *candidate)
 {
-    check_stages(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_F32, 4});
+    check_stages(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_F32, 4, false});
 }
 
 void check_product_int8_decode(struct check *c, product_kernel *reference, product_kernel *candidate)
 {
-    const struct product_case t = {reference, candidate, WALSH_ACTIVATION_INT8, 0};
+    const struct product_case t = {reference, candidate, WALSH_ACTIVATION_INT8, 0, false};
     check_stages(c, &t);
     check_largest(c, &t, 1 + c->round * 3);
 }
 
 void check_product_int8_prefill(struct check *c, product_kernel *reference, product_kernel *candidate)
 {
-    const struct product_case t = {reference, candidate, WALSH_ACTIVATION_INT8, 0};
+    const struct product_case t = {reference, candidate, WALSH_ACTIVATION_INT8, 0, false};
     check_stages(c, &t);
     check_largest(c, &t, 1 + c->round * 3);
 }

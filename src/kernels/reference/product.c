@@ -59,6 +59,27 @@ void walsh_product_bf16_prefill_reference(const struct walsh_product_part *p)
     dense(p);
 }
 
+static void dense_transposed(const struct walsh_product_part *p)
+{
+    for (size_t i = 0; i < p->a->rows; i++) {
+        for (size_t c = p->begin; c < p->end; c++) {
+            double sum = 0;
+            for (size_t r = 0; r < p->weights->rows; r++)
+                sum += (double)dense_element(p->weights, r, c) * (double)activation_element(p->a, i, r);
+            p->y[i * p->ldy + c] = (float)sum;
+        }
+    }
+}
+
+void walsh_product_dense_transposed_reference(const struct walsh_product_part *p)
+{
+    dense_transposed(p);
+}
+void walsh_product_bf16_transposed_reference(const struct walsh_product_part *p)
+{
+    dense_transposed(p);
+}
+
 /* The 8 integers of group g of row r of stage k (4 or 2 times the weights before the scale); returns 1/4 or
  * 1/2. */
 static float stage_group(const struct walsh_weights *w, unsigned k, size_t r, size_t g, int8_t v[8])

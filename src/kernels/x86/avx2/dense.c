@@ -5,44 +5,16 @@
  * CHAINS accumulators of 8 lanes, to which the columns are dealt in turn, then a fixed tree. Prefill: columns
  * in blocks of BLOCK; within a block one chain of FMAs per output in column order, the blocks summed in
  * order. Both are the same for any number of rows. */
-#include <string.h>
-
 #include "base/memory.h"
 #include "kernels/table.h"
 #include "kernels/x86/avx2/tile_f32.h"
+
+#include "kernels/x86/avx2/load_dense.h"
 
 #define BLOCK 256        /* prefill: columns per panel */
 #define PANEL_OUTPUTS 96 /* prefill: outputs whose panels share the L2: 96 * 256 * 4 = 98 KB */
 #define CHAINS 4         /* decode: accumulators of an output */
 #define PREFETCH 4096    /* decode: bytes ahead */
-
-/* 8 elements from x[k] on, widened; `count` of them exist, the rest come as 0. */
-typedef __m256 load_8(const void *x, size_t k, size_t count);
-
-INLINE __m256 load_f32(const void *x, size_t k, size_t count)
-{
-    const float *at = (const float *)x + k;
-    return count >= 8 ? _mm256_loadu_ps(at) : _mm256_maskload_ps(at, first_lanes(count));
-}
-
-INLINE __m128i load_halves(const void *x, size_t k, size_t count)
-{
-    const uint16_t *at = (const uint16_t *)x + k;
-    if (count >= 8) return _mm_loadu_si128((const __m128i *)(const void *)at);
-    uint16_t some[8] = {0};
-    memcpy(some, at, count * sizeof *some);
-    return _mm_loadu_si128((const __m128i *)(const void *)some);
-}
-
-INLINE __m256 load_f16(const void *x, size_t k, size_t count)
-{
-    return _mm256_cvtph_ps(load_halves(x, k, count));
-}
-
-INLINE __m256 load_bf16(const void *x, size_t k, size_t count)
-{
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_halves(x, k, count)), 16));
-}
 
 /* How the elements of one side are stored. */
 struct element {

@@ -2,7 +2,8 @@
  * nearest even, subnormals as zero).
  *
  * Decode: each output has one accumulator of 16 lanes over column pairs in order, then a fixed tree. Prefill:
- * one chain per output over all columns in pairs, in blocks of BLOCK columns that are summed in order. */
+ * one chain per output over all columns in pairs, in blocks of BLOCK columns that are summed in order.
+ * Transposed: the same over rows. */
 #include <immintrin.h>
 
 typedef __m512 tile_sum;
@@ -122,6 +123,48 @@ void walsh_product_bf16_prefill_bf16(const struct walsh_product_part *p)
             struct tile_rows a = {(const uint16_t *)p->a->data + k, p->a->stride * sizeof(uint16_t),
                                   p->a->rows};
             multiply_block(p, 0, panels, &a, steps, r, outputs, k == 0);
+        }
+    }
+}
+
+/* --- transposed --- */
+
+/* Rows [first, first + rows) of w in pairs, outputs (columns) [c, c + outputs), as panels: a step holds both
+ * rows of a pair, side by side for each output. An odd last row gets zeros beside it. */
+static void pack_pairs(const struct walsh_weights *w, size_t first, size_t rows, size_t c, size_t outputs,
+                       uint32_t *panels)
+{
+    const size_t steps = (rows + 1) / 2;
+    for (size_t done = 0; done < outputs; done += TILE_OUTPUTS) {
+        const size_t vectors = panel_vectors(done, outputs), exist = outputs - done;
+        uint32_t *to = panels + done * steps;
+        const uint16_t *row = (const uint16_t *)w->data + first * w->cols + c + done;
+        for (size_t s = 0; s < steps; s++, row += 2 * (size_t)w->cols) {
+            for (size_t v = 0; v < vectors; v++, to += 16) {
+                const __mmask16 mask = first_lanes(exist - 16 * v);
+                __m512i pair = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, row + 16 * v));
+                if (2 * s + 1 < rows) {
+                    const __m256i other = _mm256_maskz_loadu_epi16(mask, row + w->cols + 16 * v);
+                    pair = _mm512_or_si512(pair, _mm512_slli_epi32(_mm512_cvtepu16_epi32(other), 16));
+                }
+                _mm512_store_si512(to, pair);
+            }
+        }
+    }
+}
+
+void walsh_product_bf16_transposed_bf16(const struct walsh_product_part *p)
+{
+    const struct walsh_weights *w = p->weights;
+    uint32_t *panels = p->scratch;
+    for (size_t c = p->begin; c < p->end; c += PANEL_OUTPUTS) {
+        const size_t outputs = walsh_min(PANEL_OUTPUTS, p->end - c);
+        for (size_t k = 0; k < w->rows; k += BLOCK) {
+            const size_t rows = walsh_min(BLOCK, w->rows - k);
+            pack_pairs(w, k, rows, c, outputs, panels);
+            const struct tile_rows a = {(const uint16_t *)p->a->data + k, p->a->stride * sizeof(uint16_t),
+                                        p->a->rows};
+            multiply_block(p, 0, panels, &a, (rows + 1) / 2, c, outputs, k == 0);
         }
     }
 }
