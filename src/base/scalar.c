@@ -59,6 +59,19 @@ float walsh_f32_from_e5m2(uint8_t b)
     return walsh_f32_from_f16((uint16_t)((unsigned)b << 8));
 }
 
+uint8_t walsh_e5m2_from_f32(float f)
+{
+    uint32_t u = walsh_bits_from_float(f);
+    uint32_t sign = (u >> 24) & 0x80u, a = u & 0x7fffffffu;
+    if (a > 0x7f800000u) return (uint8_t)(sign | 0x7eu);
+    if (a >= 0x47600000u) return (uint8_t)(sign | 0x7bu); /* 57344, the largest */
+    /* Normal; 0x7b is reached by rounding at most, because a < 57344. */
+    if (a >= 0x38800000u) return (uint8_t)(sign | shift_round_even(a - (112u << 23), 21));
+    if (a < 0x37000000u) return (uint8_t)sign; /* below 2^-17 */
+    uint32_t m = (a & 0x7fffffu) | 0x800000u;  /* in units of 2^-16 */
+    return (uint8_t)(sign | shift_round_even(m, 134 - (a >> 23)));
+}
+
 float walsh_f32_from_e8m0(uint8_t b)
 {
     if (b == 255) return walsh_float_from_bits(0x7fc00000u);

@@ -61,6 +61,7 @@ uint16_t walsh_f16_from_f32(float f);
 float walsh_f32_from_e4m3(uint8_t b);
 uint8_t walsh_e4m3_from_f32(float f);
 float walsh_f32_from_e5m2(uint8_t b);
+uint8_t walsh_e5m2_from_f32(float f);
 float walsh_f32_from_e8m0(uint8_t b);
 
 #endif

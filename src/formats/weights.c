@@ -1,10 +1,14 @@
 #include "formats/weights.h"
 
+#include <string.h>
+
+#include "formats/blocks.h"
 #include "formats/e8p_planes.h"
 
 const char *walsh_format_name(enum walsh_format format)
 {
-    static const char *const names[WALSH_FORMAT_COUNT] = {"f32", "f16", "bf16", "e8p"};
+    static const char *const names[WALSH_FORMAT_COUNT] = {"f32",   "f16",   "bf16", "e8p",  "mxfp4",
+                                                          "nvfp4", "mxfp8", "fp8",  "int8", "int4"};
     return (unsigned)format < WALSH_FORMAT_COUNT ? names[format] : "unknown";
 }
 
@@ -21,8 +25,77 @@ size_t walsh_weights_bytes(const struct walsh_weights *w)
         for (unsigned k = 0; k < w->stages; k++)
             bytes += walsh_stage_bytes(w->stage[k].kind, w->rows, w->cols);
         return bytes;
+    case WALSH_FORMAT_MXFP4:
+    case WALSH_FORMAT_NVFP4:
+    case WALSH_FORMAT_MXFP8:
+    case WALSH_FORMAT_FP8:
+    case WALSH_FORMAT_INT8:
+    case WALSH_FORMAT_INT4:
+        return walsh_block_data_words(w) * 4 +
+               walsh_block_scale_count(w) * (walsh_scale_bytes(w->block.scale) + (w->zeros ? 1 : 0));
     case WALSH_FORMAT_COUNT:
         break;
     }
     return 0;
+}
+
+/* The 8 weights of group g of row r of an E8P matrix: the stages' sum in double, rounded once. */
+static void decode_e8p(const struct walsh_weights *w, size_t r, size_t g, float out[8])
+{
+    double sum[8] = {0};
+    for (unsigned k = 0; k < w->stages; k++) {
+        int8_t v[8];
+        double unit = .25;
+        if (w->stage[k].kind == WALSH_STAGE_E81B) {
+            unit = .5;
+            memcpy(v,
+                   walsh_e8p_tables()
+                       ->e81b_x2[walsh_e81b_unpack(w->cols, w->stage[k].data, (uint32_t)r, (uint32_t)g)],
+                   8);
+        } else {
+            walsh_e8p_decode_x4(walsh_e8p_unpack(w->cols, w->stage[k].data, (uint32_t)r, (uint32_t)g), v);
+        }
+        for (unsigned n = 0; n < 8; n++) sum[n] += (double)w->stage[k].scale * unit * v[n];
+    }
+    for (unsigned n = 0; n < 8; n++) out[n] = (float)sum[n];
+}
+
+#define SPAN 256 /* columns that are rounded to bf16 at a time; a multiple of 8 */
+
+/* Columns [k, k + n) of row r; k is a multiple of 8, and n of an E8P matrix too. */
+static void decode_span(const struct walsh_weights *w, size_t r, size_t k, size_t n, float *out)
+{
+    const char *dense = (const char *)w->data; /* maybe unaligned */
+    const size_t at = r * w->cols + k;
+    if (w->format == WALSH_FORMAT_E8P) {
+        for (size_t g = 0; g < n / 8; g++) decode_e8p(w, r, k / 8 + g, out + 8 * g);
+    } else if (w->format == WALSH_FORMAT_F32) {
+        memcpy(out, dense + at * 4, n * 4);
+    } else if (walsh_format_is_block(w->format)) {
+        for (size_t i = 0; i < n; i++) out[i] = walsh_block_weight(w, r, k + i);
+    } else {
+        for (size_t i = 0; i < n; i++) {
+            uint16_t half;
+            memcpy(&half, dense + (at + i) * 2, 2);
+            out[i] = w->format == WALSH_FORMAT_F16 ? walsh_f32_from_f16(half) : walsh_f32_from_bf16(half);
+        }
+    }
+}
+
+void walsh_weights_decode_f32(const struct walsh_weights *w, size_t row, size_t rows, float *out, size_t ld)
+{
+    for (size_t r = 0; r < rows; r++) decode_span(w, row + r, 0, w->cols, out + r * ld);
+}
+
+void walsh_weights_decode_bf16(const struct walsh_weights *w, size_t row, size_t rows, uint16_t *out,
+                               size_t ld)
+{
+    float wide[SPAN];
+    for (size_t r = 0; r < rows; r++) {
+        for (size_t k = 0; k < w->cols; k += SPAN) {
+            const size_t n = walsh_min(SPAN, w->cols - k);
+            decode_span(w, row + r, k, n, wide);
+            for (size_t i = 0; i < n; i++) out[r * ld + k + i] = walsh_bf16_from_f32(wide[i]);
+        }
+    }
 }

@@ -290,7 +290,7 @@ static void a_list_gives_the_bits_of_single_calls(void **state)
                                       .out = OUT,
                                       .in_rotation = {.size = IN, .blocks = {.padded = IN}},
                                       .out_rotation = {.size = OUT, .blocks = {.padded = OUT}},
-                                      .weights = {WALSH_FORMAT_F32, OUT, IN, dense, 0, {{0}}},
+                                      .weights = {.format = WALSH_FORMAT_F32, .rows = OUT, .cols = IN, .data = dense},
                                       .bias = s[0].bias,
                                       .activation = WALSH_ACTIVATION_F32};
     /* rows at the stride of activations, zero behind their end: the dense product reads them in place */
