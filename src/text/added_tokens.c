@@ -60,22 +60,6 @@ void walsh_added_set_close(struct walsh_added_set *set)
     walsh_buffer_free(&set->tokens);
 }
 
-/* Unicode's White_Space property. */
-static bool is_white_space(uint32_t c)
-{
-    return (c >= 0x09 && c <= 0x0d) || c == 0x20 || c == 0x85 || c == 0xa0 || c == 0x1680 ||
-           (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f ||
-           c == 0x3000;
-}
-
-/* Where the character that ends at `end` > 0 starts. */
-static size_t character_before(const uint8_t *text, size_t end)
-{
-    size_t start = end - 1;
-    while (start > 0 && (text[start] & 0xc0) == 0x80) start--;
-    return start;
-}
-
 /* The longest token that starts at scan->text[at]; NULL: none. */
 static const struct walsh_added_token *longest_at(const struct walsh_added_scan *scan, size_t at, size_t *end)
 {
@@ -107,7 +91,7 @@ static enum walsh_status touches_word(const struct walsh_added_scan *scan, size_
                                       bool *touches, struct walsh_error *err)
 {
     *touches = false;
-    if (start > 0) WALSH_TRY(is_word(scan, character_before(scan->text, start), touches, err));
+    if (start > 0) WALSH_TRY(is_word(scan, walsh_utf8_before(scan->text, start), touches, err));
     if (!*touches && end < scan->size) WALSH_TRY(is_word(scan, end, touches, err));
     return WALSH_OK;
 }
@@ -131,11 +115,12 @@ enum walsh_status walsh_added_next(struct walsh_added_scan *scan, int32_t *id, s
             if (touches) continue;
         }
         while (token->lstrip && from > scan->done) {
-            size_t before = character_before(scan->text, from);
-            if (!is_white_space(walsh_utf8_decode(scan->text + before))) break;
+            size_t before = walsh_utf8_before(scan->text, from);
+            if (!walsh_utf8_white_space(walsh_utf8_decode(scan->text + before))) break;
             from = before;
         }
-        while (token->rstrip && to < scan->size && is_white_space(walsh_utf8_decode(scan->text + to))) {
+        while (token->rstrip && to < scan->size &&
+               walsh_utf8_white_space(walsh_utf8_decode(scan->text + to))) {
             enum walsh_utf8 kind;
             to += walsh_utf8_step(scan->text + to, scan->size - to, &kind);
         }

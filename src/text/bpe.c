@@ -2,6 +2,7 @@
 
 #include "base/memory.h"
 #include "text/tokenizer_internal.h"
+#include "text/utf8.h"
 
 #define FREE_PAIR UINT64_MAX
 #define NO_RANK UINT32_MAX
@@ -137,12 +138,63 @@ static void merge_all(const struct walsh_bpe *bpe, struct symbol *symbols, uint3
     }
 }
 
+/* The symbols of a piece in the order of its text; there is room for one per byte. */
+struct symbol_list {
+    struct symbol *symbols;
+    uint32_t count;
+};
+
+static void add_symbol(struct symbol_list *list, int32_t id)
+{
+    uint32_t i = list->count++;
+    list->symbols[i] = (struct symbol){.id = (uint32_t)id, .previous = i - 1, .next = i + 1};
+}
+
+static void add_bytes(const struct walsh_bpe *bpe, const uint8_t *piece, size_t size,
+                      struct symbol_list *list)
+{
+    for (size_t i = 0; i < size; i++)
+        if (bpe->byte_ids[piece[i]] >= 0) add_symbol(list, bpe->byte_ids[piece[i]]);
+}
+
+/* The tokens of a character's bytes; false where one is missing. */
+static bool add_fallback(const struct walsh_bpe *bpe, const uint8_t *character, size_t length,
+                         struct symbol_list *list)
+{
+    for (size_t i = 0; i < length; i++)
+        if (bpe->fallback_ids[character[i]] < 0) return false;
+    for (size_t i = 0; i < length; i++) add_symbol(list, bpe->fallback_ids[character[i]]);
+    return true;
+}
+
+/* An unknown token waits for the next known character: `tokenizers` lets bytes overtake it. */
+static void add_characters(const struct walsh_bpe *bpe, const struct walsh_vocabulary *v,
+                           const uint8_t *piece, size_t size, struct symbol_list *list)
+{
+    bool waiting = false;
+    for (size_t i = 0, length; i < size; i += length) {
+        enum walsh_utf8 kind;
+        length = walsh_utf8_step(piece + i, size - i, &kind);
+        int32_t id = walsh_vocabulary_find_model(v, piece + i, length);
+        if (id >= 0) {
+            if (waiting) add_symbol(list, bpe->unknown);
+            waiting = false;
+            add_symbol(list, id);
+        } else if (!(bpe->byte_fallback && add_fallback(bpe, piece + i, length, list)) && bpe->unknown >= 0) {
+            if (waiting && !bpe->fuse_unknown) add_symbol(list, bpe->unknown);
+            waiting = true;
+        }
+    }
+    if (waiting) add_symbol(list, bpe->unknown);
+}
+
 enum walsh_status walsh_bpe_encode(const struct walsh_bpe *bpe, const struct walsh_vocabulary *v,
                                    struct walsh_bpe_scratch *scratch, const uint8_t *piece, size_t size,
                                    struct walsh_ids *ids, struct walsh_error *err)
 {
     if (bpe->ignore_merges) {
-        int32_t id = walsh_vocabulary_find_bytes(v, piece, size);
+        int32_t id = bpe->characters ? walsh_vocabulary_find_model(v, piece, size)
+                                     : walsh_vocabulary_find_bytes(v, piece, size);
         if (id >= 0) return walsh_ids_append(ids, &id, 1, err);
     }
     if (size >= NO_POSITION)
@@ -151,20 +203,16 @@ enum walsh_status walsh_bpe_encode(const struct walsh_bpe *bpe, const struct wal
     scratch->symbols.size = scratch->heap.size = 0;
     WALSH_TRY(walsh_buffer_reserve(&scratch->symbols, size * sizeof(struct symbol), err));
     WALSH_TRY(walsh_buffer_reserve(&scratch->heap, 3 * size * sizeof(uint64_t), err));
-    struct symbol *symbols = (struct symbol *)(void *)scratch->symbols.data;
-
-    uint32_t count = 0;
-    for (size_t i = 0; i < size; i++) {
-        int32_t id = bpe->byte_ids[piece[i]];
-        if (id < 0) continue;
-        symbols[count] = (struct symbol){.id = (uint32_t)id, .previous = count - 1, .next = count + 1};
-        count++;
-    }
-    if (count == 0) return WALSH_OK;
-    symbols[count - 1].next = NO_POSITION; /* symbols[0].previous is 0 - 1, which is NO_POSITION */
-    merge_all(bpe, symbols, count, (uint64_t *)(void *)scratch->heap.data);
-    for (uint32_t i = 0; i != NO_POSITION; i = symbols[i].next) {
-        int32_t id = (int32_t)symbols[i].id;
+    struct symbol_list list = {(struct symbol *)(void *)scratch->symbols.data, 0};
+    if (bpe->characters)
+        add_characters(bpe, v, piece, size, &list);
+    else
+        add_bytes(bpe, piece, size, &list);
+    if (list.count == 0) return WALSH_OK;
+    list.symbols[list.count - 1].next = NO_POSITION; /* symbols[0].previous is 0 - 1, which is NO_POSITION */
+    merge_all(bpe, list.symbols, list.count, (uint64_t *)(void *)scratch->heap.data);
+    for (uint32_t i = 0; i != NO_POSITION; i = list.symbols[i].next) {
+        int32_t id = (int32_t)list.symbols[i].id;
         WALSH_TRY(walsh_ids_append(ids, &id, 1, err));
     }
     return WALSH_OK;

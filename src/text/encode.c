@@ -21,8 +21,10 @@ struct encoder {
     struct cached_piece *cache;
     size_t cache_mask;
     struct walsh_bpe_scratch bpe;
+    struct walsh_buffer path; /* of Unigram */
     struct walsh_regex_scratch *regex;
-    struct walsh_buffer space;
+    struct walsh_pretokenizer_scratch rewritten;
+    bool starts_plain; /* the normalized text begins where the caller's did */
 };
 
 /* A stretch of text that is ordinary (id -1) or was cut out as an added token. */
@@ -31,12 +33,20 @@ struct segment {
     int32_t id;
 };
 
+static enum walsh_status run_model(struct encoder *e, const uint8_t *piece, size_t size,
+                                   struct walsh_error *err)
+{
+    const struct walsh_tokenizer *t = e->t;
+    if (t->unigram.sorted)
+        return walsh_unigram_encode(&t->unigram, &t->vocabulary, &e->path, piece, size, &e->ids, err);
+    return walsh_bpe_encode(&t->bpe, &t->vocabulary, &e->bpe, piece, size, &e->ids, err);
+}
+
 static enum walsh_status encode_piece(void *argument, const uint8_t *piece, size_t size, bool stable,
                                       struct walsh_error *err)
 {
     struct encoder *e = argument;
-    if (!stable || size > CACHED_BYTES)
-        return walsh_bpe_encode(&e->t->bpe, &e->t->vocabulary, &e->bpe, piece, size, &e->ids, err);
+    if (!stable || size > CACHED_BYTES) return run_model(e, piece, size, err);
     struct cached_piece *c = &e->cache[walsh_text_hash(piece, size) & e->cache_mask];
     if (c->piece && c->size == size && memcmp(c->piece, piece, size) == 0) {
         /* Room first: the source is in the list that grows. */
@@ -44,7 +54,7 @@ static enum walsh_status encode_piece(void *argument, const uint8_t *piece, size
         return walsh_ids_append(&e->ids, e->ids.data + c->first, c->count, err);
     }
     size_t first = e->ids.size;
-    WALSH_TRY(walsh_bpe_encode(&e->t->bpe, &e->t->vocabulary, &e->bpe, piece, size, &e->ids, err));
+    WALSH_TRY(run_model(e, piece, size, err));
     *c = (struct cached_piece){piece, (uint32_t)size, (uint32_t)(e->ids.size - first), first};
     return WALSH_OK;
 }
@@ -91,10 +101,11 @@ static enum walsh_status plan(struct encoder *e, const struct walsh_buffer *clea
     /* Normalize everything before cutting further: the buffer moves while it grows. */
     for (size_t i = 0; i < raw.size / sizeof *s && status == WALSH_OK; i++) {
         size_t offset = normal->size;
-        if (s[i].id < 0 && e->t->nfc)
-            status = walsh_normalize_nfc(clean->data + s[i].offset, s[i].size, normal, err);
-        if (s[i].id < 0 && !e->t->nfc)
-            status = walsh_buffer_append(normal, clean->data + s[i].offset, s[i].size, err);
+        bool kept = i == 0;
+        if (s[i].id < 0)
+            status = walsh_normalize(&e->t->normalizer, e->regex, clean->data + s[i].offset, s[i].size,
+                                     normal, &kept, err);
+        if (i == 0) e->starts_plain = kept && normal->size > 0;
         if (status == WALSH_OK) status = add_segment(segments, offset, normal->size - offset, s[i].id, err);
     }
     walsh_buffer_free(&raw);
@@ -133,8 +144,8 @@ static enum walsh_status encode_clean(struct encoder *e, const struct walsh_buff
         if (s[i].id >= 0)
             status = walsh_ids_append(&e->ids, &s[i].id, 1, err);
         else
-            status = walsh_pretokenize(&t->pretokenizer, e->regex, &e->space, normal.data + s[i].offset,
-                                       s[i].size, encode_piece, e, err);
+            status = walsh_pretokenize(&t->pretokenizer, e->regex, &e->rewritten, normal.data + s[i].offset,
+                                       s[i].size, e->starts_plain && s[i].offset == 0, encode_piece, e, err);
     }
     walsh_buffer_free(&normal);
     walsh_buffer_free(&segments);
@@ -159,7 +170,9 @@ enum walsh_status walsh_tokenizer_encode(const struct walsh_tokenizer *t, const 
     walsh_buffer_free(&clean);
     walsh_buffer_free(&e.bpe.symbols);
     walsh_buffer_free(&e.bpe.heap);
-    walsh_buffer_free(&e.space);
+    walsh_buffer_free(&e.path);
+    walsh_buffer_free(&e.rewritten.prefixed);
+    for (size_t i = 0; i < WALSH_MAX_SPLITS; i++) walsh_buffer_free(&e.rewritten.rewritten[i]);
     walsh_regex_scratch_close(&e.regex);
     walsh_free(e.cache);
     if (status != WALSH_OK) {

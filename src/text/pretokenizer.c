@@ -1,3 +1,5 @@
+#include <string.h>
+
 #include "text/tokenizer_internal.h"
 #include "text/utf8.h"
 
@@ -5,9 +7,10 @@
 struct run {
     const struct walsh_pretokenizer *p;
     struct walsh_regex_scratch *scratch;
-    struct walsh_buffer *space;
+    struct walsh_pretokenizer_scratch *memory;
     walsh_piece_sink *sink;
     void *argument;
+    const uint8_t *first; /* where the caller's text begins, in its present form; NULL: elsewhere */
 };
 
 static enum walsh_status run_from(const struct run *r, size_t step, const uint8_t *text, size_t size,
@@ -117,13 +120,34 @@ static enum walsh_status walk(struct walk *w, size_t size, struct walsh_error *e
 static enum walsh_status with_prefix_space(const struct run *r, const uint8_t *text, size_t size,
                                            struct walsh_error *err)
 {
-    r->space->size = 0;
-    WALSH_TRY(walsh_buffer_append(r->space, " ", 1, err));
-    WALSH_TRY(walsh_buffer_append(r->space, text, size, err));
+    struct walsh_buffer *out = &r->memory->prefixed;
+    out->size = 0;
+    WALSH_TRY(walsh_buffer_append(out, " ", 1, err));
+    WALSH_TRY(walsh_buffer_append(out, text, size, err));
     if (r->p->prefix_before == r->p->split_count)
-        return r->sink(r->argument, r->space->data, size + 1, false, err);
-    struct walk w = {.run = r, .step = r->p->prefix_before, .text = r->space->data, .stable = false};
-    return walk(&w, size + 1, err);
+        return r->sink(r->argument, out->data, out->size, false, err);
+    struct walk w = {.run = r, .step = r->p->prefix_before, .text = out->data, .stable = false};
+    return walk(&w, out->size, err);
+}
+
+/* Metaspace: spaces become another character, and a piece that does not start with one may get it. */
+static enum walsh_status rewrite(const struct run *r, size_t step, const uint8_t *text, size_t size,
+                                 struct walsh_error *err)
+{
+    const struct walsh_split *split = &r->p->splits[step];
+    struct walsh_buffer *out = &r->memory->rewritten[step];
+    const uint8_t one = ' ', *sign = split->space.data;
+    const struct walsh_buffer space = {.data = (uint8_t *)(uintptr_t)&one, .size = 1};
+    const size_t sign_size = split->space.size;
+    const bool first = text == r->first;
+    bool led = text[0] == ' ' || (size >= sign_size && memcmp(text, sign, sign_size) == 0);
+    out->size = 0;
+    if (!led && (split->prepend == WALSH_PREPEND_ALWAYS || (split->prepend == WALSH_PREPEND_FIRST && first)))
+        WALSH_TRY(walsh_buffer_append(out, sign, sign_size, err));
+    WALSH_TRY(walsh_replace_literal(text, size, &space, &split->space, out, err));
+    struct run rewritten = *r;
+    rewritten.first = first ? out->data : NULL;
+    return run_from(&rewritten, step + 1, out->data, out->size, false, err);
 }
 
 /* Run `text`, which is not empty, through the splits from `step` on. */
@@ -134,14 +158,25 @@ static enum walsh_status run_from(const struct run *r, size_t step, const uint8_
     if (p->add_prefix_space && step == p->prefix_before && text[0] != ' ')
         return with_prefix_space(r, text, size, err);
     if (step == p->split_count) return r->sink(r->argument, text, size, stable, err);
+    if (!p->splits[step].regex) return rewrite(r, step, text, size, err);
     struct walk w = {.run = r, .step = step, .text = text, .stable = stable};
     return walk(&w, size, err);
 }
 
-enum walsh_status walsh_pretokenize(const struct walsh_pretokenizer *p, struct walsh_regex_scratch *scratch,
-                                    struct walsh_buffer *space, const uint8_t *text, size_t size,
-                                    walsh_piece_sink *sink, void *argument, struct walsh_error *err)
+void walsh_pretokenizer_close(struct walsh_pretokenizer *p)
 {
-    const struct run r = {p, scratch, space, sink, argument};
+    for (size_t i = 0; i < p->split_count; i++) {
+        walsh_regex_close(&p->splits[i].regex);
+        walsh_buffer_free(&p->splits[i].space);
+    }
+    p->split_count = 0;
+}
+
+enum walsh_status walsh_pretokenize(const struct walsh_pretokenizer *p, struct walsh_regex_scratch *scratch,
+                                    struct walsh_pretokenizer_scratch *memory, const uint8_t *text,
+                                    size_t size, bool first, walsh_piece_sink *sink, void *argument,
+                                    struct walsh_error *err)
+{
+    const struct run r = {p, scratch, memory, sink, argument, first ? text : NULL};
     return size ? run_from(&r, 0, text, size, true, err) : WALSH_OK;
 }

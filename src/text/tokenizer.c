@@ -39,8 +39,10 @@ void walsh_tokenizer_close(struct walsh_tokenizer **t)
     walsh_added_set_close(&(*t)->added);
     walsh_added_set_close(&(*t)->added_normalized);
     walsh_regex_close(&(*t)->word);
-    for (size_t i = 0; i < (*t)->pretokenizer.split_count; i++)
-        walsh_regex_close(&(*t)->pretokenizer.splits[i].regex);
+    walsh_unigram_close(&(*t)->unigram);
+    walsh_normalizer_close(&(*t)->normalizer);
+    walsh_pretokenizer_close(&(*t)->pretokenizer);
+    walsh_decoder_close(&(*t)->decoder);
     walsh_free((*t)->chat_template);
     walsh_free(*t);
     *t = NULL;

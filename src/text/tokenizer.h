@@ -1,13 +1,16 @@
 /* text/tokenizer: Hugging Face tokenizer.json -> ids and back. May use base. Immutable after open; all calls
  * but open and close are thread-safe.
  *
- * Byte-level BPE as the `tokenizers` package does it: added tokens are cut out first, then the pre-tokenizer
- * (Split by regex, ByteLevel), then merges by rank within each piece. Formats: Sennrich et al. 2016; GPT-2's
- * byte alphabet.
+ * As the `tokenizers` package does it: added tokens are cut out first, the rest is normalized (NFC, NFD,
+ * NFKC, NFKD, Prepend, Replace, Strip, Lowercase), the pre-tokenizer cuts it (Split, Digits, Punctuation,
+ * WhitespaceSplit, Metaspace, ByteLevel), and the model turns each piece into ids: BPE over bytes (GPT-2's
+ * byte alphabet) or over characters with byte fallback (SentencePiece's kind), by rank of merges, or Unigram,
+ * by the most likely cut. Formats: Sennrich et al. 2016; Kudo 2018; Kudo and Richardson 2018.
  *
  * Where it differs from the package, on purpose: truncation and padding of the file are not applied; added
  * tokens keep the ids that the file gives them (the package numbers them itself, which comes to the same in
- * files that it wrote); Unicode is that of PCRE2 and utf8proc, newer by some marks than the package's NFC. */
+ * files that it wrote); Unicode is that of PCRE2 and utf8proc, newer by some marks than the package's normal
+ * forms; prepend_scheme "first" takes no notice of white space that a normal form made and Strip took away. */
 #ifndef WALSH_TEXT_TOKENIZER_H
 #define WALSH_TEXT_TOKENIZER_H
 
@@ -40,9 +43,11 @@ enum {
     WALSH_ENCODE_PLAIN = 2    /* the text of an added special token is plain text (untrusted input) */
 };
 /* Encode size bytes of text. Invalid UTF-8 is replaced before encoding as Python's decode("utf-8", "replace")
- * does: one U+FFFD for each maximal ill-formed part (Unicode standard, 3.9). A byte that the vocabulary has
- * no token for is dropped, as the package does without an unk_token. *ids (walsh_free) has *count entries;
- * count 0 gives a valid pointer. WALSH_E_FORMAT: the file's split pattern takes too many steps on this text.
+ * does: one U+FFFD for each maximal ill-formed part (Unicode standard, 3.9). A byte or character that the
+ * vocabulary has no token for is dropped where the model has no unk_token, as the package does. *ids
+ * (walsh_free) has *count entries; count 0 gives a valid pointer. WALSH_E_FORMAT: the file's split pattern
+ * takes too many steps on this text, or a Unigram model without unk_id meets a character that it does not
+ * know.
  */
 enum walsh_status walsh_tokenizer_encode(const struct walsh_tokenizer *t, const char *text, size_t size,
                                          unsigned flags, int32_t **ids, size_t *count,
@@ -56,13 +61,19 @@ enum walsh_status walsh_tokenizer_decode(const struct walsh_tokenizer *t, const 
                                          bool skip_special, char **text, size_t *size,
                                          struct walsh_error *err);
 
-/* Streaming decode: bytes of a character that is not complete yet are held back. */
+/* Streaming decode: bytes of a character that is not complete yet are held back. What comes out is what
+ * walsh_tokenizer_decode gives for the same ids, with one exception: ByteFallback turns a whole run of byte
+ * tokens to U+FFFD, one each, where it is not well-formed as a whole; the stream has then shown the
+ * characters before the fault, and shows U+FFFD from there to the end of the run. */
 struct walsh_decode_stream {
     const struct walsh_tokenizer *tokenizer;
     bool skip_special;
     uint8_t held[8]; /* the start of an unfinished character */
     unsigned held_size;
-    bool started; /* decoders that treat the first token apart */
+    bool started;    /* decoders that treat the first token apart */
+    bool run_broken; /* the run of byte tokens that is going on is not well-formed */
+    bool strip_done; /* the decoder's Strip has met something else */
+    size_t stripped; /* characters that it has taken */
 };
 void walsh_decode_stream_init(struct walsh_decode_stream *s, const struct walsh_tokenizer *t,
                               bool skip_special);

@@ -15,6 +15,7 @@ enum {
     WALSH_MAX_TOKENS = 1 << 24,   /* ids are below */
     WALSH_MAX_ADDED_BYTES = 4096, /* content of one added token */
     WALSH_MAX_SPLITS = 16,        /* steps of the pre-tokenizer */
+    WALSH_MAX_STEPS = 16,         /* of the normalizer, of the decoder */
     WALSH_MAX_TEMPLATE = 64       /* ids that the post-processor puts in front or behind */
 };
 
@@ -29,7 +30,8 @@ enum {
     WALSH_TOKEN_ADDED = 2,   /* in added_tokens */
     WALSH_TOKEN_SPECIAL = 4, /* skipped by skip_special */
     WALSH_TOKEN_TAKEN = 8,   /* in either: the id is no hole */
-    WALSH_TOKEN_BYTES = 16   /* every character is of the byte alphabet: `bytes` is what they stand for */
+    WALSH_TOKEN_BYTES = 16,  /* every character is of the byte alphabet: `bytes` is what they stand for */
+    WALSH_TOKEN_BYTE = 32    /* decode gathers its one byte, of a ByteFallback token, with its neighbours' */
 };
 
 struct walsh_token {
@@ -72,6 +74,10 @@ enum walsh_status walsh_vocabulary_intern(struct walsh_vocabulary *v, const char
 enum walsh_status walsh_vocabulary_index_bytes(struct walsh_vocabulary *v, struct walsh_error *err);
 int32_t walsh_vocabulary_find_text(const struct walsh_vocabulary *v, const char *text,
                                    size_t size); /* -1: none */
+/* The same among the model's own tokens: what is only added does not count. */
+int32_t walsh_vocabulary_find_model(const struct walsh_vocabulary *v, const uint8_t *text, size_t size);
+/* ids[b]: the model's token <0xBB> of each byte, -1 where it has none. */
+void walsh_vocabulary_find_fallback(const struct walsh_vocabulary *v, int32_t ids[256]);
 int32_t walsh_vocabulary_find_bytes(const struct walsh_vocabulary *v, const uint8_t *bytes, size_t size);
 
 /* Mix size bytes into 64 bits; for tables in memory only. */
@@ -89,6 +95,11 @@ struct walsh_bpe {
     size_t mask;
     int32_t byte_ids[256]; /* -1: the vocabulary lacks the byte; its text is dropped, as `tokenizers` does */
     bool ignore_merges;    /* a piece that is a token is that token */
+    /* Where no ByteLevel turns text to bytes, a symbol is a character, looked up by its text. */
+    bool characters;
+    bool byte_fallback, fuse_unknown; /* what becomes of a character without a token: its bytes' tokens, or */
+    int32_t unknown;                  /* this one (-1: it is dropped), once for a run of them where fused */
+    int32_t fallback_ids[256];        /* -1: none */
 };
 
 enum walsh_status walsh_bpe_open(struct walsh_bpe *bpe, size_t merges, struct walsh_error *err);
@@ -113,6 +124,28 @@ struct walsh_bpe_scratch {
 enum walsh_status walsh_bpe_encode(const struct walsh_bpe *bpe, const struct walsh_vocabulary *v,
                                    struct walsh_bpe_scratch *scratch, const uint8_t *piece, size_t size,
                                    struct walsh_ids *ids, struct walsh_error *err);
+
+/* ---- unigram.c: pieces of text -> ids, by the most likely cut ---- */
+
+struct walsh_unigram {
+    uint32_t *sorted; /* [count] ids of the tokens that are not empty, by their bytes; NULL: no such model */
+    size_t count;
+    uint32_t first[257];  /* sorted[first[b], first[b + 1]) start with byte b */
+    double *scores;       /* [vocabulary size] by id */
+    double unknown_score; /* of a character that no token is */
+    int32_t unknown;      /* -1: such a character is an error */
+    bool byte_fallback;
+    int32_t fallback_ids[256];
+};
+
+/* `scores` (walsh_free) becomes the model's; the ids below `count` are its tokens. */
+enum walsh_status walsh_unigram_open(struct walsh_unigram *u, const struct walsh_vocabulary *v,
+                                     double *scores, size_t count, struct walsh_error *err);
+void walsh_unigram_close(struct walsh_unigram *u);
+/* `path` is scratch, reused from piece to piece. */
+enum walsh_status walsh_unigram_encode(const struct walsh_unigram *u, const struct walsh_vocabulary *v,
+                                       struct walsh_buffer *path, const uint8_t *piece, size_t size,
+                                       struct walsh_ids *ids, struct walsh_error *err);
 
 /* ---- added_tokens.c: tokens that are cut out of the text before all else ---- */
 
@@ -156,11 +189,45 @@ struct walsh_added_scan {
 enum walsh_status walsh_added_next(struct walsh_added_scan *scan, int32_t *id, size_t *start, size_t *end,
                                    struct walsh_error *err);
 
-/* ---- normalize.c ---- */
+/* ---- normalize.c: Unicode's normal forms; normalizer.c: the steps of a file's normalizer ---- */
 
-/* Append the NFC form of well-formed UTF-8 to `out`. */
-enum walsh_status walsh_normalize_nfc(const uint8_t *text, size_t size, struct walsh_buffer *out,
-                                      struct walsh_error *err);
+/* Append the normal form of well-formed UTF-8 to `out`. */
+enum walsh_status walsh_normalize_form(const uint8_t *text, size_t size, bool compatibility, bool compose,
+                                       struct walsh_buffer *out, struct walsh_error *err);
+
+enum walsh_normalizer_kind {
+    WALSH_NORMALIZE_FORM,
+    WALSH_NORMALIZE_PREPEND,
+    WALSH_NORMALIZE_REPLACE,
+    WALSH_NORMALIZE_STRIP,
+    WALSH_NORMALIZE_LOWERCASE
+};
+
+struct walsh_normalizer_step {
+    enum walsh_normalizer_kind kind;
+    bool compatibility, compose; /* FORM: NFC is (false, true), NFKD (true, false) */
+    bool left, right;            /* STRIP: the sides that lose their white space */
+    struct walsh_buffer
+        content; /* PREPEND: what goes before a text that is not empty; REPLACE: the new text */
+    struct walsh_buffer literal; /* REPLACE: the text sought, where there is no regex; not empty */
+    struct walsh_regex *regex;
+};
+
+struct walsh_normalizer {
+    struct walsh_normalizer_step steps[WALSH_MAX_STEPS];
+    size_t count;
+};
+
+void walsh_normalizer_close(struct walsh_normalizer *n);
+/* Append the normal form of text to `out`. *kept becomes false where a step takes the start of the text away,
+ * so that what is left does not begin where the text began. */
+enum walsh_status walsh_normalize(const struct walsh_normalizer *n, struct walsh_regex_scratch *scratch,
+                                  const uint8_t *text, size_t size, struct walsh_buffer *out, bool *kept,
+                                  struct walsh_error *err);
+/* Append `text` to `out` with every `literal` (not empty) replaced. */
+enum walsh_status walsh_replace_literal(const uint8_t *text, size_t size, const struct walsh_buffer *literal,
+                                        const struct walsh_buffer *content, struct walsh_buffer *out,
+                                        struct walsh_error *err);
 
 /* ---- pretokenizer.c: text -> pieces ---- */
 
@@ -172,7 +239,12 @@ enum walsh_split_behavior {
     WALSH_SPLIT_CONTIGUOUS
 };
 
+enum walsh_prepend { WALSH_PREPEND_NEVER, WALSH_PREPEND_FIRST, WALSH_PREPEND_ALWAYS };
+
+/* A step of the pre-tokenizer: a cut by a pattern, or Metaspace's rewriting of spaces (regex is NULL). */
 struct walsh_split {
+    struct walsh_buffer space;  /* rewriting: what stands for a space */
+    enum walsh_prepend prepend; /* rewriting: which pieces get one in front where they lack it */
     struct walsh_regex *regex;
     enum walsh_split_behavior behavior;
     bool invert;
@@ -191,10 +263,16 @@ struct walsh_pretokenizer {
  * ends. */
 typedef enum walsh_status walsh_piece_sink(void *argument, const uint8_t *piece, size_t size, bool stable,
                                            struct walsh_error *err);
-/* `space` is scratch for added prefix spaces. */
+/* Memory of the rewritten pieces: of each step, and of added prefix spaces. */
+struct walsh_pretokenizer_scratch {
+    struct walsh_buffer rewritten[WALSH_MAX_SPLITS], prefixed;
+};
+/* `first`: the text is the start of what the caller was given (WALSH_PREPEND_FIRST). */
 enum walsh_status walsh_pretokenize(const struct walsh_pretokenizer *p, struct walsh_regex_scratch *scratch,
-                                    struct walsh_buffer *space, const uint8_t *text, size_t size,
-                                    walsh_piece_sink *sink, void *argument, struct walsh_error *err);
+                                    struct walsh_pretokenizer_scratch *memory, const uint8_t *text,
+                                    size_t size, bool first, walsh_piece_sink *sink, void *argument,
+                                    struct walsh_error *err);
+void walsh_pretokenizer_close(struct walsh_pretokenizer *p);
 
 /* ---- fast_split.c: the split patterns that most models use, by hand for ASCII ---- */
 
@@ -205,16 +283,50 @@ const struct walsh_fast_pattern *walsh_fast_pattern_find(const char *pattern);
 size_t walsh_fast_pattern_match(const struct walsh_fast_pattern *fast, const uint8_t *text, size_t size,
                                 size_t from);
 
+/* ---- decode.c ---- */
+
+enum walsh_decoder_kind {
+    WALSH_DECODE_REPLACE,   /* content for each `literal` */
+    WALSH_DECODE_STRIP,     /* up to `start` characters `literal` at the front, `stop` at the end */
+    WALSH_DECODE_METASPACE, /* a space for each `literal`; in the first token nothing, where `drop_first` */
+    WALSH_DECODE_FALLBACK,  /* runs of <0xBB> tokens to the characters that their bytes make */
+    WALSH_DECODE_FUSE       /* one text of all tokens */
+};
+
+struct walsh_decoder_step {
+    enum walsh_decoder_kind kind;
+    struct walsh_buffer literal, content;
+    size_t start, stop;
+    bool drop_first;
+};
+
+/* The steps of a decoder in their order: first those that see one token, then perhaps FALLBACK, then perhaps
+ * FUSE; what follows sees the text as a stream: REPLACE of a single character, and one STRIP at its start.
+ * The loader refuses any other order, so that a stream decodes as a whole text does. */
+struct walsh_decoder {
+    struct walsh_decoder_step steps[WALSH_MAX_STEPS];
+    size_t count, token_steps; /* the first token_steps see single tokens */
+    bool byte_level;           /* ByteLevel alone, no steps */
+    bool joined;               /* a decoder is there; else the tokens' texts with a space between */
+};
+
+/* Fill in what each token of the vocabulary is decoded to. */
+enum walsh_status walsh_decoder_prepare(const struct walsh_decoder *d, struct walsh_vocabulary *v,
+                                        struct walsh_error *err);
+void walsh_decoder_close(struct walsh_decoder *d);
+
 /* ---- the whole ---- */
 
 struct walsh_tokenizer {
     struct walsh_vocabulary vocabulary;
     struct walsh_bpe bpe;
+    struct walsh_unigram unigram;                   /* in use where `sorted` is not NULL */
     struct walsh_added_set added, added_normalized; /* matched before and behind the normalizer */
     struct walsh_regex *word;                       /* NULL: no token has single_word */
-    bool nfc;
+    struct walsh_normalizer normalizer;
     struct walsh_pretokenizer pretokenizer;
-    bool byte_level_decoder; /* else the tokens' texts with a space between */
+    bool byte_level; /* the pre-tokenizer ends with ByteLevel: the model sees bytes */
+    struct walsh_decoder decoder;
     int32_t before[WALSH_MAX_TEMPLATE], behind[WALSH_MAX_TEMPLATE];
     size_t before_count, behind_count;
     int32_t bos, eos;

@@ -17,10 +17,10 @@ static enum walsh_status type_error(struct walsh_error *err, const char *where, 
                       expected);
 }
 
-/* Options of the model that would change the ids. An unk_token, fuse_unk or byte_fallback has no effect where
- * every byte has a token. */
-static enum walsh_status check_model_options(const struct walsh_tokenizer *t, const json_t *model,
-                                             struct walsh_error *err)
+/* Options of the model that change the ids. Behind ByteLevel an unk_token, fuse_unk or byte_fallback has no
+ * effect where every byte has a token. */
+static enum walsh_status load_bpe_options(struct walsh_tokenizer *t, const json_t *model,
+                                          struct walsh_error *err)
 {
     static const char *const affixes[] = {"continuing_subword_prefix", "end_of_word_suffix"};
     for (size_t i = 0; i < 2; i++) {
@@ -34,8 +34,22 @@ static enum walsh_status check_model_options(const struct walsh_tokenizer *t, co
         return walsh_fail(err, WALSH_E_UNSUPPORTED,
                           "model.dropout is not supported: encoding would be random");
     const char *unknown = json_string_value(json_object_get(model, "unk_token"));
+    struct walsh_bpe *bpe = &t->bpe;
     bool byte_fallback;
     WALSH_TRY(walsh_json_member_bool(model, "model", "byte_fallback", false, &byte_fallback, err));
+    WALSH_TRY(walsh_json_member_bool(model, "model", "fuse_unk", false, &bpe->fuse_unknown, err));
+    bpe->byte_fallback = byte_fallback;
+    bpe->characters = !t->byte_level;
+    if (bpe->characters) {
+        walsh_vocabulary_find_fallback(&t->vocabulary, bpe->fallback_ids);
+        bpe->unknown =
+            unknown ? walsh_vocabulary_find_model(&t->vocabulary, (const uint8_t *)unknown, strlen(unknown))
+                    : -1;
+        if (unknown && bpe->unknown < 0)
+            return walsh_fail(err, WALSH_E_FORMAT, "model.unk_token \"%.100s\" is not in the vocabulary",
+                              unknown);
+        return WALSH_OK;
+    }
     for (int b = 0; (unknown || byte_fallback) && b < 256; b++)
         if (t->bpe.byte_ids[b] < 0)
             return walsh_fail(err, WALSH_E_UNSUPPORTED,
@@ -44,14 +58,14 @@ static enum walsh_status check_model_options(const struct walsh_tokenizer *t, co
     return WALSH_OK;
 }
 
-/* One past the largest id of vocab and added_tokens. Holes are fine, a file of mostly holes is not: it would
- * ask for memory that it does not fill. */
-static enum walsh_status count_ids(const json_t *vocab, const json_t *added, size_t *size,
+/* One past the largest id of vocab (BPE's; NULL: `first_free` ids from 0 on) and added_tokens. Holes are
+ * fine, a file of mostly holes is not: it would ask for memory that it does not fill. */
+static enum walsh_status count_ids(const json_t *vocab, size_t first_free, const json_t *added, size_t *size,
                                    struct walsh_error *err)
 {
     const char *token;
     json_t *value;
-    uint32_t id, end = 0;
+    uint32_t id, end = (uint32_t)first_free;
     json_object_foreach((json_t *)(uintptr_t)vocab, token, value)
     {
         WALSH_TRY(walsh_json_index(value, "model.vocab: an id", WALSH_MAX_TOKENS, &id, err));
@@ -64,7 +78,7 @@ static enum walsh_status count_ids(const json_t *vocab, const json_t *added, siz
             walsh_json_index(json_object_get(value, "id"), "added_tokens: id", WALSH_MAX_TOKENS, &id, err));
         if (id >= end) end = id + 1;
     }
-    size_t tokens = json_object_size(vocab) + json_array_size(added);
+    size_t tokens = json_object_size(vocab) + first_free + json_array_size(added);
     if (end > 4 * tokens + 65536)
         return walsh_fail(err, WALSH_E_FORMAT, "token id %u is out of range for %zu tokens", end - 1, tokens);
     *size = end;
@@ -149,48 +163,94 @@ static enum walsh_status load_merges(struct walsh_tokenizer *t, const json_t *me
     return status;
 }
 
+/* model.vocab[id] is a token and its score, the logarithm of its probability. */
+static enum walsh_status load_unigram_vocab(struct walsh_tokenizer *t, const json_t *vocab, double *scores,
+                                            struct walsh_error *err)
+{
+    size_t id;
+    json_t *entry;
+    json_array_foreach(vocab, id, entry)
+    {
+        const char *text = json_string_value(json_array_get(entry, 0));
+        const json_t *score = json_array_get(entry, 1);
+        if (!text || !json_is_number(score) || json_array_size(entry) != 2)
+            return walsh_fail(err, WALSH_E_FORMAT, "model.vocab[%zu]: expected a token and its score", id);
+        scores[id] = json_number_value(score);
+        WALSH_TRY(
+            walsh_vocabulary_add(&t->vocabulary, (uint32_t)id, text, strlen(text), WALSH_TOKEN_MODEL, err));
+    }
+    return WALSH_OK;
+}
+
+static enum walsh_status load_unigram(struct walsh_tokenizer *t, const json_t *model, const json_t *added,
+                                      struct walsh_error *err)
+{
+    const json_t *vocab = json_object_get(model, "vocab"), *unknown = walsh_json_member(model, "unk_id");
+    struct walsh_unigram *u = &t->unigram;
+    const size_t tokens = json_array_size(vocab);
+    if (!json_is_array(vocab)) return type_error(err, "model.vocab", vocab, "an array");
+    if (t->byte_level)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED, "a Unigram model behind ByteLevel is not supported");
+    if (tokens == 0 || tokens > WALSH_MAX_TOKENS)
+        return walsh_fail(err, WALSH_E_FORMAT, "model.vocab: %zu tokens, expected 1 to %d", tokens,
+                          WALSH_MAX_TOKENS);
+    u->unknown = -1;
+    if (unknown) {
+        uint32_t id;
+        WALSH_TRY(walsh_json_index(unknown, "model.unk_id", (uint32_t)tokens, &id, err));
+        u->unknown = (int32_t)id;
+    }
+    WALSH_TRY(walsh_json_member_bool(model, "model", "byte_fallback", false, &u->byte_fallback, err));
+    size_t size = 0;
+    WALSH_TRY(count_ids(NULL, tokens, added, &size, err));
+    WALSH_TRY(walsh_vocabulary_open(&t->vocabulary, size, err));
+    double *scores;
+    WALSH_TRY(walsh_alloc(size, sizeof *scores, "scores", &scores, err));
+    enum walsh_status status = load_unigram_vocab(t, vocab, scores, err);
+    if (status == WALSH_OK) return walsh_unigram_open(u, &t->vocabulary, scores, tokens, err);
+    walsh_free(scores);
+    return status;
+}
+
 static enum walsh_status load_model(struct walsh_tokenizer *t, const json_t *model, const json_t *added,
                                     struct walsh_error *err)
 {
     if (!json_is_object(model)) return type_error(err, "model", model, "an object");
     const json_t *type = walsh_json_member(model, "type"); /* old files leave it out */
     if (type && !json_is_string(type)) return type_error(err, "model.type", type, "a string");
+    if (type && strcmp(json_string_value(type), "Unigram") == 0) return load_unigram(t, model, added, err);
     if (type && strcmp(json_string_value(type), "BPE") != 0)
-        return walsh_fail(err, WALSH_E_UNSUPPORTED, "model type \"%.100s\" is not supported (known: BPE)",
+        return walsh_fail(err, WALSH_E_UNSUPPORTED,
+                          "model type \"%.100s\" is not supported (known: BPE, Unigram)",
                           json_string_value(type));
     const json_t *vocab = json_object_get(model, "vocab"), *merges = json_object_get(model, "merges");
     if (!json_is_object(vocab)) return type_error(err, "model.vocab", vocab, "an object");
     if (!json_is_array(merges)) return type_error(err, "model.merges", merges, "an array");
     size_t size = 0;
-    WALSH_TRY(count_ids(vocab, added, &size, err));
+    WALSH_TRY(count_ids(vocab, 0, added, &size, err));
     if (size == 0) return walsh_fail(err, WALSH_E_FORMAT, "the vocabulary is empty");
     WALSH_TRY(walsh_vocabulary_open(&t->vocabulary, size, err));
     WALSH_TRY(load_vocab(t, vocab, err));
-    WALSH_TRY(check_model_options(t, model, err));
+    WALSH_TRY(load_bpe_options(t, model, err));
     WALSH_TRY(walsh_json_member_bool(model, "model", "ignore_merges", false, &t->bpe.ignore_merges, err));
     return load_merges(t, merges, err);
-}
-
-/* What decode writes for a token: ByteLevel turns its characters to bytes where all are of the alphabet and
- * otherwise lets the text stand. */
-static void set_decoded(struct walsh_tokenizer *t)
-{
-    for (size_t id = 0; id < t->vocabulary.size; id++) {
-        struct walsh_token *token = &t->vocabulary.tokens[id];
-        if (token->decoded.size != 0) continue; /* add_normalized did it */
-        bool as_bytes = t->byte_level_decoder && (token->flags & WALSH_TOKEN_BYTES);
-        token->decoded = as_bytes ? token->bytes : token->text;
-    }
 }
 
 /* A token that is matched in normal form is decoded to its normal form too. */
 static enum walsh_status add_normalized(struct walsh_tokenizer *t, const char *content, size_t size,
                                         const struct walsh_added_token *token, struct walsh_error *err)
 {
-    if (!t->nfc) return walsh_added_set_add(&t->added_normalized, (const uint8_t *)content, size, token, err);
+    if (t->normalizer.count == 0)
+        return walsh_added_set_add(&t->added_normalized, (const uint8_t *)content, size, token, err);
     struct walsh_buffer normal = {0};
-    enum walsh_status status = walsh_normalize_nfc((const uint8_t *)content, size, &normal, err);
+    struct walsh_regex_scratch *scratch = NULL;
+    bool kept = true;
+    enum walsh_status status = walsh_regex_scratch_open(&scratch, err);
     if (status == WALSH_OK)
+        status =
+            walsh_normalize(&t->normalizer, scratch, (const uint8_t *)content, size, &normal, &kept, err);
+    walsh_regex_scratch_close(&scratch);
+    if (status == WALSH_OK && normal.size > 0)
         status = walsh_added_set_add(&t->added_normalized, normal.data, normal.size, token, err);
     if (status == WALSH_OK && (normal.size != size || memcmp(normal.data, content, size) != 0)) {
         struct walsh_span text, bytes;
@@ -198,7 +258,7 @@ static enum walsh_status add_normalized(struct walsh_tokenizer *t, const char *c
         struct walsh_token *entry = &t->vocabulary.tokens[token->id];
         status = walsh_vocabulary_intern(&t->vocabulary, (const char *)normal.data, normal.size, &text,
                                          &bytes, &all, err);
-        if (status == WALSH_OK) entry->decoded = t->byte_level_decoder && all ? bytes : text;
+        if (status == WALSH_OK) entry->decoded = t->decoder.byte_level && all ? bytes : text;
         entry->flags &=
             ~(unsigned)WALSH_TOKEN_SPECIAL; /* `tokenizers` knows specials by their written form */
     }
@@ -252,7 +312,7 @@ static enum walsh_status load_root(struct walsh_tokenizer *t, const json_t *root
     if (t->added.any_single_word || t->added_normalized.any_single_word)
         WALSH_TRY(
             walsh_regex_open("[\\w\\x{200c}\\x{200d}]", false, &t->word, err)); /* \w with Join_Control */
-    set_decoded(t);
+    WALSH_TRY(walsh_decoder_prepare(&t->decoder, &t->vocabulary, err));
     return walsh_load_post_processor(t, walsh_json_member(root, "post_processor"), err);
 }
 

@@ -3,11 +3,12 @@
 #include <string.h>
 
 #include "text/json_read.h"
+#include "text/utf8.h"
 
 #define MAX_DEPTH 8 /* of sequences in sequences */
 
-static enum walsh_status type_of(const json_t *part, const char *where, const char **type,
-                                 struct walsh_error *err)
+enum walsh_status walsh_part_type(const json_t *part, const char *where, const char **type,
+                                  struct walsh_error *err)
 {
     if (!json_is_object(part))
         return walsh_fail(err, WALSH_E_FORMAT, "%s: found %s, expected an object", where,
@@ -15,16 +16,15 @@ static enum walsh_status type_of(const json_t *part, const char *where, const ch
     return walsh_json_member_string(part, where, "type", type, err);
 }
 
-static enum walsh_status unknown_type(struct walsh_error *err, const char *where, const char *type,
-                                      const char *known)
+enum walsh_status walsh_part_unknown(struct walsh_error *err, const char *where, const char *type,
+                                     const char *known)
 {
     return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s type \"%.100s\" is not supported (known: %s)", where,
                       type, known);
 }
 
-/* The list of a Sequence. */
-static enum walsh_status members_of(const json_t *sequence, const char *where, const char *key,
-                                    unsigned depth, const json_t **list, struct walsh_error *err)
+enum walsh_status walsh_part_members(const json_t *sequence, const char *where, const char *key,
+                                     unsigned depth, const json_t **list, struct walsh_error *err)
 {
     *list = json_object_get(sequence, key);
     if (!json_is_array(*list))
@@ -33,17 +33,6 @@ static enum walsh_status members_of(const json_t *sequence, const char *where, c
     if (depth >= MAX_DEPTH)
         return walsh_fail(err, WALSH_E_FORMAT, "%s: sequences are nested more than %d deep", where,
                           MAX_DEPTH);
-    return WALSH_OK;
-}
-
-static enum walsh_status load_normalizer(struct walsh_tokenizer *t, const json_t *normalizer,
-                                         struct walsh_error *err)
-{
-    const char *type;
-    if (!normalizer) return WALSH_OK;
-    WALSH_TRY(type_of(normalizer, "normalizer", &type, err));
-    if (strcmp(type, "NFC") != 0) return unknown_type(err, "normalizer", type, "NFC, null");
-    t->nfc = true;
     return WALSH_OK;
 }
 
@@ -63,8 +52,8 @@ static enum walsh_status add_split(struct walsh_pretokenizer *p, const char *pat
     return WALSH_OK;
 }
 
-static enum walsh_status load_split(struct walsh_pretokenizer *p, const json_t *split,
-                                    struct walsh_error *err)
+static enum walsh_status load_behavior(const json_t *part, const char *where, const char *otherwise,
+                                       enum walsh_split_behavior *out, struct walsh_error *err)
 {
     static const char *const names[] = {
         [WALSH_SPLIT_ISOLATED] = "Isolated",
@@ -73,12 +62,23 @@ static enum walsh_status load_split(struct walsh_pretokenizer *p, const json_t *
         [WALSH_SPLIT_MERGED_WITH_NEXT] = "MergedWithNext",
         [WALSH_SPLIT_CONTIGUOUS] = "Contiguous",
     };
-    const char *where = "pre_tokenizer Split", *name;
-    WALSH_TRY(walsh_json_member_string(split, where, "behavior", &name, err));
+    const char *name = otherwise;
+    if (!otherwise || walsh_json_member(part, "behavior"))
+        WALSH_TRY(walsh_json_member_string(part, where, "behavior", &name, err));
     size_t behavior = 0;
     while (behavior < sizeof names / sizeof *names && strcmp(names[behavior], name) != 0) behavior++;
     if (behavior == sizeof names / sizeof *names)
         return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: behavior \"%.100s\" is not supported", where, name);
+    *out = (enum walsh_split_behavior)behavior;
+    return WALSH_OK;
+}
+
+static enum walsh_status load_split(struct walsh_pretokenizer *p, const json_t *split,
+                                    struct walsh_error *err)
+{
+    const char *where = "pre_tokenizer Split";
+    enum walsh_split_behavior behavior = WALSH_SPLIT_ISOLATED;
+    WALSH_TRY(load_behavior(split, where, NULL, &behavior, err));
     bool invert;
     WALSH_TRY(walsh_json_member_bool(split, where, "invert", false, &invert, err));
     const json_t *pattern = json_object_get(split, "pattern");
@@ -87,8 +87,62 @@ static enum walsh_status load_split(struct walsh_pretokenizer *p, const json_t *
     if (!regex == !literal)
         return walsh_fail(err, WALSH_E_FORMAT, "%s.pattern: expected {\"Regex\": ...} or {\"String\": ...}",
                           where);
-    return add_split(p, regex ? regex : literal, regex == NULL, (enum walsh_split_behavior)behavior, invert,
-                     err);
+    return add_split(p, regex ? regex : literal, regex == NULL, behavior, invert, err);
+}
+
+/* old files say add_prefix_space instead of prepend_scheme */
+static enum walsh_status prepend_scheme(const json_t *part, const char *where, enum walsh_prepend *scheme,
+                                        struct walsh_error *err)
+{
+    static const char *const names[] = {
+        [WALSH_PREPEND_NEVER] = "never", [WALSH_PREPEND_FIRST] = "first", [WALSH_PREPEND_ALWAYS] = "always"};
+    bool prefix;
+    *scheme = WALSH_PREPEND_ALWAYS;
+    if (walsh_json_member(part, "prepend_scheme")) {
+        const char *name;
+        WALSH_TRY(walsh_json_member_string(part, where, "prepend_scheme", &name, err));
+        for (unsigned i = 0; i < sizeof names / sizeof *names; i++) {
+            if (strcmp(name, names[i]) != 0) continue;
+            *scheme = (enum walsh_prepend)i;
+            return WALSH_OK;
+        }
+        return walsh_fail(err, WALSH_E_UNSUPPORTED,
+                          "%s: prepend_scheme \"%.100s\" is not supported (known: always, first, never)",
+                          where, name);
+    }
+    WALSH_TRY(walsh_json_member_bool(part, where, "add_prefix_space", true, &prefix, err));
+    if (!prefix) *scheme = WALSH_PREPEND_NEVER;
+    return WALSH_OK;
+}
+
+enum walsh_status walsh_load_metaspace(const json_t *part, const char *where, struct walsh_buffer *sign,
+                                       enum walsh_prepend *scheme, struct walsh_error *err)
+{
+    const char *text;
+    WALSH_TRY(walsh_json_member_string(part, where, "replacement", &text, err));
+    enum walsh_utf8 kind;
+    size_t size = strlen(text);
+    if (size == 0 || walsh_utf8_step((const uint8_t *)text, size, &kind) != size)
+        return walsh_fail(err, WALSH_E_FORMAT, "%s.replacement: found \"%.100s\", expected one character",
+                          where, text);
+    WALSH_TRY(walsh_buffer_append(sign, text, size, err));
+    return prepend_scheme(part, where, scheme, err);
+}
+
+/* Spaces become the replacement; then, unless `split` is false, a cut before each of them. */
+static enum walsh_status load_metaspace(struct walsh_pretokenizer *p, const json_t *part,
+                                        struct walsh_error *err)
+{
+    const char *where = "pre_tokenizer Metaspace";
+    bool split;
+    if (p->split_count == WALSH_MAX_SPLITS)
+        return walsh_fail(err, WALSH_E_FORMAT, "pre_tokenizer: more than %d splits", WALSH_MAX_SPLITS);
+    struct walsh_split *rewrite = &p->splits[p->split_count++];
+    WALSH_TRY(walsh_load_metaspace(part, where, &rewrite->space, &rewrite->prepend, err));
+    WALSH_TRY(walsh_json_member_bool(part, where, "split", true, &split, err));
+    return split ? add_split(p, json_string_value(json_object_get(part, "replacement")), true,
+                             WALSH_SPLIT_MERGED_WITH_NEXT, false, err)
+                 : WALSH_OK;
 }
 
 static enum walsh_status load_byte_level(struct walsh_pretokenizer *p, const json_t *part,
@@ -108,10 +162,10 @@ static enum walsh_status load_pretokenizer(struct walsh_pretokenizer *p, const j
                                            bool *complete, struct walsh_error *err)
 {
     const char *where = "pre_tokenizer", *type;
-    WALSH_TRY(type_of(part, where, &type, err));
+    WALSH_TRY(walsh_part_type(part, where, &type, err));
     if (strcmp(type, "Sequence") == 0) {
         const json_t *list;
-        WALSH_TRY(members_of(part, where, "pretokenizers", depth, &list, err));
+        WALSH_TRY(walsh_part_members(part, where, "pretokenizers", depth, &list, err));
         for (size_t i = 0; i < json_array_size(list); i++)
             WALSH_TRY(load_pretokenizer(p, json_array_get(list, i), depth + 1, complete, err));
         return WALSH_OK;
@@ -127,31 +181,20 @@ static enum walsh_status load_pretokenizer(struct walsh_pretokenizer *p, const j
         return add_split(p, "\\p{N}", false, individual ? WALSH_SPLIT_ISOLATED : WALSH_SPLIT_CONTIGUOUS,
                          false, err);
     }
+    if (strcmp(type, "Metaspace") == 0) return load_metaspace(p, part, err);
+    if (strcmp(type, "WhitespaceSplit") == 0)
+        return add_split(p, "\\s", false, WALSH_SPLIT_REMOVED, false, err);
+    if (strcmp(type, "Punctuation") == 0) {
+        enum walsh_split_behavior behavior = WALSH_SPLIT_ISOLATED;
+        WALSH_TRY(load_behavior(part, "pre_tokenizer Punctuation", "Isolated", &behavior, err));
+        return add_split(p, "[!-/:-@\\[-`{-~\\p{P}]", false, behavior, false, err);
+    }
     if (strcmp(type, "ByteLevel") != 0)
-        return unknown_type(err, where, type, "ByteLevel, Digits, Sequence, Split");
+        return walsh_part_unknown(
+            err, where, type,
+            "ByteLevel, Digits, Metaspace, Punctuation, Sequence, Split, WhitespaceSplit, null");
     *complete = true;
     return load_byte_level(p, part, err);
-}
-
-/* ---- decoder ---- */
-
-static enum walsh_status load_decoder(struct walsh_tokenizer *t, const json_t *decoder, unsigned depth,
-                                      struct walsh_error *err)
-{
-    const char *where = "decoder", *type;
-    WALSH_TRY(type_of(decoder, where, &type, err));
-    if (strcmp(type, "Sequence") == 0) {
-        const json_t *list;
-        WALSH_TRY(members_of(decoder, where, "decoders", depth, &list, err));
-        if (json_array_size(list) != 1)
-            return walsh_fail(err, WALSH_E_UNSUPPORTED,
-                              "decoder: a Sequence of %zu is not supported (expected: 1)",
-                              json_array_size(list));
-        return load_decoder(t, json_array_get(list, 0), depth + 1, err);
-    }
-    if (strcmp(type, "ByteLevel") != 0) return unknown_type(err, where, type, "ByteLevel, Sequence, null");
-    t->byte_level_decoder = true;
-    return WALSH_OK;
 }
 
 enum walsh_status walsh_load_parts(struct walsh_tokenizer *t, const json_t *root, struct walsh_error *err)
@@ -161,15 +204,11 @@ enum walsh_status walsh_load_parts(struct walsh_tokenizer *t, const json_t *root
         return walsh_fail(err, WALSH_E_UNSUPPORTED, "version \"%.100s\" is not supported (known: 1.0)",
                           json_is_string(version) ? json_string_value(version)
                                                   : walsh_json_type_name(version));
-    WALSH_TRY(load_normalizer(t, walsh_json_member(root, "normalizer"), err));
+    WALSH_TRY(walsh_load_normalizer(&t->normalizer, walsh_json_member(root, "normalizer"), 0, err));
     const json_t *pretokenizer = walsh_json_member(root, "pre_tokenizer"),
                  *decoder = walsh_json_member(root, "decoder");
-    bool complete = false;
-    if (pretokenizer) WALSH_TRY(load_pretokenizer(&t->pretokenizer, pretokenizer, 0, &complete, err));
-    if (!complete)
-        return walsh_fail(err, WALSH_E_UNSUPPORTED,
-                          "pre_tokenizer: no ByteLevel (only byte-level BPE is supported)");
-    return decoder ? load_decoder(t, decoder, 0, err) : WALSH_OK;
+    if (pretokenizer) WALSH_TRY(load_pretokenizer(&t->pretokenizer, pretokenizer, 0, &t->byte_level, err));
+    return walsh_load_decoder(&t->decoder, decoder, err);
 }
 
 /* ---- post_processor ---- */
@@ -228,17 +267,17 @@ static enum walsh_status load_processor(struct walsh_tokenizer *t, const json_t 
                                         bool *templated, struct walsh_error *err)
 {
     const char *where = "post_processor", *type;
-    WALSH_TRY(type_of(part, where, &type, err));
+    WALSH_TRY(walsh_part_type(part, where, &type, err));
     if (strcmp(type, "Sequence") == 0) {
         const json_t *list;
-        WALSH_TRY(members_of(part, where, "processors", depth, &list, err));
+        WALSH_TRY(walsh_part_members(part, where, "processors", depth, &list, err));
         for (size_t i = 0; i < json_array_size(list); i++)
             WALSH_TRY(load_processor(t, json_array_get(list, i), depth + 1, templated, err));
         return WALSH_OK;
     }
     if (strcmp(type, "ByteLevel") == 0) return WALSH_OK; /* it moves offsets, which walsh does not report */
     if (strcmp(type, "TemplateProcessing") != 0)
-        return unknown_type(err, where, type, "ByteLevel, Sequence, TemplateProcessing, null");
+        return walsh_part_unknown(err, where, type, "ByteLevel, Sequence, TemplateProcessing, null");
     if (*templated)
         return walsh_fail(err, WALSH_E_UNSUPPORTED,
                           "post_processor: two TemplateProcessing parts are not supported");

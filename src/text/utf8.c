@@ -44,6 +44,20 @@ uint32_t walsh_utf8_decode(const uint8_t *character)
            (character[3] & 0x3fu);
 }
 
+bool walsh_utf8_white_space(uint32_t c)
+{
+    return (c >= 0x09 && c <= 0x0d) || c == 0x20 || c == 0x85 || c == 0xa0 || c == 0x1680 ||
+           (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f ||
+           c == 0x3000;
+}
+
+size_t walsh_utf8_before(const uint8_t *text, size_t end)
+{
+    size_t start = end - 1;
+    while (start > 0 && (text[start] & 0xc0) == 0x80) start--;
+    return start;
+}
+
 /* The length of the ASCII run at the start. */
 static size_t ascii_run(const uint8_t *text, size_t size)
 {

@@ -3,6 +3,7 @@
 #ifndef WALSH_TEXT_UTF8_H
 #define WALSH_TEXT_UTF8_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -19,6 +20,10 @@ size_t walsh_utf8_step(const uint8_t *text, size_t size, enum walsh_utf8 *kind);
 
 /* The code point of a VALID character. */
 uint32_t walsh_utf8_decode(const uint8_t *character);
+
+bool walsh_utf8_white_space(uint32_t code_point); /* Unicode's White_Space */
+/* Where the character that ends at `end` > 0 of well-formed text starts. */
+size_t walsh_utf8_before(const uint8_t *text, size_t end);
 
 /* Copy size bytes to `out` with each ill-formed part replaced by U+FFFD (a CUT one at the end too); returns
  * the bytes of the copy, at most 3 * size. NULL for `out` only measures. */

@@ -1,3 +1,4 @@
+#include <stdio.h>
 #include <string.h>
 
 #include "base/memory.h"
@@ -145,6 +146,21 @@ enum walsh_status walsh_vocabulary_index_bytes(struct walsh_vocabulary *v, struc
 int32_t walsh_vocabulary_find_text(const struct walsh_vocabulary *v, const char *text, size_t size)
 {
     return (int32_t)*id_map_slot(v, &v->by_text, false, (const uint8_t *)text, size) - 1;
+}
+
+int32_t walsh_vocabulary_find_model(const struct walsh_vocabulary *v, const uint8_t *text, size_t size)
+{
+    int32_t id = (int32_t)*id_map_slot(v, &v->by_text, false, text, size) - 1;
+    return id >= 0 && (v->tokens[id].flags & WALSH_TOKEN_MODEL) ? id : -1;
+}
+
+void walsh_vocabulary_find_fallback(const struct walsh_vocabulary *v, int32_t ids[256])
+{
+    for (unsigned byte = 0; byte < 256; byte++) {
+        char text[8];
+        int size = snprintf(text, sizeof text, "<0x%02X>", byte);
+        ids[byte] = walsh_vocabulary_find_model(v, (const uint8_t *)text, (size_t)size);
+    }
 }
 
 int32_t walsh_vocabulary_find_bytes(const struct walsh_vocabulary *v, const uint8_t *bytes, size_t size)

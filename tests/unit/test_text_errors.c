@@ -117,8 +117,10 @@ static void test_model(void **state)
 {
     (void)state;
     expect_format("{\"pre_tokenizer\":" BYTE_LEVEL "}", "model: found nothing, expected an object");
+    expect_unsupported(WITH_MODEL("{\"type\":\"WordPiece\",\"vocab\":{}}"),
+                       "model type \"WordPiece\" is not supported (known: BPE, Unigram)");
     expect_unsupported(WITH_MODEL("{\"type\":\"Unigram\",\"vocab\":[]}"),
-                       "model type \"Unigram\" is not supported (known: BPE)");
+                       "a Unigram model behind ByteLevel is not supported");
     expect_format(WITH_MODEL("{\"type\":3}"), "model.type: found integer, expected a string");
     expect_format(WITH_MODEL("{\"vocab\":[],\"merges\":[]}"), "model.vocab: found array, expected an object");
     expect_format(WITH_MODEL("{\"vocab\":{\"a\":0}}"), "model.merges: found nothing, expected an array");
@@ -207,15 +209,25 @@ static void test_added_tokens(void **state)
 static void test_parts(void **state)
 {
     (void)state;
-    expect_unsupported(REST("normalizer", "{\"type\":\"Lowercase\"}"),
-                       "normalizer type \"Lowercase\" is not supported (known: NFC, null)");
+    expect_unsupported(REST("normalizer", "{\"type\":\"Precompiled\"}"),
+                       "normalizer type \"Precompiled\" is not supported (known: Lowercase, NFC, NFD, NFKC, "
+                       "NFKD, Prepend, Replace, Sequence, Strip, null)");
+    expect_format(REST("normalizer", "{\"type\":\"Replace\",\"pattern\":{\"String\":\"\"},\"content\":\"\"}"),
+                  "normalizer Replace.pattern: expected {\"Regex\": ...} or {\"String\": ...}");
+    expect_format(REST("normalizer", "{\"type\":\"Prepend\"}"),
+                  "normalizer Prepend.prepend: found nothing, expected a string");
     expect_format(REST("normalizer", "{}"), "normalizer.type: found nothing, expected a string");
     expect_format(REST("normalizer", "\"NFC\""), "normalizer: found string, expected an object");
-    expect_unsupported("{\"pre_tokenizer\":null,\"model\":" MODEL "}",
-                       "pre_tokenizer: no ByteLevel (only byte-level BPE is supported)");
-    expect_unsupported(
-        "{\"pre_tokenizer\":{\"type\":\"Metaspace\"},\"model\":" MODEL "}",
-        "pre_tokenizer type \"Metaspace\" is not supported (known: ByteLevel, Digits, Sequence, Split)");
+    expect("{\"pre_tokenizer\":null,\"model\":" MODEL "}", NULL, WALSH_OK, NULL);
+    expect_unsupported("{\"pre_tokenizer\":{\"type\":\"BertPreTokenizer\"},\"model\":" MODEL "}",
+                       "pre_tokenizer type \"BertPreTokenizer\" is not supported (known: ByteLevel, Digits, "
+                       "Metaspace, Punctuation, Sequence, Split, WhitespaceSplit, null)");
+    expect_format("{\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"__\"},\"model\":" MODEL "}",
+                  "pre_tokenizer Metaspace.replacement: found \"__\", expected one character");
+    expect_unsupported("{\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"_\",\"prepend_scheme\":"
+                       "\"last\"},\"model\":" MODEL "}",
+                       "pre_tokenizer Metaspace: prepend_scheme \"last\" is not supported (known: always, "
+                       "first, never)");
     expect_unsupported(WITH_SPLIT(BYTE_LEVEL),
                        "pre_tokenizer: \"ByteLevel\" behind ByteLevel is not supported");
     expect_unsupported(WITH_SPLIT("{\"type\":\"Split\",\"behavior\":\"Joined\"}"),
@@ -228,13 +240,77 @@ static void test_parts(void **state)
     expect_format(WITH_SPLIT("{\"type\":\"Split\",\"behavior\":\"Isolated\",\"pattern\":{\"Regex\":\"(a\"}}"),
                   "bad regex \"(a\": missing closing parenthesis");
     expect_unsupported(REST("decoder", "{\"type\":\"WordPiece\"}"),
-                       "decoder type \"WordPiece\" is not supported (known: ByteLevel, Sequence, null)");
-    expect_unsupported(REST("decoder", "{\"type\":\"Sequence\",\"decoders\":[]}"),
-                       "decoder: a Sequence of 0 is not supported (expected: 1)");
+                       "decoder type \"WordPiece\" is not supported (known: ByteFallback, ByteLevel, Fuse, "
+                       "Metaspace, Replace, Sequence, Strip, null)");
     char splits[4000] = "{\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[";
     for (int i = 0; i < 17; i++) strcat(splits, "{\"type\":\"Digits\"},");
     strcat(splits, BYTE_LEVEL "]},\"model\":" MODEL "}");
     expect_format(splits, "pre_tokenizer: more than 16 splits");
+}
+
+#define STRIP(stop) "{\"type\":\"Strip\",\"content\":\" \",\"start\":1,\"stop\":" stop "}"
+#define REPLACE(old) "{\"type\":\"Replace\",\"pattern\":{\"String\":\"" old "\"},\"content\":\"\"}"
+#define DECODERS(list) REST("decoder", "{\"type\":\"Sequence\",\"decoders\":[" list "]}")
+
+/* Decoders in an order that a stream could not follow. */
+static void test_decoders(void **state)
+{
+    (void)state;
+    expect(DECODERS(REPLACE("ab") ",{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"}," STRIP("0")), NULL,
+           WALSH_OK, NULL);
+    expect(DECODERS(""), NULL, WALSH_OK, NULL);
+    expect_unsupported(DECODERS("{\"type\":\"Fuse\"}," REPLACE("ab")),
+                       "decoder: this \"Replace\" behind Fuse is not supported");
+    expect_unsupported(DECODERS("{\"type\":\"Fuse\"}," STRIP("1")),
+                       "decoder: this \"Strip\" behind Fuse is not supported");
+    expect_unsupported(DECODERS("{\"type\":\"ByteFallback\"}," STRIP("0")),
+                       "decoder: this \"Strip\" behind ByteFallback is not supported");
+    expect_unsupported(DECODERS("{\"type\":\"Fuse\"}," STRIP("0") "," STRIP("0")),
+                       "decoder: this \"Strip\" behind Fuse is not supported");
+    expect_unsupported(DECODERS("{\"type\":\"Fuse\"},{\"type\":\"ByteFallback\"}"),
+                       "decoder: this \"ByteFallback\" behind Fuse is not supported");
+    expect_unsupported(DECODERS("{\"type\":\"Fuse\"},{\"type\":\"ByteLevel\"}"),
+                       "decoder: ByteLevel beside other steps is not supported");
+    expect_unsupported(DECODERS("{\"type\":\"ByteLevel\"},{\"type\":\"Fuse\"}"),
+                       "decoder: ByteLevel beside other steps is not supported");
+    expect_unsupported(
+        REST("decoder", "{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"a\"},\"content\":\"\"}"),
+        "decoder Replace.pattern: only {\"String\": ...} is supported");
+    expect_format(REST("decoder", "{\"type\":\"Strip\",\"content\":\" \",\"start\":-1,\"stop\":0}"),
+                  "decoder Strip.start: found -1, expected 0 to 65535");
+    expect_format(REST("decoder", "{\"type\":\"Strip\",\"content\":\"\",\"start\":1,\"stop\":0}"),
+                  "decoder Strip.content: found \"\", expected one character");
+}
+
+#define UNIGRAM(rest) "{\"model\":{\"type\":\"Unigram\"," rest "}}"
+
+static void test_unigram(void **state)
+{
+    (void)state;
+    expect(UNIGRAM("\"unk_id\":0,\"vocab\":[[\"a\",-1],[\"\",0],[\"b\",-2.5]]"), NULL, WALSH_OK, NULL);
+    expect_format(UNIGRAM("\"vocab\":{}"), "model.vocab: found object, expected an array");
+    expect_format(UNIGRAM("\"vocab\":[]"), "model.vocab: 0 tokens, expected 1 to 16777216");
+    expect_format(UNIGRAM("\"vocab\":[[\"a\",-1],[\"b\"]]"),
+                  "model.vocab[1]: expected a token and its score");
+    expect_format(UNIGRAM("\"vocab\":[[\"a\",\"b\"]]"), "model.vocab[0]: expected a token and its score");
+    expect_format(UNIGRAM("\"unk_id\":1,\"vocab\":[[\"a\",-1]]"), "model.unk_id: found 1, expected 0 to 0");
+    expect_format(UNIGRAM("\"vocab\":[[\"a\",-1],[\"a\",-1]]"), "token \"a\" has two ids, 0 and 1");
+    expect_format("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[],\"unk_token\":\"<unk>\"}}",
+                  "model.unk_token \"<unk>\" is not in the vocabulary");
+
+    /* without unk_id, text that the vocabulary cannot spell */
+    static const char text[] = UNIGRAM("\"vocab\":[[\"a\",-1]]");
+    const char *path = temporary_path("tokenizer.json");
+    assert_int_equal(walsh_file_write(path, text, strlen(text), NULL), WALSH_OK);
+    struct walsh_tokenizer *t = open_tokenizer(temporary_directory);
+    struct walsh_error err = {0};
+    int32_t *ids;
+    size_t count;
+    assert_int_equal(walsh_tokenizer_encode(t, "ab", 2, 0, &ids, &count, &err), WALSH_E_FORMAT);
+    assert_string_equal(err.message, "the vocabulary has no token for \"b\", and no unk_id");
+    assert_null(ids);
+    walsh_tokenizer_close(&t);
+    remove(path);
 }
 
 static void test_post_processor(void **state)
@@ -317,6 +393,8 @@ int main(void)
         cmocka_unit_test(test_merges),
         cmocka_unit_test(test_added_tokens),
         cmocka_unit_test(test_parts),
+        cmocka_unit_test(test_decoders),
+        cmocka_unit_test(test_unigram),
         cmocka_unit_test(test_post_processor),
         cmocka_unit_test(test_config),
         cmocka_unit_test(test_config_values),
