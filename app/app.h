@@ -52,7 +52,7 @@ struct verb {
 };
 
 extern const struct verb verb_run, verb_eval, verb_bench, verb_quantize, verb_inspect, verb_merge,
-    verb_devices;
+    verb_devices, verb_serve;
 extern const struct verb *const verbs[]; /* all of them; NULL at the end */
 
 /* The options of every verb, offsets into struct command; ends with a NULL name. */

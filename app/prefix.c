@@ -38,13 +38,21 @@ enum walsh_status prefix_check(const struct prefix_settings *s, struct walsh_err
     return WALSH_OK;
 }
 
+enum walsh_status prefix_store_open(const struct prefix_settings *s, struct walsh_context *context,
+                                    struct walsh_prefix_store **out, struct walsh_error *err)
+{
+    struct walsh_prefix_store_options options = WALSH_PREFIX_STORE_OPTIONS;
+    *out = NULL;
+    if (!s->path) return WALSH_OK;
+    if (s->limit) parse_size(s->limit, &options.limit);
+    return walsh_prefix_store_open(context, s->path, &options, out, err);
+}
+
 static enum walsh_status open_store(const struct prefix_settings *s, struct walsh_context *context,
                                     struct walsh_session *session, struct walsh_prefix_store **out,
                                     struct walsh_error *err)
 {
-    struct walsh_prefix_store_options options = WALSH_PREFIX_STORE_OPTIONS;
-    if (s->limit) parse_size(s->limit, &options.limit);
-    TRY(walsh_prefix_store_open(context, s->path, &options, out, err));
+    TRY(prefix_store_open(s, context, out, err));
     return walsh_session_set_prefix_store(session, *out, NULL, 0, err);
 }
 

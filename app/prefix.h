@@ -37,6 +37,9 @@ enum walsh_status prefix_open(const struct prefix_settings *settings, struct com
                               struct walsh_context *context, struct walsh_session *session,
                               struct prefix_use *out, struct walsh_error *err);
 void prefix_close(struct prefix_use *use);
+/* The store of the options by itself; *out stays NULL where none is asked for. */
+enum walsh_status prefix_store_open(const struct prefix_settings *settings, struct walsh_context *context,
+                                    struct walsh_prefix_store **out, struct walsh_error *err);
 
 /* "prefix" of the JSON object: what the store did for the prompt whose first token took first_token_seconds.
  */

@@ -592,6 +592,7 @@ struct walsh_batch_request_info {
     uint32_t tokens, max_tokens;         /* drawn, and at most */
     uint64_t kv_tokens;                  /* that it takes, or will take, of the batch's */
     uint32_t queue_position;             /* requests that wait before it */
+    uint32_t prefix_tokens;              /* of its prompt, taken over from the prefix store */
 };
 /* false: none of that id waits, runs or has ended in the last step. */
 WALSH_API bool walsh_batch_get_request(const struct walsh_batch *batch, uint64_t id,

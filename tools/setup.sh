@@ -16,6 +16,7 @@ libpcre2-dev|pkg:libpcre2-8|regular expressions of tokenizers
 libutf8proc-dev|pkg:libutf8proc|Unicode of tokenizers
 libxxhash-dev|pkg:libxxhash|checksums
 libssl-dev|pkg:libcrypto|SHA-256 of prefix stores
+libmicrohttpd-dev|pkg:libmicrohttpd|HTTP and TLS of walsh serve
 libopenblas-dev|pkg:openblas|matrix products while quantizing
 liblapacke-dev|pkg:lapacke|Cholesky factorization while quantizing
 '

@@ -140,6 +140,7 @@ bool walsh_batch_get_request(const struct walsh_batch *batch, uint64_t id,
         .tokens = entry->generated,
         .max_tokens = entry->tokens,
         .kv_tokens = entry->kv_tokens,
+        .prefix_tokens = entry->prefix_tokens,
     };
     if (entry->generated > 0)
         result.prompt_read = entry->count;

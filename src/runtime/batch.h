@@ -71,6 +71,7 @@ struct walsh_batch_entry {
     uint8_t *salt;                 /* [salt_size] */
     size_t salt_size;
     bool begun;                    /* the prefix store was asked */
+    uint32_t prefix_tokens;        /* that it had of the prompt */
     struct walsh_sampler *sampler; /* while it runs, as the session */
     struct walsh_session *session;
     float *logits; /* ENDED: the session's, [vocab] */

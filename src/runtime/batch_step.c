@@ -38,6 +38,7 @@ static void take_over(struct walsh_batch *b, struct walsh_batch_entry *entry)
     entry->begun = true;
     walsh_prefix_begin(session, entry->ids, entry->count);
     b->totals.prompt_tokens += session->kv->length;
+    entry->prefix_tokens = session->kv->length;
     b->totals.prefix_tokens += session->kv->length;
     if (session->kv->length == entry->count) entry->state = WALSH_BATCH_READY;
 }

@@ -7,7 +7,7 @@ exits 2
 silent
 works help
 grep -q '^  quantize ' "$work/out" || fails "the overview lists the verbs"
-for verb in quantize run eval bench inspect merge devices version; do
+for verb in quantize run eval bench inspect merge serve devices version; do
     works help "$verb"
     grep -q "^Usage: walsh $verb" "$work/out" || fails "usage line"
     grep -q -- '--json  ' "$work/out" || fails "the options of every verb"
@@ -69,6 +69,25 @@ misuse "--text FILE is missing" eval m
 misuse "give one prompt: PROMPT, --prompt or --file" run m hello -p hello
 misuse "give one prompt: PROMPT, --prompt or --file" run m - -f x
 misuse "-t: 0 is out of range: 1 to 1024" devices -t 0
+misuse "MODEL is missing" serve
+misuse "--port: 65536 is out of range: 0 to 65535" serve m --port 65536
+misuse "--max-batch: 0 is out of range: 1 to 512" serve m --max-batch 0
+misuse "--max-queue: 'many' is not a whole number" serve m --max-queue many
+misuse "--read-timeout: 0 is out of range: 0.1 to 86400" serve m --read-timeout 0
+misuse "--tls-cert and --tls-key belong together" serve m --tls-cert c.pem
+misuse "--prefix-store-limit needs --prefix-store DIR" serve m --prefix-store-limit 1G
+misuse "--kv-bits needs --kv turbo" serve "$model" --port 0 --kv-bits 4
+refuses "--adapter-directory WORK/none: No such file or directory" serve m --adapter-directory "$work/none"
+refuses "cannot open 'WORK/none': No such file or directory" serve m --api-key-file "$work/none"
+printf '# nothing\n\n' >"$work/keys"
+refuses "WORK/keys: there is no key in it" serve m --api-key-file "$work/keys"
+echo short >"$work/keys"
+refuses "WORK/keys: line 1: a key of 5 characters, expected 8 to 255" serve m --api-key-file "$work/keys"
+echo 'with a space' >"$work/keys"
+refuses "WORK/keys: line 1: a key is made of visible ASCII characters" serve m --api-key-file "$work/keys"
+export WALSH_PORT=http
+misuse "WALSH_PORT: 'http' is not a whole number" serve m
+unset WALSH_PORT
 
 # --- the environment
 export WALSH_THREADS=many

@@ -1,0 +1,15 @@
+/* serve/chat: conversations become prompts. */
+#ifndef WALSH_SERVE_CHAT_H
+#define WALSH_SERVE_CHAT_H
+
+#include "server.h"
+
+/* Render `messages` into the request's one prompt. *thinking: the prompt ends inside a thought. false:
+ * x->refusal. */
+bool chat_prompt(struct exchange *x, struct request *request, bool *thinking);
+/* {"type": "text"}, or what walsh_grammar knows. */
+bool response_format_check(struct exchange *x, const struct request *request);
+/* How this model marks its thoughts. */
+enum reasoning_style chat_reasoning(const struct walsh_model *model);
+
+#endif

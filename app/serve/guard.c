@@ -1,0 +1,97 @@
+#include "guard.h"
+
+#include <arpa/inet.h>
+#include <string.h>
+#include <strings.h>
+
+static const char *header(struct exchange *x, const char *name)
+{
+    return MHD_lookup_connection_value(x->connection, MHD_HEADER_KIND, name);
+}
+
+/* The host of "name", "name:port", "[address]" or "[address]:port" into buffer; false: none of these. */
+static bool split_host(const char *value, char *buffer, size_t size)
+{
+    const char *begin = value, *end;
+    if (*value == '[') {
+        begin = value + 1;
+        end = strchr(begin, ']');
+        if (!end || (end[1] && end[1] != ':')) return false;
+    } else {
+        end = begin + strcspn(begin, ":");
+    }
+    const char *port = *value == '[' ? end + 1 : end;
+    if (*port == ':' && strspn(port + 1, "0123456789") != strlen(port + 1)) return false;
+    if (end == begin || (size_t)(end - begin) >= size) return false;
+    memcpy(buffer, begin, (size_t)(end - begin));
+    buffer[end - begin] = 0;
+    return true;
+}
+
+static bool is_listed(const struct option_texts *list, const char *word)
+{
+    for (size_t i = 0; i < list->count; i++)
+        if (strcasecmp(list->values[i], word) == 0) return true;
+    return false;
+}
+
+static bool is_number(const char *host)
+{
+    struct in6_addr address;
+    return inet_pton(AF_INET, host, &address) == 1 || inet_pton(AF_INET6, host, &address) == 1;
+}
+
+bool guard_host(struct exchange *x)
+{
+    const char *value = header(x, MHD_HTTP_HEADER_HOST);
+    char host[256];
+    if (!value) return true; /* HTTP/1.0, which no browser speaks */
+    if (split_host(value, host, sizeof host) &&
+        (is_number(host) || strcasecmp(host, "localhost") == 0 || strcasecmp(host, x->server->host) == 0 ||
+         is_listed(x->server->hosts, host)))
+        return true;
+    return refuse(&x->refusal, 403, "host_not_allowed", NULL,
+                  "the host \"%.100s\" is not allowed; see --allow-host", value);
+}
+
+bool guard_origin(struct exchange *x)
+{
+    const char *origin = header(x, MHD_HTTP_HEADER_ORIGIN), *host = header(x, MHD_HTTP_HEADER_HOST);
+    if (!origin) return true;
+    const char *authority = strstr(origin, "://");
+    if (authority && host && strcasecmp(authority + 3, host) == 0) return true;
+    if (strlen(origin) < sizeof x->origin && is_listed(x->server->origins, origin)) {
+        snprintf(x->origin, sizeof x->origin, "%s", origin);
+        return true;
+    }
+    return refuse(&x->refusal, 403, "origin_not_allowed", NULL,
+                  "the origin \"%.100s\" is not allowed; see --allow-origin", origin);
+}
+
+bool guard_key(struct exchange *x)
+{
+    const struct keys *keys = &x->server->keys;
+    if (!keys->count) return true;
+    const char *value = header(x, MHD_HTTP_HEADER_AUTHORIZATION);
+    if (value && strncasecmp(value, "Bearer ", 7) == 0) {
+        value += 7;
+        while (*value == ' ') value++;
+        x->key = keys_find(keys, value);
+    }
+    if (!x->key)
+        return refuse(&x->refusal, 401, "invalid_api_key", NULL,
+                      value ? "the API key is not valid" : "an API key is needed: Authorization: Bearer KEY");
+    x->tenant = (uint64_t)(x->key - keys->keys[0]);
+    return true;
+}
+
+bool guard_json(struct exchange *x)
+{
+    static const char type[] = "application/json";
+    const char *value = header(x, MHD_HTTP_HEADER_CONTENT_TYPE);
+    const size_t length = sizeof type - 1;
+    if (value && strncasecmp(value, type, length) == 0 && (!value[length] || strchr("; \t", value[length])))
+        return true;
+    return refuse(&x->refusal, 415, "unsupported_media_type", NULL,
+                  "the body must come with Content-Type: application/json");
+}

@@ -1,0 +1,235 @@
+/* Every endpoint but those that generate. */
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "page.h"
+#include "server.h"
+
+static enum MHD_Result plain(struct exchange *x, int status, const char *words)
+{
+    struct text text = {0};
+    if (!text_append(&text, words, strlen(words))) return MHD_NO;
+    return answer_text(x, status, "text/plain; charset=utf-8", &text);
+}
+
+static enum MHD_Result answer_health(struct exchange *x)
+{
+    return plain(x, 200, "ok\n");
+}
+
+static enum MHD_Result answer_ready(struct exchange *x)
+{
+    return atomic_load(&x->server->ready) ? plain(x, 200, "ready\n") : plain(x, 503, "not ready\n");
+}
+
+static enum MHD_Result answer_page(struct exchange *x)
+{
+    struct MHD_Response *response =
+        MHD_create_response_from_buffer(page_size, (void *)(uintptr_t)page_html, MHD_RESPMEM_PERSISTENT);
+    if (!response) return MHD_NO;
+    MHD_add_response_header(
+        response, "Content-Security-Policy",
+        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src "
+        "'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'");
+    MHD_add_response_header(response, "Referrer-Policy", "no-referrer");
+    return answer_response(x, 200, "text/html; charset=utf-8", response);
+}
+
+static enum MHD_Result answer_metrics(struct exchange *x)
+{
+    struct engine_snapshot snapshot;
+    struct text text = {0};
+    engine_snapshot(x->server->engine, &snapshot);
+    pthread_mutex_lock(&x->server->lock);
+    const size_t connections = x->server->client_count;
+    pthread_mutex_unlock(&x->server->lock);
+    if (!metrics_write(&x->server->metrics, &snapshot, connections, &text)) {
+        text_free(&text);
+        return MHD_NO;
+    }
+    return answer_text(x, 200, "text/plain; version=0.0.4; charset=utf-8", &text);
+}
+
+static enum MHD_Result answer_models(struct exchange *x)
+{
+    return answer_json(x, 200, models_json(&x->server->models, x->server->context_tokens));
+}
+
+/* The body of the route's endpoint; false: x->refusal. */
+static bool parse_body(struct exchange *x, struct request *request)
+{
+    return request_parse(x->body.data ? x->body.data : "", x->body.size, x->route->endpoint,
+                         x->server->info.vocab, request, &x->refusal);
+}
+
+static bool put_tokens(struct exchange *x, const struct request *r, json_t *answer)
+{
+    struct walsh_error err = {0};
+    int32_t *ids = NULL;
+    size_t count = 0;
+    if (walsh_model_encode(x->server->model, r->prompt_text, strlen(r->prompt_text),
+                           r->add_special ? WALSH_TEXT_SPECIAL : 0, &ids, &count, &err) != WALSH_OK)
+        return refuse(&x->refusal, 400, "invalid_prompt", "prompt", "%s", err.message);
+    json_t *tokens = json_array(), *strings = json_array();
+    for (size_t i = 0; i < count; i++) {
+        json_array_append_new(tokens, json_integer(ids[i]));
+        char *text;
+        size_t size;
+        if (!r->return_strings ||
+            walsh_model_decode(x->server->model, ids + i, 1, false, &text, &size, NULL) != WALSH_OK)
+            continue;
+        json_array_append_new(strings, json_stringn(text, size));
+        walsh_memory_free(text);
+    }
+    walsh_memory_free(ids);
+    json_put_integer(answer, "count", count);
+    json_put_integer(answer, "max_model_len", x->server->context_tokens);
+    json_object_set_new(answer, "tokens", tokens);
+    json_object_set_new(answer, "token_strs", r->return_strings ? strings : json_null());
+    if (!r->return_strings) json_decref(strings);
+    return true;
+}
+
+static enum MHD_Result answer_tokenize(struct exchange *x)
+{
+    struct request r;
+    json_t *answer = json_object();
+    bool good = parse_body(x, &r);
+    if (good && !r.prompt_text)
+        good = refuse(&x->refusal, 400, "missing_required_parameter", "prompt", "'prompt' is missing");
+    if (good) good = put_tokens(x, &r, answer);
+    request_free(&r);
+    if (good) return answer_json(x, 200, answer);
+    json_decref(answer);
+    return answer_refusal(x);
+}
+
+static bool put_text(struct exchange *x, const struct request *r, json_t *answer)
+{
+    const size_t count = json_array_size(r->tokens);
+    if (!json_is_array(r->tokens))
+        return refuse(&x->refusal, 400, "invalid_type", "tokens", "'tokens' must be an array of token ids");
+    int32_t *ids = calloc(count + 1, sizeof *ids);
+    if (!ids) return refuse(&x->refusal, 503, "out_of_memory", NULL, "the server is out of memory");
+    struct walsh_error err = {0};
+    char *text = NULL;
+    size_t size = 0;
+    bool good = true;
+    for (size_t i = 0; i < count && good; i++) {
+        const json_t *id = json_array_get(r->tokens, i);
+        const json_int_t n = json_is_integer(id) ? json_integer_value(id) : -1;
+        ids[i] = (int32_t)n;
+        if (n < 0 || n >= (json_int_t)x->server->info.vocab)
+            good =
+                refuse(&x->refusal, 400, "invalid_value", "tokens",
+                       "'tokens': entry %zu is no token id, expected 0 to %u", i, x->server->info.vocab - 1);
+    }
+    if (good && walsh_model_decode(x->server->model, ids, count, false, &text, &size, &err) != WALSH_OK)
+        good = refuse(&x->refusal, 400, "invalid_value", "tokens", "%s", err.message);
+    if (good) json_object_set_new(answer, "prompt", json_stringn(text, size));
+    walsh_memory_free(text);
+    free(ids);
+    return good;
+}
+
+static enum MHD_Result answer_detokenize(struct exchange *x)
+{
+    struct request r;
+    json_t *answer = json_object();
+    const bool good = parse_body(x, &r) && put_text(x, &r, answer);
+    request_free(&r);
+    if (good) return answer_json(x, 200, answer);
+    json_decref(answer);
+    return answer_refusal(x);
+}
+
+/* ---------------------------------------------------------------------------------------- adapters */
+
+/* The real path of what a request names, where it lies below the adapter directory. */
+static bool find_adapter(struct exchange *x, const char *named, char path[PATH_MAX])
+{
+    const char *root = x->server->adapter_directory;
+    char joined[PATH_MAX];
+    const int n =
+        snprintf(joined, sizeof joined, "%s%s%s", *named == '/' ? "" : root, *named == '/' ? "" : "/", named);
+    const size_t length = strlen(root);
+    const bool inside = n > 0 && (size_t)n < sizeof joined && realpath(joined, path) &&
+                        strncmp(path, root, length) == 0 && (path[length] == '/' || root[length - 1] == '/');
+    if (inside) return true;
+    /* one answer for what is missing and for what is elsewhere: it says nothing about other directories */
+    return refuse(&x->refusal, 404, "adapter_not_found", "lora_path",
+                  "there is no adapter \"%.200s\" below the adapter directory", named);
+}
+
+static bool load_adapter(struct exchange *x, const struct request *r)
+{
+    struct server *server = x->server;
+    struct walsh_adapter_options options = WALSH_ADAPTER_OPTIONS;
+    struct walsh_adapter *adapter = NULL;
+    struct walsh_error err = {0};
+    char path[PATH_MAX];
+    if (!r->lora_name || !r->lora_path)
+        return refuse(&x->refusal, 400, "missing_required_parameter",
+                      r->lora_name ? "lora_path" : "lora_name", "'lora_name' and 'lora_path' are needed");
+    if (models_has(&server->models, r->lora_name))
+        return refuse(&x->refusal, 400, "model_exists", "lora_name",
+                      "there is a model named \"%.100s\" already", r->lora_name);
+    if (!find_adapter(x, r->lora_path, path)) return false;
+    options.name = r->lora_name;
+    enum walsh_status status = walsh_adapter_open(server->model, path, &options, &adapter, &err);
+    if (status == WALSH_OK) {
+        status = models_add(&server->models, r->lora_name, path, adapter, 1, &err);
+        if (status != WALSH_OK) walsh_adapter_close(&adapter);
+    }
+    if (status != WALSH_OK)
+        return refuse(&x->refusal, 400, "adapter_refused", "lora_path", "%s", err.message);
+    return true;
+}
+
+static enum MHD_Result answer_load(struct exchange *x)
+{
+    struct request r;
+    char words[200] = "";
+    bool good = parse_body(x, &r);
+    if (good && !x->server->adapter_directory)
+        good = refuse(&x->refusal, 403, "not_enabled", NULL,
+                      "adapters can be loaded only with --adapter-directory");
+    if (good) good = load_adapter(x, &r);
+    if (good) snprintf(words, sizeof words, "Success: LoRA adapter '%s' added successfully.", r.lora_name);
+    request_free(&r);
+    return good ? plain(x, 200, words) : answer_refusal(x);
+}
+
+static enum MHD_Result answer_unload(struct exchange *x)
+{
+    struct request r;
+    char words[200] = "";
+    bool good = parse_body(x, &r);
+    if (good && !x->server->adapter_directory)
+        good = refuse(&x->refusal, 403, "not_enabled", NULL,
+                      "adapters can be unloaded only with --adapter-directory");
+    if (good && !r.lora_name)
+        good = refuse(&x->refusal, 400, "missing_required_parameter", "lora_name", "'lora_name' is missing");
+    if (good && !models_remove(&x->server->models, r.lora_name))
+        good = refuse(&x->refusal, 404, "model_not_found", "lora_name", "there is no adapter \"%.100s\"",
+                      r.lora_name);
+    if (good) snprintf(words, sizeof words, "Success: LoRA adapter '%s' removed successfully.", r.lora_name);
+    request_free(&r);
+    return good ? plain(x, 200, words) : answer_refusal(x);
+}
+
+const struct route routes[] = {
+    {"GET", "/", 0, true, false, answer_page},
+    {"GET", "/health", 0, true, false, answer_health},
+    {"GET", "/ready", 0, true, false, answer_ready},
+    {"GET", "/metrics", 0, false, false, answer_metrics},
+    {"GET", "/v1/models", 0, false, false, answer_models},
+    {"POST", "/v1/completions", FOR_COMPLETION, false, true, NULL},
+    {"POST", "/v1/chat/completions", FOR_CHAT, false, true, NULL},
+    {"POST", "/tokenize", FOR_TOKENIZE, false, false, answer_tokenize},
+    {"POST", "/detokenize", FOR_DETOKENIZE, false, false, answer_detokenize},
+    {"POST", "/v1/load_lora_adapter", FOR_LOAD, false, false, answer_load},
+    {"POST", "/v1/unload_lora_adapter", FOR_UNLOAD, false, false, answer_unload},
+    {NULL, NULL, 0, false, false, NULL},
+};
