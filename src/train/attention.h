@@ -1,0 +1,28 @@
+/* train/attention: causal attention over the documents of packed rows, forward and back (Dao et al. 2022,
+ * "FlashAttention": scores are computed again instead of kept). May use model and below. */
+#ifndef WALSH_TRAIN_ATTENTION_H
+#define WALSH_TRAIN_ATTENTION_H
+
+#include "kernels/kernels.h"
+
+/* Rows [begin[i], begin[i + 1]) are document i, with positions from 0: it attends to nothing outside of
+ * itself. */
+struct walsh_documents {
+    const uint32_t *begin; /* [count + 1], ascending, begin[0] == 0 */
+    size_t count;
+};
+
+/* out[rows][heads * head_dim] of query, key, value [rows][heads or kv_heads * head_dim], dense rows; *lse
+ * [heads][rows]: the logarithm of the sum that a row's weights were divided by. shape->own is not read. */
+void walsh_attention_forward(const struct walsh_queue *q, const struct walsh_attention_shape *shape,
+                             const struct walsh_documents *documents, const float *query, const float *key,
+                             const float *value, float *out, float *lse);
+/* dquery, dkey, dvalue (overwritten) of dout, with out and lse as the forward left them. `scratch`: f32
+ * [rows][2 * heads * head_dim], and [heads][rows] behind it. */
+void walsh_attention_backward(const struct walsh_queue *q, const struct walsh_attention_shape *shape,
+                              const struct walsh_documents *documents, const float *query, const float *key,
+                              const float *value, const float *out, const float *lse, const float *dout,
+                              float *dquery, float *dkey, float *dvalue, float *scratch);
+size_t walsh_attention_scratch(const struct walsh_attention_shape *shape, size_t rows); /* elements */
+
+#endif

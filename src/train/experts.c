@@ -1,0 +1,165 @@
+/* The mixture of experts of a layer, forward and back, as model/experts.c computes it: slots sorted by
+ * expert, rows ascending within one; a row's sum in the order of its own k. */
+#include <string.h>
+
+#include "kernels/table.h"
+#include "train/gradients.h"
+#include "train/layer.h"
+
+/* Sort the slots of tape->expert_index by expert. */
+static void sort_slots(const struct walsh_config *c, const struct walsh_tape *t, size_t rows,
+                       struct walsh_slots *s)
+{
+    const size_t k = c->experts_per_token, slots = rows * k;
+    memset(s->begin, 0, ((size_t)c->experts + 1) * sizeof *s->begin);
+    for (size_t i = 0; i < slots; i++) s->begin[t->expert_index[i] + 1]++;
+    for (uint32_t e = 0; e < c->experts; e++) s->begin[e + 1] += s->begin[e];
+    for (size_t i = 0; i < slots; i++) { /* begin[e] runs ahead to begin[e + 1] ... */
+        const uint32_t slot = s->begin[t->expert_index[i]]++;
+        s->row[slot] = (uint32_t)(i / k);
+        s->of_row[i] = slot;
+    }
+    for (uint32_t e = c->experts; e > 0; e--) s->begin[e] = s->begin[e - 1]; /* ... and back */
+    s->begin[0] = 0;
+}
+
+/* What the tasks over rows or slots share. */
+struct mixture {
+    const struct walsh_kernels *kernels;
+    const struct walsh_slots *slots;
+    const struct walsh_tape *tape;
+    const float *from;
+    float *to, *dweight;
+    size_t hidden, k;
+};
+
+static void gather(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    (void)worker;
+    const struct mixture *m = argument;
+    for (size_t s = begin; s < end; s++)
+        memcpy(m->to + s * m->hidden, m->from + m->slots->row[s] * m->hidden, m->hidden * sizeof *m->to);
+}
+
+/* to[row] = sum over k of weight * expert_output[slot]. */
+static void combine(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    (void)worker;
+    const struct mixture *m = argument;
+    for (size_t row = begin; row < end; row++) {
+        float *y = m->to + row * m->hidden;
+        for (size_t j = 0; j < m->k; j++) {
+            const float *from = m->tape->expert_output + m->slots->of_row[row * m->k + j] * m->hidden;
+            const float w = m->tape->expert_weight[row * m->k + j];
+            if (j == 0)
+                for (size_t i = 0; i < m->hidden; i++) y[i] = w * from[i];
+            else
+                for (size_t i = 0; i < m->hidden; i++) y[i] += w * from[i];
+        }
+    }
+}
+
+/* to[slot] = weight * d[row], and the weight's gradient d[row] · expert_output[slot]. */
+static void spread(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    (void)worker;
+    const struct mixture *m = argument;
+    for (size_t row = begin; row < end; row++)
+        for (size_t j = 0; j < m->k; j++) {
+            const size_t slot = m->slots->of_row[row * m->k + j];
+            const float *d = m->from + row * m->hidden, *y = m->tape->expert_output + slot * m->hidden;
+            const float w = m->tape->expert_weight[row * m->k + j];
+            double dot = 0;
+            for (size_t i = 0; i < m->hidden; i++) {
+                dot += (double)d[i] * (double)y[i];
+                m->to[slot * m->hidden + i] = w * d[i];
+            }
+            m->dweight[row * m->k + j] = (float)dot;
+        }
+}
+
+/* to[row] = sum over k of from[slot]. */
+static void collect(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    (void)worker;
+    const struct mixture *m = argument;
+    for (size_t row = begin; row < end; row++) {
+        float *y = m->to + row * m->hidden;
+        for (size_t j = 0; j < m->k; j++) {
+            const float *from = m->from + m->slots->of_row[row * m->k + j] * m->hidden;
+            if (j == 0)
+                memcpy(y, from, m->hidden * sizeof *y);
+            else
+                m->kernels->add_f32(y, from, m->hidden);
+        }
+    }
+}
+
+void walsh_train_experts_forward(struct walsh_layers *l, const struct walsh_layer *layer, size_t rows,
+                                 const float *normed, struct walsh_tape *t, float *delta)
+{
+    const struct walsh_config *c = &l->graph->config;
+    const struct walsh_queue *q = l->queue;
+    const size_t wide = c->expert_intermediate, hidden = c->hidden;
+    const struct walsh_frozen_call router = {&layer->router, t->router_logits, c->experts};
+    walsh_train_linears(l, &router, 1, normed, hidden, rows);
+    q->ops->route(q, t->expert_index, t->expert_weight, t->router_logits, rows, c->experts,
+                  c->experts_per_token, c->normalize_topk);
+    sort_slots(c, t, rows, &l->slots);
+    struct mixture m = {q->kernels, &l->slots, t, normed, l->gathered, NULL, hidden, c->experts_per_token};
+    walsh_pool_run(q->pool, rows * m.k, 64, gather, &m);
+    for (uint32_t e = 0; e < c->experts; e++) {
+        const size_t begin = l->slots.begin[e], n = l->slots.begin[e + 1] - begin;
+        const struct walsh_frozen_call calls[] = {{&layer->experts[e].gate, t->gate + begin * wide, wide},
+                                                  {&layer->experts[e].up, t->up + begin * wide, wide}};
+        if (n > 0) walsh_train_linears(l, calls, 2, l->gathered + begin * hidden, hidden, n);
+    }
+    walsh_train_gate(l, t, l->wide, rows * m.k, wide);
+    for (uint32_t e = 0; e < c->experts; e++) {
+        const size_t begin = l->slots.begin[e], n = l->slots.begin[e + 1] - begin;
+        const struct walsh_frozen_call down = {&layer->experts[e].down, t->expert_output + begin * hidden,
+                                               hidden};
+        if (n > 0) walsh_train_linears(l, &down, 1, l->wide + begin * wide, wide, n);
+    }
+    m.to = delta;
+    walsh_pool_run(q->pool, rows, 16, combine, &m);
+}
+
+void walsh_train_experts_backward(struct walsh_layers *l, const struct walsh_layer *layer, size_t rows,
+                                  const float *normed, struct walsh_tape *t, const float *d, float *dnormed)
+{
+    const struct walsh_config *c = &l->graph->config;
+    const struct walsh_queue *q = l->queue;
+    const size_t wide = c->expert_intermediate, hidden = c->hidden;
+    sort_slots(c, t, rows, &l->slots);
+    struct mixture m = {q->kernels, &l->slots, t, d, l->dgathered, l->dweight, hidden, c->experts_per_token};
+    const size_t slots = rows * m.k;
+    walsh_pool_run(q->pool, rows, 16, spread, &m);
+    walsh_train_gate(l, t, l->wide, slots, wide);
+    for (uint32_t e = 0; e < c->experts; e++) {
+        const size_t begin = l->slots.begin[e], n = l->slots.begin[e + 1] - begin;
+        const struct walsh_frozen_call down = {&layer->experts[e].down, l->dgathered + begin * hidden,
+                                               hidden};
+        if (n > 0)
+            walsh_train_linears_backward(l, &down, 1, l->wide + begin * wide, wide, n,
+                                         l->dgate + begin * wide, wide);
+    }
+    walsh_gate_backward(q, c->gate, l->dgate, l->dup, l->dgate, t->gate, t->up, slots, wide);
+    m.from = normed;
+    m.to = l->gathered;
+    walsh_pool_run(q->pool, slots, 64, gather, &m);
+    for (uint32_t e = 0; e < c->experts; e++) {
+        const size_t begin = l->slots.begin[e], n = l->slots.begin[e + 1] - begin;
+        const struct walsh_frozen_call calls[] = {{&layer->experts[e].gate, l->dgate + begin * wide, wide},
+                                                  {&layer->experts[e].up, l->dup + begin * wide, wide}};
+        if (n > 0)
+            walsh_train_linears_backward(l, calls, 2, l->gathered + begin * hidden, hidden, n,
+                                         l->dgathered + begin * hidden, hidden);
+    }
+    m.from = l->dgathered;
+    m.to = dnormed;
+    walsh_pool_run(q->pool, rows, 16, collect, &m);
+    walsh_route_backward(q, l->dlogits, l->dweight, t->router_logits, t->expert_index, t->expert_weight, rows,
+                         c->experts, c->experts_per_token, c->normalize_topk);
+    walsh_frozen_backward(&l->products, &layer->router, l->dlogits, c->experts, rows, dnormed, hidden, true);
+}

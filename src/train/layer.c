@@ -1,0 +1,373 @@
+#include "train/layer.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "train/gradients.h"
+
+/* --- memory --- */
+
+static size_t slots_per_row(const struct walsh_config *c)
+{
+    return c->experts > 0 ? c->experts_per_token : 1;
+}
+
+static size_t wide_of(const struct walsh_config *c)
+{
+    return c->experts > 0 ? c->expert_intermediate : c->intermediate;
+}
+
+static struct walsh_attention_shape attention_shape(const struct walsh_config *c,
+                                                    const struct walsh_layer *layer)
+{
+    return (struct walsh_attention_shape){
+        .heads = c->heads,
+        .kv_heads = c->kv_heads,
+        .head_dim = c->head_dim,
+        .scale = (float)(1 / sqrt(c->query_scalar != 0 ? c->query_scalar : (double)c->head_dim)),
+        .window = layer ? layer->window : 0,
+        .soft_cap = (float)c->score_cap};
+}
+
+/* A walk over the buffers of a struct: measured where arena is NULL, else allocated. */
+struct room {
+    struct walsh_arena *arena;
+    size_t bytes;
+    enum walsh_status status;
+    struct walsh_error *err;
+};
+
+static void *take(struct room *room, size_t count, size_t size, const char *what)
+{
+    void *p = NULL;
+    room->bytes += walsh_round_up(count * size, WALSH_ALIGNMENT);
+    if (room->arena && room->status == WALSH_OK)
+        room->status = walsh_arena_alloc_uninitialised(room->arena, count, size, what, &p, room->err);
+    return p;
+}
+
+static float *floats(struct room *room, size_t rows, size_t n)
+{
+    return take(room, rows * n, sizeof(float), "activations of training");
+}
+
+/* Is any layer's member set? They are all of one architecture. */
+static struct walsh_tape tape_of(struct room *room, const struct walsh_model_graph *graph, size_t rows)
+{
+    const struct walsh_config *c = &graph->config;
+    const struct walsh_layer *layer = &graph->layers[0];
+    const size_t q_width = (size_t)c->heads * c->head_dim, kv_width = (size_t)c->kv_heads * c->head_dim;
+    const size_t slots = rows * slots_per_row(c);
+    struct walsh_tape t = {
+        .query = floats(room, rows, q_width),
+        .key = floats(room, rows, kv_width),
+        .value = floats(room, rows, kv_width),
+        .attention = floats(room, rows, q_width),
+        .lse = floats(room, rows, c->heads),
+        .middle = floats(room, rows, c->hidden),
+        .gate = floats(room, slots, wide_of(c)),
+        .up = floats(room, slots, wide_of(c)),
+    };
+    if (layer->q_norm) t.raw_query = floats(room, rows, q_width);
+    if (layer->k_norm) t.raw_key = floats(room, rows, kv_width);
+    if (layer->attention_output_norm) t.attention_delta = floats(room, rows, c->hidden);
+    if (layer->mlp_output_norm) t.mlp_delta = floats(room, rows, c->hidden);
+    if (c->experts > 0) {
+        t.router_logits = floats(room, rows, c->experts);
+        t.expert_index = take(room, slots, sizeof *t.expert_index, "activations of training");
+        t.expert_weight = floats(room, slots, 1);
+        t.expert_output = floats(room, slots, c->hidden);
+    }
+    return t;
+}
+
+enum walsh_status walsh_tape_open(const struct walsh_model_graph *graph, size_t max_rows,
+                                  struct walsh_arena *arena, struct walsh_tape *out, struct walsh_error *err)
+{
+    struct room room = {.arena = arena, .err = err};
+    *out = tape_of(&room, graph, max_rows);
+    return room.status;
+}
+
+size_t walsh_tape_bytes(const struct walsh_model_graph *graph, size_t max_rows)
+{
+    struct room room = {.arena = NULL};
+    tape_of(&room, graph, max_rows);
+    return room.bytes;
+}
+
+static void buffers_of(struct room *room, struct walsh_layers *l)
+{
+    const struct walsh_config *c = &l->graph->config;
+    const size_t q_width = (size_t)c->heads * c->head_dim, kv_width = (size_t)c->kv_heads * c->head_dim;
+    const size_t rows = l->max_rows, slots = rows * slots_per_row(c);
+    l->normed = floats(room, rows, c->hidden);
+    l->dnormed = floats(room, rows, c->hidden);
+    l->delta = floats(room, rows, c->hidden);
+    l->dquery = floats(room, rows, q_width);
+    l->dkey = floats(room, rows, kv_width);
+    l->dvalue = floats(room, rows, kv_width);
+    l->dattention = floats(room, rows, q_width);
+    l->wide = floats(room, slots, wide_of(c));
+    l->dgate = floats(room, slots, wide_of(c));
+    l->dup = floats(room, slots, wide_of(c));
+    if (c->experts > 0) {
+        l->gathered = floats(room, slots, c->hidden);
+        l->dgathered = floats(room, slots, c->hidden);
+        l->dweight = floats(room, slots, 1);
+        l->dlogits = floats(room, rows, c->experts);
+        l->slots.begin = take(room, (size_t)c->experts + 1, sizeof(uint32_t), "slots");
+        l->slots.row = take(room, slots, sizeof(uint32_t), "slots");
+        l->slots.of_row = take(room, slots, sizeof(uint32_t), "slots");
+    }
+    const struct walsh_attention_shape shape = attention_shape(c, NULL);
+    l->scratch =
+        floats(room, 1,
+               walsh_max(walsh_attention_scratch(&shape, rows), 3 * walsh_lora_scratch(l->max_rank, slots)));
+}
+
+size_t walsh_layers_bytes(const struct walsh_model_graph *graph, const struct walsh_layers_options *options)
+{
+    struct walsh_layers l = {.graph = graph, .max_rows = options->max_rows, .max_rank = options->max_rank};
+    struct room room = {.arena = NULL};
+    buffers_of(&room, &l);
+    return room.bytes + walsh_products_bytes(graph, false, options->compute,
+                                             options->max_rows * slots_per_row(&graph->config));
+}
+
+/* Sines of the positions of one sequence, negated. */
+static enum walsh_status negate_sines(struct walsh_layers *l, const struct walsh_rope_table *table,
+                                      size_t positions, float **out, struct walsh_error *err)
+{
+    const size_t n = walsh_min(positions, l->graph->config.max_positions) * (table->dim / 2);
+    WALSH_TRY(walsh_arena_alloc(&l->arena, n, sizeof **out, "sines", out, err));
+    for (size_t i = 0; i < n; i++) (*out)[i] = -table->sine[i];
+    return WALSH_OK;
+}
+
+enum walsh_status walsh_layers_open(const struct walsh_model_graph *graph, const struct walsh_queue *queue,
+                                    const struct walsh_layers_options *options, struct walsh_layers *out,
+                                    struct walsh_error *err)
+{
+    *out = (struct walsh_layers){.graph = graph,
+                                 .queue = queue,
+                                 .loras = options->loras,
+                                 .max_rows = options->max_rows,
+                                 .max_rank = options->max_rank};
+    struct room room = {.arena = &out->arena, .err = err};
+    buffers_of(&room, out);
+    enum walsh_status status = room.status;
+    if (status == WALSH_OK) status = negate_sines(out, &graph->rope, options->max_rows, &out->sine[0], err);
+    if (status == WALSH_OK && graph->config.has_local_rope)
+        status = negate_sines(out, &graph->local_rope, options->max_rows, &out->sine[1], err);
+    if (status == WALSH_OK)
+        status = walsh_products_open(graph, false, queue, options->compute,
+                                     options->max_rows * slots_per_row(&graph->config), &out->products, err);
+    if (status != WALSH_OK) walsh_layers_close(out);
+    return status;
+}
+
+void walsh_layers_close(struct walsh_layers *l)
+{
+    walsh_products_close(&l->products);
+    walsh_arena_close(&l->arena);
+    *l = (struct walsh_layers){0};
+}
+
+/* --- pieces that dense layers and experts share --- */
+
+static size_t lora_calls(const struct walsh_layers *l, const struct walsh_frozen_call *calls, size_t count,
+                         struct walsh_lora_call *out)
+{
+    size_t used = 0;
+    for (size_t i = 0; i < count; i++) {
+        const struct walsh_lora *lora = l->loras[calls[i].linear->index];
+        out[i] = (struct walsh_lora_call){lora, calls[i].y, calls[i].ldy};
+        used += lora != NULL;
+    }
+    return used;
+}
+
+void walsh_train_linears(struct walsh_layers *l, const struct walsh_frozen_call *calls, size_t count,
+                         const float *x, size_t ldx, size_t rows)
+{
+    struct walsh_lora_call updates[WALSH_LORA_CALLS];
+    walsh_frozen_forward(&l->products, calls, count, x, ldx, rows);
+    if (lora_calls(l, calls, count, updates) > 0) walsh_lora_forward(l->queue, updates, count, x, ldx, rows);
+}
+
+void walsh_train_linears_backward(struct walsh_layers *l, const struct walsh_frozen_call *calls, size_t count,
+                                  const float *x, size_t ldx, size_t rows, float *dx, size_t lddx)
+{
+    struct walsh_lora_call updates[WALSH_LORA_CALLS];
+    for (size_t i = 0; dx && i < count; i++)
+        walsh_frozen_backward(&l->products, calls[i].linear, calls[i].y, calls[i].ldy, rows, dx, lddx, i > 0);
+    if (lora_calls(l, calls, count, updates) > 0)
+        walsh_lora_backward(l->queue, updates, count, x, ldx, rows, dx, lddx, l->scratch);
+}
+
+void walsh_train_gate(struct walsh_layers *l, const struct walsh_tape *tape, float *y, size_t slots, size_t n)
+{
+    const struct walsh_queue *q = l->queue;
+    if (l->graph->config.gate == WALSH_GATE_GELU_TANH)
+        q->ops->geglu(q, y, n, tape->gate, tape->up, n, slots, n);
+    else
+        q->ops->swiglu(q, y, n, tape->gate, tape->up, n, slots, n);
+}
+
+static void norm(const struct walsh_layers *l, float *y, const float *x, const float *weight, size_t rows,
+                 size_t n)
+{
+    const struct walsh_queue *q = l->queue;
+    q->ops->rms_norm(q, y, n, x, n, weight, rows, n, (float)l->graph->config.rms_epsilon);
+}
+
+static void norm_back(const struct walsh_layers *l, float *dx, const float *dy, const float *x,
+                      const float *weight, size_t rows, size_t n, bool add)
+{
+    walsh_rms_norm_backward(l->queue, dx, n, dy, n, x, n, weight, rows, n,
+                            (float)l->graph->config.rms_epsilon, add);
+}
+
+/* y = x + d. */
+static void add_to(const struct walsh_layers *l, float *y, const float *x, const float *d, size_t n)
+{
+    if (y != x) memcpy(y, x, n * sizeof *y);
+    l->queue->ops->add(l->queue, y, d, n);
+}
+
+/* --- forward --- */
+
+static void attention_forward(struct walsh_layers *l, const struct walsh_layer *layer,
+                              const struct walsh_train_rows *rows, const float *x, struct walsh_tape *t)
+{
+    const struct walsh_config *c = &l->graph->config;
+    const struct walsh_queue *q = l->queue;
+    const size_t n = rows->count, q_width = (size_t)c->heads * c->head_dim,
+                 kv_width = (size_t)c->kv_heads * c->head_dim;
+    const struct walsh_attention_shape shape = attention_shape(c, layer);
+    norm(l, l->normed, x, layer->input_norm, n, c->hidden);
+    const struct walsh_frozen_call projections[] = {
+        {&layer->q, t->raw_query ? t->raw_query : t->query, q_width},
+        {&layer->k, t->raw_key ? t->raw_key : t->key, kv_width},
+        {&layer->v, t->value, kv_width}};
+    walsh_train_linears(l, projections, 3, l->normed, c->hidden, n);
+    if (t->raw_query) norm(l, t->query, t->raw_query, layer->q_norm, n * c->heads, c->head_dim);
+    if (t->raw_key) norm(l, t->key, t->raw_key, layer->k_norm, n * c->kv_heads, c->head_dim);
+    if (layer->rope) {
+        const struct walsh_rope_table *r = layer->rope;
+        q->ops->rope(q, t->query, q_width, rows->positions, n, c->heads, c->head_dim, r->dim, r->cosine,
+                     r->sine);
+        q->ops->rope(q, t->key, kv_width, rows->positions, n, c->kv_heads, c->head_dim, r->dim, r->cosine,
+                     r->sine);
+    }
+    walsh_attention_forward(q, &shape, &rows->documents, t->query, t->key, t->value, t->attention, t->lse);
+    const struct walsh_frozen_call output = {&layer->o, t->attention_delta ? t->attention_delta : l->delta,
+                                             c->hidden};
+    walsh_train_linears(l, &output, 1, t->attention, q_width, n);
+    if (t->attention_delta) norm(l, l->delta, t->attention_delta, layer->attention_output_norm, n, c->hidden);
+    add_to(l, t->middle, x, l->delta, n * c->hidden);
+}
+
+void walsh_train_layer_forward(struct walsh_layers *l, const struct walsh_layer *layer,
+                               const struct walsh_train_rows *rows, const float *x, struct walsh_tape *t,
+                               float *y)
+{
+    const struct walsh_config *c = &l->graph->config;
+    const size_t n = rows->count, wide = wide_of(c);
+    float *delta = t->mlp_delta ? t->mlp_delta : l->delta;
+    attention_forward(l, layer, rows, x, t);
+    norm(l, l->normed, t->middle, layer->mlp_norm, n, c->hidden);
+    if (layer->experts) {
+        walsh_train_experts_forward(l, layer, n, l->normed, t, delta);
+    } else {
+        const struct walsh_frozen_call gate_up[] = {{&layer->gate, t->gate, wide}, {&layer->up, t->up, wide}};
+        walsh_train_linears(l, gate_up, 2, l->normed, c->hidden, n);
+        walsh_train_gate(l, t, l->wide, n, wide);
+        const struct walsh_frozen_call down = {&layer->down, delta, c->hidden};
+        walsh_train_linears(l, &down, 1, l->wide, wide, n);
+    }
+    if (t->mlp_delta) norm(l, l->delta, t->mlp_delta, layer->mlp_output_norm, n, c->hidden);
+    add_to(l, y, t->middle, l->delta, n * c->hidden);
+}
+
+/* --- backward --- */
+
+/* d becomes the gradient of tape->middle. */
+static void mlp_backward(struct walsh_layers *l, const struct walsh_layer *layer, size_t n,
+                         struct walsh_tape *t, float *d)
+{
+    const struct walsh_config *c = &l->graph->config;
+    const size_t wide = wide_of(c);
+    float *dy = d;
+    if (t->mlp_delta) {
+        dy = l->delta;
+        norm_back(l, dy, d, t->mlp_delta, layer->mlp_output_norm, n, c->hidden, false);
+    }
+    norm(l, l->normed, t->middle, layer->mlp_norm, n, c->hidden);
+    if (layer->experts) {
+        walsh_train_experts_backward(l, layer, n, l->normed, t, dy, l->dnormed);
+    } else {
+        const struct walsh_frozen_call down = {&layer->down, dy, c->hidden};
+        walsh_train_gate(l, t, l->wide, n, wide);
+        walsh_train_linears_backward(l, &down, 1, l->wide, wide, n, l->dgate, wide);
+        walsh_gate_backward(l->queue, c->gate, l->dgate, l->dup, l->dgate, t->gate, t->up, n, wide);
+        const struct walsh_frozen_call gate_up[] = {{&layer->gate, l->dgate, wide},
+                                                    {&layer->up, l->dup, wide}};
+        walsh_train_linears_backward(l, gate_up, 2, l->normed, c->hidden, n, l->dnormed, c->hidden);
+    }
+    norm_back(l, d, l->dnormed, t->middle, layer->mlp_norm, n, c->hidden, true);
+}
+
+static const float *negated_sine(const struct walsh_layers *l, const struct walsh_layer *layer)
+{
+    return l->sine[layer->rope == &l->graph->local_rope];
+}
+
+/* dquery and dkey of what attention read become those of q's and k's outputs. */
+static void position_backward(struct walsh_layers *l, const struct walsh_layer *layer,
+                              const struct walsh_train_rows *rows, const struct walsh_tape *t)
+{
+    const struct walsh_config *c = &l->graph->config;
+    const size_t n = rows->count, q_width = (size_t)c->heads * c->head_dim,
+                 kv_width = (size_t)c->kv_heads * c->head_dim;
+    if (layer->rope) {
+        const struct walsh_rope_table *r = layer->rope;
+        const float *sine = negated_sine(l, layer);
+        walsh_rope_backward(l->queue, l->dquery, q_width, rows->positions, n, c->heads, c->head_dim, r->dim,
+                            r->cosine, sine);
+        walsh_rope_backward(l->queue, l->dkey, kv_width, rows->positions, n, c->kv_heads, c->head_dim, r->dim,
+                            r->cosine, sine);
+    }
+    if (t->raw_query)
+        norm_back(l, l->dquery, l->dquery, t->raw_query, layer->q_norm, n * c->heads, c->head_dim, false);
+    if (t->raw_key)
+        norm_back(l, l->dkey, l->dkey, t->raw_key, layer->k_norm, n * c->kv_heads, c->head_dim, false);
+}
+
+void walsh_train_layer_backward(struct walsh_layers *l, const struct walsh_layer *layer,
+                                const struct walsh_train_rows *rows, const float *x, struct walsh_tape *t,
+                                float *d, bool last)
+{
+    const struct walsh_config *c = &l->graph->config;
+    const size_t n = rows->count, q_width = (size_t)c->heads * c->head_dim,
+                 kv_width = (size_t)c->kv_heads * c->head_dim;
+    const struct walsh_attention_shape shape = attention_shape(c, layer);
+    mlp_backward(l, layer, n, t, d);
+    float *dy = d;
+    if (t->attention_delta) {
+        dy = l->delta;
+        norm_back(l, dy, d, t->attention_delta, layer->attention_output_norm, n, c->hidden, false);
+    }
+    const struct walsh_frozen_call output = {&layer->o, dy, c->hidden};
+    walsh_train_linears_backward(l, &output, 1, t->attention, q_width, n, l->dattention, q_width);
+    walsh_attention_backward(l->queue, &shape, &rows->documents, t->query, t->key, t->value, t->attention,
+                             t->lse, l->dattention, l->dquery, l->dkey, l->dvalue, l->scratch);
+    position_backward(l, layer, rows, t);
+    norm(l, l->normed, x, layer->input_norm, n, c->hidden);
+    const struct walsh_frozen_call projections[] = {
+        {&layer->q, l->dquery, q_width}, {&layer->k, l->dkey, kv_width}, {&layer->v, l->dvalue, kv_width}};
+    walsh_train_linears_backward(l, projections, 3, l->normed, c->hidden, n, last ? NULL : l->dnormed,
+                                 c->hidden);
+    if (!last) norm_back(l, d, l->dnormed, x, layer->input_norm, n, c->hidden, true);
+}

@@ -1,0 +1,105 @@
+/* train/layer: one decoder layer forward, with what its gradient needs kept, and back. The forward computes
+ * what model/layer.c computes, by the same ops, over packed documents instead of a cache. May use model and
+ * below. */
+#ifndef WALSH_TRAIN_LAYER_H
+#define WALSH_TRAIN_LAYER_H
+
+#include "model/model.h"
+#include "train/attention.h"
+#include "train/lora.h"
+#include "train/products.h"
+
+/* What the backward pass of a layer reads of its forward, besides its input. [rows] unless said; slots: rows,
+ * of experts rows * k.
+ */
+struct walsh_tape {
+    float *query, *key, *value; /* [heads or kv_heads * head_dim], as attention reads them */
+    float *raw_query, *raw_key; /* before their norms; NULL: none */
+    float *attention;           /* [heads * head_dim] */
+    float *lse;                 /* [heads][rows] */
+    float *attention_delta;     /* [hidden], o's output before its norm; NULL: none */
+    float *middle;              /* [hidden]: x between attention and MLP */
+    float *gate, *up;           /* [slots][wide] */
+    float *mlp_delta;           /* [hidden], before its norm; NULL: none */
+    float *router_logits;       /* experts: [experts] */
+    int32_t *expert_index;      /* [k] */
+    float *expert_weight;       /* [k] */
+    float *expert_output;       /* [slots][hidden] */
+};
+
+/* Slots sorted by expert: [begin[e], begin[e + 1]) are expert e's. Made again from expert_index. */
+struct walsh_slots {
+    uint32_t *begin, *row, *of_row; /* [experts + 1], [slots]: whose row, [rows][k]: a row's k-th slot */
+};
+
+/* The rows of one call. */
+struct walsh_train_rows {
+    size_t count;
+    const uint32_t *positions; /* [count], from 0 in each document */
+    struct walsh_documents documents;
+};
+
+/* Buffers that all layers use in turn, for max_rows rows. */
+struct walsh_layers {
+    const struct walsh_model_graph *graph;
+    const struct walsh_queue *queue;
+    struct walsh_products products;
+    const struct walsh_lora *const
+        *loras; /* [linears of the graph] by walsh_linear.index; NULL: not trained */
+    size_t max_rows;
+    uint32_t max_rank;
+    float *sine[2];                  /* negated, of graph->rope and local_rope */
+    float *normed, *dnormed, *delta; /* [max_rows][hidden] */
+    float *dquery, *dkey, *dvalue, *dattention;
+    float *wide, *dgate, *dup;   /* [slots][wide] */
+    float *gathered, *dgathered; /* [slots][hidden] */
+    float *dweight, *dlogits;    /* [max_rows][k], [max_rows][experts] */
+    struct walsh_slots slots;
+    float *scratch; /* of attention's and the updates' backward */
+    struct walsh_arena arena;
+};
+struct walsh_layers_options {
+    enum walsh_activation_type compute;
+    size_t max_rows;
+    uint32_t max_rank;
+    const struct walsh_lora *const *loras; /* borrowed */
+};
+enum walsh_status walsh_layers_open(const struct walsh_model_graph *graph, const struct walsh_queue *queue,
+                                    const struct walsh_layers_options *options, struct walsh_layers *out,
+                                    struct walsh_error *err);
+void walsh_layers_close(struct walsh_layers *l); /* safe on a zeroed struct */
+size_t walsh_layers_bytes(const struct walsh_model_graph *graph, const struct walsh_layers_options *options);
+
+/* A tape for max_rows rows, in the arena; its bytes. */
+enum walsh_status walsh_tape_open(const struct walsh_model_graph *graph, size_t max_rows,
+                                  struct walsh_arena *arena, struct walsh_tape *out, struct walsh_error *err);
+size_t walsh_tape_bytes(const struct walsh_model_graph *graph, size_t max_rows);
+
+/* y[rows][hidden] = layer(x); fills the tape. */
+void walsh_train_layer_forward(struct walsh_layers *l, const struct walsh_layer *layer,
+                               const struct walsh_train_rows *rows, const float *x, struct walsh_tape *tape,
+                               float *y);
+/* d[rows][hidden], the gradient of y, becomes that of x (with `last`, of the layer that runs last and whose x
+ * is not wanted, it is scratch); gradients of the layer's updates are added to. */
+void walsh_train_layer_backward(struct walsh_layers *l, const struct walsh_layer *layer,
+                                const struct walsh_train_rows *rows, const float *x, struct walsh_tape *tape,
+                                float *d, bool last);
+
+/* For layer.c and experts.c: the linears of a list read x[rows][ldx]; with their updates. */
+void walsh_train_linears(struct walsh_layers *l, const struct walsh_frozen_call *calls, size_t count,
+                         const float *x, size_t ldx, size_t rows);
+/* The same back: y of a call is its dy. dx = the sum over the list, or is left alone where NULL. */
+void walsh_train_linears_backward(struct walsh_layers *l, const struct walsh_frozen_call *calls, size_t count,
+                                  const float *x, size_t ldx, size_t rows, float *dx, size_t lddx);
+/* y [slots][n] = gate(tape->gate) * tape->up. */
+void walsh_train_gate(struct walsh_layers *l, const struct walsh_tape *tape, float *y, size_t slots,
+                      size_t n);
+/* delta[rows][hidden] = the mixture's output of normed. */
+void walsh_train_experts_forward(struct walsh_layers *l, const struct walsh_layer *layer, size_t rows,
+                                 const float *normed, struct walsh_tape *tape, float *delta);
+/* dnormed[rows][hidden] (overwritten) of d, the gradient of delta. */
+void walsh_train_experts_backward(struct walsh_layers *l, const struct walsh_layer *layer, size_t rows,
+                                  const float *normed, struct walsh_tape *tape, const float *d,
+                                  float *dnormed);
+
+#endif

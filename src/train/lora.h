@@ -1,0 +1,41 @@
+/* train/lora: the trained low-rank updates of frozen linears, y += s · B (A x), forward and back, in PEFT's
+ * coordinates: A reads the raw x, B writes behind the inverse rotation. (B' = s · R_out · B, which a session
+ * folds at load, is the same map; Adam on B' would train another model.) May use model and below. */
+#ifndef WALSH_TRAIN_LORA_H
+#define WALSH_TRAIN_LORA_H
+
+#include "kernels/kernels.h"
+#include "model/model.h"
+
+/* The update of one linear. A is stored as PEFT has it, B transposed: rows of both lie along what they are
+ * multiplied with. */
+struct walsh_lora {
+    uint32_t rank, in, out;
+    float scale;      /* alpha / rank */
+    const float *a;   /* [rank][in]; linears of one stacked parameter (an expert's gate and up) share it */
+    const float *b;   /* [rank][out]: B^T */
+    const float *a_t; /* [in][rank], walsh_lora_refresh */
+    const float *b_t; /* [out][rank] */
+    float *grad_a, *grad_b; /* as a, b; gradients are added */
+};
+
+/* One linear of a site: y += lora(x) forward, dy back. */
+struct walsh_lora_call {
+    const struct walsh_lora *lora; /* NULL: this linear has none */
+    float *y;                      /* [rows][ldy] */
+    size_t ldy;
+};
+#define WALSH_LORA_CALLS 4
+/* Scratch of one call: [count of different A][2][rank][rows rounded up] f32. */
+size_t walsh_lora_scratch(uint32_t rank, size_t rows);
+
+/* y_i += s_i B_i (A_i x) for up to WALSH_LORA_CALLS linears that read x [rows][ldx]. */
+void walsh_lora_forward(const struct walsh_queue *q, const struct walsh_lora_call *calls, size_t count,
+                        const float *x, size_t ldx, size_t rows);
+/* With y the gradient dy: dx += s A^T (B^T dy), grad_a += s (B^T dy) x^T, grad_b += s dy (A x)^T, summed over
+ * the rows in fixed blocks in their order. dx NULL: nobody wants it. `scratch`: count times
+ * walsh_lora_scratch of the largest rank. */
+void walsh_lora_backward(const struct walsh_queue *q, const struct walsh_lora_call *calls, size_t count,
+                         const float *x, size_t ldx, size_t rows, float *dx, size_t lddx, float *scratch);
+
+#endif
