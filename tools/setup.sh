@@ -22,6 +22,7 @@ liblapacke-dev|pkg:lapacke|Cholesky factorization while quantizing
 '
 test_packages='
 libcmocka-dev|pkg:cmocka|the unit tests
+python3|python3|clients of the server's tests
 '
 ci_packages='
 clang|clang|the second compiler
