@@ -1,4 +1,5 @@
-# walsh serve: starts real servers on loopback and asks them (serve_test.py).
+# walsh serve: starts real servers on loopback and asks them (serve_test.py), and a browser that uses the page
+# (serve_page.py, where there is a chromedriver).
 . "$(dirname "$0")/lib.sh"
 if ! command -v python3 >/dev/null; then
     echo "skipped: the clients of this test need python3"
@@ -6,7 +7,11 @@ if ! command -v python3 >/dev/null; then
 fi
 last=serve
 : >"$work/err"
-PYTHONDONTWRITEBYTECODE=1 python3 "$(dirname "$0")/serve_test.py" >"$work/out" || fails "serve_test.py"
-grep '^skipped' "$work/out"
-[ $failures -eq 0 ] || cat "$work/out"
+export PYTHONDONTWRITEBYTECODE=1
+for script in serve_test.py serve_page.py; do
+    last="serve ($script)"
+    python3 "$(dirname "$0")/$script" >"$work/out" || fails "$script"
+    grep '^skipped' "$work/out"
+    [ $failures -eq 0 ] || cat "$work/out"
+done
 finish
