@@ -11,7 +11,7 @@
 struct quantize_settings {
     struct command command;
     const char *format, *rotation, *calibration;
-    int64_t bits, passes, samples, sample_tokens, seed;
+    int64_t bits, passes, samples, sample_tokens, seed, tensor_parallel;
     bool no_hessian, plain, dry_run, resume;
 };
 
@@ -38,10 +38,21 @@ static const struct option quantize_options[] = {
     {.name = "rotation",
      .argument = "KIND",
      .kind = OPTION_CHOICE,
-     .choices = "block|pow2",
+     .choices = "block|pow2|overlap",
      .fallback = "block",
      .offset = AT(rotation),
-     .help = "blocks of the binary expansion of each dimension, or one block padded to a power of two"},
+     .help = "blocks of the binary expansion of each dimension; one block padded to a power of two; or two "
+             "blocks that overlap and pad nothing"},
+    {.name = "tensor-parallel",
+     .argument = "N",
+     .kind = OPTION_INTEGER,
+     .least = 1,
+     .most = 16,
+     .fallback = "1",
+     .offset = AT(tensor_parallel),
+     .help =
+         "rotate N parts of each split dimension apart (outputs of q, k, v, gate, up; inputs of o, down), so "
+         "that N engines can take slices of the tensors"},
     {.name = "calibration",
      .argument = "FILE",
      .kind = OPTION_TEXT,
@@ -173,6 +184,7 @@ static enum walsh_status quantize(struct quantize_settings *settings, const char
     options.plain = settings->plain;
     options.dry_run = settings->dry_run;
     options.resume = settings->resume;
+    options.tensor_parallel = (unsigned)settings->tensor_parallel;
     options.no_mmap = command->no_mmap;
     struct walsh_context *context;
     TRY(command_open_context(command, &context, err));

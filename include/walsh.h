@@ -656,7 +656,7 @@ struct walsh_quantize_options {
     size_t struct_size;
     const char *format;      /* "e8p" */
     unsigned bits;           /* 2..8 for e8p */
-    const char *rotation;    /* NULL or "block" | "pow2" */
+    const char *rotation;    /* NULL or "block" | "pow2" | "overlap" */
     const char *calibration; /* path of a UTF-8 text; NULL together with identity_hessian only */
     bool identity_hessian;   /* no calibration: nearest rounding of the rotated weights (for measurements) */
     uint32_t samples;        /* calibration sequences; 0: 128 */
@@ -668,6 +668,11 @@ struct walsh_quantize_options {
     bool no_mmap;
     bool plain; /* the published method as it is: no scales in SU and SV, Wscale from the rms (for
                    comparisons) */
+    /* Rotation "block" only: the dimension along which a tensor-parallel engine splits a projection (the outputs
+     * of q, k, v, gate and up, the inputs of o and down) is rotated in this many equal parts, at most 16, so
+     * that slices of the stored tensors are whole linears. Such a dimension that is not as many multiples of
+     * 16 outputs or 64 inputs is WALSH_E_UNSUPPORTED. 0, 1: one part. */
+    unsigned tensor_parallel;
 };
 #define WALSH_QUANTIZE_OPTIONS                                                                               \
     {                                                                                                        \

@@ -7,12 +7,12 @@ foreach(script ${cli_scripts})
   string(REGEX REPLACE "^test_(.*)\\.sh$" "cli_\\1" name ${script})
   add_test(NAME ${name} COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/cli/${script})
   set_tests_properties(${name} PROPERTIES ENVIRONMENT
-    "CLI_WALSH=$<TARGET_FILE:walsh>;CLI_JSON_CHECK=$<TARGET_FILE:json_check>;CLI_EXAMPLE=$<TARGET_FILE:example_generate>;CLI_EXAMPLE_BATCH=$<TARGET_FILE:example_batch>;CLI_SOURCE=${CMAKE_SOURCE_DIR}")
+    "CLI_WALSH=$<TARGET_FILE:walsh>;CLI_JSON_CHECK=$<TARGET_FILE:json_check>;CLI_EXAMPLE=$<TARGET_FILE:example_generate>;CLI_EXAMPLE_BATCH=$<TARGET_FILE:example_batch>;CLI_RANDOM_CHECKPOINT=$<TARGET_FILE:random_checkpoint>;CLI_SOURCE=${CMAKE_SOURCE_DIR}")
 endforeach()
 
 add_test(NAME layers COMMAND ${CMAKE_SOURCE_DIR}/tools/check_layers.sh)
 
-# For tests/proof/run.sh.
+# For tests/proof/run.sh, and cli/test_rotations.sh.
 add_executable(random_checkpoint proof/random_checkpoint.c)
 target_link_libraries(random_checkpoint PRIVATE walsh_flags)
 add_executable(encode_texts proof/encode_texts.c)

@@ -14,10 +14,22 @@ static enum walsh_status job_options(const struct walsh_quantize_options *o, str
     if (!o->format || strcmp(o->format, "e8p") != 0)
         return walsh_fail(err, WALSH_E_UNSUPPORTED, "format %s is not one that walsh writes; known: e8p",
                           o->format ? o->format : "(none)");
-    bool pow2 = o->rotation && strcmp(o->rotation, "pow2") == 0;
-    if (o->rotation && !pow2 && strcmp(o->rotation, "block") != 0)
+    static const char *const rotations[] = {
+        [WALSH_JOB_BLOCK] = "block", [WALSH_JOB_POW2] = "pow2", [WALSH_JOB_OVERLAP] = "overlap"};
+    unsigned rotation = WALSH_JOB_BLOCK;
+    while (o->rotation && rotation <= WALSH_JOB_OVERLAP && strcmp(o->rotation, rotations[rotation]) != 0)
+        rotation++;
+    if (rotation > WALSH_JOB_OVERLAP)
         return walsh_fail(err, WALSH_E_UNSUPPORTED,
-                          "rotation %s is not one that e8p is written with; known: block, pow2", o->rotation);
+                          "rotation %s is not one that e8p is written with; known: block, pow2, overlap",
+                          o->rotation);
+    if (o->tensor_parallel > WALSH_MAX_TENSOR_PARALLEL)
+        return walsh_fail(err, WALSH_E_ARGUMENT, "tensor_parallel is %u, expected at most %d",
+                          o->tensor_parallel, WALSH_MAX_TENSOR_PARALLEL);
+    if (o->tensor_parallel > 1 && rotation != WALSH_JOB_BLOCK)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED,
+                          "tensor_parallel needs rotation block: %s mixes the parts of a dimension",
+                          o->rotation);
     if (!o->calibration && !o->identity_hessian && !o->dry_run)
         return walsh_fail(err, WALSH_E_ARGUMENT,
                           "quantize needs a calibration text, or identity_hessian for none");
@@ -26,7 +38,8 @@ static enum walsh_status job_options(const struct walsh_quantize_options *o, str
                           "a calibration text and identity_hessian exclude each other");
     *out = (struct walsh_job_options){
         .bits = o->bits,
-        .pow2 = pow2,
+        .rotation = rotation,
+        .tensor_parallel = o->tensor_parallel ? o->tensor_parallel : 1,
         .calibration = o->calibration,
         .samples = o->samples ? o->samples : DEFAULT_SAMPLES,
         .sample_tokens = o->sample_tokens,

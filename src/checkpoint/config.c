@@ -274,7 +274,15 @@ static enum walsh_status read_walsh(const struct walsh_json_object *q, struct wa
             "%s: codebook \"%.100s\" of quantization method \"walsh\" is not supported; known: e8p", q->where,
             codebook);
     snprintf(out->codebook, sizeof out->codebook, "%s", codebook);
-    return WALSH_OK;
+    /* only checked: the stored signs say which rotation they are of */
+    const char *rotation = "block";
+    WALSH_TRY(walsh_json_string(q, "rotation", false, &rotation, err));
+    if (strcmp(rotation, "block") != 0 && strcmp(rotation, "pow2") != 0 && strcmp(rotation, "overlap") != 0)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED,
+                          "%s: rotation \"%.100s\" is not supported; known: block, pow2, overlap", q->where,
+                          rotation);
+    return walsh_json_u32(q, "tensor_parallel", false, 1, WALSH_MAX_TENSOR_PARALLEL, &out->tensor_parallel,
+                          err);
 }
 
 static enum walsh_status read_quantization(const struct walsh_json_object *o, struct walsh_quant_config *out,
@@ -282,6 +290,7 @@ static enum walsh_status read_quantization(const struct walsh_json_object *o, st
 {
     struct walsh_json_object q;
     WALSH_TRY(walsh_json_child(o, "quantization_config", "quantization_config.", &q, err));
+    out->tensor_parallel = 1;
     if (!q.object) return WALSH_OK;
     const char *method = NULL;
     WALSH_TRY(walsh_json_string(&q, "quant_method", true, &method, err));

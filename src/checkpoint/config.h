@@ -53,6 +53,8 @@ enum walsh_layer_flag {
 
 enum walsh_gate { WALSH_GATE_SILU, WALSH_GATE_GELU_TANH };
 
+#define WALSH_MAX_TENSOR_PARALLEL 16
+
 enum walsh_quant_method { WALSH_QUANT_NONE, WALSH_QUANT_GLQ, WALSH_QUANT_WALSH };
 /* config.json "quantization_config": quant_method "glq" with codebook "e8p", or "walsh" with version 1 */
 struct walsh_quant_config {
@@ -61,6 +63,8 @@ struct walsh_quant_config {
     double bits;         /* bpw; 0: not given */
     bool block_diagonal; /* missing = true */
     uint32_t version;    /* of quant_method walsh; 0 for glq */
+    uint32_t
+        tensor_parallel; /* walsh: parts that the blocks of split dimensions were decomposed for; else 1 */
 };
 
 struct walsh_config {

@@ -196,8 +196,12 @@ static enum walsh_status take_signs(const struct walsh_checkpoint *ck, const cha
 {
     char name[NAME_BYTES];
     snprintf(name, sizeof name, "%s.%s", module, which);
-    WALSH_TRY(walsh_checkpoint_take(ck, name, 1u << WALSH_F16, 1, &size, out, err));
-    for (uint64_t i = 0; i < size; i++) {
+    const struct walsh_tensor *t = walsh_checkpoint_find(ck, name);
+    const bool overlap = t && t->rank == 2;
+    const uint64_t shape[] = {2, size};
+    WALSH_TRY(walsh_checkpoint_take(ck, name, 1u << WALSH_F16, overlap ? 2 : 1, overlap ? shape : shape + 1,
+                                    out, err));
+    for (uint64_t i = 0; i < size * (overlap ? 2 : 1); i++) {
         uint16_t h;
         memcpy(&h, (const uint8_t *)(*out)->data + 2 * i, sizeof h);
         if ((h & 0x7c00u) == 0x7c00u)
@@ -229,12 +233,23 @@ enum walsh_status walsh_glq_take(const struct walsh_checkpoint *ck, const char *
     return WALSH_OK;
 }
 
-enum walsh_status walsh_glq_plan(struct walsh_safetensors_plan *plan, const char *module, uint32_t m_pad,
-                                 uint32_t n_pad, unsigned stages, const enum walsh_stage_kind *kinds,
-                                 struct walsh_error *err)
+static enum walsh_status plan_signs(struct walsh_safetensors_plan *plan, const char *module,
+                                    const char *which, const struct walsh_rotation *r,
+                                    struct walsh_error *err)
 {
     char name[NAME_BYTES];
-    const uint64_t rows = m_pad, columns = n_pad;
+    const uint64_t shape[] = {2, r->blocks.padded};
+    const bool overlap = r->kind == WALSH_ROTATION_OVERLAP;
+    snprintf(name, sizeof name, "%s.%s", module, which);
+    return walsh_plan_add(plan, name, WALSH_F16, overlap ? 2 : 1, overlap ? shape : shape + 1, err);
+}
+
+enum walsh_status walsh_glq_plan(struct walsh_safetensors_plan *plan, const char *module,
+                                 const struct walsh_rotation *out, const struct walsh_rotation *in,
+                                 unsigned stages, const enum walsh_stage_kind *kinds, struct walsh_error *err)
+{
+    char name[NAME_BYTES];
+    const uint32_t m_pad = out->blocks.padded, n_pad = in->blocks.padded;
     for (unsigned i = 0; i < stages; i++) {
         uint64_t shape[4];
         unsigned rank = stage_shape(kinds[i], m_pad, n_pad, shape);
@@ -244,10 +259,8 @@ enum walsh_status walsh_glq_plan(struct walsh_safetensors_plan *plan, const char
         walsh_glq_scale_name(module, i, name, sizeof name);
         WALSH_TRY(walsh_plan_add(plan, name, WALSH_F32, 0, NULL, err));
     }
-    snprintf(name, sizeof name, "%s.SU", module);
-    WALSH_TRY(walsh_plan_add(plan, name, WALSH_F16, 1, &rows, err));
-    snprintf(name, sizeof name, "%s.SV", module);
-    WALSH_TRY(walsh_plan_add(plan, name, WALSH_F16, 1, &columns, err));
+    WALSH_TRY(plan_signs(plan, module, "SU", out, err));
+    WALSH_TRY(plan_signs(plan, module, "SV", in, err));
     snprintf(name, sizeof name, "%s.Wscale", module);
     return walsh_plan_add(plan, name, WALSH_F32, 0, NULL, err);
 }

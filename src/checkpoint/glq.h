@@ -5,6 +5,7 @@
  *   MODULE.Qidxs{2,3,4}_e8p  the same, or MODULE.Qidxs{2,3,4}_e81b I64 [m_pad, n_pad/64]   residual stages
  *   MODULE.SU                F16 [m_pad]   output signs (times an optional scale)
  *   MODULE.SV                F16 [n_pad]   input signs
+ *   either of them F16 [2, m_pad] or [2, n_pad]: the two vectors of an overlap rotation (walsh's own)
  *   MODULE.Wscale            F32 []
  *   MODULE.inv_resid_scale, inv_resid_scale2, inv_resid_scale3   F32 []   of the stages 2, 3, 4, cumulative
  * and W~ = Wscale * sum over stages k of inv_resid_scale[k] * decode(codes[k]).
@@ -17,6 +18,7 @@
 
 #include "checkpoint/checkpoint.h"
 #include "formats/weights.h"
+#include "rotation/rotation.h"
 
 /* Stored tensor (maybe unaligned, as mapped) -> codes[m_pad][n_pad/8], and back. m_pad a multiple of 16
  * (E8P), n_pad of
@@ -36,8 +38,8 @@ struct walsh_glq_linear {
     uint32_t m_pad, n_pad;
     unsigned stages; /* 1..WALSH_MAX_STAGES */
     struct walsh_glq_stage stage[WALSH_MAX_STAGES];
-    const struct walsh_tensor *su; /* F16 [m_pad], all finite; walsh_tensor_to_f32 */
-    const struct walsh_tensor *sv; /* F16 [n_pad], all finite */
+    const struct walsh_tensor *su; /* F16 [m_pad] or [2, m_pad], all finite; walsh_tensor_to_f32 */
+    const struct walsh_tensor *sv; /* F16 [n_pad] or [2, n_pad], all finite */
     float wscale;
     float inv_resid_scale[WALSH_MAX_STAGES]; /* cumulative; [0] is 1 */
 };
@@ -57,9 +59,11 @@ const char *walsh_glq_codes_name(const char *module, unsigned stage, enum walsh_
                                  size_t size);
 const char *walsh_glq_scale_name(const char *module, unsigned stage, char *buffer, size_t size);
 
-/* Declare all tensors of one linear in the plan of an output file. */
-enum walsh_status walsh_glq_plan(struct walsh_safetensors_plan *plan, const char *module, uint32_t m_pad,
-                                 uint32_t n_pad, unsigned stages, const enum walsh_stage_kind *kinds,
+/* Declare all tensors of one linear in the plan of an output file; the rotations say the padded sizes and how
+ * many signs there are. */
+enum walsh_status walsh_glq_plan(struct walsh_safetensors_plan *plan, const char *module,
+                                 const struct walsh_rotation *out, const struct walsh_rotation *in,
+                                 unsigned stages, const enum walsh_stage_kind *kinds,
                                  struct walsh_error *err);
 
 #endif

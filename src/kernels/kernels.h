@@ -164,7 +164,7 @@ struct walsh_ops {
     void (*add)(const struct walsh_queue *q, float *x, const float *d, size_t n);
     /* a = round(forward(rotation, x)) row by row: x [rows][ldx], rotation->size elements used. NONE only
      * rounds/copies. a's rows, type and buffers are set by the caller; cols must equal
-     * rotation->blocks.padded. */
+     * rotation->blocks.padded. A device may lack OVERLAP. */
     void (*prepare)(const struct walsh_queue *q, struct walsh_activations *a, const float *x, size_t ldx,
                     const struct walsh_rotation *rotation);
     /* All products of a list, over one set of activations, in one dispatch, with their low-rank updates

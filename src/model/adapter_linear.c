@@ -76,14 +76,16 @@ static enum walsh_status fold_b(const struct walsh_linear *linear, const float *
     struct walsh_rotation r = linear->out_rotation;
     float *reciprocal = NULL;
     if (r.kind == WALSH_ROTATION_NONE) return walsh_fold_columns(&r, b, rank, folded, err);
-    WALSH_TRY(walsh_alloc(r.blocks.padded, sizeof *reciprocal, "reciprocal signs", &reciprocal, err));
+    const size_t signs = walsh_rotation_signs(&r);
+    WALSH_TRY(walsh_alloc(signs, sizeof *reciprocal, "reciprocal signs", &reciprocal, err));
     enum walsh_status status = WALSH_OK;
-    for (uint32_t i = 0; i < r.blocks.padded && status == WALSH_OK; i++) {
-        reciprocal[i] = i < r.size ? 1.0f / r.signs[i] : 1.0f;
+    for (size_t i = 0; i < signs && status == WALSH_OK; i++) {
+        const bool padding = i >= r.size && i < r.blocks.padded;
+        reciprocal[i] = padding ? 1.0f : 1.0f / r.signs[i];
         if (!isfinite(reciprocal[i]))
             status = walsh_fail(err, WALSH_E_UNSUPPORTED,
-                                "%s: output sign %u is %g: no adapter can reach that output", linear->name, i,
-                                (double)r.signs[i]);
+                                "%s: output sign %zu is %g: no adapter can reach that output", linear->name,
+                                i, (double)r.signs[i]);
     }
     r.signs = reciprocal;
     if (status == WALSH_OK) status = walsh_fold_columns(&r, b, rank, folded, err);

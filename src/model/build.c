@@ -82,7 +82,7 @@ static enum walsh_status build_attention(const struct builder *b, uint32_t i, st
     WALSH_TRY(layer_part(b, i, n->q, n->qkv, 0, all, bias, heads, &layer->q));
     WALSH_TRY(layer_part(b, i, n->k, n->qkv, heads, all, bias, kv, &layer->k));
     WALSH_TRY(layer_part(b, i, n->v, n->qkv, heads + kv, all, bias, kv, &layer->v));
-    WALSH_TRY(layer_linear(b, i, n->o, WALSH_LINEAR_LAYER, heads, c->hidden, c->output_bias, &layer->o));
+    WALSH_TRY(layer_linear(b, i, n->o, WALSH_LINEAR_OUTPUT, heads, c->hidden, c->output_bias, &layer->o));
     share_signs(&layer->q, &layer->k);
     share_signs(&layer->q, &layer->v);
     WALSH_TRY(layer_norm(b, i, n->q_norm, c->head_dim, &layer->q_norm));
@@ -127,7 +127,7 @@ static enum walsh_status build_dense(const struct builder *b, uint32_t i, struct
     const uint32_t wide = c->intermediate, both = 2 * wide;
     WALSH_TRY(layer_part(b, i, n->gate, n->gate_up, 0, both, c->mlp_bias, wide, &layer->gate));
     WALSH_TRY(layer_part(b, i, n->up, n->gate_up, wide, both, c->mlp_bias, wide, &layer->up));
-    WALSH_TRY(layer_linear(b, i, n->down, WALSH_LINEAR_LAYER, wide, c->hidden, c->mlp_bias, &layer->down));
+    WALSH_TRY(layer_linear(b, i, n->down, WALSH_LINEAR_OUTPUT, wide, c->hidden, c->mlp_bias, &layer->down));
     share_signs(&layer->gate, &layer->up);
     return WALSH_OK;
 }
@@ -152,8 +152,8 @@ static enum walsh_status build_experts(const struct builder *b, uint32_t i, stru
         for (size_t p = 0; p < sizeof parts / sizeof *parts; p++) {
             char module[MODULE_SIZE];
             snprintf(module, sizeof module, "%s.%u.%s", n->experts, e, parts[p].name);
-            WALSH_TRY(layer_linear(b, i, module, WALSH_LINEAR_LAYER, parts[p].in, parts[p].out, false,
-                                   parts[p].linear));
+            const enum walsh_linear_role role = p == 2 ? WALSH_LINEAR_OUTPUT : WALSH_LINEAR_LAYER;
+            WALSH_TRY(layer_linear(b, i, module, role, parts[p].in, parts[p].out, false, parts[p].linear));
         }
         share_signs(&expert->gate, &expert->up);
         share_signs(&layer->experts[0].gate, &expert->gate);

@@ -8,6 +8,7 @@
 /* What a linear is, where that changes how it is loaded. */
 enum walsh_linear_role {
     WALSH_LINEAR_LAYER,  /* a projection of attention, MLP or expert: dense or quantized */
+    WALSH_LINEAR_OUTPUT, /* the same; a tensor-parallel engine splits its inputs: o, down */
     WALSH_LINEAR_ROUTER, /* dense; its input is never rounded */
     WALSH_LINEAR_HEAD    /* dense */
 };

@@ -24,8 +24,10 @@ static enum walsh_status load_linear(struct walsh_source *source, const char *na
 {
     const struct checkpoint_source *s = (const struct checkpoint_source *)source;
     enum walsh_activation_type dense = role == WALSH_LINEAR_ROUTER ? WALSH_ACTIVATION_F32 : s->options->dense;
-    return walsh_linear_load(linear, &s->graph->checkpoint, name, fusion, in, out, bias, s->options->rotated,
-                             dense, s->pool, &s->graph->arena, err);
+    const struct walsh_split split = {role == WALSH_LINEAR_OUTPUT,
+                                      s->graph->checkpoint.config.quant.tensor_parallel};
+    return walsh_linear_load(linear, &s->graph->checkpoint, name, fusion, &split, in, out, bias,
+                             s->options->rotated, dense, s->pool, &s->graph->arena, err);
 }
 
 static enum walsh_status load_vector(struct walsh_source *source, const char *name, uint32_t n,

@@ -103,16 +103,26 @@ static enum walsh_status repack_stages(struct walsh_linear *linear, const struct
     return status;
 }
 
-/* The blocks follow from the stored, padded size: its binary expansion, which for a power of two is one
- * block. */
+/* The blocks follow from the stored, padded size: its binary expansion (of each part), which for a power of
+ * two is one block; two vectors of signs are those of an overlap. */
 static enum walsh_status load_rotation(struct walsh_rotation *rotation, const struct walsh_tensor *signs,
-                                       uint32_t size, uint32_t stored, uint32_t min_block,
+                                       uint32_t size, uint32_t stored, uint32_t min_block, uint32_t parts,
                                        struct walsh_arena *arena, struct walsh_error *err)
 {
     *rotation = (struct walsh_rotation){.kind = WALSH_ROTATION_BLOCKS, .size = size};
-    WALSH_TRY(walsh_blocks_binary(stored, min_block, &rotation->blocks, err));
+    const uint64_t elements = walsh_tensor_elements(signs);
+    enum walsh_status status = WALSH_OK;
+    if (signs->rank == 2)
+        status = walsh_rotation_overlap_padded(size, min_block, NULL, rotation, err);
+    else
+        status = walsh_blocks_parts(stored, min_block, parts, &rotation->blocks, err);
+    if (status == WALSH_OK &&
+        (rotation->blocks.padded != stored || walsh_rotation_signs(rotation) != elements))
+        status =
+            walsh_fail(err, WALSH_E_FORMAT, "these are not the signs of a rotation of %u elements", size);
+    if (status != WALSH_OK) return walsh_fail_within(err, status, "%s: tensor %s", signs->file, signs->name);
     float *values;
-    WALSH_TRY(walsh_arena_alloc(arena, stored, sizeof *values, signs->name, &values, err));
+    WALSH_TRY(walsh_arena_alloc(arena, elements, sizeof *values, signs->name, &values, err));
     walsh_tensor_to_f32(signs, values);
     rotation->signs = values;
     return WALSH_OK;
@@ -124,10 +134,11 @@ static enum walsh_status load_glq(struct walsh_linear *linear, const struct wals
 {
     struct walsh_glq_linear glq;
     WALSH_TRY(walsh_glq_take(ck, name, linear->out, linear->in, &glq, err));
+    const uint32_t parts = linear->split.parts;
     WALSH_TRY(load_rotation(&linear->in_rotation, glq.sv, linear->in, glq.n_pad, WALSH_MIN_BLOCK_COLUMNS,
-                            arena, err));
+                            linear->split.inputs ? parts : 1, arena, err));
     WALSH_TRY(load_rotation(&linear->out_rotation, glq.su, linear->out, glq.m_pad, WALSH_MIN_BLOCK_ROWS,
-                            arena, err));
+                            linear->split.inputs ? 1 : parts, arena, err));
     linear->weights = (struct walsh_weights){
         .format = WALSH_FORMAT_E8P, .rows = glq.m_pad, .cols = glq.n_pad, .stages = glq.stages};
     return repack_stages(linear, &glq, pool, arena, err);
@@ -149,12 +160,13 @@ static enum walsh_status load_bias(struct walsh_linear *linear, const struct wal
 }
 
 enum walsh_status walsh_linear_load(struct walsh_linear *linear, const struct walsh_checkpoint *ck,
-                                    const char *name, const struct walsh_fusion *fusion, uint32_t in,
-                                    uint32_t out, bool has_bias, enum walsh_activation_type rotated,
-                                    enum walsh_activation_type dense, struct walsh_pool *pool,
-                                    struct walsh_arena *arena, struct walsh_error *err)
+                                    const char *name, const struct walsh_fusion *fusion,
+                                    const struct walsh_split *split, uint32_t in, uint32_t out, bool has_bias,
+                                    enum walsh_activation_type rotated, enum walsh_activation_type dense,
+                                    struct walsh_pool *pool, struct walsh_arena *arena,
+                                    struct walsh_error *err)
 {
-    *linear = (struct walsh_linear){.in = in, .out = out};
+    *linear = (struct walsh_linear){.in = in, .out = out, .split = *split};
     char *copy;
     WALSH_TRY(walsh_arena_strdup(arena, name, &copy, err));
     linear->name = copy;

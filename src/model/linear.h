@@ -13,6 +13,12 @@ struct walsh_fusion {
     const char *name; /* module path: "model.layers.0.self_attn.qkv_proj"; NULL: a matrix of its own */
     uint32_t row, rows;
 };
+/* How a tensor-parallel engine cuts a linear into `parts` (1: not at all): by its inputs or by its outputs.
+ * The rotation of that dimension keeps the parts apart. */
+struct walsh_split {
+    bool inputs;
+    uint32_t parts;
+};
 struct walsh_linear {
     const char *name;                                /* module path: "model.layers.0.mlp.up_proj" */
     uint32_t in, out;                                /* logical */
@@ -21,18 +27,20 @@ struct walsh_linear {
     const float *bias;                               /* [out] or NULL */
     enum walsh_activation_type activation;           /* how its input is rounded */
     struct walsh_fusion fusion;                      /* where an unquantized checkpoint has it */
-    uint32_t index;                                  /* its number in its graph, in the order of use */
+    struct walsh_split split;
+    uint32_t index; /* its number in its graph, in the order of use */
 };
 
 /* Take `name` from the checkpoint: dense `name.weight`, or a GLQ E8P group, and `name.bias` where has_bias.
  * With `fusion` (NULL: none; has no bias) the dense rows are in that matrix, quantized linears under their
- * own names. Dense data stays in the mapped file; E8P codes are repacked into `arena`. `pool` shares the
- * repacking. */
+ * own names. `split` says what blocks the stored signs are of. Dense data stays in the mapped file; E8P codes
+ * are repacked into `arena`. `pool` shares the repacking. */
 enum walsh_status walsh_linear_load(struct walsh_linear *linear, const struct walsh_checkpoint *ck,
-                                    const char *name, const struct walsh_fusion *fusion, uint32_t in,
-                                    uint32_t out, bool has_bias, enum walsh_activation_type rotated,
-                                    enum walsh_activation_type dense, struct walsh_pool *pool,
-                                    struct walsh_arena *arena, struct walsh_error *err);
+                                    const char *name, const struct walsh_fusion *fusion,
+                                    const struct walsh_split *split, uint32_t in, uint32_t out, bool has_bias,
+                                    enum walsh_activation_type rotated, enum walsh_activation_type dense,
+                                    struct walsh_pool *pool, struct walsh_arena *arena,
+                                    struct walsh_error *err);
 
 /* Scratch of a forward call, sized once for `rows` rows of the widest linear; see model/workspace.c. */
 struct walsh_workspace;

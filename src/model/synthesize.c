@@ -136,7 +136,7 @@ static enum walsh_status random_linear(struct walsh_source *source, const char *
     char *copy;
     WALSH_TRY(walsh_arena_strdup(&s->graph->arena, name, &copy, err));
     linear->name = copy;
-    if (role == WALSH_LINEAR_LAYER && s->bits != 0) {
+    if ((role == WALSH_LINEAR_LAYER || role == WALSH_LINEAR_OUTPUT) && s->bits != 0) {
         WALSH_TRY(random_e8p(s, name, in, out, linear, err));
     } else {
         linear->in_rotation = (struct walsh_rotation){.size = in, .blocks = {.padded = in}};

@@ -15,6 +15,8 @@
 
 #define NAME_SIZE 320
 
+static const char *const rotation_names[] = {"block", "pow2", "overlap"};
+
 /* Shares of a layer's time, for the progress bar only. */
 static const double observe_share = 0.35, encode_share = 0.35;
 
@@ -49,18 +51,31 @@ static void begin_share(struct job *job, double begin, double share)
 
 /* --- what will be written --- */
 
-static enum walsh_status pad(const struct job *job, uint32_t n, uint32_t min_block, struct walsh_blocks *out,
-                             struct walsh_error *err)
+/* The rotation of a linear's inputs or outputs, without its signs. */
+static enum walsh_status plan_rotation(const struct job *job, const struct walsh_linear *linear, bool inputs,
+                                       struct walsh_rotation *out, struct walsh_error *err)
 {
-    return job->options->pow2 ? walsh_blocks_pow2(n, min_block, out, err)
-                              : walsh_blocks_binary(n, min_block, out, err);
+    const struct walsh_job_options *o = job->options;
+    const uint32_t n = inputs ? linear->in : linear->out,
+                   min_block = inputs ? WALSH_MIN_BLOCK_COLUMNS : WALSH_MIN_BLOCK_ROWS;
+    if (o->rotation == WALSH_JOB_OVERLAP) return walsh_rotation_overlap_padded(n, min_block, NULL, out, err);
+    *out = (struct walsh_rotation){.kind = WALSH_ROTATION_BLOCKS, .size = n};
+    if (o->rotation == WALSH_JOB_POW2) return walsh_blocks_pow2(n, min_block, &out->blocks, err);
+    if (o->tensor_parallel == 1 || linear->split.inputs != inputs)
+        return walsh_blocks_binary(n, min_block, &out->blocks, err);
+    const enum walsh_status status = walsh_blocks_parts(n, min_block, o->tensor_parallel, &out->blocks, err);
+    return status == WALSH_OK ? status
+                              : walsh_fail_within(err, status, "%s of %s",
+                                                  inputs ? "the inputs" : "the outputs", linear->name);
 }
 
-static uint64_t linear_bytes(const struct job *job, uint32_t m, uint32_t n)
+static uint64_t linear_bytes(const struct job *job, const struct walsh_rotation *out,
+                             const struct walsh_rotation *in)
 {
-    uint64_t bytes = ((uint64_t)m + n) * 2 + 4;
+    const uint64_t m = out->blocks.padded, n = in->blocks.padded;
+    uint64_t bytes = (walsh_rotation_signs(out) + walsh_rotation_signs(in)) * 2 + 4;
     for (unsigned k = 0; k < job->stages.stages; k++) {
-        bytes += (uint64_t)m * (n / 8) * (job->stages.kind[k] == WALSH_STAGE_E8P ? 2 : 1);
+        bytes += m * (n / 8) * (job->stages.kind[k] == WALSH_STAGE_E8P ? 2 : 1);
         if (k > 0) bytes += 4;
     }
     return bytes;
@@ -69,16 +84,15 @@ static uint64_t linear_bytes(const struct job *job, uint32_t m, uint32_t n)
 static enum walsh_status plan_linear(struct job *job, struct walsh_safetensors_plan *plan,
                                      const struct walsh_linear *linear, struct walsh_error *err)
 {
-    struct walsh_blocks in, out;
+    struct walsh_rotation in, out;
     char weight[NAME_SIZE];
     if (linear->weights.format == WALSH_FORMAT_E8P)
         return walsh_fail(err, WALSH_E_ARGUMENT,
                           "%s: %s is quantized already; quantize the original checkpoint",
                           job->graph->checkpoint.directory, linear->name);
-    WALSH_TRY(pad(job, linear->in, WALSH_MIN_BLOCK_COLUMNS, &in, err));
-    WALSH_TRY(pad(job, linear->out, WALSH_MIN_BLOCK_ROWS, &out, err));
-    WALSH_TRY(
-        walsh_glq_plan(plan, linear->name, out.padded, in.padded, job->stages.stages, job->stages.kind, err));
+    WALSH_TRY(plan_rotation(job, linear, true, &in, err));
+    WALSH_TRY(plan_rotation(job, linear, false, &out, err));
+    WALSH_TRY(walsh_glq_plan(plan, linear->name, &out, &in, job->stages.stages, job->stages.kind, err));
     const char *stored = linear->fusion.name ? linear->fusion.name : linear->name;
     snprintf(weight, sizeof weight, "%s.weight", stored);
     struct walsh_tensor *dense = walsh_checkpoint_find(&job->graph->checkpoint, weight);
@@ -86,7 +100,7 @@ static enum walsh_status plan_linear(struct job *job, struct walsh_safetensors_p
     if (linear->bias || linear->fusion.name) job->ours = true;
     struct walsh_job_linear *row = &job->report->linears[job->report->linear_count++];
     *row = (struct walsh_job_linear){
-        .rows = linear->out, .cols = linear->in, .bytes = linear_bytes(job, out.padded, in.padded)};
+        .rows = linear->out, .cols = linear->in, .bytes = linear_bytes(job, &out, &in)};
     snprintf(row->name, sizeof row->name, "%s", linear->name);
     return WALSH_OK;
 }
@@ -150,11 +164,11 @@ static void describe(const struct job *job, uint64_t calibration, char *out, siz
             XXH64((const uint8_t *)t->data + t->bytes / 2, walsh_min(t->bytes - t->bytes / 2, 4096), source);
     }
     snprintf(out, size,
-             "walsh %s, e8p %u bits, %s, %u x %u calibration tokens %016" PRIx64
+             "walsh %s, e8p %u bits, %s in %u parts, %u x %u calibration tokens %016" PRIx64
              ", %u passes, %s, seed %" PRIu64 ", source %016" PRIx64 ", kernels %x",
-             WALSH_VERSION, o->bits, o->pow2 ? "pow2" : "block", job->calibration.samples,
-             job->calibration.tokens, calibration, o->passes, o->tune ? "tuned" : "plain", o->seed, source,
-             job->queue->kernels->isa);
+             WALSH_VERSION, o->bits, rotation_names[o->rotation], o->tensor_parallel,
+             job->calibration.samples, job->calibration.tokens, calibration, o->passes,
+             o->tune ? "tuned" : "plain", o->seed, source, job->queue->kernels->isa);
 }
 
 /* --- one linear --- */
@@ -175,28 +189,27 @@ static enum walsh_status weights_to_f32(const struct job *job, const struct wals
     return WALSH_OK;
 }
 
-/* A rotation of `size` with signs of its own, [padded], walsh_free. */
-static enum walsh_status new_rotation(const struct job *job, uint32_t size, uint32_t min_block,
-                                      const char *linear, const char *which, struct walsh_rotation *out,
-                                      float **signs, struct walsh_error *err)
+/* The rotation of a linear's inputs or outputs with signs of its own, walsh_free. */
+static enum walsh_status new_rotation(const struct job *job, const struct walsh_linear *linear, bool inputs,
+                                      struct walsh_rotation *out, float **signs, struct walsh_error *err)
 {
     char name[NAME_SIZE];
-    *out = (struct walsh_rotation){.kind = WALSH_ROTATION_BLOCKS, .size = size};
-    WALSH_TRY(pad(job, size, min_block, &out->blocks, err));
-    WALSH_TRY(walsh_alloc(out->blocks.padded, sizeof **signs, "signs", signs, err));
-    snprintf(name, sizeof name, "%s.%s", linear, which);
-    walsh_random_signs(job->options->seed, name, *signs, out->blocks.padded);
+    WALSH_TRY(plan_rotation(job, linear, inputs, out, err));
+    const size_t count = walsh_rotation_signs(out);
+    WALSH_TRY(walsh_alloc(count, sizeof **signs, "signs", signs, err));
+    snprintf(name, sizeof name, "%s.%s", linear->name, inputs ? "SV" : "SU");
+    walsh_random_signs(job->options->seed, name, *signs, (uint32_t)count);
     out->signs = *signs;
     return WALSH_OK;
 }
 
 static enum walsh_status write_f16(struct job *job, const char *linear, const char *which,
-                                   const float *values, uint32_t n, struct walsh_error *err)
+                                   const float *values, size_t n, struct walsh_error *err)
 {
     char name[NAME_SIZE];
     uint16_t *half;
     WALSH_TRY(walsh_alloc(n, sizeof *half, "signs", &half, err));
-    for (uint32_t i = 0; i < n; i++) half[i] = walsh_f16_from_f32(values[i]);
+    for (size_t i = 0; i < n; i++) half[i] = walsh_f16_from_f32(values[i]);
     snprintf(name, sizeof name, "%s.%s", linear, which);
     enum walsh_status status = walsh_output_write(&job->output, name, half, n * sizeof *half, err);
     walsh_free(half);
@@ -228,8 +241,8 @@ static enum walsh_status write_linear(struct job *job, const char *linear, const
     if (status != WALSH_OK) return status;
     snprintf(name, sizeof name, "%s.Wscale", linear);
     WALSH_TRY(walsh_output_write(&job->output, name, &r->wscale, sizeof r->wscale, err));
-    WALSH_TRY(write_f16(job, linear, "SV", in->signs, in->blocks.padded, err));
-    return write_f16(job, linear, "SU", out->signs, out->blocks.padded, err);
+    WALSH_TRY(write_f16(job, linear, "SV", in->signs, walsh_rotation_signs(in), err));
+    return write_f16(job, linear, "SU", out->signs, walsh_rotation_signs(out), err);
 }
 
 static enum walsh_status quantize_linear(struct job *job, const struct walsh_ldlq_input *input,
@@ -241,10 +254,9 @@ static enum walsh_status quantize_linear(struct job *job, const struct walsh_ldl
     struct walsh_ldlq_result result = {0};
     double start = walsh_now();
     WALSH_TRY(walsh_check_abort(job->hooks, err));
-    enum walsh_status status =
-        new_rotation(job, linear->out, WALSH_MIN_BLOCK_ROWS, linear->name, "SU", &rotation, &signs, err);
+    enum walsh_status status = new_rotation(job, linear, false, &rotation, &signs, err);
     if (status == WALSH_OK && job->options->tune)
-        status = walsh_scale_outputs(&rotation.blocks, rotation.size, w, linear->in, signs, err);
+        status = walsh_scale_outputs(&rotation, w, linear->in, signs, err);
     const struct walsh_ldlq_options options = {
         .bits = job->options->bits, .passes = job->options->passes, .tune = job->options->tune};
     if (status == WALSH_OK)
@@ -300,9 +312,7 @@ static enum walsh_status quantize_group(struct job *job, struct walsh_input_grou
     enum walsh_status status = WALSH_OK;
     for (unsigned l = 0; l < g->count && status == WALSH_OK; l++)
         status = weights_to_f32(job, g->linears[l], &w[l], err);
-    if (status == WALSH_OK)
-        status = new_rotation(job, g->linears[0]->in, WALSH_MIN_BLOCK_COLUMNS, g->linears[0]->name, "SV",
-                              &rotation, &signs, err);
+    if (status == WALSH_OK) status = new_rotation(job, g->linears[0], true, &rotation, &signs, err);
     if (status == WALSH_OK && job->options->tune) status = scale_inputs(g, w, hessian, signs, err);
     if (status == WALSH_OK)
         status = walsh_ldlq_input_open(job->queue, &rotation, hessian, g->linears[0]->name, job->hooks,
@@ -356,9 +366,10 @@ static enum walsh_status reload(struct job *job, const struct walsh_checkpoint *
     for (size_t g = 0; g < count; g++)
         for (unsigned l = 0; l < groups[g].count && status == WALSH_OK; l++) {
             struct walsh_linear *linear = groups[g].linears[l], quantized;
-            status =
-                walsh_linear_load(&quantized, written, linear->name, NULL, linear->in, linear->out, false,
-                                  WALSH_ACTIVATION_F32, WALSH_ACTIVATION_F32, job->queue->pool, arena, err);
+            status = walsh_linear_load(
+                &quantized, written, linear->name, NULL,
+                &(struct walsh_split){linear->split.inputs, job->options->tensor_parallel}, linear->in,
+                linear->out, false, WALSH_ACTIVATION_F32, WALSH_ACTIVATION_F32, job->queue->pool, arena, err);
             quantized.bias = linear->bias;
             if (status == WALSH_OK) *linear = quantized;
         }
@@ -401,15 +412,20 @@ static enum walsh_status run_layer(struct job *job, struct walsh_job_linear *row
 
 /* --- the job --- */
 
-/* GLQ drops the biases of quantized linears, and it does not know the parts of a matrix that holds several:
- * what has either is marked as ours, so that GLQ refuses it. */
+/* GLQ drops the biases of quantized linears, and it does not know the parts of a matrix that holds several,
+ * overlaps, or blocks that are not a binary expansion: what has one of these is marked as ours, so that GLQ
+ * refuses it. */
 static json_t *quantization_config(const struct job *job)
 {
+    const struct walsh_job_options *o = job->options;
     json_t *config = json_pack("{s:{s:s, s:s, s:b, s:i, s:i}}", "quantization_config", "quant_method",
                                job->ours ? "walsh" : "glq", "codebook", "e8p", "block_diagonal",
-                               !job->options->pow2, "codesz", 8, "bpw", (int)job->options->bits);
+                               o->rotation != WALSH_JOB_POW2, "codesz", 8, "bpw", (int)o->bits);
     json_t *inner = json_object_get(config, "quantization_config");
-    if (config && job->ours && json_object_set_new(inner, "version", json_integer(1)) != 0) {
+    if (config && job->ours &&
+        (json_object_set_new(inner, "version", json_integer(1)) != 0 ||
+         json_object_set_new(inner, "rotation", json_string(rotation_names[o->rotation])) != 0 ||
+         json_object_set_new(inner, "tensor_parallel", json_integer((json_int_t)o->tensor_parallel)) != 0)) {
         json_decref(config);
         return NULL;
     }
@@ -452,6 +468,7 @@ static enum walsh_status run(struct job *job, const char *source, const char *de
     struct walsh_safetensors_plan plan = {0};
     uint64_t fingerprint = 0;
     char description[400];
+    job->ours = o->rotation == WALSH_JOB_OVERLAP || o->tensor_parallel > 1;
     WALSH_TRY(walsh_e8p_plan_bits(o->bits, &job->stages, err));
     WALSH_TRY(walsh_graph_open(source, &load, job->queue, &job->graph, err));
     uint32_t most = job->graph->config.max_positions;

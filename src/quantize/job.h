@@ -14,12 +14,13 @@
 #include "kernels/kernels.h"
 
 struct walsh_job_options {
-    unsigned bits;           /* 2..8 */
-    bool pow2;               /* one block of the next power of two, instead of blocks without padding */
-    const char *calibration; /* path of a UTF-8 text; NULL: the identity in place of every Hessian */
-    uint32_t samples;        /* calibration sequences, at least 1 */
-    uint32_t sample_tokens;  /* tokens of each, 2..the model's maximum; 0: the smaller of 1024 and that */
-    unsigned passes;         /* of coordinate descent */
+    unsigned bits;                                                        /* 2..8 */
+    enum { WALSH_JOB_BLOCK, WALSH_JOB_POW2, WALSH_JOB_OVERLAP } rotation; /* see rotation/rotation.h */
+    uint32_t tensor_parallel; /* parts of the split dimensions whose blocks stay apart; 1: none. BLOCK only */
+    const char *calibration;  /* path of a UTF-8 text; NULL: the identity in place of every Hessian */
+    uint32_t samples;         /* calibration sequences, at least 1 */
+    uint32_t sample_tokens;   /* tokens of each, 2..the model's maximum; 0: the smaller of 1024 and that */
+    unsigned passes;          /* of coordinate descent */
     bool tune;     /* scales in SU and SV, a search for Wscale; false: the published method as it is */
     uint64_t seed; /* of the signs */
     bool dry_run, resume, use_mmap;

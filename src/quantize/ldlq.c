@@ -72,14 +72,14 @@ static enum walsh_status rotate_weights(const struct walsh_queue *q, const struc
                                         const struct walsh_rotation *out, const float *w, float *rotated,
                                         struct walsh_error *err)
 {
-    const size_t size = out->size, m = out->blocks.padded, n = input->n;
+    const size_t size = out->size, m = out->blocks.padded, n = input->n, signs = walsh_rotation_signs(out);
     float *reciprocal = NULL, *rows, *across, *columns;
-    WALSH_TRY(
-        walsh_alloc(m + size * n + n * size + n * m, sizeof(float), "weights to rotate", &reciprocal, err));
-    rows = reciprocal + m;
+    WALSH_TRY(walsh_alloc(signs + size * n + n * size + n * m, sizeof(float), "weights to rotate",
+                          &reciprocal, err));
+    rows = reciprocal + signs;
     across = rows + size * n;
     columns = across + n * size;
-    for (size_t i = 0; i < m; i++) reciprocal[i] = 1 / out->signs[i];
+    for (size_t i = 0; i < signs; i++) reciprocal[i] = 1 / out->signs[i];
     walsh_rotate_rows(q, &input->rotation, input->reciprocal, w, size, rows);
     walsh_transpose(q, rows, size, n, across);
     walsh_rotate_rows(q, out, reciprocal, across, n, columns);

@@ -137,8 +137,9 @@ static enum walsh_status fill_input(const struct walsh_queue *q, const float *he
     const size_t n = out->n, size = out->rotation.size;
     WALSH_TRY(walsh_alloc(n * n, sizeof(float), "a rotated Hessian", &out->hessian, err));
     WALSH_TRY(walsh_alloc(n * GROUP, sizeof(float), "a Hessian's blocks", &out->inverse, err));
-    WALSH_TRY(walsh_alloc(n, sizeof(float), "sign reciprocals", &out->reciprocal, err));
-    for (size_t i = 0; i < n; i++) out->reciprocal[i] = 1 / out->rotation.signs[i];
+    const size_t signs = walsh_rotation_signs(&out->rotation);
+    WALSH_TRY(walsh_alloc(signs, sizeof(float), "sign reciprocals", &out->reciprocal, err));
+    for (size_t i = 0; i < signs; i++) out->reciprocal[i] = 1 / out->rotation.signs[i];
     double mean = hessian ? mean_diagonal(hessian, size) : 1;
     if (hessian && !(mean > 0 && mean < HUGE_VAL)) {
         walsh_log(hooks, WALSH_LOG_WARNING, "%s: the Hessian is %s; using the identity", name,

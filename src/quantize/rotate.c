@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "kernels/rotate.h"
 #include "kernels/table.h"
 
 enum { GRAIN = 8 };
@@ -16,24 +17,14 @@ struct rotation_job {
     float *out;
 };
 
-/* Elements of block [begin, begin + length) that the unpadded vector has. */
-static size_t present(size_t size, size_t begin, size_t length)
-{
-    return begin >= size ? 0 : walsh_min(length, size - begin);
-}
-
 static void forward_task(void *argument, size_t begin, size_t end, unsigned worker)
 {
     (void)worker;
     const struct rotation_job *t = argument;
     const struct walsh_rotation *r = t->rotation;
-    for (size_t row = begin; row < end; row++) {
-        size_t at = 0;
-        for (uint32_t b = 0; b < r->blocks.count; at += r->blocks.block[b++])
-            t->kernels->rotate_forward_f32(t->padded + row * r->blocks.padded + at,
-                                           t->in + row * r->size + walsh_min(at, r->size), t->signs + at,
-                                           present(r->size, at, r->blocks.block[b]), r->blocks.block[b]);
-    }
+    for (size_t row = begin; row < end; row++)
+        walsh_kernels_rotate(t->kernels, r, t->signs, t->in + row * r->size,
+                             t->padded + row * r->blocks.padded);
 }
 
 void walsh_rotate_rows(const struct walsh_queue *q, const struct walsh_rotation *r, const float *signs,
@@ -48,13 +39,9 @@ static void inverse_task(void *argument, size_t begin, size_t end, unsigned work
     (void)worker;
     const struct rotation_job *t = argument;
     const struct walsh_rotation *r = t->rotation;
-    for (size_t row = begin; row < end; row++) {
-        size_t at = 0;
-        for (uint32_t b = 0; b < r->blocks.count && at < r->size; at += r->blocks.block[b++])
-            t->kernels->rotate_inverse_f32(t->out + row * r->size + at,
-                                           t->padded + row * r->blocks.padded + at, t->signs + at,
-                                           present(r->size, at, r->blocks.block[b]), r->blocks.block[b]);
-    }
+    for (size_t row = begin; row < end; row++)
+        walsh_kernels_unrotate(t->kernels, r, t->signs, t->padded + row * r->blocks.padded,
+                               t->out + row * r->size);
 }
 
 void walsh_unrotate_rows(const struct walsh_queue *q, const struct walsh_rotation *r, const float *signs,

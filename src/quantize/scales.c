@@ -54,9 +54,13 @@ enum walsh_status walsh_scale_inputs(uint32_t size, const float *const *w, const
     return WALSH_OK;
 }
 
-enum walsh_status walsh_scale_outputs(const struct walsh_blocks *blocks, uint32_t size, const float *w,
-                                      uint32_t cols, float *signs, struct walsh_error *err)
+enum walsh_status walsh_scale_outputs(const struct walsh_rotation *r, const float *w, uint32_t cols,
+                                      float *signs, struct walsh_error *err)
 {
+    /* the two Hadamards of an overlap mix all rows, as one block would */
+    const struct walsh_blocks whole = {.count = 1, .block = {r->blocks.padded}},
+                              *blocks = r->kind == WALSH_ROTATION_OVERLAP ? &whole : &r->blocks;
+    const uint32_t size = r->size;
     double *scale = NULL;
     WALSH_TRY(walsh_alloc(size, sizeof *scale, "row scales", &scale, err));
     for (uint32_t b = 0, begin = 0; b < blocks->count && begin < size; begin += blocks->block[b++]) {

@@ -16,8 +16,9 @@
  * [rows[i]][size]; diagonal: of the Hessian [size], NULL for the identity. Errors: memory. */
 enum walsh_status walsh_scale_inputs(uint32_t size, const float *const *w, const uint32_t *rows, size_t count,
                                      const float *diagonal, float *signs, struct walsh_error *err);
-/* Scale the first `size` of `signs` (±1) of the outputs of w [size][cols]. Errors: memory. */
-enum walsh_status walsh_scale_outputs(const struct walsh_blocks *blocks, uint32_t size, const float *w,
-                                      uint32_t cols, float *signs, struct walsh_error *err);
+/* Scale the first `size` of `signs` (±1) of the outputs of w [size][cols], whose rotation is r (signs aside).
+ * Errors: memory. */
+enum walsh_status walsh_scale_outputs(const struct walsh_rotation *r, const float *w, uint32_t cols,
+                                      float *signs, struct walsh_error *err);
 
 #endif

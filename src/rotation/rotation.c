@@ -45,6 +45,23 @@ enum walsh_status walsh_blocks_pow2(uint32_t n, uint32_t min_block, struct walsh
     return WALSH_OK;
 }
 
+enum walsh_status walsh_blocks_parts(uint32_t n, uint32_t min_block, uint32_t parts, struct walsh_blocks *out,
+                                     struct walsh_error *err)
+{
+    struct walsh_blocks part;
+    if (n % parts != 0 || n / parts % min_block != 0)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED, "%u elements are not %u parts of a multiple of %u", n,
+                          parts, min_block);
+    WALSH_TRY(walsh_blocks_binary(n / parts, min_block, &part, err));
+    if (part.count * parts > WALSH_MAX_BLOCKS)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED,
+                          "%u parts of %u elements take %u Hadamard blocks, at most %d", parts, n / parts,
+                          part.count * parts, WALSH_MAX_BLOCKS);
+    *out = (struct walsh_blocks){.padded = n, .count = part.count * parts};
+    for (uint32_t b = 0; b < out->count; b++) out->block[b] = part.block[b % part.count];
+    return WALSH_OK;
+}
+
 bool walsh_rotation_equal(const struct walsh_rotation *a, const struct walsh_rotation *b)
 {
     if (a->kind != b->kind || a->size != b->size) return false;
@@ -52,8 +69,7 @@ bool walsh_rotation_equal(const struct walsh_rotation *a, const struct walsh_rot
     if (a->blocks.padded != b->blocks.padded || a->blocks.count != b->blocks.count) return false;
     if (memcmp(a->blocks.block, b->blocks.block, a->blocks.count * sizeof a->blocks.block[0]) != 0)
         return false;
-    const size_t signs = (size_t)a->blocks.padded * (a->kind == WALSH_ROTATION_OVERLAP ? 2 : 1);
-    return memcmp(a->signs, b->signs, signs * sizeof *a->signs) == 0;
+    return memcmp(a->signs, b->signs, walsh_rotation_signs(a) * sizeof *a->signs) == 0;
 }
 
 void walsh_random_signs(uint64_t seed, const char *name, float *signs, uint32_t n)

@@ -27,7 +27,7 @@
 struct walsh_blocks {
     uint32_t padded; /* sum of the blocks */
     uint32_t count;
-    uint32_t block[WALSH_MAX_BLOCKS]; /* powers of two, descending */
+    uint32_t block[WALSH_MAX_BLOCKS]; /* powers of two, descending (walsh_blocks_parts: within each part) */
 };
 /* n >= 1 padded to a multiple of min_block (a power of two), then its binary expansion. Errors: n == 0 or >
  * 2^24. */
@@ -37,19 +37,31 @@ enum walsh_status walsh_blocks_binary(uint32_t n, uint32_t min_block, struct wal
 enum walsh_status walsh_blocks_pow2(uint32_t n, uint32_t min_block, struct walsh_blocks *out,
                                     struct walsh_error *err);
 
+/* The blocks of `parts` equal parts of n, one behind the other: a rotation that does not mix the shards of a
+ * tensor-parallel engine. Nothing is padded: n must be a multiple of parts * min_block, else
+ * WALSH_E_UNSUPPORTED; as where there are more than WALSH_MAX_BLOCKS. parts >= 1; 1 is walsh_blocks_binary.
+ */
+enum walsh_status walsh_blocks_parts(uint32_t n, uint32_t min_block, uint32_t parts, struct walsh_blocks *out,
+                                     struct walsh_error *err);
+
 enum walsh_rotation_kind { WALSH_ROTATION_NONE, WALSH_ROTATION_BLOCKS, WALSH_ROTATION_OVERLAP };
 
 /* A rotation of a dimension of `size` elements. `signs` [blocks.padded] f32, borrowed.
- * OVERLAP, for head dimensions that are no power of two: with m = blocks.block[0] the largest power of two
- * below size, nothing padded (padded == size), signs [2 * size] = (s, t), and H_first, H_last the Hadamard on
- * the first or last m elements: forward(x) = H_last (t ∘ H_first (s ∘ x)),  inverse(y) = s ∘ H_first (t ∘
- * H_last y) The ops `prepare` and `unrotate` (kernels/kernels.h) take NONE and BLOCKS only. */
+ * OVERLAP, for dimensions that are no power of two: with m = blocks.block[0] the largest power of two below
+ * padded, signs [2 * padded] = (s, t), and H_first, H_last the Hadamard on the first or last m elements:
+ *   forward(x) = H_last (t ∘ H_first (s ∘ pad(x))),  inverse(y) = crop(s ∘ H_first (t ∘ H_last y)) */
 struct walsh_rotation {
     enum walsh_rotation_kind kind;
     uint32_t size;              /* unpadded */
     struct walsh_blocks blocks; /* NONE: padded == size, count 0 */
     const float *signs;
 };
+/* Elements of r->signs. */
+static inline size_t walsh_rotation_signs(const struct walsh_rotation *r)
+{
+    return (size_t)r->blocks.padded * (r->kind == WALSH_ROTATION_OVERLAP ? 2 : 1);
+}
+
 /* True where both rotate a vector to the same bits (same blocks, same sign values). */
 bool walsh_rotation_equal(const struct walsh_rotation *a, const struct walsh_rotation *b);
 
@@ -58,6 +70,9 @@ bool walsh_rotation_equal(const struct walsh_rotation *a, const struct walsh_rot
  * (`signs` [2n]). Errors as walsh_blocks_binary. */
 enum walsh_status walsh_rotation_overlap(uint32_t n, const float *signs, struct walsh_rotation *out,
                                          struct walsh_error *err);
+/* The same of n elements padded to a multiple of min_block. */
+enum walsh_status walsh_rotation_overlap_padded(uint32_t n, uint32_t min_block, const float *signs,
+                                                struct walsh_rotation *out, struct walsh_error *err);
 
 /* ±1 from a seed: element i of stream (seed, name). Reproducible on every machine. */
 void walsh_random_signs(uint64_t seed, const char *name, float *signs, uint32_t n);

@@ -20,8 +20,10 @@ static struct walsh_rotation rotation_of(struct check *c, uint32_t size, unsigne
     r.blocks.padded = size;
     if (how == 1 || how == 3) walsh_blocks_binary(size, WALSH_MIN_BLOCK_COLUMNS, &r.blocks, NULL);
     if (how == 2) walsh_blocks_pow2(size, WALSH_MIN_BLOCK_COLUMNS, &r.blocks, NULL);
-    float *signs = row(c, r.blocks.padded);
-    walsh_random_signs(c->seed + c->round, "signs", signs, r.blocks.padded);
+    if (how == 4) walsh_rotation_overlap_padded(size, WALSH_MIN_BLOCK_COLUMNS, NULL, &r, NULL);
+    if (how == 5) walsh_blocks_parts(size, WALSH_MIN_BLOCK_COLUMNS, 2, &r.blocks, NULL);
+    float *signs = row(c, walsh_rotation_signs(&r));
+    walsh_random_signs(c->seed + c->round, "signs", signs, (uint32_t)walsh_rotation_signs(&r));
     for (size_t i = 0; i < r.blocks.padded && how == 3; i++)
         signs[i] *= 0.5f + (float)check_below(c, 3); /* a scale too */
     r.signs = how == 0 ? NULL : signs;
@@ -102,9 +104,11 @@ void check_op_prepare(struct check *c, const struct check_queues *queues)
 {
     static const uint32_t sizes[] = {1, 64, 100, 576, 2048, 3000, 4864};
     for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++)
-        for (unsigned how = 0; how < 4; how++) {
-            struct walsh_rotation rotation = rotation_of(c, sizes[s], how);
+        for (unsigned how = 0; how < 6; how++) {
             const struct walsh_queue *q = c->round == 0 ? &queues->reference : &queues->best[c->round - 1];
+            if (how == 4 && q->device) continue;                /* a device may lack it */
+            if (how == 5 && sizes[s] % (2 * 64) != 0) continue; /* nothing is padded */
+            struct walsh_rotation rotation = rotation_of(c, sizes[s], how);
             check_prepare(c, q, &rotation);
             check_unrotate(c, q, &rotation, s % 2 == 0);
         }

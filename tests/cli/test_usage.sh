@@ -57,7 +57,7 @@ same status "$(value error.status)" argument
 misuse "--bits: 9 is out of range: 2 to 8" quantize a b --bits 9
 misuse "--bits: 1 is out of range: 2 to 8" quantize a b --bits 1
 misuse "--format: 'mxfp4' is not supported; supported: e8p" quantize a b --format mxfp4
-misuse "--rotation: 'overlap' is not supported; supported: block|pow2" quantize a b --rotation overlap
+misuse "--rotation: 'dct' is not supported; supported: block|pow2|overlap" quantize a b --rotation dct
 misuse "--calibration and --no-hessian exclude each other" quantize a b --no-hessian --calibration c
 misuse 'device is "tpu", expected cpu, cuda or cuda:N' devices --device tpu
 misuse "--activations: 'int4' is not supported; supported: auto|f32|bf16|int8" run m --activations int4

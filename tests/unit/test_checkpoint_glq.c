@@ -277,7 +277,10 @@ static void test_plan(void **state)
     (void)state;
     static const enum walsh_stage_kind kinds[] = {WALSH_STAGE_E8P, WALSH_STAGE_E8P, WALSH_STAGE_E81B};
     struct walsh_safetensors_plan plan = {0};
-    assert_int_equal(walsh_glq_plan(&plan, "model.layers.0.mlp.up_proj", 48, 192, 3, kinds, NULL), WALSH_OK);
+    const struct walsh_rotation out = {.kind = WALSH_ROTATION_BLOCKS, .blocks = {.padded = 48}},
+                                in = {.kind = WALSH_ROTATION_BLOCKS, .blocks = {.padded = 192}};
+    assert_int_equal(walsh_glq_plan(&plan, "model.layers.0.mlp.up_proj", &out, &in, 3, kinds, NULL),
+                     WALSH_OK);
     struct stored s = {.count = 0};
     for (size_t i = 0; i < plan.count; i++)
         add(&s, plan.tensors[i].name, plan.tensors[i].dtype, plan.tensors[i].rank, plan.tensors[i].shape,

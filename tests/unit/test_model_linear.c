@@ -32,6 +32,7 @@ struct stored {
     float *bias;
 };
 
+static const struct walsh_split whole = {false, 1};
 static struct walsh_queue queue;
 static struct walsh_pool *pool;
 
@@ -216,8 +217,8 @@ static void check_one(uint32_t in, uint32_t out, bool legacy, unsigned bits, enu
     struct walsh_arena arena = {0};
     struct walsh_linear linear;
     if (walsh_checkpoint_open(path, true, &ck, &err) != WALSH_OK ||
-        walsh_linear_load(&linear, &ck, MODULE, NULL, in, out, true, type, WALSH_ACTIVATION_BF16, pool,
-                          &arena, &err) != WALSH_OK ||
+        walsh_linear_load(&linear, &ck, MODULE, NULL, &whole, in, out, true, type, WALSH_ACTIVATION_BF16,
+                          pool, &arena, &err) != WALSH_OK ||
         walsh_checkpoint_all_used(&ck, &err) != WALSH_OK)
         fail_msg("%s", err.message);
     assert_int_equal(linear.activation, type);
@@ -275,7 +276,7 @@ static void a_list_gives_the_bits_of_single_calls(void **state)
         snprintf(directory, sizeof directory, "list-%u", i);
         write_linear(&s[i], temporary_path(directory), MODULE);
         if (walsh_checkpoint_open(temporary_path(directory), true, &ck[i], &err) != WALSH_OK ||
-            walsh_linear_load(&linear[i], &ck[i], MODULE, NULL, IN, OUT, true, WALSH_ACTIVATION_INT8,
+            walsh_linear_load(&linear[i], &ck[i], MODULE, NULL, &whole, IN, OUT, true, WALSH_ACTIVATION_INT8,
                               WALSH_ACTIVATION_F32, pool, &arena, &err) != WALSH_OK)
             fail_msg("%s", err.message);
     }
@@ -285,14 +286,15 @@ static void a_list_gives_the_bits_of_single_calls(void **state)
     struct walsh_random r;
     walsh_random_seed(&r, 99);
     for (size_t i = 0; i < IN * OUT; i++) dense[i] = (float)walsh_random_normal(&r);
-    linear[3] = (struct walsh_linear){.name = "dense",
-                                      .in = IN,
-                                      .out = OUT,
-                                      .in_rotation = {.size = IN, .blocks = {.padded = IN}},
-                                      .out_rotation = {.size = OUT, .blocks = {.padded = OUT}},
-                                      .weights = {.format = WALSH_FORMAT_F32, .rows = OUT, .cols = IN, .data = dense},
-                                      .bias = s[0].bias,
-                                      .activation = WALSH_ACTIVATION_F32};
+    linear[3] =
+        (struct walsh_linear){.name = "dense",
+                              .in = IN,
+                              .out = OUT,
+                              .in_rotation = {.size = IN, .blocks = {.padded = IN}},
+                              .out_rotation = {.size = OUT, .blocks = {.padded = OUT}},
+                              .weights = {.format = WALSH_FORMAT_F32, .rows = OUT, .cols = IN, .data = dense},
+                              .bias = s[0].bias,
+                              .activation = WALSH_ACTIVATION_F32};
     /* rows at the stride of activations, zero behind their end: the dense product reads them in place */
     size_t ldx = walsh_activations_stride(IN);
     assert_int_equal(ldx, 768);
@@ -350,7 +352,7 @@ static void long_lists_run_in_parts(void **state)
     make(&s, IN, OUT, false, 2, 5);
     write_linear(&s, temporary_path("long"), MODULE);
     if (walsh_checkpoint_open(temporary_path("long"), true, &ck, &err) != WALSH_OK ||
-        walsh_linear_load(&linear, &ck, MODULE, NULL, IN, OUT, true, WALSH_ACTIVATION_F32,
+        walsh_linear_load(&linear, &ck, MODULE, NULL, &whole, IN, OUT, true, WALSH_ACTIVATION_F32,
                           WALSH_ACTIVATION_F32, pool, &arena, &err) != WALSH_OK)
         fail_msg("%s", err.message);
     struct walsh_workspace *ws = open_workspace(IN, OUT);
@@ -380,8 +382,8 @@ static void a_scale_that_is_not_a_number_is_refused(void **state)
     s.wscale = NAN;
     write_linear(&s, temporary_path("nan"), MODULE);
     assert_int_equal(walsh_checkpoint_open(temporary_path("nan"), true, &ck, &err), WALSH_OK);
-    assert_int_equal(walsh_linear_load(&linear, &ck, MODULE, NULL, 64, 32, true, WALSH_ACTIVATION_INT8,
-                                       WALSH_ACTIVATION_F32, pool, &arena, &err),
+    assert_int_equal(walsh_linear_load(&linear, &ck, MODULE, NULL, &whole, 64, 32, true,
+                                       WALSH_ACTIVATION_INT8, WALSH_ACTIVATION_F32, pool, &arena, &err),
                      WALSH_E_FORMAT);
     assert_string_equal(without_directory(err.message), "DIR/nan/model.safetensors: tensor " MODULE
                                                         ".Wscale: is nan, expected a finite number");

@@ -436,7 +436,7 @@ static void test_scales(void **state)
     const float *list[1] = {p.w};
     float *sv = (float *)(uintptr_t)p.in.signs, *su = (float *)(uintptr_t)p.out.signs;
     assert_int_equal(walsh_scale_inputs(p.n, list, &p.m, 1, diagonal, sv, NULL), WALSH_OK);
-    assert_int_equal(walsh_scale_outputs(&p.out.blocks, p.m, p.w, p.n, su, NULL), WALSH_OK);
+    assert_int_equal(walsh_scale_outputs(&p.out, p.w, p.n, su, NULL), WALSH_OK);
     double mean = 0;
     for (uint32_t i = 0; i < p.n; i++) {
         assert_true(walsh_f32_from_f16(walsh_f16_from_f32(sv[i])) == sv[i]);
@@ -458,21 +458,21 @@ static void test_scale_rules(void **state)
     (void)state;
     enum { M = 48, N = 64 };
     float w[M * N], sv[N], su[M];
-    struct walsh_blocks blocks;
-    assert_int_equal(walsh_blocks_binary(M, 16, &blocks, NULL), WALSH_OK);
+    struct walsh_rotation r = {.kind = WALSH_ROTATION_BLOCKS, .size = M};
+    assert_int_equal(walsh_blocks_binary(M, 16, &r.blocks, NULL), WALSH_OK);
     for (int i = 0; i < M * N; i++) w[i] = i % 2 ? 0.5f : -0.5f;
     for (int i = 0; i < N; i++) sv[i] = i % 3 ? 1 : -1;
     for (int i = 0; i < M; i++) su[i] = i % 3 ? 1 : -1;
     const float *list[1] = {w};
     const uint32_t rows = M;
     assert_int_equal(walsh_scale_inputs(N, list, &rows, 1, NULL, sv, NULL), WALSH_OK);
-    assert_int_equal(walsh_scale_outputs(&blocks, M, w, N, su, NULL), WALSH_OK);
+    assert_int_equal(walsh_scale_outputs(&r, w, N, su, NULL), WALSH_OK);
     for (int i = 0; i < N; i++) assert_true(sv[i] == (i % 3 ? 1 : -1));
     for (int i = 0; i < M; i++) assert_true(su[i] == (i % 3 ? 1 : -1));
 
     for (int i = 32 * N; i < M * N; i++) w[i] *= 4; /* the second block */
     memset(w + 5 * N, 0, N * sizeof *w);            /* a dead output */
-    assert_int_equal(walsh_scale_outputs(&blocks, M, w, N, su, NULL), WALSH_OK);
+    assert_int_equal(walsh_scale_outputs(&r, w, N, su, NULL), WALSH_OK);
     assert_true(fabsf(fabsf(su[40] / su[1]) / 4 - 1) < 0.05f);
     assert_true(isfinite(su[5]) && su[5] != 0);
 }

@@ -3,6 +3,7 @@
 
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/split.h"
+#include "kernels/rotate.h"
 
 struct prepare {
     const struct walsh_queue *q;
@@ -11,19 +12,6 @@ struct prepare {
     size_t ldx;
     const struct walsh_rotation *rotation;
 };
-
-/* y[padded] = forward(rotation, x), block by block. Padding is less than any block, so each holds some of x.
- */
-static void rotate_forward(const struct walsh_kernels *k, const struct walsh_rotation *r, const float *x,
-                           float *y)
-{
-    uint32_t at = 0;
-    for (uint32_t b = 0; b < r->blocks.count; b++) {
-        uint32_t n = r->blocks.block[b];
-        k->rotate_forward_f32(y + at, x + at, r->signs + at, walsh_min(n, r->size - at), n);
-        at += n;
-    }
-}
 
 /* Row r of t->x, rotated, into `data` of the activations' type. `rotated` [padded] is scratch or, for F32,
  * data itself. */
@@ -35,8 +23,8 @@ static void prepare_row(const struct prepare *t, size_t r, float *rotated)
     size_t element = walsh_activation_size(a->type), cols = a->cols;
     uint8_t *data = (uint8_t *)a->data + r * a->stride * element;
     if (a->type == WALSH_ACTIVATION_F32) rotated = (float *)(void *)data;
-    if (t->rotation->kind == WALSH_ROTATION_BLOCKS) {
-        rotate_forward(k, t->rotation, x, rotated);
+    if (t->rotation->kind != WALSH_ROTATION_NONE) {
+        walsh_kernels_rotate(k, t->rotation, t->rotation->signs, x, rotated);
         x = rotated;
     }
     if (a->type == WALSH_ACTIVATION_INT8)
@@ -77,13 +65,10 @@ static void unrotate_rows(void *argument, size_t begin, size_t end, unsigned wor
     const struct walsh_rotation *rotation = t->rotation;
     for (size_t r = begin; r < end; r++) {
         float *y = t->y + r * t->ldy, *z = t->z + r * t->ldz;
-        uint32_t at = 0;
-        for (uint32_t b = 0; b < rotation->blocks.count; b++) {
-            uint32_t n = rotation->blocks.block[b];
-            k->rotate_inverse_f32(y + at, z + at, rotation->signs + at, walsh_min(n, rotation->size - at), n);
-            at += n;
-        }
-        if (rotation->kind == WALSH_ROTATION_NONE && y != z) memcpy(y, z, rotation->size * sizeof *y);
+        if (rotation->kind != WALSH_ROTATION_NONE)
+            walsh_kernels_unrotate(k, rotation, rotation->signs, z, y);
+        else if (y != z)
+            memcpy(y, z, rotation->size * sizeof *y);
         if (t->bias != NULL) k->add_f32(y, t->bias, rotation->size);
     }
 }
