@@ -30,6 +30,9 @@ struct walsh_model {
     bool in_memory; /* the files were read, not mapped */
 };
 
+/* WALSH_E_NOT_FOUND where the model has no tokenizer. */
+enum walsh_status walsh_model_needs_tokenizer(const struct walsh_model *model, struct walsh_error *err);
+
 /* Copy the caller's struct, whose first member is its size, over the defaults in *out of `size` bytes:
  * members that the caller's version does not have keep them. NULL: all defaults. A struct_size of 0 or beyond
  * `size`: WALSH_E_ARGUMENT. */

@@ -1,7 +1,7 @@
 /* Text in and out. */
 #include "api/api.h"
 
-static enum walsh_status need_tokenizer(const struct walsh_model *model, struct walsh_error *err)
+enum walsh_status walsh_model_needs_tokenizer(const struct walsh_model *model, struct walsh_error *err)
 {
     if (model->graph->tokenizer) return WALSH_OK;
     return walsh_fail(err, WALSH_E_NOT_FOUND, "%s",
@@ -12,7 +12,7 @@ static enum walsh_status need_tokenizer(const struct walsh_model *model, struct 
 enum walsh_status walsh_model_encode(const struct walsh_model *model, const char *text, size_t size,
                                      unsigned flags, int32_t **ids, size_t *count, struct walsh_error *err)
 {
-    WALSH_TRY(need_tokenizer(model, err));
+    WALSH_TRY(walsh_model_needs_tokenizer(model, err));
     unsigned encode = 0;
     if (flags & WALSH_TEXT_SPECIAL) encode |= WALSH_ENCODE_SPECIAL;
     if (flags & WALSH_TEXT_PLAIN) encode |= WALSH_ENCODE_PLAIN;
@@ -33,7 +33,7 @@ enum walsh_status walsh_model_encode(const struct walsh_model *model, const char
 enum walsh_status walsh_model_decode(const struct walsh_model *model, const int32_t *ids, size_t count,
                                      bool skip_special, char **text, size_t *size, struct walsh_error *err)
 {
-    WALSH_TRY(need_tokenizer(model, err));
+    WALSH_TRY(walsh_model_needs_tokenizer(model, err));
     return walsh_tokenizer_decode(model->graph->tokenizer, ids, count, skip_special, text, size, err);
 }
 
@@ -51,7 +51,7 @@ enum walsh_status walsh_text_stream_open(const struct walsh_model *model, bool s
                                          struct walsh_text_stream **out, struct walsh_error *err)
 {
     *out = NULL;
-    WALSH_TRY(need_tokenizer(model, err));
+    WALSH_TRY(walsh_model_needs_tokenizer(model, err));
     struct walsh_text_stream *stream;
     WALSH_TRY(walsh_alloc_zero(1, sizeof *stream, "a text stream", &stream, err));
     walsh_decode_stream_init(&stream->decode, model->graph->tokenizer, skip_special);

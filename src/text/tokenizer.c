@@ -44,6 +44,9 @@ void walsh_tokenizer_close(struct walsh_tokenizer **t)
     walsh_pretokenizer_close(&(*t)->pretokenizer);
     walsh_decoder_close(&(*t)->decoder);
     walsh_free((*t)->chat_template);
+    walsh_free((*t)->tool_template);
+    walsh_free((*t)->template_file);
+    json_decref((*t)->special_tokens);
     walsh_free(*t);
     *t = NULL;
 }

@@ -2,6 +2,7 @@
 #ifndef WALSH_TEXT_TOKENIZER_INTERNAL_H
 #define WALSH_TEXT_TOKENIZER_INTERNAL_H
 
+#include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -330,7 +331,9 @@ struct walsh_tokenizer {
     int32_t before[WALSH_MAX_TEMPLATE], behind[WALSH_MAX_TEMPLATE];
     size_t before_count, behind_count;
     int32_t bos, eos;
-    char *chat_template;
+    char *chat_template, *tool_template; /* the second where a conversation has tools; NULL: none */
+    char *template_file;                 /* where they come from */
+    json_t *special_tokens;              /* {"bos_token": text, ...} of tokenizer_config.json; NULL: none */
 };
 
 /* tokenizer_load.c, tokenizer_config.c: fill a zeroed tokenizer; what was built stays for
