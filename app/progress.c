@@ -126,6 +126,7 @@ static void on_progress(void *user, const char *stage, double done, double total
     double now = seconds_now();
     if (strncmp(progress->stage, stage, sizeof progress->stage - 1) != 0 || done < progress->last_done) {
         snprintf(progress->stage, sizeof progress->stage, "%s", stage);
+        progress->detail[0] = 0;
         progress->first_done = progress->last_done = done;
         progress->started = progress->drawn = now;
         return;
@@ -134,8 +135,12 @@ static void on_progress(void *user, const char *stage, double done, double total
     bool finished = done >= total;
     if (now - progress->started < (progress->terminal ? BAR_AFTER : LINE_EVERY)) return;
     if (!finished && now - progress->drawn < (progress->terminal ? BAR_EVERY : LINE_EVERY)) return;
-    char step[160];
-    step_text(progress, done, total, unit, now, step, sizeof step);
+    char step[240];
+    step_text(progress, done, total, unit, now, step, sizeof step - sizeof progress->detail - 2);
+    if (progress->detail[0]) {
+        strcat(step, ", ");
+        strcat(step, progress->detail);
+    }
     progress->drawn = now;
     if (!progress->terminal)
         fprintf(stderr, "%s: %s\n", progress->stage, step);

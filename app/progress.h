@@ -13,6 +13,7 @@ struct progress {
     bool quiet, terminal;
     bool bar_shown; /* a bar stands on the cursor's line */
     char stage[64];
+    char detail[64]; /* of the stage, behind the step; "": nothing */
     double first_done,
         last_done;         /* where the stage began (a resumed job does not begin at 0) and where it is */
     double started, drawn; /* seconds_now() of the stage's begin and of the last output */

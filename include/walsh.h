@@ -703,6 +703,80 @@ WALSH_API enum walsh_status walsh_quantize(struct walsh_context *context, const 
                                            struct walsh_quantize_report *report, struct walsh_error *err);
 WALSH_API void walsh_quantize_report_free(struct walsh_quantize_report *report);
 
+/* ------------------------------------------------------------------------------------------------ finetune
+ */
+
+enum walsh_finetune_schedule { WALSH_FINETUNE_COSINE = 0, WALSH_FINETUNE_LINEAR, WALSH_FINETUNE_CONSTANT };
+/* One finished step. */
+struct walsh_finetune_step {
+    size_t struct_size;
+    uint64_t step, steps;                /* from 1, of */
+    double loss;                         /* mean over the step's counted tokens, nats */
+    double learning_rate, gradient_norm; /* the norm before clipping */
+    uint64_t tokens;
+    double seconds;
+    double eval_loss; /* NAN: not measured at this step */
+};
+struct walsh_finetune_options {
+    size_t struct_size;
+    const char *data;   /* text, *.jsonl, or a directory of both (docs/finetune.md) */
+    const char *output; /* directory of the adapter, its checkpoints and logs; made where it is absent */
+    uint32_t rank;      /* 1..256 */
+    double alpha;
+    const char *targets; /* "all-linear" or module names separated by commas: "q_proj,v_proj" */
+    bool experts;        /* the experts too, as stacked parameters (PEFT 0.19 and later) */
+    uint32_t context;    /* tokens of a packed sequence; 0: the smaller of 1024 and the model's maximum */
+    uint32_t batch_size, gradient_accumulation; /* sequences at once; batches of a step */
+    uint64_t steps;                             /* 0: as many as `epochs` take */
+    double epochs;
+    double learning_rate, last_rate; /* its peak, and what share of it the schedule ends at */
+    enum walsh_finetune_schedule schedule;
+    uint64_t warmup;                         /* steps over which the rate rises to its peak */
+    double weight_decay, clip, beta1, beta2; /* AdamW; clip 0: gradients of any norm */
+    bool checkpoint_layers; /* keep the layers' inputs only and run each forward again: less memory, a third
+                               more time */
+    const char *eval;       /* data to validate on; NULL: none, or ... */
+    double eval_share;      /* ... this share of `data`, held back */
+    uint64_t eval_every;    /* steps; 0: behind the last only */
+    uint32_t patience;   /* stop after so many validations without improvement, and keep the best adapter; 0:
+                            never */
+    uint64_t save_every; /* steps between checkpoints; 0: none but on an abort */
+    uint32_t keep;       /* checkpoints that stay; 0: all */
+    uint64_t seed;
+    bool resume;                         /* go on with the newest checkpoint of `output`, bit for bit */
+    enum walsh_activation_mode products; /* F32; BF16; AUTO: bf16 where the machine has it */
+    bool no_mmap;
+    /* Called behind each step, from the thread that called walsh_finetune; NULL: none. */
+    void (*on_step)(void *user, const struct walsh_finetune_step *step);
+    void *user;
+};
+#define WALSH_FINETUNE_OPTIONS                                                                               \
+    {                                                                                                        \
+        .struct_size = sizeof(struct walsh_finetune_options), .rank = 16, .alpha = 32,                       \
+        .targets = "all-linear", .batch_size = 1, .gradient_accumulation = 8, .epochs = 1,                   \
+        .learning_rate = 3e-4, .last_rate = 0.02, .warmup = 20, .weight_decay = 0.01, .clip = 1,             \
+        .beta1 = 0.9, .beta2 = 0.999, .keep = 2, .seed = 42                                                  \
+    }
+struct walsh_finetune_report {
+    size_t struct_size;
+    uint64_t steps;  /* done in all */
+    uint64_t tokens; /* of this run */
+    double loss, eval_loss,
+        best_eval_loss;    /* of the last step, the last validation, the best one; NAN: none */
+    uint64_t parameters;   /* trained */
+    uint64_t memory_bytes; /* predicted for training: activations, adapter, optimizer */
+    double seconds;
+    bool stopped_early;
+};
+/* Train a LoRA adapter of the Hugging Face directory src, dense or with experts, in any weight format; the
+ * base stays as it is. Writes options.output/adapter_config.json and adapter_model.safetensors as the PEFT
+ * library does, log.csv, loss.svg, and checkpoint-STEP directories. WALSH_E_MEMORY with both figures before
+ * the first step where it cannot fit; WALSH_E_ABORTED by the context's hook, behind a checkpoint of what is
+ * finished. CPU only. */
+WALSH_API enum walsh_status walsh_finetune(struct walsh_context *context, const char *src,
+                                           const struct walsh_finetune_options *options,
+                                           struct walsh_finetune_report *report, struct walsh_error *err);
+
 /* ------------------------------------------------------------------------------------------------ merge */
 
 enum walsh_merge_type { WALSH_MERGE_BF16 = 0, WALSH_MERGE_F32 };

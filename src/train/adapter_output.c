@@ -1,0 +1,136 @@
+/* The adapter as the PEFT library writes it. */
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/file.h"
+#include "checkpoint/safetensors.h"
+#include "train/output.h"
+
+#define NAME_SIZE 400
+
+static const char *last_component(const char *name)
+{
+    const char *dot = strrchr(name, '.');
+    return dot ? dot + 1 : name;
+}
+
+static void add_once(json_t *list, const char *text)
+{
+    for (size_t i = 0; i < json_array_size(list); i++)
+        if (strcmp(json_string_value(json_array_get(list, i)), text) == 0) return;
+    json_array_append_new(list, json_string(text));
+}
+
+/* The names that PEFT finds the modules by: of linears their last component, of stacked parameters the last
+ * components of the module ("mlp.experts") and the parameter. */
+static void list_targets(const struct walsh_parameters *p, json_t *modules, json_t *parameters)
+{
+    for (size_t i = 0; i < p->module_count; i++) {
+        const struct walsh_module *m = &p->modules[i];
+        if (!m->parameter) {
+            add_once(modules, last_component(m->name));
+            continue;
+        }
+        char name[NAME_SIZE];
+        const char *experts = strstr(m->name, ".experts"), *begin = experts ? experts : m->name;
+        while (begin > m->name && begin[-1] != '.') begin--;
+        const size_t length = experts ? (size_t)(experts - begin) + strlen(".experts") : strlen(begin);
+        snprintf(name, sizeof name, "%.*s.%s", (int)length, begin, m->parameter);
+        add_once(parameters, name);
+    }
+}
+
+static enum walsh_status write_config(const char *directory, const struct walsh_parameters *p,
+                                      const struct walsh_train_job *job, struct walsh_error *err)
+{
+    json_t *modules = json_array(), *parameters = json_array(), *config = json_object();
+    list_targets(p, modules, parameters);
+    const char *base = job->base_name ? job->base_name : p->graph->checkpoint.directory;
+    json_object_set_new(config, "peft_type", json_string("LORA"));
+    json_object_set_new(config, "task_type", json_string("CAUSAL_LM"));
+    json_object_set_new(config, "base_model_name_or_path", json_string(base ? base : ""));
+    json_object_set_new(config, "r", json_integer((json_int_t)p->modules[0].rank));
+    json_object_set_new(config, "lora_alpha", json_real(job->parameters.alpha));
+    json_object_set_new(config, "lora_dropout", json_real(0));
+    json_object_set_new(config, "bias", json_string("none"));
+    json_object_set_new(config, "use_rslora", json_false());
+    json_object_set_new(config, "use_dora", json_false());
+    json_object_set_new(config, "fan_in_fan_out", json_false());
+    json_object_set_new(config, "inference_mode", json_true());
+    json_object_set_new(config, "init_lora_weights", json_true());
+    json_object_set_new(config, "modules_to_save", json_null());
+    json_object_set_new(config, "target_modules", modules);
+    json_object_set_new(config, "target_parameters",
+                        json_array_size(parameters) ? json_incref(parameters) : json_null());
+    json_decref(parameters);
+    char *text = json_dumps(config, JSON_INDENT(2)), *path = NULL;
+    json_decref(config);
+    if (!text) return walsh_fail(err, WALSH_E_MEMORY, "no memory for adapter_config.json");
+    enum walsh_status status = walsh_path_join(directory, "adapter_config.json", &path, err);
+    if (status == WALSH_OK) status = walsh_file_write(path, text, strlen(text), err);
+    free(text);
+    walsh_free(path);
+    return status;
+}
+
+static void tensor_name(const struct walsh_module *m, char matrix, char *name)
+{
+    snprintf(name, NAME_SIZE, "base_model.model.%s.lora_%c.weight", m->name, matrix);
+}
+
+/* One tensor at its place in the image of the file. */
+static float *place(const struct walsh_safetensors_plan *plan, uint8_t *image, const char *name)
+{
+    return (float *)(void *)(image + plan->offsets[walsh_plan_find(plan, name)]);
+}
+
+static enum walsh_status plan_adapter(const struct walsh_parameters *p, struct walsh_safetensors_plan *plan,
+                                      struct walsh_error *err)
+{
+    char name[NAME_SIZE];
+    for (size_t i = 0; i < p->module_count; i++) {
+        const struct walsh_module *m = &p->modules[i];
+        const uint64_t a[] = {(uint64_t)m->experts * m->rank, m->in},
+                       b[] = {m->out, (uint64_t)m->rank * m->experts};
+        tensor_name(m, 'A', name);
+        WALSH_TRY(walsh_plan_add(plan, name, WALSH_F32, 2, a, err));
+        tensor_name(m, 'B', name);
+        WALSH_TRY(walsh_plan_add(plan, name, WALSH_F32, 2, b, err));
+    }
+    return walsh_plan_finish(plan, err);
+}
+
+static enum walsh_status write_tensors(const char *directory, const struct walsh_parameters *p,
+                                       const float *flat, struct walsh_error *err)
+{
+    struct walsh_safetensors_plan plan = {0};
+    uint8_t *image = NULL;
+    char *path = NULL;
+    enum walsh_status status = plan_adapter(p, &plan, err);
+    if (status == WALSH_OK) status = walsh_alloc_zero(plan.file_bytes, 1, "the adapter's file", &image, err);
+    if (status == WALSH_OK) {
+        memcpy(image, plan.header, plan.header_bytes);
+        for (size_t i = 0; i < p->module_count; i++) {
+            char a[NAME_SIZE], b[NAME_SIZE];
+            tensor_name(&p->modules[i], 'A', a);
+            tensor_name(&p->modules[i], 'B', b);
+            walsh_module_export(p, &p->modules[i], flat, place(&plan, image, a), place(&plan, image, b));
+        }
+        status = walsh_path_join(directory, "adapter_model.safetensors", &path, err);
+    }
+    if (status == WALSH_OK) status = walsh_file_write(path, image, plan.file_bytes, err);
+    walsh_free(path);
+    walsh_free(image);
+    walsh_plan_close(&plan);
+    return status;
+}
+
+enum walsh_status walsh_adapter_save(const char *directory, const struct walsh_parameters *p,
+                                     const float *flat, const struct walsh_train_job *job,
+                                     struct walsh_error *err)
+{
+    WALSH_TRY(write_tensors(directory, p, flat, err));
+    return write_config(directory, p, job, err);
+}
