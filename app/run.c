@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "adapters.h"
+#include "chat.h"
 #include "files.h"
 #include "kv.h"
 #include "prefix.h"
@@ -20,7 +21,8 @@ struct run_settings {
     struct prefix_settings prefix;
     int64_t tokens, top_k, repeat_last, seed;
     double temperature, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty;
-    bool plain_text;
+    bool plain_text, chat;
+    const char *system, *chat_variables;
     struct option_texts stops, adapters;
 };
 
@@ -39,6 +41,21 @@ static const struct option run_options[] = {
      .kind = OPTION_TEXT,
      .offset = AT(file),
      .help = "read the prompt from FILE, - for standard input"},
+    {.name = "chat",
+     .kind = OPTION_FLAG,
+     .offset = AT(chat),
+     .help =
+         "a conversation by the model's chat template: PROMPT is a user's turn, or each line that is read"},
+    {.name = "system",
+     .argument = "TEXT",
+     .kind = OPTION_TEXT,
+     .offset = AT(system),
+     .help = "the system message of --chat"},
+    {.name = "chat-variables",
+     .argument = "JSON",
+     .kind = OPTION_TEXT,
+     .offset = AT(chat_variables),
+     .help = "variables of the chat template, such as {\"enable_thinking\": false}"},
     {.name = "plain-text",
      .kind = OPTION_FLAG,
      .offset = AT(plain_text),
@@ -148,6 +165,7 @@ struct talk {
     struct walsh_session *session;
     struct prefix_use prefix;
     struct walsh_sampler *sampler;
+    struct chat chat;
     uint64_t seed;
     int32_t pending; /* a generated token that is not in the session yet; -1: none */
 };
@@ -158,6 +176,7 @@ struct answer {
     const char *finish; /* "eos" | "stop" | "length" | "context" | "interrupted" */
     uint64_t prompt_tokens, tokens, steps;
     uint64_t reused; /* of prompt_tokens, from the prefix store */
+    uint64_t kept;   /* of them, in the session from the turn before */
     double started, prompt_seconds, first_token_seconds, step_seconds;
 };
 
@@ -205,12 +224,45 @@ static enum walsh_status open_talk(struct talk *talk, struct walsh_error *err)
 
 static void close_talk(struct talk *talk)
 {
+    chat_close(&talk->chat);
     walsh_sampler_close(&talk->sampler);
     walsh_session_close(&talk->session);
     prefix_close(&talk->prefix);
     adapters_close(&talk->adapters);
     walsh_model_close(&talk->model);
     walsh_context_close(&talk->context);
+}
+
+/* Put the conversation with this turn of the user's into the session, which keeps what it has of its
+ * beginning. */
+static enum walsh_status take_turn(struct talk *talk, const char *text, size_t size, struct answer *answer,
+                                   struct walsh_error *err)
+{
+    struct chat *chat = &talk->chat;
+    int32_t *ids = NULL;
+    size_t count = 0;
+    TRY(chat_add(chat, "user", text, size, err));
+    TRY(chat_encode(chat, talk->model, &ids, &count, err));
+    const size_t kept = chat_common(chat, ids, count);
+    talk->pending = -1;
+    answer->started = seconds_now();
+    enum walsh_status status = walsh_session_trim(talk->session, (uint32_t)kept, err);
+    if (status == WALSH_OK) {
+        chat->count = kept;
+        status = walsh_session_prompt(talk->session, ids + kept, count - kept, err);
+    }
+    if (status == WALSH_OK) status = chat_hold(chat, ids, count, err);
+    answer->prompt_seconds = seconds_now() - answer->started;
+    answer->prompt_tokens = count;
+    answer->kept = kept;
+    if (kept == 0 && status == WALSH_OK) {
+        struct walsh_prefix_info info = {.struct_size = sizeof info};
+        walsh_session_get_prefix_info(talk->session, &info);
+        answer->reused = info.tokens;
+    }
+    for (size_t i = kept; status == WALSH_OK && i < count; i++) walsh_sampler_accept(talk->sampler, ids[i]);
+    walsh_memory_free(ids);
+    return status;
 }
 
 /* Append the text (and the token that the last answer left over) to the session. */
@@ -263,6 +315,7 @@ static enum walsh_status step(struct talk *talk, int32_t id, struct answer *answ
     enum walsh_status status = walsh_step(&talk->session, &id, 1, err);
     answer->step_seconds += seconds_now() - started;
     answer->steps++;
+    if (status == WALSH_OK && talk->chat.messages) status = chat_hold_one(&talk->chat, id, err);
     return status;
 }
 
@@ -314,7 +367,7 @@ static double per_second(uint64_t count, double seconds)
 /* Of the tokens that were computed. */
 static double prompt_rate(const struct answer *answer)
 {
-    return per_second(answer->prompt_tokens - answer->reused, answer->prompt_seconds);
+    return per_second(answer->prompt_tokens - answer->reused - answer->kept, answer->prompt_seconds);
 }
 
 /* " (12.3 tokens/s)" or nothing. */
@@ -328,6 +381,8 @@ static const char *rate_text(double rate, char *buffer, size_t size)
 static void report_speed(struct talk *talk, const struct answer *answer)
 {
     char prompt[48], decode[48], reused[64] = "";
+    if (answer->kept)
+        snprintf(reused, sizeof reused, ", %llu of them kept from before", (unsigned long long)answer->kept);
     if (answer->reused)
         snprintf(reused, sizeof reused, ", %llu of them from the prefix store",
                  (unsigned long long)answer->reused);
@@ -361,7 +416,8 @@ static enum walsh_status reply(struct talk *talk, const char *prompt, size_t siz
     struct answer answer = {0};
     struct stop_filter filter = {.stops = &talk->settings->stops};
     struct walsh_text_stream *stream = NULL;
-    enum walsh_status status = take_prompt(talk, prompt, size, &answer, err);
+    enum walsh_status status =
+        (talk->chat.messages ? take_turn : take_prompt)(talk, prompt, size, &answer, err);
     if (status == WALSH_OK) status = walsh_text_stream_open(talk->model, true, &stream, err);
     if (status == WALSH_OK) status = generate(talk, stream, &filter, &answer, err);
     if (status == WALSH_OK && talk->settings->command.json) status = print_json(talk, &answer, err);
@@ -370,6 +426,9 @@ static enum walsh_status reply(struct talk *talk, const char *prompt, size_t siz
         fflush(stdout);
     }
     if (status == WALSH_OK) report_speed(talk, &answer);
+    if (status == WALSH_OK && talk->chat.messages)
+        status = chat_add(&talk->chat, "assistant", answer.text.size ? answer.text.data : "",
+                          answer.text.size, err);
     walsh_text_stream_close(&stream);
     stop_filter_free(&filter);
     text_free(&answer.text);
@@ -385,32 +444,48 @@ static bool skip_line(enum walsh_status status, const struct walsh_error *err)
     return true;
 }
 
+/* The turn again, without what came before. */
+static enum walsh_status shorten(struct talk *talk, const char *line, size_t length, struct walsh_error *err)
+{
+    if (!chat_shorten(&talk->chat)) return err->status;
+    progress_note(&talk->settings->command.progress,
+                  "The context of %u tokens is full; earlier turns are forgotten.",
+                  walsh_session_context(talk->session));
+    chat_drop_last(&talk->chat); /* it comes again */
+    return reply(talk, line, length, err);
+}
+
 /* Lines from the terminal until Ctrl-D, each appended to the same session; a full session starts afresh. */
 static enum walsh_status converse(struct talk *talk, struct walsh_error *err)
 {
     struct progress *progress = &talk->settings->command.progress;
-    progress_note(progress, "Type a text to continue. Ctrl-C stops an answer, Ctrl-D ends.");
+    if (isatty(STDIN_FILENO))
+        progress_note(progress, "Type a text%s. Ctrl-C stops an answer, Ctrl-D ends.",
+                      talk->chat.messages ? "" : " to continue");
     char *line = NULL;
     size_t capacity = 0;
     enum walsh_status status = WALSH_OK;
     while (status == WALSH_OK) {
         interrupt_arm();
-        fputs("> ", stderr);
+        if (isatty(STDIN_FILENO)) fputs("> ", stderr);
         ssize_t length = getline(&line, &capacity, stdin);
         if (length < 0) break;
         if (length > 0 && line[length - 1] == '\n') length--;
         if (length == 0) continue;
         status = reply(talk, line, (size_t)length, err);
-        if (status == WALSH_E_CAPACITY && walsh_session_length(talk->session) > 0) {
+        if (status == WALSH_E_CAPACITY && talk->chat.messages) {
+            status = shorten(talk, line, (size_t)length, err);
+        } else if (status == WALSH_E_CAPACITY && walsh_session_length(talk->session) > 0) {
             progress_note(progress, "The context of %u tokens is full; starting afresh.",
                           walsh_session_context(talk->session));
             talk->pending = -1;
             status = walsh_session_trim(talk->session, 0, err);
             if (status == WALSH_OK) status = reply(talk, line, (size_t)length, err);
         }
+        if (status != WALSH_OK && talk->chat.messages) chat_drop_last(&talk->chat); /* it was not answered */
         if (skip_line(status, err)) status = WALSH_OK;
     }
-    fputc('\n', stderr);
+    if (isatty(STDIN_FILENO)) fputc('\n', stderr);
     free(line);
     return status;
 }
@@ -435,7 +510,7 @@ static enum walsh_status find_prompt(const struct run_settings *settings, struct
     if (argument) {
         if (!text_append(prompt, argument, strlen(argument)))
             return fail(err, WALSH_E_MEMORY, "out of memory");
-    } else if (file || !isatty(STDIN_FILENO)) {
+    } else if (file || (!isatty(STDIN_FILENO) && !settings->chat)) {
         return file_read(file ? file : "-", prompt, err);
     } else if (command->json) {
         return fail(err, WALSH_E_ARGUMENT, "--json needs a prompt: PROMPT, --prompt or --file");
@@ -453,10 +528,17 @@ static enum walsh_status run_run(struct command *command, struct walsh_error *er
     if (talk.settings->top_p <= 0) /* NaN: not given */
         return fail(err, WALSH_E_ARGUMENT, "--top-p: %g is out of range: above 0, at most 1",
                     talk.settings->top_p);
+    if (!talk.settings->chat && (talk.settings->system || talk.settings->chat_variables))
+        return fail(err, WALSH_E_ARGUMENT, "%s needs --chat",
+                    talk.settings->system ? "--system" : "--chat-variables");
+    if (talk.settings->chat && talk.settings->plain_text)
+        return fail(err, WALSH_E_ARGUMENT, "--plain-text and --chat exclude each other");
     TRY(prefix_check(&talk.settings->prefix, err));
     TRY(find_prompt(talk.settings, &prompt, &found, err));
     enum walsh_status status = open_talk(&talk, err);
     progress_clear(&command->progress);
+    if (status == WALSH_OK && talk.settings->chat)
+        status = chat_open(&talk.chat, talk.settings->system, talk.settings->chat_variables, err);
     if (status == WALSH_OK)
         status = found ? reply(&talk, prompt.data, prompt.size, err) : converse(&talk, err);
     close_talk(&talk);
@@ -473,6 +555,9 @@ const struct verb verb_run = {
                "and continued in one session. The text goes to standard output as it is generated, without "
                "the prompt; "
                "speeds go to standard error. Ctrl-C ends the text.\n\n"
+               "With --chat the prompt is a turn of a conversation that the model's chat template puts into "
+               "words; without one, each line of standard input is, and answers see the turns before. A "
+               "model without a chat template is an error.\n\n"
                "Texts of special tokens in the prompt (<|im_start|> and the like) become those tokens; with "
                "--plain-text they stay text.\n\n"
                "Sampling options that are not given are those of the model's generation_config.json.",
