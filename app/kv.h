@@ -14,6 +14,7 @@ struct kv_settings {
 /* Lines of an option table; `at` is the offset of a struct kv_settings in the verb's settings. */
 #define KV_OPTIONS(at)                                                                                       \
     {.name = "kv",                                                                                           \
+     .environment = "WALSH_KV",                                                                              \
      .argument = "TYPE",                                                                                     \
      .kind = OPTION_CHOICE,                                                                                  \
      .choices = "auto|f16|f32|turbo",                                                                        \
@@ -21,6 +22,7 @@ struct kv_settings {
      .offset = (at) + offsetof(struct kv_settings, type),                                                    \
      .help = "type of the key-value cache; turbo packs keys and values to a few bits"},                      \
         {.name = "kv-bits",                                                                                  \
+         .environment = "WALSH_KV_BITS",                                                                     \
          .argument = "B",                                                                                    \
          .kind = OPTION_REAL,                                                                                \
          .least = 1,                                                                                         \
@@ -28,6 +30,7 @@ struct kv_settings {
          .offset = (at) + offsetof(struct kv_settings, bits),                                                \
          .help = "bits per element of a turbo cache; of 3.5 keys get 3 and values 4; default: 4"},           \
         {.name = "kv-key-bits",                                                                              \
+         .environment = "WALSH_KV_KEY_BITS",                                                                 \
          .argument = "B",                                                                                    \
          .kind = OPTION_INTEGER,                                                                             \
          .least = 1,                                                                                         \
@@ -35,6 +38,7 @@ struct kv_settings {
          .offset = (at) + offsetof(struct kv_settings, key_bits),                                            \
          .help = "bits per element of its keys"},                                                            \
         {.name = "kv-value-bits",                                                                            \
+         .environment = "WALSH_KV_VALUE_BITS",                                                               \
          .argument = "B",                                                                                    \
          .kind = OPTION_INTEGER,                                                                             \
          .least = 1,                                                                                         \
@@ -42,6 +46,7 @@ struct kv_settings {
          .offset = (at) + offsetof(struct kv_settings, value_bits),                                          \
          .help = "bits per element of its values"},                                                          \
         {.name = "kv-skip",                                                                                  \
+         .environment = "WALSH_KV_SKIP",                                                                     \
          .argument = "N",                                                                                    \
          .kind = OPTION_INTEGER,                                                                             \
          .least = 0,                                                                                         \
@@ -49,8 +54,8 @@ struct kv_settings {
          .offset = (at) + offsetof(struct kv_settings, skip),                                                \
          .help = "keep the first N and the last N layers in f16; default: 0"},                               \
     {                                                                                                        \
-        .name = "kv-recent", .argument = "N", .kind = OPTION_INTEGER, .least = 0, .most = 65536,             \
-        .offset = (at) + offsetof(struct kv_settings, recent),                                               \
+        .name = "kv-recent", .environment = "WALSH_KV_RECENT", .argument = "N", .kind = OPTION_INTEGER,      \
+        .least = 0, .most = 65536, .offset = (at) + offsetof(struct kv_settings, recent),                    \
         .help = "decode reads the newest N tokens in f16; default: 0"                                        \
     }
 

@@ -14,13 +14,14 @@ struct prefix_settings {
 #define PREFIX_OPTIONS(at)                                                                                   \
     {.name = "prefix-store",                                                                                 \
      .argument = "DIR",                                                                                      \
+     .environment = "WALSH_PREFIX_STORE",                                                                    \
      .kind = OPTION_TEXT,                                                                                    \
      .offset = (at) + offsetof(struct prefix_settings, path),                                                \
      .help =                                                                                                 \
          "keep the cache of prompts in DIR, and take over what prompts have in common with earlier ones"},   \
     {                                                                                                        \
-        .name = "prefix-store-limit", .argument = "SIZE", .kind = OPTION_TEXT,                               \
-        .offset = (at) + offsetof(struct prefix_settings, limit),                                            \
+        .name = "prefix-store-limit", .environment = "WALSH_PREFIX_STORE_LIMIT", .argument = "SIZE",         \
+        .kind = OPTION_TEXT, .offset = (at) + offsetof(struct prefix_settings, limit),                       \
         .help = "bytes that DIR may hold, with K, M, G or T for powers of 1024; default: 4G"                 \
     }
 

@@ -26,3 +26,12 @@ add_executable(example_generate ${CMAKE_SOURCE_DIR}/examples/generate.c)
 target_link_libraries(example_generate PRIVATE walsh_api)
 add_executable(example_batch ${CMAKE_SOURCE_DIR}/examples/batch.c)
 target_link_libraries(example_batch PRIVATE walsh_api)
+
+# Parts of the server, without the rest of the program.
+file(GLOB serve_parts ${CMAKE_SOURCE_DIR}/app/serve/reasoning.c ${CMAKE_SOURCE_DIR}/app/serve/keys.c
+  ${CMAKE_SOURCE_DIR}/app/output.c ${CMAKE_SOURCE_DIR}/app/files.c ${CMAKE_SOURCE_DIR}/app/command.c ${CMAKE_SOURCE_DIR}/app/progress.c)
+add_executable(test_serve_parts unit/serve_parts.c ${serve_parts})
+target_link_libraries(test_serve_parts PRIVATE walsh_api PkgConfig::JANSSON PkgConfig::CMOCKA)
+target_include_directories(test_serve_parts PRIVATE ${CMAKE_SOURCE_DIR}/app)
+target_compile_definitions(test_serve_parts PRIVATE WALSH_DATA_FROM_PROGRAM="" WALSH_DATA_INSTALLED="" WALSH_DATA_SOURCE="")
+add_test(NAME test_serve_parts COMMAND test_serve_parts)

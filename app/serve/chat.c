@@ -1,13 +1,132 @@
 #include "chat.h"
 
+#include <stdlib.h>
 #include <string.h>
+
+#include "json_text.h"
+
+static bool out_of_memory(struct exchange *x)
+{
+    return refuse(&x->refusal, 503, "out_of_memory", NULL, "the server is out of memory");
+}
+
+/* What a template fails with: the client's conversation, or the model's own template. */
+static bool refuse_rendering(struct exchange *x, const struct walsh_error *err)
+{
+    switch (err->status) {
+    case WALSH_E_NOT_FOUND:
+        return refuse(&x->refusal, 400, "no_chat_template", "messages",
+                      "this model has no chat template; use /v1/completions");
+    case WALSH_E_ARGUMENT:
+    case WALSH_E_CAPACITY:
+        return refuse(&x->refusal, 400, "invalid_messages", "messages", "%s", err->message);
+    case WALSH_E_MEMORY:
+        return out_of_memory(x);
+    default:
+        return refuse(&x->refusal, 500, "template_error", "messages", "%s", err->message);
+    }
+}
+
+/* Content in parts ([{"type": "text", "text": ...}]) becomes the text that templates expect; false: a part
+ * that is none. */
+static bool join_parts(struct exchange *x, json_t *message)
+{
+    const json_t *parts = json_object_get(message, "content");
+    struct text text = {0};
+    if (!json_is_array(parts)) return true;
+    bool good = true;
+    for (size_t i = 0; good && i < json_array_size(parts); i++) {
+        const json_t *part = json_array_get(parts, i), *words = json_object_get(part, "text");
+        const char *type = json_string_value(json_object_get(part, "type"));
+        if (!type || strcmp(type, "text") != 0 || !json_is_string(words))
+            good =
+                refuse(&x->refusal, 400, "unsupported_value", "messages",
+                       "a part of a message's content has type \"%.40s\", expected text", type ? type : "");
+        else if (!text_append(&text, json_string_value(words), json_string_length(words)))
+            good = out_of_memory(x);
+    }
+    if (good) json_object_set_new(message, "content", json_stringn(text.data ? text.data : "", text.size));
+    text_free(&text);
+    return good;
+}
+
+static bool check_messages(struct exchange *x, const json_t *messages)
+{
+    if (!json_is_array(messages) || json_array_size(messages) == 0)
+        return refuse(&x->refusal, 400, "invalid_type", "messages",
+                      "'messages' must be an array of one message or more");
+    for (size_t i = 0; i < json_array_size(messages); i++) {
+        json_t *message = json_array_get(messages, i);
+        if (!json_is_string(json_object_get(message, "role")))
+            return refuse(&x->refusal, 400, "invalid_type", "messages",
+                          "message %zu is no object with a 'role'", i);
+        if (json_object_get(message, "tool_calls") || json_object_get(message, "tool_call_id"))
+            return refuse(&x->refusal, 400, "unsupported_value", "messages",
+                          "message %zu: tools are not supported", i);
+        const json_t *content = json_object_get(message, "content");
+        if (!json_is_string(content) && !json_is_array(content))
+            return refuse(&x->refusal, 400, "invalid_type", "messages",
+                          "message %zu: 'content' must be a string", i);
+        if (!join_parts(x, message)) return false;
+    }
+    return true;
+}
+
+bool chat_render(struct exchange *x, const struct request *request, char **text, size_t *size)
+{
+    struct walsh_chat_options options = WALSH_CHAT_OPTIONS;
+    struct walsh_error err = {0};
+    *text = NULL;
+    if (!check_messages(x, request->messages)) return false;
+    if (request->template_arguments && !json_is_object(request->template_arguments))
+        return refuse(&x->refusal, 400, "invalid_type", "chat_template_kwargs",
+                      "'chat_template_kwargs' must be an object");
+    char *messages = json_dumps(request->messages, JSON_COMPACT);
+    char *variables =
+        request->template_arguments ? json_dumps(request->template_arguments, JSON_COMPACT) : NULL;
+    bool good = messages && (variables || !request->template_arguments);
+    if (!good) out_of_memory(x);
+    options.variables_json = variables;
+    options.add_generation_prompt = request->add_generation_prompt;
+    if (good && walsh_chat_render(x->server->model, messages, strlen(messages), &options, text, size, &err) !=
+                    WALSH_OK)
+        good = refuse_rendering(x, &err);
+    free(messages);
+    free(variables);
+    return good;
+}
+
+/* Does the prompt end with <think> and white space? */
+static bool ends_in_thought(const char *text, size_t size)
+{
+    static const char marker[] = "<think>";
+    const size_t length = sizeof marker - 1;
+    while (size && strchr(" \n\t\r", text[size - 1])) size--;
+    return size >= length && memcmp(text + size - length, marker, length) == 0;
+}
 
 bool chat_prompt(struct exchange *x, struct request *request, bool *thinking)
 {
-    (void)request;
+    char *text;
+    size_t size;
+    struct walsh_error err = {0};
+    int32_t *ids = NULL;
     *thinking = false;
-    return refuse(&x->refusal, 400, "no_chat_template", "messages",
-                  "this model has no chat template; use /v1/completions");
+    if (!chat_render(x, request, &text, &size)) return false;
+    struct request_prompt *prompt = request->prompts = calloc(1, sizeof *prompt);
+    bool good = prompt || out_of_memory(x);
+    if (good) request->prompt_count = 1;
+    /* without WALSH_TEXT_SPECIAL: a template writes what begins a text itself */
+    if (good && walsh_model_encode(x->server->model, text, size, 0, &ids, &prompt->count, &err) != WALSH_OK)
+        good = refuse(&x->refusal, 400, "invalid_prompt", "messages", "%s", err.message);
+    if (good && !(prompt->ids = calloc(prompt->count + 1, sizeof *ids))) good = out_of_memory(x);
+    if (good) {
+        memcpy(prompt->ids, ids, prompt->count * sizeof *ids);
+        *thinking = ends_in_thought(text, size);
+    }
+    walsh_memory_free(ids);
+    walsh_memory_free(text);
+    return good;
 }
 
 bool response_format_check(struct exchange *x, const struct request *request)

@@ -4,6 +4,8 @@
 
 #include "server.h"
 
+/* The text of `messages` under the model's template; *text: walsh_memory_free. false: x->refusal. */
+bool chat_render(struct exchange *x, const struct request *request, char **text, size_t *size);
 /* Render `messages` into the request's one prompt. *thinking: the prompt ends inside a thought. false:
  * x->refusal. */
 bool chat_prompt(struct exchange *x, struct request *request, bool *thinking);

@@ -7,13 +7,13 @@
 #include "chat.h"
 #include "server.h"
 
-static bool encode_prompt(struct exchange *x, struct request_prompt *prompt, unsigned flags)
+static bool encode_prompt(struct exchange *x, struct request_prompt *prompt)
 {
     struct walsh_error err = {0};
     if (prompt->text) {
         int32_t *ids = NULL;
-        if (walsh_model_encode(x->server->model, prompt->text, prompt->size, flags, &ids, &prompt->count,
-                               &err) != WALSH_OK)
+        if (walsh_model_encode(x->server->model, prompt->text, prompt->size, WALSH_TEXT_SPECIAL, &ids,
+                               &prompt->count, &err) != WALSH_OK)
             return refuse(&x->refusal, 400, "invalid_prompt", "prompt", "%s", err.message);
         prompt->ids = calloc(prompt->count + 1, sizeof *prompt->ids);
         if (prompt->ids) memcpy(prompt->ids, ids, prompt->count * sizeof *ids);
@@ -124,9 +124,8 @@ static struct job *make_job(struct exchange *x, struct request *r, bool chat, st
 {
     struct server *server = x->server;
     uint32_t max_tokens = 0;
-    const unsigned flags = chat ? 0 : WALSH_TEXT_SPECIAL; /* a template writes such tokens itself */
     for (size_t i = 0; i < r->prompt_count; i++)
-        if (!encode_prompt(x, &r->prompts[i], flags)) return NULL;
+        if (!encode_prompt(x, &r->prompts[i])) return NULL;
     if (!find_length(x, r, chat, &max_tokens)) return NULL;
     struct job *job = job_open(r, chat, server->model, &server->models, entry);
     if (!job) {

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "chat.h"
 #include "page.h"
 #include "server.h"
 
@@ -63,23 +64,23 @@ static bool parse_body(struct exchange *x, struct request *request)
                          x->server->info.vocab, request, &x->refusal);
 }
 
-static bool put_tokens(struct exchange *x, const struct request *r, json_t *answer)
+static bool put_tokens(struct exchange *x, const struct request *r, const char *prompt, size_t size,
+                       unsigned flags, json_t *answer)
 {
     struct walsh_error err = {0};
     int32_t *ids = NULL;
     size_t count = 0;
-    if (walsh_model_encode(x->server->model, r->prompt_text, strlen(r->prompt_text),
-                           r->add_special ? WALSH_TEXT_SPECIAL : 0, &ids, &count, &err) != WALSH_OK)
+    if (walsh_model_encode(x->server->model, prompt, size, flags, &ids, &count, &err) != WALSH_OK)
         return refuse(&x->refusal, 400, "invalid_prompt", "prompt", "%s", err.message);
     json_t *tokens = json_array(), *strings = json_array();
     for (size_t i = 0; i < count; i++) {
         json_array_append_new(tokens, json_integer(ids[i]));
         char *text;
-        size_t size;
+        size_t length;
         if (!r->return_strings ||
-            walsh_model_decode(x->server->model, ids + i, 1, false, &text, &size, NULL) != WALSH_OK)
+            walsh_model_decode(x->server->model, ids + i, 1, false, &text, &length, NULL) != WALSH_OK)
             continue;
-        json_array_append_new(strings, json_stringn(text, size));
+        json_array_append_new(strings, json_stringn(text, length));
         walsh_memory_free(text);
     }
     walsh_memory_free(ids);
@@ -95,10 +96,19 @@ static enum MHD_Result answer_tokenize(struct exchange *x)
 {
     struct request r;
     json_t *answer = json_object();
+    char *text = NULL;
+    size_t size = 0;
     bool good = parse_body(x, &r);
-    if (good && !r.prompt_text)
-        good = refuse(&x->refusal, 400, "missing_required_parameter", "prompt", "'prompt' is missing");
-    if (good) good = put_tokens(x, &r, answer);
+    if (good && !r.prompt_text == !r.messages)
+        good = refuse(&x->refusal, 400, "missing_required_parameter", "prompt",
+                      "'prompt' or 'messages' is needed");
+    if (good && r.prompt_text) {
+        good = put_tokens(x, &r, r.prompt_text, strlen(r.prompt_text), r.add_special ? WALSH_TEXT_SPECIAL : 0,
+                          answer);
+    } else if (good) {
+        good = chat_render(x, &r, &text, &size) && put_tokens(x, &r, text, size, 0, answer);
+        walsh_memory_free(text);
+    }
     request_free(&r);
     if (good) return answer_json(x, 200, answer);
     json_decref(answer);

@@ -170,6 +170,55 @@ def log_probabilities():
     assert other["choices"][0]["text"] != got["choices"][0]["text"]
 
 
+CHAT = {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who goes there?"}],
+        "max_tokens": 20, "seed": 3, "temperature": 0.9}
+
+
+def chats_are_completions_of_the_template():
+    """The model's template gives these words; the answer is that of a completion of the same tokens."""
+    words = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWho goes there?<|im_end|>\n<|im_start|>assistant\n"
+    ids = server.post("/tokenize", {"messages": CHAT["messages"]})[1]["tokens"]
+    assert server.post("/detokenize", {"tokens": ids})[1]["prompt"] == words
+    assert ids == server.post("/tokenize", {"prompt": words, "add_special_tokens": False})[1]["tokens"]
+    want = run_alone(words, 20, 3, temp=0.9)["text"]
+    status, got = server.post("/v1/chat/completions", CHAT)
+    message = got["choices"][0]["message"]
+    assert status == 200 and message == {"role": "assistant", "content": want}, (got, want)
+    assert got["object"] == "chat.completion" and got["usage"]["prompt_tokens"] == len(ids)
+    parts = json.loads(json.dumps(CHAT))
+    parts["messages"][1]["content"] = [{"type": "text", "text": "Who goes"}, {"type": "text", "text": " there?"}]
+    assert server.post("/v1/chat/completions", parts)[1]["choices"][0]["message"]["content"] == want
+    pieces = server.stream("/v1/chat/completions", {**CHAT, "stream_options": {"include_usage": True}})
+    assert pieces[0]["choices"][0]["delta"]["role"] == "assistant" and pieces[0]["object"] == "chat.completion.chunk"
+    assert "".join(p["choices"][0]["delta"].get("content", "") for p in pieces if p["choices"]) == want
+    assert pieces[-2]["choices"][0]["finish_reason"] in ("length", "stop") and pieces[-1]["usage"]["completion_tokens"] > 0
+    status, got = server.post("/v1/chat/completions", {**CHAT, "logprobs": True, "top_logprobs": 2, "n": 2})
+    for choice in got["choices"]:
+        content = choice["logprobs"]["content"]
+        assert "".join(c["token"] for c in content) == choice["message"]["content"]
+        assert all(len(c["top_logprobs"]) == 2 and c["logprob"] <= c["top_logprobs"][0]["logprob"] for c in content)
+        assert all(c["bytes"] is None or bytes(c["bytes"]).decode() == c["token"] for c in content)
+
+
+def conversations_that_are_none():
+    chat = lambda m, **o: {**CHAT, "messages": m, **o}
+    path = "/v1/chat/completions"
+    refused(chat([]), 400, "invalid_type", "messages", path)
+    refused(chat("hello"), 400, "invalid_type", "messages", path)
+    refused(chat([{"content": "x"}]), 400, "invalid_type", "messages", path)
+    refused(chat(["x"]), 400, "invalid_type", "messages", path)
+    refused(chat([{"role": "user"}]), 400, "invalid_type", "messages", path)
+    refused(chat([{"role": "user", "content": 5}]), 400, "invalid_type", "messages", path)
+    refused(chat([{"role": "user", "content": [{"type": "image_url"}]}]), 400, "unsupported_value", "messages", path)
+    refused(chat([{"role": "user", "content": "x", "tool_calls": []}]), 400, "unsupported_value", "messages", path)
+    refused(chat(CHAT["messages"], tools=[]), 400, "unknown_parameter", "tools", path)
+    refused(chat(CHAT["messages"], top_logprobs=3), 400, "invalid_value", "top_logprobs", path)
+    refused(chat(CHAT["messages"], prompt="x"), 400, "unknown_parameter", "prompt", path)
+    refused(chat(CHAT["messages"], chat_template_kwargs=[1]), 400, "invalid_type", "chat_template_kwargs", path)
+    refused(chat([{"role": "user", "content": "word " * 1100}]), 400, "context_length_exceeded", "messages", path)
+    refused({"prompt": "x", "messages": []}, 400, "missing_required_parameter", "prompt", "/tokenize")
+
+
 def every_wrong_field_is_named():
     ok = BASE
     refused({**ok, "tools": []}, 400, "unknown_parameter", "tools")
@@ -488,7 +537,7 @@ def tls():
 
 cases.run(the_small_endpoints, tokens_and_text, completions_are_those_of_run, many_at_once_are_those_of_run,
           several_choices_and_prompts, ids_are_prompts_too, echo_and_stop, characters_arrive_whole, log_probabilities,
-          every_wrong_field_is_named, bodies_that_are_not_json, adapters_come_and_go, hosts_and_origins,
+          chats_are_completions_of_the_template, conversations_that_are_none, every_wrong_field_is_named, bodies_that_are_not_json, adapters_come_and_go, hosts_and_origins,
           who_leaves_is_not_served, the_queue_is_bounded, slow_requests_are_cut_off, prompts_are_remembered,
           the_metrics_are_prometheus, the_log_is_json, it_ends_in_order, keys_guard_every_route,
           one_row_is_shared_fairly, deadlines, tls)
