@@ -54,10 +54,14 @@ MODELS = {
                          "full_attention": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 8.0}})),
     "phi3": ("Phi3Config", dict(num_hidden_layers=2, sliding_window=8, rope_parameters={
         "rope_type": "default", "rope_theta": 1000.0, "partial_rotary_factor": 0.5})),
+    "lfm2": ("Lfm2Config", dict(
+        num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"], conv_bias=True, block_multiple_of=16,
+        block_ffn_dim_multiplier=1.5, tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000.0})),
 }
 
 
-ADAPTED = ["qwen2", "gemma2", "phi3"]  # biases; norms of what a block adds; matrices that hold several linears
+ADAPTED = ["qwen2", "gemma2", "phi3", "lfm2"]  # biases; norms of what a block adds; fused matrices; convolutions
 
 
 def make_model(name, seed):
@@ -73,6 +77,8 @@ def make_model(name, seed):
                 p.copy_(torch.randn_like(p) * 0.3 + (0.0 if name.startswith("gemma") else 1.0))
             elif key.endswith("bias"):
                 p.copy_(torch.randn_like(p) * 0.3)
+            elif key.endswith("conv.conv.weight"):  # [channels, 1, taps]
+                p.copy_(torch.randn_like(p) * 0.8)
             elif "embed" in key:
                 p.copy_(torch.randn_like(p) * (0.3 if name.startswith("gemma") else 1.0))
             else:

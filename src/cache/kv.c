@@ -61,8 +61,8 @@ static enum walsh_status open_codecs(const struct walsh_kv_shape *shape, struct 
 
 /* The tables of a cache: one block with the cache in front. */
 struct tables {
-    size_t views, recent, page, ring, windowed, bytes; /* offsets */
-    size_t entries, ring_entries;                      /* pages of a full cache, of either kind */
+    size_t views, recent, page, ring, windowed, conv, bytes; /* offsets */
+    size_t entries, ring_entries;                            /* pages of a full cache, of either kind */
 };
 
 static bool lay_tables(const struct walsh_kv_shape *shape, struct tables *t)
@@ -80,7 +80,8 @@ static bool lay_tables(const struct walsh_kv_shape *shape, struct tables *t)
         return false;
     return walsh_add(t->views, views, &t->recent) && walsh_add(t->recent, recent, &t->page) &&
            walsh_add(t->page, page, &t->ring) && walsh_add(t->ring, ring, &t->windowed) &&
-           walsh_add(t->windowed, shape->windowed ? shape->layers * sizeof(bool) : 0, &t->bytes);
+           walsh_add(t->windowed, shape->windowed ? shape->layers * sizeof(bool) : 0, &t->conv) &&
+           walsh_add(t->conv, shape->conv ? shape->layers * sizeof(bool) : 0, &t->bytes);
 }
 
 /* Views and their tables, all pages missing. */
@@ -124,6 +125,7 @@ static enum walsh_status open_cache(const struct walsh_kv_shape *shape, struct w
     kv->shape = *shape;
     if (shape->windowed)
         kv->shape.windowed = memcpy(block + t.windowed, shape->windowed, shape->layers * sizeof(bool));
+    if (shape->conv) kv->shape.conv = memcpy(block + t.conv, shape->conv, shape->layers * sizeof(bool));
     kv->codecs = codecs;
     for (uint32_t layer = 0; layer < shape->layers; layer++)
         kv->page_bytes += walsh_kv_side_bytes(shape, layer, WALSH_TURBO_KEY) +

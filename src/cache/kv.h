@@ -41,6 +41,11 @@ struct walsh_kv_shape {
     /* [layers] true where a layer attends within a window: such a layer stays F16. NULL: none does. A cache
      * keeps a copy. */
     const bool *windowed;
+    /* [layers] true where a layer is a short convolution: of each token its pages hold `conv_width` elements
+     * of what it convolves, F32 or F16, in the place of keys, and no values. NULL: none is. A cache keeps a
+     * copy. */
+    const bool *conv;
+    uint32_t conv_width;
 };
 /* WALSH_E_ARGUMENT, naming value and range, for a shape that walsh_kv_open would refuse; WALSH_E_MEMORY where
  * its size does not fit into 64 bits. */

@@ -6,6 +6,7 @@ enum walsh_kv_type walsh_kv_layer_type(const struct walsh_kv_shape *shape, uint3
 {
     const struct walsh_kv_policy *p = &shape->policy;
     if (p->type != WALSH_KV_TURBO) return p->type;
+    if (shape->conv && shape->conv[layer]) return WALSH_KV_F16;
     const bool skipped = layer < p->skip || layer >= shape->layers - walsh_min(p->skip, shape->layers);
     return skipped || (shape->windowed && shape->windowed[layer]) ? WALSH_KV_F16 : WALSH_KV_TURBO;
 }
@@ -33,8 +34,22 @@ static size_t head_bytes(const struct walsh_kv_shape *shape, enum walsh_kv_type 
            walsh_turbo_head_bytes(shape->head_dim, 1, WALSH_KV_PAGE);
 }
 
+/* Bytes of a convolution's inputs in a page. */
+static size_t conv_bytes(const struct walsh_kv_shape *shape)
+{
+    return (size_t)WALSH_KV_PAGE * shape->conv_width * (shape->policy.type == WALSH_KV_F32 ? 4 : 2);
+}
+
+static uint32_t conv_layers(const struct walsh_kv_shape *shape)
+{
+    uint32_t count = 0;
+    for (uint32_t layer = 0; shape->conv && layer < shape->layers; layer++) count += shape->conv[layer];
+    return count;
+}
+
 size_t walsh_kv_side_bytes(const struct walsh_kv_shape *shape, uint32_t layer, enum walsh_turbo_side side)
 {
+    if (shape->conv && shape->conv[layer]) return side == WALSH_TURBO_KEY ? conv_bytes(shape) : 0;
     return shape->kv_heads * head_bytes(shape, walsh_kv_layer_type(shape, layer), side);
 }
 
@@ -62,12 +77,14 @@ static bool add_product(uint64_t *total, uint64_t a, uint64_t b, uint64_t c)
 uint64_t walsh_kv_bytes(const struct walsh_kv_shape *shape)
 {
     const struct walsh_kv_policy *p = &shape->policy;
-    const uint32_t packed = walsh_kv_packed_layers(shape), plain = shape->layers - packed;
-    const uint64_t heads = (uint64_t)walsh_kv_page_count(shape->capacity) * shape->kv_heads,
+    const uint32_t packed = walsh_kv_packed_layers(shape), conv = conv_layers(shape),
+                   plain = shape->layers - packed - conv;
+    const uint64_t pages = walsh_kv_page_count(shape->capacity), heads = pages * shape->kv_heads,
                    element = p->type == WALSH_KV_F32 ? 4 : 2;
     uint64_t token = 0, bytes = 0; /* token: of one head in all layers; 2^32 * 2^32 * 16 may not fit */
     if (!add_product(&token, plain, shape->head_dim, 2 * element)) return UINT64_MAX;
     if (!add_product(&bytes, token, heads, WALSH_KV_PAGE)) return UINT64_MAX;
+    if (!add_product(&bytes, conv, conv_bytes(shape), pages)) return UINT64_MAX;
     if (packed == 0) return bytes;
     for (int side = 0; side < 2; side++)
         if (!add_product(&bytes, packed, heads,
@@ -101,6 +118,12 @@ void walsh_kv_clear_tail(const struct walsh_kv_shape *shape, uint8_t *data, uint
 {
     for (uint32_t layer = 0; layer < shape->layers; layer++) {
         const enum walsh_kv_type type = walsh_kv_layer_type(shape, layer);
+        if (shape->conv && shape->conv[layer]) {
+            const size_t bytes = conv_bytes(shape), kept = slot * (bytes / WALSH_KV_PAGE);
+            memset(data + kept, 0, bytes - kept);
+            data += bytes;
+            continue;
+        }
         clear_side(shape, type, WALSH_TURBO_KEY, data, slot);
         data += walsh_kv_side_bytes(shape, layer, WALSH_TURBO_KEY);
         clear_side(shape, type, WALSH_TURBO_VALUE, data, slot);
@@ -142,6 +165,9 @@ enum walsh_status walsh_kv_check(const struct walsh_kv_shape *shape, struct wals
         return walsh_fail(err, WALSH_E_ARGUMENT,
                           "KV cache: %u layers, %u heads of %u, %u tokens: none may be 0", shape->layers,
                           shape->kv_heads, shape->head_dim, shape->capacity);
+    if (shape->conv && (shape->conv_width == 0 || shape->conv_width > WALSH_MAX_COLUMNS))
+        return walsh_fail(err, WALSH_E_ARGUMENT, "KV cache: convolutions of %u elements, expected 1 to %u",
+                          shape->conv_width, WALSH_MAX_COLUMNS);
     /* the f32 cache is the largest */
     struct walsh_kv_shape plain = *shape;
     plain.policy.type = WALSH_KV_F32;

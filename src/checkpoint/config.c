@@ -81,6 +81,12 @@ const struct walsh_architecture_info walsh_architectures[WALSH_ARCH_COUNT] = {
                          .windows = WALSH_WINDOWS_ALL,
                          .rope_theta = 10000,
                          .rms_epsilon = 1e-5},
+    [WALSH_ARCH_LFM2] = {.name = "Lfm2ForCausalLM",
+                         .qk_norm = true,
+                         .lfm2 = true,
+                         .tied = true,
+                         .rope_theta = 1e6,
+                         .rms_epsilon = 1e-5},
 };
 
 /* Limits: far above any model there is, low enough that products of two fit 64 bits with room to spare */
@@ -180,6 +186,34 @@ static enum walsh_status read_special(const struct walsh_json_object *o, int32_t
     return WALSH_OK;
 }
 
+/* The width of the MLP as LFM2's files mean it, and its convolutions. */
+static enum walsh_status read_lfm2(const struct walsh_json_object *o, struct walsh_config *c,
+                                   struct walsh_error *err)
+{
+    bool adjust = true;
+    double multiplier = 1;
+    uint32_t multiple = 256;
+    WALSH_TRY(walsh_json_u32(o, "block_ff_dim", false, 1, MAX_HIDDEN, &c->intermediate, err));
+    WALSH_TRY(walsh_json_bool(o, "block_auto_adjust_ff_dim", &adjust, err));
+    WALSH_TRY(walsh_json_double(o, "block_ffn_dim_multiplier", false, 0, true, 64, &multiplier, err));
+    WALSH_TRY(walsh_json_u32(o, "block_multiple_of", false, 1, MAX_HIDDEN, &multiple, err));
+    if (adjust) {
+        const uint32_t narrow = (uint32_t)(multiplier * (2 * c->intermediate / 3));
+        c->intermediate = (narrow + multiple - 1) / multiple * multiple;
+        if (c->intermediate == 0 || c->intermediate > MAX_HIDDEN)
+            return walsh_fail(err, WALSH_E_FORMAT, "%s: intermediate_size becomes %u, expected 1 to %u",
+                              o->where, c->intermediate, MAX_HIDDEN);
+    }
+    c->conv_taps = 3;
+    WALSH_TRY(walsh_json_u32(o, "conv_L_cache", false, 1, WALSH_MAX_CONV_TAPS, &c->conv_taps, err));
+    WALSH_TRY(walsh_json_bool(o, "conv_bias", &c->conv_bias, err));
+    if (c->heads * c->head_dim != c->hidden)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED,
+                          "%s: head_dim %u times num_attention_heads %u is not hidden_size %u", o->where,
+                          c->head_dim, c->heads, c->hidden);
+    return WALSH_OK;
+}
+
 static enum walsh_status read_shape(const struct walsh_json_object *o, struct walsh_config *c,
                                     struct walsh_error *err)
 {
@@ -214,7 +248,9 @@ static enum walsh_status read_shape(const struct walsh_json_object *o, struct wa
     WALSH_TRY(walsh_json_u32(o, "max_position_embeddings", true, 1, WALSH_MAX_CONFIG_POSITIONS,
                              &c->max_positions, err));
     c->rms_epsilon = walsh_architectures[c->architecture].rms_epsilon;
-    return walsh_json_double(o, "rms_norm_eps", false, 0, true, 1, &c->rms_epsilon, err);
+    const char *epsilon = walsh_architectures[c->architecture].lfm2 ? "norm_eps" : "rms_norm_eps";
+    WALSH_TRY(walsh_json_double(o, epsilon, false, 0, true, 1, &c->rms_epsilon, err));
+    return walsh_architectures[c->architecture].lfm2 ? read_lfm2(o, c, err) : WALSH_OK;
 }
 
 static enum walsh_status read_experts(const struct walsh_json_object *o, struct walsh_config *c,
@@ -391,6 +427,8 @@ static enum walsh_status read_config(const struct walsh_json_object *o, struct w
     WALSH_TRY(read_scales(o, c, err));
     c->tied_embeddings = walsh_architectures[c->architecture].tied;
     WALSH_TRY(walsh_json_bool(o, "tie_word_embeddings", &c->tied_embeddings, err));
+    if (walsh_architectures[c->architecture].lfm2)
+        WALSH_TRY(walsh_json_bool(o, "tie_embedding", &c->tied_embeddings, err));
     WALSH_TRY(read_special(o, &c->bos, c->eos, &c->eos_count, err));
     WALSH_TRY(read_dtype(o, c, err));
     return read_quantization(o, &c->quant, err);

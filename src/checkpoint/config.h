@@ -14,6 +14,7 @@
 #define WALSH_MAX_EOS 16
 
 #define WALSH_MAX_LAYERS 4096
+#define WALSH_MAX_CONV_TAPS 16
 
 enum walsh_architecture {
     WALSH_ARCH_LLAMA, /* Llama 2 and 3.x, SmolLM2, and what else calls itself so */
@@ -26,6 +27,7 @@ enum walsh_architecture {
     WALSH_ARCH_GEMMA2,
     WALSH_ARCH_GEMMA3, /* text only */
     WALSH_ARCH_PHI3,
+    WALSH_ARCH_LFM2,
     WALSH_ARCH_COUNT
 };
 
@@ -49,6 +51,7 @@ struct walsh_rope_config {
 enum walsh_layer_flag {
     WALSH_LAYER_WINDOWED = 1, /* attends to the newest walsh_config.window tokens only */
     WALSH_LAYER_NO_ROPE = 2,  /* queries and keys are not rotated by their positions */
+    WALSH_LAYER_CONV = 4,     /* a gated short convolution in the place of attention */
 };
 
 enum walsh_gate { WALSH_GATE_SILU, WALSH_GATE_GELU_TANH };
@@ -90,7 +93,9 @@ struct walsh_config {
     /* mixture of experts; experts == 0: dense */
     uint32_t experts, experts_per_token, expert_intermediate;
     bool normalize_topk;
-    int32_t bos;                /* -1: none */
+    uint32_t conv_taps; /* tokens that a short convolution reads, its own included; 0: no layer has one */
+    bool conv_bias;     /* of its projections and of itself */
+    int32_t bos;        /* -1: none */
     int32_t eos[WALSH_MAX_EOS]; /* number or list */
     uint32_t eos_count;
     struct walsh_quant_config quant;
@@ -134,6 +139,7 @@ struct walsh_architecture_info {
     bool partial_rotary; /* partial_rotary_factor */
     bool local_rope;     /* windowed layers have a rope of their own */
     bool no_yarn;        /* its files mean something else by that name */
+    bool lfm2;           /* convolutions, and the keys that are spelt otherwise */
     enum walsh_window_rule windows;
     bool window_switch; /* windows are only on where use_sliding_window is true */
     uint32_t window, pattern;

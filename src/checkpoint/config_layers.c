@@ -92,6 +92,10 @@ static enum walsh_status apply_types(const struct walsh_json_object *o, const js
         const char *type = json_string_value(json_array_get(types, i));
         if (!type) return walsh_fail(err, WALSH_E_FORMAT, "%s: layer_types[%u] is not a name", o->where, i);
         if (strcmp(type, "full_attention") == 0) continue;
+        if (strcmp(type, "conv") == 0 && c->conv_taps > 0) {
+            c->layer_flags[i] |= WALSH_LAYER_CONV;
+            continue;
+        }
         if (strcmp(type, "sliding_attention") != 0)
             return walsh_fail(err, WALSH_E_UNSUPPORTED,
                               "%s: layer_types[%u] \"%.100s\" is not supported; known: full_attention, "
@@ -102,6 +106,26 @@ static enum walsh_status apply_types(const struct walsh_json_object *o, const js
                               "%s: layer_types[%u] is sliding_attention, but no sliding_window is in use",
                               o->where, i);
         c->layer_flags[i] |= WALSH_LAYER_WINDOWED;
+    }
+    return WALSH_OK;
+}
+
+/* full_attn_idxs: the layers that attend; all where it is missing. The others have convolutions. */
+static enum walsh_status apply_indices(const struct walsh_json_object *o, struct walsh_config *c,
+                                       struct walsh_error *err)
+{
+    const json_t *list = json_object_get(o->object, "full_attn_idxs");
+    if (!list || json_is_null(list)) return WALSH_OK;
+    for (uint32_t i = 0; i < c->layers; i++) c->layer_flags[i] |= WALSH_LAYER_CONV;
+    const size_t count =
+        json_is_array(list) ? json_array_size(list) : 1; /* what is no list fails as its entry */
+    for (size_t i = 0; i < count; i++) {
+        const json_t *index = json_array_get(list, i);
+        if (!json_is_integer(index) || json_integer_value(index) < 0 ||
+            json_integer_value(index) >= c->layers)
+            return walsh_fail(err, WALSH_E_FORMAT, "%s: full_attn_idxs does not list numbers of layers",
+                              o->where);
+        c->layer_flags[json_integer_value(index)] &= (uint8_t)~WALSH_LAYER_CONV;
     }
     return WALSH_OK;
 }
@@ -119,6 +143,8 @@ enum walsh_status walsh_config_read_layers(const struct walsh_json_object *o, st
         WALSH_TRY(apply_types(o, types, c, err));
     else if (c->window != 0)
         WALSH_TRY(apply_rule(o, c, err));
+    else if (c->conv_taps > 0)
+        WALSH_TRY(apply_indices(o, c, err));
     bool any = false;
     for (uint32_t i = 0; i < c->layers; i++) any = any || (c->layer_flags[i] & WALSH_LAYER_WINDOWED);
     if (!any) c->window = 0;

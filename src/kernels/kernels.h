@@ -182,6 +182,15 @@ struct walsh_ops {
      * al. 2021, in Hugging Face's half-split order.) */
     void (*rope)(const struct walsh_queue *q, float *x, size_t ldx, const uint32_t *positions, size_t rows,
                  uint32_t heads, uint32_t head_dim, uint32_t rotated, const float *cosine, const float *sine);
+    /* A gated short convolution over the sequence (as LFM2 has it). x [count][ldx] holds B, C and v, `width`
+     * elements each. u = B v is stored at rows[i].position of rows[i].kv, whose key pages hold `width`
+     * elements per token, F32 or F16 (saturated); then out[i] = C (bias + sum over j < taps of weight[j]
+     * u[position - taps + 1 + j]), everything elementwise, with what is stored, nothing before position 0, in
+     * the order of j. weight [taps][width]; bias [width] or NULL. Rows of one kv have consecutive positions.
+     * NULL where a backend lacks it. */
+    void (*short_conv)(const struct walsh_queue *q, float *out, size_t ldo, const float *x, size_t ldx,
+                       const struct walsh_attention_row *rows, size_t count, const float *weight,
+                       const float *bias, uint32_t taps, uint32_t width);
     /* out[i] = {kv[i] + layer, positions[i]}: kv[i] is the view of a row's layer 0. */
     void (*attention_rows)(const struct walsh_queue *q, struct walsh_attention_row *out,
                            const struct walsh_kv_view *const *kv, const uint32_t *positions, size_t count,

@@ -17,7 +17,8 @@ struct walsh_architecture_names {
     const char *attention_output_norm, *mlp_output_norm;
     const char *q, *k, *v, *o;
     const char *q_norm, *k_norm;
-    const char *gate, *up, *down; /* dense */
+    const char *conv, *conv_in, *conv_out; /* a short convolution and its projections */
+    const char *gate, *up, *down;          /* dense */
     const char *qkv, *gate_up;    /* one matrix with the rows of q, k and v, of gate and up; else NULL */
     const char *router, *experts; /* mixture of experts */
     const char *expert_gate, *expert_up, *expert_down;

@@ -89,6 +89,21 @@ static enum walsh_status build_attention(const struct builder *b, uint32_t i, st
     return layer_norm(b, i, n->k_norm, c->head_dim, &layer->k_norm);
 }
 
+/* x is projected to B, C and v, and C conv(B v) back. */
+static enum walsh_status build_conv(const struct builder *b, uint32_t i, struct walsh_layer *layer)
+{
+    const struct walsh_architecture_names *n = b->names;
+    const struct walsh_config *c = &b->graph->config;
+    char name[NAME_SIZE];
+    if (!b->source->conv) return walsh_fail(b->err, WALSH_E_UNSUPPORTED, "no convolutions of random weights");
+    WALSH_TRY(layer_linear(b, i, n->conv_in, WALSH_LINEAR_LAYER, c->hidden, 3 * c->hidden, c->conv_bias,
+                           &layer->q));
+    WALSH_TRY(
+        layer_linear(b, i, n->conv_out, WALSH_LINEAR_OUTPUT, c->hidden, c->hidden, c->conv_bias, &layer->o));
+    return b->source->conv(b->source, layer_path(b, name, i, n->conv), c->hidden, c->conv_taps, c->conv_bias,
+                           &layer->conv_weight, &layer->conv_bias, b->err);
+}
+
 static enum walsh_status build_norms(const struct builder *b, uint32_t i, struct walsh_layer *layer)
 {
     const struct walsh_architecture_names *n = b->names;
@@ -108,6 +123,7 @@ static void set_flags(struct walsh_model_graph *graph, uint32_t i, struct walsh_
     layer->rope = windowed && c->has_local_rope ? &graph->local_rope : &graph->rope;
     if (c->layer_flags[i] & WALSH_LAYER_NO_ROPE) layer->rope = NULL;
     if (graph->windowed) graph->windowed[i] = windowed;
+    if (graph->conv) graph->conv[i] = c->layer_flags[i] & WALSH_LAYER_CONV;
 }
 
 static enum walsh_status build_ropes(const struct builder *b, struct walsh_pool *pool)
@@ -222,11 +238,14 @@ enum walsh_status walsh_graph_build(struct walsh_model_graph *graph, struct wals
     if (c->window != 0)
         WALSH_TRY(walsh_arena_alloc(&graph->arena, c->layers, sizeof *graph->windowed, "the layers",
                                     &graph->windowed, err));
+    if (c->conv_taps != 0)
+        WALSH_TRY(walsh_arena_alloc(&graph->arena, c->layers, sizeof *graph->conv, "the layers", &graph->conv,
+                                    err));
     for (uint32_t i = 0; i < c->layers; i++) {
         struct walsh_layer *layer = &graph->layers[i];
         set_flags(graph, i, layer);
         WALSH_TRY(build_norms(&b, i, layer));
-        WALSH_TRY(build_attention(&b, i, layer));
+        WALSH_TRY(graph->conv && graph->conv[i] ? build_conv(&b, i, layer) : build_attention(&b, i, layer));
         WALSH_TRY(c->experts ? build_experts(&b, i, layer) : build_dense(&b, i, layer));
     }
     WALSH_TRY(norm(&b, b.names->final_norm, c->hidden, &graph->final_norm));

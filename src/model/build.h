@@ -20,6 +20,11 @@ struct walsh_source {
                                 const struct walsh_fusion *fusion, enum walsh_linear_role role, uint32_t in,
                                 uint32_t out, bool bias, struct walsh_linear *linear,
                                 struct walsh_error *err);
+    /* *weight: [taps][channels] f32 of the convolution `name`, stored [channels][1][taps], in the graph's
+     * arena; *kernel_bias: [channels] where `bias`. NULL: the source has no convolutions. */
+    enum walsh_status (*conv)(struct walsh_source *source, const char *name, uint32_t channels, uint32_t taps,
+                              bool bias, const float **weight, const float **kernel_bias,
+                              struct walsh_error *err);
     /* *values: [n] f32 of module `name`, in the graph's arena. */
     enum walsh_status (*vector)(struct walsh_source *source, const char *name, uint32_t n, float **values,
                                 struct walsh_error *err);

@@ -119,6 +119,9 @@ static enum walsh_status check(const struct upload *u)
     if (g->config.experts)
         return walsh_fail(u->err, WALSH_E_UNSUPPORTED, "%s: mixtures of experts run on the CPU only",
                           g->checkpoint.directory ? g->checkpoint.directory : "shape");
+    if (g->config.conv_taps)
+        return walsh_fail(u->err, WALSH_E_UNSUPPORTED, "%s: short convolutions run on the CPU only",
+                          g->checkpoint.directory ? g->checkpoint.directory : "shape");
     double bytes = 4.0 * g->config.max_positions * (g->config.head_dim / 2) * sizeof(float);
     for (size_t i = 0; i < g->tensor_count; i++) {
         const struct walsh_graph_tensor *t = &g->tensors[i];

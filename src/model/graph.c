@@ -46,6 +46,35 @@ static enum walsh_status load_vector(struct walsh_source *source, const char *na
     return WALSH_OK;
 }
 
+static enum walsh_status load_conv(struct walsh_source *source, const char *name, uint32_t channels,
+                                   uint32_t taps, bool bias, const float **weight, const float **kernel_bias,
+                                   struct walsh_error *err)
+{
+    const struct checkpoint_source *s = (const struct checkpoint_source *)source;
+    const uint64_t shape[] = {channels, 1, taps};
+    const struct walsh_tensor *t;
+    char tensor[256];
+    float *stored, *transposed, *values;
+    snprintf(tensor, sizeof tensor, "%s.weight", name);
+    WALSH_TRY(walsh_checkpoint_take(&s->graph->checkpoint, tensor, FLOAT_DTYPES, 3, shape, &t, err));
+    WALSH_TRY(walsh_arena_alloc(&s->graph->arena, (size_t)channels * taps, sizeof *stored, tensor,
+                                &transposed, err));
+    WALSH_TRY(walsh_alloc((size_t)channels * taps, sizeof *stored, tensor, &stored, err));
+    walsh_tensor_to_f32(t, stored);
+    for (uint32_t i = 0; i < channels; i++)
+        for (uint32_t j = 0; j < taps; j++)
+            transposed[(size_t)j * channels + i] = stored[(size_t)i * taps + j];
+    walsh_free(stored);
+    *weight = transposed;
+    if (!bias) return WALSH_OK;
+    snprintf(tensor, sizeof tensor, "%s.bias", name);
+    WALSH_TRY(walsh_checkpoint_take(&s->graph->checkpoint, tensor, FLOAT_DTYPES, 1, shape, &t, err));
+    WALSH_TRY(walsh_arena_alloc(&s->graph->arena, channels, sizeof *values, tensor, &values, err));
+    walsh_tensor_to_f32(t, values);
+    *kernel_bias = values;
+    return WALSH_OK;
+}
+
 static enum walsh_status load_table(struct walsh_source *source, const char *name, uint32_t rows,
                                     uint32_t cols, struct walsh_weights *table, struct walsh_error *err)
 {
@@ -117,7 +146,10 @@ static enum walsh_status load(struct walsh_model_graph *graph, const char *direc
     graph->generation = graph->checkpoint.generation;
     WALSH_TRY(open_tokenizer(graph, directory, options, err));
     struct checkpoint_source source = {
-        .source = {load_linear, load_vector, load_table}, .graph = graph, .options = options, .pool = pool};
+        .source = {.linear = load_linear, .conv = load_conv, .vector = load_vector, .table = load_table},
+        .graph = graph,
+        .options = options,
+        .pool = pool};
     WALSH_TRY(walsh_graph_build(graph, &source.source, options->dense, pool, err));
     WALSH_TRY(use_redundant(graph, err));
     return walsh_checkpoint_all_used(&graph->checkpoint, err);

@@ -97,6 +97,27 @@ static void attention_block(const struct walsh_model_graph *graph, const struct 
     add_output(c, q, layer->attention_output_norm, x, n, ws);
 }
 
+/* Of a prompt the rows follow one another in one cache, of a step each has its own. */
+static void conv_block(const struct walsh_model_graph *graph, const struct walsh_queue *q,
+                       const struct walsh_layer *layer, uint32_t kv_layer, float *x,
+                       const struct walsh_rows *rows, struct walsh_workspace *ws, const struct walsh_tap *tap)
+{
+    const struct walsh_config *c = &graph->config;
+    const size_t n = rows->count, width = c->hidden;
+    q->ops->rms_norm(q, ws->normed, ws->normed_ld, x, width, layer->input_norm, n, width,
+                     (float)c->rms_epsilon);
+    walsh_tap_input(tap, WALSH_TAP_ATTENTION, 0, ws->normed, ws->normed_ld, n, width);
+    const struct walsh_linear_call input = {&layer->q, ws->mixed, 3 * width};
+    walsh_linear_apply(q, ws, &input, 1, ws->normed, ws->normed_ld, n, rows->role, &rows->sets);
+    q->ops->attention_rows(q, ws->rows, rows->op_kv ? rows->op_kv : rows->kv, rows->positions, n, kv_layer);
+    q->ops->short_conv(q, ws->attention, ws->attention_ld, ws->mixed, 3 * width, ws->rows, n,
+                       layer->conv_weight, layer->conv_bias, c->conv_taps, c->hidden);
+    walsh_tap_input(tap, WALSH_TAP_OUTPUT, 0, ws->attention, ws->attention_ld, n, width);
+    const struct walsh_linear_call output = {&layer->o, ws->delta, width};
+    walsh_linear_apply(q, ws, &output, 1, ws->attention, ws->attention_ld, n, rows->role, &rows->sets);
+    add_output(c, q, layer->attention_output_norm, x, n, ws);
+}
+
 static void dense_block(const struct walsh_model_graph *graph, const struct walsh_queue *q,
                         const struct walsh_layer *layer, float *x, const struct walsh_rows *rows,
                         struct walsh_workspace *ws, const struct walsh_tap *tap)
@@ -121,7 +142,10 @@ void walsh_layer_forward(const struct walsh_model_graph *graph, const struct wal
                          const struct walsh_tap *tap)
 {
     const struct walsh_config *c = &graph->config;
-    attention_block(graph, q, layer, kv_layer, x, rows, ws, tap);
+    if (layer->conv_weight)
+        conv_block(graph, q, layer, kv_layer, x, rows, ws, tap);
+    else
+        attention_block(graph, q, layer, kv_layer, x, rows, ws, tap);
     q->ops->rms_norm(q, ws->normed, ws->normed_ld, x, c->hidden, layer->mlp_norm, rows->count, c->hidden,
                      (float)c->rms_epsilon);
     if (layer->experts)

@@ -28,6 +28,10 @@ struct walsh_layer {
     uint32_t window;                                      /* tokens that a row attends to; 0: all */
     const struct walsh_rope_table *rope;                  /* NULL: no positions */
     struct walsh_linear q, k, v, o;
+    /* a gated short convolution in the place of attention: q is the projection to B, C and v, o the one
+     * behind it; k and v have no name */
+    const float *conv_weight;           /* [config.conv_taps][hidden]; NULL: the layer attends */
+    const float *conv_bias;             /* [hidden] or NULL */
     const float *q_norm, *k_norm;       /* [head_dim] or NULL */
     struct walsh_linear gate, up, down; /* dense; name NULL where the layer has experts */
     struct walsh_linear router;         /* [experts][hidden] */
@@ -36,9 +40,10 @@ struct walsh_layer {
 
 /* One weight matrix or vector of a graph, for reports. */
 struct walsh_graph_tensor {
-    const char *name;    /* "model.layers.0.mlp.up_proj.weight" */
-    const char *part;    /* "embedding" | "attention" | "mlp" | "experts" | "router" | "norm" | "head" */
-    uint32_t rows, cols; /* logical; a vector is [n][1] */
+    const char *name; /* "model.layers.0.mlp.up_proj.weight" */
+    const char
+        *part; /* "embedding" | "attention" | "conv" | "mlp" | "experts" | "router" | "norm" | "head" */
+    uint32_t rows, cols;                 /* logical; a vector is [n][1] */
     const struct walsh_linear *linear;   /* NULL: embedding, norms, biases */
     const struct walsh_weights *weights; /* NULL: an f32 vector */
     double bits;                         /* of its codes or values, padding included, scales not */
@@ -67,6 +72,7 @@ struct walsh_model_graph {
     struct walsh_linear head;                 /* shares embedding's data where tied */
     struct walsh_rope_table rope, local_rope; /* the layers', by windowed layers where those have their own */
     bool *windowed;                           /* [layers], for walsh_kv_shape; NULL: no layer has a window */
+    bool *conv;                               /* [layers], the same; NULL: no layer is a convolution */
     struct walsh_arena arena;                 /* everything repacked or converted */
     struct walsh_graph_tensor *tensors;       /* in the order of use */
     size_t tensor_count;
@@ -114,8 +120,8 @@ struct walsh_rows {
 
 /* Where calibration looks: raw inputs of linears, before rotation and rounding. */
 enum walsh_tap_point {
-    WALSH_TAP_ATTENTION, /* q, k, v */
-    WALSH_TAP_OUTPUT,    /* o */
+    WALSH_TAP_ATTENTION, /* q, k, v; the first projection of a convolution */
+    WALSH_TAP_OUTPUT,    /* o; the other one */
     WALSH_TAP_MLP,       /* gate, up (dense) */
     WALSH_TAP_DOWN,      /* down (dense) */
     WALSH_TAP_EXPERT,    /* gate, up of one expert */

@@ -5,7 +5,8 @@ static bool layer_site(const struct walsh_layer *layer, uint32_t experts, uint32
                        struct walsh_site *site)
 {
     if (step == 0) {
-        *site = (struct walsh_site){{&layer->q, &layer->k, &layer->v}, 3};
+        *site = layer->conv_weight ? (struct walsh_site){{&layer->q}, 1}
+                                   : (struct walsh_site){{&layer->q, &layer->k, &layer->v}, 3};
         return true;
     }
     if (step == 1) {

@@ -173,12 +173,13 @@ enum walsh_status walsh_graph_synthesize(const struct walsh_config *config, unsi
     graph->config = *config;
     graph->generation =
         (struct walsh_generation_config){.temperature = 1, .top_p = 1, .repetition_penalty = 1, .bos = -1};
-    struct random_source source = {.source = {random_linear, unit_vector, random_table},
-                                   .graph = graph,
-                                   .options = options,
-                                   .pool = queue->pool,
-                                   .seed = seed,
-                                   .bits = bits};
+    struct random_source source = {
+        .source = {.linear = random_linear, .vector = unit_vector, .table = random_table},
+        .graph = graph,
+        .options = options,
+        .pool = queue->pool,
+        .seed = seed,
+        .bits = bits};
     enum walsh_status status = walsh_graph_build(graph, &source.source, options->dense, queue->pool, err);
     if (status == WALSH_OK) status = walsh_graph_upload(graph, queue, err);
     if (status != WALSH_OK) {

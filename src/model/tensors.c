@@ -53,15 +53,30 @@ static enum walsh_status add_norm(struct lister *l, uint32_t layer, const char *
     return add(l, path, "weight", (struct walsh_graph_tensor){.part = "norm", .rows = n, .cols = 1});
 }
 
+static enum walsh_status add_conv(struct lister *l, uint32_t layer, const char *suffix, uint32_t rows,
+                                  uint32_t cols)
+{
+    char path[256];
+    snprintf(path, sizeof path, "%s.%u.%s", l->names->layers, layer, l->names->conv);
+    return add(l, path, suffix, (struct walsh_graph_tensor){.part = "conv", .rows = rows, .cols = cols});
+}
+
 static enum walsh_status add_layer(struct lister *l, uint32_t i)
 {
     const struct walsh_config *c = &l->graph->config;
     const struct walsh_layer *layer = &l->graph->layers[i];
     WALSH_TRY(add_norm(l, i, l->names->input_norm, c->hidden));
     const struct walsh_linear *const attention[] = {&layer->q, &layer->k, &layer->v, &layer->o};
-    for (size_t j = 0; j < 4; j++) WALSH_TRY(add_linear(l, attention[j], "attention"));
-    WALSH_TRY(add_norm(l, i, l->names->q_norm, c->head_dim));
-    WALSH_TRY(add_norm(l, i, l->names->k_norm, c->head_dim));
+    const bool conv = layer->conv_weight != NULL;
+    for (size_t j = 0; j < 4; j++)
+        if (attention[j]->name) WALSH_TRY(add_linear(l, attention[j], conv ? "conv" : "attention"));
+    if (conv) {
+        WALSH_TRY(add_conv(l, i, "weight", c->hidden, c->conv_taps));
+        if (layer->conv_bias) WALSH_TRY(add_conv(l, i, "bias", c->hidden, 1));
+    } else {
+        WALSH_TRY(add_norm(l, i, l->names->q_norm, c->head_dim));
+        WALSH_TRY(add_norm(l, i, l->names->k_norm, c->head_dim));
+    }
     WALSH_TRY(add_norm(l, i, l->names->attention_output_norm, c->hidden));
     WALSH_TRY(add_norm(l, i, l->names->mlp_norm, c->hidden));
     WALSH_TRY(add_norm(l, i, l->names->mlp_output_norm, c->hidden));

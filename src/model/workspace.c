@@ -54,6 +54,7 @@ static enum walsh_status allocate(struct walsh_workspace *ws, const struct walsh
                                   struct walsh_error *err)
 {
     size_t heads = (size_t)c->heads * c->head_dim, kv = (size_t)c->kv_heads * c->head_dim;
+    const size_t mixed = 3 * (size_t)c->hidden;
     bool sparse = c->experts > 0;
     size_t wide = sparse ? c->expert_intermediate : c->intermediate;
     size_t slots = rows;
@@ -63,6 +64,7 @@ static enum walsh_status allocate(struct walsh_workspace *ws, const struct walsh
 
     WALSH_TRY(input_buffer(ws->queue, rows, c->hidden, &ws->normed, &ws->normed_ld, err));
     WALSH_TRY(buffer(ws->queue, rows, heads, sizeof(float), false, &ws->query, err));
+    if (c->conv_taps) WALSH_TRY(buffer(ws->queue, rows, mixed, sizeof(float), false, &ws->mixed, err));
     WALSH_TRY(buffer(ws->queue, rows, kv, sizeof(float), false, &ws->key, err));
     WALSH_TRY(buffer(ws->queue, rows, kv, sizeof(float), false, &ws->value, err));
     WALSH_TRY(input_buffer(ws->queue, rows, heads, &ws->attention, &ws->attention_ld, err));
@@ -85,6 +87,7 @@ static enum walsh_status allocate(struct walsh_workspace *ws, const struct walsh
 
     size_t z = walsh_z_stride(padded(heads)) + 2 * walsh_z_stride(padded(kv));
     z = walsh_max(walsh_max(z, 2 * walsh_z_stride(padded(wide))), walsh_z_stride(padded(c->hidden)));
+    if (c->conv_taps) z = walsh_max(z, walsh_z_stride(padded(mixed)));
     z = walsh_max(z, c->experts); /* a router is never rotated today, but it is a linear like all others */
     if (!walsh_mul(rows, z, &ws->z_elements))
         return walsh_fail(err, WALSH_E_MEMORY, "workspace: %zu rows of %zu elements do not fit", rows, z);
@@ -114,9 +117,9 @@ void walsh_workspace_close(struct walsh_workspace **ws)
     if (!ws || !*ws) return;
     struct walsh_workspace *w = *ws;
     void *const of_queue[] = {
-        w->normed, w->query,    w->key,           w->value,        w->attention,    w->gate,  w->up,
-        w->delta,  w->rows,     w->own_pages[0],  w->own_pages[1], w->activations,  w->scale, w->sum,
-        w->z,      w->gathered, w->router_logits, w->expert_index, w->expert_weight};
+        w->mixed, w->normed, w->query,    w->key,           w->value,        w->attention,    w->gate,
+        w->up,    w->delta,  w->rows,     w->own_pages[0],  w->own_pages[1], w->activations,  w->scale,
+        w->sum,   w->z,      w->gathered, w->router_logits, w->expert_index, w->expert_weight};
     void *const of_host[] = {w->expert_begin, w->slot_row, w->row_slot,   w->downs,
                              w->ups,          w->h,        w->expert_sets};
     for (size_t i = 0; i < sizeof of_queue / sizeof *of_queue; i++) walsh_queue_free(w->queue, of_queue[i]);

@@ -13,6 +13,7 @@ struct walsh_workspace {
     float *normed; /* [max_rows][normed_ld] of hidden: what q, k, v, gate, up and the router read */
     size_t normed_ld;
     float *query, *key, *value; /* [max_rows][heads or kv_heads * head_dim] */
+    float *mixed;               /* [max_rows][3 * hidden]: of a convolution; NULL: the model has none */
     float *attention;           /* [max_rows][attention_ld] of heads * head_dim */
     size_t attention_ld;
     float *gate, *up; /* [slots][gate_ld] of intermediate; slots: max_rows, of experts max_rows * k */

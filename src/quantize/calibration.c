@@ -26,7 +26,8 @@ enum walsh_status walsh_layer_groups(const struct walsh_model_graph *graph, stru
     size_t experts = layer->experts ? graph->config.experts : 1;
     WALSH_TRY(walsh_alloc(2 + 2 * experts, sizeof **groups, "the inputs of a layer", groups, err));
     struct walsh_input_group *at = *groups;
-    at = add_group(at, WALSH_TAP_ATTENTION, 0, &layer->q, &layer->k, &layer->v);
+    const bool conv = layer->conv_weight != NULL;
+    at = add_group(at, WALSH_TAP_ATTENTION, 0, &layer->q, conv ? NULL : &layer->k, conv ? NULL : &layer->v);
     at = add_group(at, WALSH_TAP_OUTPUT, 0, &layer->o, NULL, NULL);
     if (layer->experts) {
         for (uint32_t e = 0; e < experts; e++) {
@@ -87,8 +88,11 @@ static enum walsh_status open_scratch(struct walsh_calibration *c, struct walsh_
 {
     const struct walsh_config *config = &c->graph->config;
     size_t rows = (size_t)c->samples * c->tokens;
+    static const bool conv[] = {false, true}; /* a layer to attend in, and one to convolve in */
     const struct walsh_kv_shape shape = {.policy = {.type = WALSH_KV_F32},
-                                         .layers = 1,
+                                         .layers = config->conv_taps ? 2 : 1,
+                                         .conv = config->conv_taps ? conv : NULL,
+                                         .conv_width = config->hidden,
                                          .kv_heads = config->kv_heads,
                                          .head_dim = config->head_dim,
                                          .capacity = c->tokens};
@@ -147,7 +151,7 @@ static void run_sequence(struct walsh_calibration *c, const struct walsh_layer *
 {
     const struct walsh_rows rows = {
         .role = WALSH_PREFILL, .count = c->tokens, .kv = c->views, .positions = c->positions};
-    walsh_layer_forward(c->graph, c->queue, layer, 0, x, &rows, c->workspace, tap);
+    walsh_layer_forward(c->graph, c->queue, layer, layer->conv_weight ? 1 : 0, x, &rows, c->workspace, tap);
 }
 
 struct observation {

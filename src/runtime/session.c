@@ -17,7 +17,9 @@ struct walsh_kv_shape walsh_session_kv_shape(const struct walsh_model_graph *gra
                                    .kv_heads = c->kv_heads,
                                    .head_dim = c->head_dim,
                                    .capacity = capacity,
-                                   .windowed = graph->windowed};
+                                   .windowed = graph->windowed,
+                                   .conv = graph->conv,
+                                   .conv_width = c->hidden};
 }
 
 static enum walsh_status open_members(struct walsh_session *s, const struct walsh_kv_shape *shape,

@@ -131,10 +131,64 @@ static void check_route(struct check *c, const struct check_queues *queues)
     compare(c, "route", weight, TOKENS * K, 4, 0);
 }
 
+/* A sequence of TOKENS tokens in two pages, the last ROWS of which are the call's, against the formula in
+ * double; the same token by token, as decode calls it. Equal bits for any pool. */
+static void check_short_conv(struct check *c, const struct check_queues *queues)
+{
+    enum { PAGE = 16, TOKENS = ROWS + 5, PAGES = (TOKENS + PAGE - 1) / PAGE, TAPS = 3 };
+    const uint32_t width = 1000 + (uint32_t)check_below(c, 1200), first = TOKENS - ROWS;
+    const bool biased = check_below(c, 2);
+    float *x = row(c, (size_t)TOKENS * 3 * width), *weight = row(c, TAPS * (size_t)width),
+          *bias = row(c, width);
+    check_fill_normal(c, x, (size_t)TOKENS * 3 * width);
+    check_fill_normal(c, weight, TAPS * (size_t)width);
+    check_fill_normal(c, bias, width);
+    for (int type = WALSH_KV_F32; type <= WALSH_KV_F16; type++) {
+        float *out[5], *magnitude = row(c, (size_t)ROWS * width);
+        for (unsigned i = 1; i < 5; i++) {
+            const struct walsh_queue *q = queue(queues, i == 4 ? 1 : i - 1);
+            if (!q->ops->short_conv) return;
+            void *pages[PAGES];
+            for (size_t p = 0; p < PAGES; p++) pages[p] = check_alloc(c, (size_t)PAGE * width * 4, 0);
+            const struct walsh_kv_view kv = {
+                .type = (enum walsh_kv_type)type, .page_tokens = PAGE, .k_pages = pages, .v_pages = pages};
+            struct walsh_attention_row rows[TOKENS];
+            for (uint32_t t = 0; t < TOKENS; t++) rows[t] = (struct walsh_attention_row){&kv, t};
+            float *before = row(c, (size_t)first * width);
+            out[i] = row(c, (size_t)ROWS * width);
+            q->ops->short_conv(q, before, width, x, 3 * width, rows, first, weight, biased ? bias : NULL,
+                               TAPS, width);
+            const size_t step = i == 4 ? 1 : ROWS;
+            for (size_t r = 0; r < ROWS; r += step)
+                q->ops->short_conv(q, out[i] + r * width, width, x + (first + r) * 3 * width, 3 * width,
+                                   rows + first + r, step, weight, biased ? bias : NULL, TAPS, width);
+        }
+        out[0] = row(c, (size_t)ROWS * width);
+        for (size_t r = 0; r < ROWS; r++)
+            for (size_t i = 0; i < width; i++) {
+                double sum = biased ? (double)bias[i] : 0, absolute = fabs(sum);
+                const float *token = x + (first + r) * 3 * width + i;
+                for (size_t j = 0; j < TAPS; j++) {
+                    const float *past = token - (TAPS - 1 - j) * 3 * width;
+                    float u = past[0] * past[2 * width];
+                    if (type == WALSH_KV_F16) u = walsh_f32_from_f16(walsh_f16_from_f32(u));
+                    sum += (double)weight[j * width + i] * (double)u;
+                    absolute += fabs((double)weight[j * width + i] * (double)u);
+                }
+                out[0][r * width + i] = (float)((double)token[width] * sum);
+                magnitude[r * width + i] = (float)(fabs((double)token[width]) * absolute);
+            }
+        check_close_f32(c, "short_conv", out[0], out[1], magnitude, (size_t)ROWS * width, 4);
+        for (unsigned i = 2; i < 5; i++)
+            check_exact_f32(c, "short_conv", out[1], out[i], (size_t)ROWS * width);
+    }
+}
+
 void check_op_rows(struct check *c, const struct check_queues *queues)
 {
     check_embed(c, queues);
     check_norm_gate_add(c, queues);
     check_rope(c, queues);
     check_route(c, queues);
+    check_short_conv(c, queues);
 }

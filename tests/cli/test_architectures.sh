@@ -25,6 +25,7 @@ each smollm3 SmolLM3ForCausalLM 21
 each gemma2 Gemma2ForCausalLM 14
 each gemma3 Gemma3ForCausalLM 21
 each phi3 Phi3ForCausalLM 14
+each lfm2 Lfm2ForCausalLM 17
 
 merged() { # name: the merged model is the model with its adapter, dense and quantized
     tiny=$fixtures/tiny-$1
@@ -43,6 +44,7 @@ merged() { # name: the merged model is the model with its adapter, dense and qua
 merged qwen2
 merged gemma2
 merged phi3
+merged lfm2
 
 # A merged Phi-3 has its matrices as before, so that it is one for others too.
 works inspect "$work/phi3-again"

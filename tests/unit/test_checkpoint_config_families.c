@@ -42,11 +42,11 @@ static void refuse(const char *architecture, const char *keys, enum walsh_status
     assert_string_equal(err.message, message);
 }
 
-/* The flags of the first six layers as letters: W windowed, N no rope, B both, '.' neither. */
+/* The flags of the first six layers as letters: W windowed, N no rope, B both, C a convolution, '.' none. */
 static const char *layers(const struct walsh_config *c)
 {
     static char text[7];
-    for (unsigned i = 0; i < 6; i++) text[i] = ".WNB"[c->layer_flags[i]];
+    for (unsigned i = 0; i < 6; i++) text[i] = ".WNBC"[c->layer_flags[i]];
     return text;
 }
 
@@ -197,11 +197,40 @@ static void mixtral(void **state)
     assert_true(c.rms_epsilon == 1e-5 && c.rope.theta == 1e6);
 }
 
+static void convolutions(void **state)
+{
+    (void)state;
+    struct walsh_config c = accept("Lfm2ForCausalLM", "'full_attn_idxs':[1,4]");
+    assert_string_equal(layers(&c), "C.CC.C");
+    assert_int_equal(c.conv_taps, 3);
+    assert_int_equal(c.intermediate, 256); /* 64 rounded up to 256 */
+    assert_true(c.tied_embeddings && c.qk_norm && !c.conv_bias && c.rope.theta == 1e6);
+    c = accept("Lfm2ForCausalLM", "'block_ff_dim':100,'block_multiple_of':10,'block_ffn_dim_multiplier':1.5,"
+                                  "'norm_eps':0.25,'conv_bias':true,'conv_L_cache':4,'tie_embedding':false");
+    assert_string_equal(layers(&c), "......"); /* all attend where nothing is said */
+    assert_int_equal(c.intermediate, 100);     /* 66 * 1.5 = 99 */
+    assert_true(c.rms_epsilon == 0.25 && c.conv_bias && c.conv_taps == 4 && !c.tied_embeddings);
+    c = accept("Lfm2ForCausalLM",
+               "'block_auto_adjust_ff_dim':false,'layer_types':['conv','full_attention','conv',"
+               "'conv','full_attention','conv']");
+    assert_string_equal(layers(&c), "C.CC.C");
+    assert_int_equal(c.intermediate, 96);
+    refuse("Lfm2ForCausalLM", "'full_attn_idxs':[6]", WALSH_E_FORMAT,
+           "config.json: full_attn_idxs does not list numbers of layers");
+    refuse("Lfm2ForCausalLM", "'full_attn_idxs':1", WALSH_E_FORMAT,
+           "config.json: full_attn_idxs does not list numbers of layers");
+    refuse("Lfm2ForCausalLM", "'conv_L_cache':17", WALSH_E_FORMAT,
+           "config.json: conv_L_cache is 17, expected 1 to 16");
+    refuse("Lfm2ForCausalLM", "'head_dim':32", WALSH_E_UNSUPPORTED,
+           "config.json: head_dim 32 times num_attention_heads 4 is not hidden_size 64");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(windows), cmocka_unit_test(refused_windows), cmocka_unit_test(positions),
-        cmocka_unit_test(scales),  cmocka_unit_test(biases),          cmocka_unit_test(mixtral),
+        cmocka_unit_test(windows),      cmocka_unit_test(refused_windows), cmocka_unit_test(positions),
+        cmocka_unit_test(scales),       cmocka_unit_test(biases),          cmocka_unit_test(mixtral),
+        cmocka_unit_test(convolutions),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

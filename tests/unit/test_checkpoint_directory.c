@@ -232,7 +232,7 @@ static void test_bad_files_in_it(void **state)
     refuse(path, WALSH_E_UNSUPPORTED,
            "DIR/bad/config.json: architecture \"BertModel\" is not supported; known: LlamaForCausalLM, "
            "MistralForCausalLM, MixtralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCausalLM, "
-           "SmolLM3ForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, Phi3ForCausalLM");
+           "SmolLM3ForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, Phi3ForCausalLM, Lfm2ForCausalLM");
     put_text(in(path, "config.json"), "{");
     refuse(path, WALSH_E_FORMAT,
            "DIR/bad/config.json: invalid JSON at line 1, column 1: string or '}' expected near end of file");

@@ -27,6 +27,9 @@ void walsh_cpu_unrotate(const struct walsh_queue *q, float *y, size_t ldy, float
 void walsh_cpu_rope(const struct walsh_queue *q, float *x, size_t ldx, const uint32_t *positions, size_t rows,
                     uint32_t heads, uint32_t head_dim, uint32_t rotated, const float *cosine,
                     const float *sine);
+void walsh_cpu_short_conv(const struct walsh_queue *q, float *out, size_t ldo, const float *x, size_t ldx,
+                          const struct walsh_attention_row *rows, size_t count, const float *weight,
+                          const float *bias, uint32_t taps, uint32_t width);
 void walsh_cpu_attention_rows(const struct walsh_queue *q, struct walsh_attention_row *out,
                               const struct walsh_kv_view *const *kv, const uint32_t *positions, size_t count,
                               uint32_t layer);

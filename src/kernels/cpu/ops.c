@@ -29,6 +29,7 @@ const struct walsh_ops walsh_cpu_ops = {
     .product = walsh_cpu_product,
     .unrotate = walsh_cpu_unrotate,
     .rope = walsh_cpu_rope,
+    .short_conv = walsh_cpu_short_conv,
     .attention_rows = walsh_cpu_attention_rows,
     .kv_append = walsh_cpu_kv_append,
     .attention = walsh_cpu_attention,
