@@ -213,6 +213,9 @@ static enum walsh_status open_output(struct train *t)
 
 static enum walsh_status open_train(struct train *t)
 {
+    if (t->graph->conv)
+        return walsh_fail(t->err, WALSH_E_UNSUPPORTED, "%s: training does not know short convolutions",
+                          t->graph->checkpoint.directory);
     if (t->job.context == 0)
         t->job.context = (uint32_t)walsh_min(DEFAULT_CONTEXT, t->graph->config.max_positions);
     WALSH_TRY(check_job(t));

@@ -149,9 +149,6 @@ enum walsh_status walsh_layers_open(const struct walsh_model_graph *graph, const
                                     const struct walsh_layers_options *options, struct walsh_layers *out,
                                     struct walsh_error *err)
 {
-    if (graph->conv)
-        return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: training does not know short convolutions",
-                          graph->checkpoint.directory);
     *out = (struct walsh_layers){.graph = graph,
                                  .queue = queue,
                                  .loras = options->loras,

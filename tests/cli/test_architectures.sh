@@ -54,4 +54,7 @@ grep -aq '"model.layers.1.self_attn.qkv_proj.weight"' "$work/phi3-again/model.sa
 # Quantized it is in a layout of walsh's own.
 grep -q '"quant_method": "walsh"' "$work/phi3/config.json" || fails "marked as walsh's"
 
+refuses "SOURCE/tests/fixtures/golden/tiny-lfm2: training does not know short convolutions" \
+    finetune "$fixtures/tiny-lfm2" --data "$text" --output "$work/no" --steps 1
+
 finish
