@@ -36,7 +36,7 @@ static const struct option merge_options[] = {
     {.name = "format",
      .argument = "FORMAT",
      .kind = OPTION_CHOICE,
-     .choices = "e8p",
+     .choices = "e8p|mxfp4|nvfp4|mxfp8|fp8|int8|int4",
      .offset = AT(format),
      .help = "quantize the merged model, as walsh quantize does, and write that instead"},
     {.name = "bits",
@@ -154,7 +154,8 @@ static enum walsh_status merge_and_quantize(struct merge_settings *settings, str
                         i ? "%s exists; merge --format works there, remove it or choose another name"
                           : "%s exists; merge writes a new directory",
                         names[i]);
-    if (!settings->no_hessian) TRY(data_find("calibration.txt", &calibration, err));
+    if (!settings->no_hessian && strcmp(settings->format, "e8p") == 0)
+        TRY(data_find("calibration.txt", &calibration, err));
     struct written written = {0};
     enum walsh_status status = merge(settings, context, merged, WALSH_MERGE_F32, bytes, err);
     if (status == WALSH_OK) {

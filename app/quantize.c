@@ -10,8 +10,8 @@
 
 struct quantize_settings {
     struct command command;
-    const char *format, *rotation, *calibration;
-    int64_t bits, passes, samples, sample_tokens, seed, tensor_parallel;
+    const char *format, *rotation, *calibration, *scale_rounding;
+    int64_t bits, passes, samples, sample_tokens, seed, tensor_parallel, group_size;
     bool no_hessian, plain, dry_run, resume;
 };
 
@@ -21,10 +21,27 @@ static const struct option quantize_options[] = {
     {.name = "format",
      .argument = "FORMAT",
      .kind = OPTION_CHOICE,
-     .choices = "e8p",
+     .choices = "e8p|mxfp4|nvfp4|mxfp8|fp8|int8|int4",
      .fallback = "e8p",
      .offset = AT(format),
-     .help = "format of the quantized weights"},
+     .help = "format of the quantized weights; all but e8p round to the nearest, without calibration"},
+    {.name = "group-size",
+     .aliases = "group",
+     .argument = "N",
+     .kind = OPTION_INTEGER,
+     .least = 32,
+     .most = 128,
+     .offset = AT(group_size),
+     .help =
+         "int8, int4: weights that share a scale and a zero point: 32, 64 or 128; default: the largest that "
+         "divides the columns of every linear"},
+    {.name = "scale-rounding",
+     .argument = "MODE",
+     .kind = OPTION_CHOICE,
+     .choices = "floor|ceil|even|rceil",
+     .fallback = "floor",
+     .offset = AT(scale_rounding),
+     .help = "mxfp4, mxfp8: how the power of two of a group comes from its largest weight"},
     {.name = "bits",
      .letter = 'b',
      .aliases = "bpw",
@@ -38,11 +55,10 @@ static const struct option quantize_options[] = {
     {.name = "rotation",
      .argument = "KIND",
      .kind = OPTION_CHOICE,
-     .choices = "block|pow2|overlap",
-     .fallback = "block",
+     .choices = "block|pow2|overlap|none",
      .offset = AT(rotation),
      .help = "blocks of the binary expansion of each dimension; one block padded to a power of two; or two "
-             "blocks that overlap and pad nothing"},
+             "blocks that overlap and pad nothing; default: block for e8p, none for all others"},
     {.name = "tensor-parallel",
      .argument = "N",
      .kind = OPTION_INTEGER,
@@ -121,7 +137,8 @@ static enum walsh_status print_json(const struct quantize_settings *settings,
     json_put_real(object, "forward_seconds", report->forward_seconds);
     json_put_real(object, "hessian_seconds", report->hessian_seconds);
     json_put_text(object, "format", settings->format);
-    json_put_integer(object, "bits", (unsigned long long)settings->bits);
+    if (strcmp(settings->format, "e8p") == 0)
+        json_put_integer(object, "bits", (unsigned long long)settings->bits);
     for (size_t i = 0; i < report->linear_count; i++) {
         const struct walsh_quantize_layer *layer = &report->linears[i];
         json_t *item = json_object();
@@ -175,6 +192,8 @@ static enum walsh_status quantize(struct quantize_settings *settings, const char
     options.format = settings->format;
     options.bits = (unsigned)settings->bits;
     options.rotation = settings->rotation;
+    options.scale_rounding = settings->scale_rounding;
+    options.group_size = settings->group_size == OPTION_UNSET ? 0 : (uint32_t)settings->group_size;
     options.calibration = calibration;
     options.identity_hessian = settings->no_hessian;
     options.samples = (uint32_t)settings->samples;
@@ -209,7 +228,7 @@ static enum walsh_status run_quantize(struct command *command, struct walsh_erro
     TRY(model_find(command->arguments[0], &source, err));
     enum walsh_status status = WALSH_OK;
     const char *calibration = settings->calibration;
-    if (!calibration && !settings->no_hessian && !settings->dry_run) {
+    if (!calibration && !settings->no_hessian && !settings->dry_run && strcmp(settings->format, "e8p") == 0) {
         status = data_find("calibration.txt", &shipped, err);
         calibration = shipped;
         if (status == WALSH_OK)

@@ -654,10 +654,10 @@ WALSH_API enum walsh_status walsh_eval_ids(const struct walsh_model *model, cons
 
 struct walsh_quantize_options {
     size_t struct_size;
-    const char *format;      /* "e8p" */
+    const char *format;      /* "e8p", or to the nearest: "mxfp4" | "nvfp4" | "mxfp8" | "fp8" | "int8" | "int4" */
     unsigned bits;           /* 2..8 for e8p */
-    const char *rotation;    /* NULL or "block" | "pow2" | "overlap" */
-    const char *calibration; /* path of a UTF-8 text; NULL together with identity_hessian only */
+    const char *rotation;    /* "block" | "pow2" | "overlap" | "none"; NULL: block for e8p, none for all others */
+    const char *calibration; /* e8p: path of a UTF-8 text; NULL together with identity_hessian only */
     bool identity_hessian;   /* no calibration: nearest rounding of the rotated weights (for measurements) */
     uint32_t samples;        /* calibration sequences; 0: 128 */
     uint32_t sample_tokens;  /* tokens each; 0: the smaller of 1024 and the model's maximum */
@@ -673,6 +673,8 @@ struct walsh_quantize_options {
      * that slices of the stored tensors are whole linears. Such a dimension that is not as many multiples of
      * 16 outputs or 64 inputs is WALSH_E_UNSUPPORTED. 0, 1: one part. */
     unsigned tensor_parallel;
+    uint32_t group_size;        /* int8, int4: 32, 64, 128; 0: the largest that divides all columns */
+    const char *scale_rounding; /* mxfp4, mxfp8: "floor" | "ceil" | "even" | "rceil"; NULL: floor */
 };
 #define WALSH_QUANTIZE_OPTIONS                                                                               \
     {                                                                                                        \
@@ -695,7 +697,8 @@ struct walsh_quantize_report {
     struct walsh_quantize_layer *linears; /* walsh_quantize_report_free */
     size_t linear_count;
 };
-/* Read the Hugging Face directory src, write the Hugging Face directory dst (GLQ layout). dst must not exist;
+/* Read the Hugging Face directory src, write the Hugging Face directory dst (e8p: GLQ layout; the others:
+ * compressed-tensors, or for mxfp4 experts of gpt-oss its own; rotated ones: walsh's). dst must not exist;
  * the work happens in dst + ".partial", which a later call with `resume` continues after an abort, a crash or
  * kill -9. */
 WALSH_API enum walsh_status walsh_quantize(struct walsh_context *context, const char *src, const char *dst,

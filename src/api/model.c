@@ -10,8 +10,9 @@
 
 #define DEFAULT_KV_BITS 4
 
-/* The rule behind `activations`. Products of rotated formats know f32 and int8, those of bf16 weights f32 and
- * bf16, all other weights f32; a type that a format lacks becomes the best one that it has. */
+/* The rule behind `activations`. Products of E8P know f32 and int8 (one scale per row), those of MXFP4, NVFP4, int8
+ * and int4 weights f32, bf16 and int8 (a scale per group), those of bf16, MXFP8 and FP8 weights f32 and bf16, all
+ * others f32; a type that a format lacks becomes the best one that it has. */
 static enum walsh_status choose_activations(const struct walsh_queue *queue,
                                             enum walsh_activation_mode wanted,
                                             struct walsh_load_options *load, struct walsh_error *err)
@@ -56,6 +57,7 @@ static enum walsh_activation_mode public_activations(enum walsh_activation_type 
     case WALSH_ACTIVATION_BF16:
         return WALSH_ACTIVATIONS_BF16;
     case WALSH_ACTIVATION_INT8:
+    case WALSH_ACTIVATION_INT8_GROUPS:
         return WALSH_ACTIVATIONS_INT8;
     }
     return WALSH_ACTIVATIONS_AUTO;

@@ -8,28 +8,74 @@
 
 #define DEFAULT_SAMPLES 128
 
+static enum walsh_status find_format(const char *name, enum walsh_format *out, struct walsh_error *err)
+{
+    for (unsigned f = WALSH_FORMAT_E8P; name && f < WALSH_FORMAT_COUNT; f++) {
+        *out = (enum walsh_format)f;
+        if (strcmp(name, walsh_format_name(*out)) == 0) return WALSH_OK;
+    }
+    return walsh_fail(
+        err, WALSH_E_UNSUPPORTED,
+        "format %s is not one that walsh writes; known: e8p, mxfp4, nvfp4, mxfp8, fp8, int8, int4",
+        name ? name : "(none)");
+}
+
+static enum walsh_status find_rounding(const char *name, enum walsh_mx_rounding *out, struct walsh_error *err)
+{
+    static const char *const names[] = {"floor", "ceil", "even", "rceil"};
+    for (unsigned i = 0; i < 4; i++) {
+        *out = (enum walsh_mx_rounding)i;
+        if (!name || strcmp(name, names[i]) == 0) return WALSH_OK;
+    }
+    return walsh_fail(err, WALSH_E_ARGUMENT, "scale_rounding is %s, expected floor, ceil, even or rceil",
+                      name);
+}
+
 static enum walsh_status job_options(const struct walsh_quantize_options *o, struct walsh_job_options *out,
                                      struct walsh_error *err)
 {
-    if (!o->format || strcmp(o->format, "e8p") != 0)
-        return walsh_fail(err, WALSH_E_UNSUPPORTED, "format %s is not one that walsh writes; known: e8p",
-                          o->format ? o->format : "(none)");
-    static const char *const rotations[] = {
-        [WALSH_JOB_BLOCK] = "block", [WALSH_JOB_POW2] = "pow2", [WALSH_JOB_OVERLAP] = "overlap"};
-    unsigned rotation = WALSH_JOB_BLOCK;
-    while (o->rotation && rotation <= WALSH_JOB_OVERLAP && strcmp(o->rotation, rotations[rotation]) != 0)
-        rotation++;
-    if (rotation > WALSH_JOB_OVERLAP)
+    enum walsh_format format;
+    enum walsh_mx_rounding rounding;
+    WALSH_TRY(find_format(o->format, &format, err));
+    WALSH_TRY(find_rounding(o->scale_rounding, &rounding, err));
+    const bool e8p = format == WALSH_FORMAT_E8P;
+    static const char *const rotations[] = {[WALSH_JOB_BLOCK] = "block",
+                                            [WALSH_JOB_POW2] = "pow2",
+                                            [WALSH_JOB_OVERLAP] = "overlap",
+                                            [WALSH_JOB_NONE] = "none"};
+    unsigned rotation = o->rotation || e8p ? WALSH_JOB_BLOCK : WALSH_JOB_NONE;
+    const unsigned last = e8p ? WALSH_JOB_OVERLAP : WALSH_JOB_NONE;
+    while (o->rotation && rotation <= last && strcmp(o->rotation, rotations[rotation]) != 0) rotation++;
+    if (rotation > last)
         return walsh_fail(err, WALSH_E_UNSUPPORTED,
-                          "rotation %s is not one that e8p is written with; known: block, pow2, overlap",
-                          o->rotation);
+                          "rotation %s is not one that %s is written with; known: block, pow2, overlap%s",
+                          o->rotation, o->format, e8p ? "" : ", none");
     if (o->tensor_parallel > WALSH_MAX_TENSOR_PARALLEL)
         return walsh_fail(err, WALSH_E_ARGUMENT, "tensor_parallel is %u, expected at most %d",
                           o->tensor_parallel, WALSH_MAX_TENSOR_PARALLEL);
     if (o->tensor_parallel > 1 && rotation != WALSH_JOB_BLOCK)
-        return walsh_fail(err, WALSH_E_UNSUPPORTED,
-                          "tensor_parallel needs rotation block: %s mixes the parts of a dimension",
-                          o->rotation);
+        return walsh_fail(
+            err, WALSH_E_UNSUPPORTED, "tensor_parallel needs rotation block: %s %s", rotations[rotation],
+            rotation == WALSH_JOB_NONE ? "can be cut anyway" : "mixes the parts of a dimension");
+    if (!e8p) {
+        if (o->group_size && o->group_size != 32 && o->group_size != 64 && o->group_size != 128)
+            return walsh_fail(err, WALSH_E_ARGUMENT, "groups of %u; int8 and int4 know 32, 64 and 128",
+                              o->group_size);
+        if (o->calibration)
+            return walsh_fail(err, WALSH_E_ARGUMENT,
+                              "%s rounds to the nearest and does not use a calibration text", o->format);
+        *out = (struct walsh_job_options){.format = format,
+                                          .group = o->group_size,
+                                          .rounding = rounding,
+                                          .rotation = rotation,
+                                          .tensor_parallel = o->tensor_parallel ? o->tensor_parallel : 1,
+                                          .samples = 1,
+                                          .seed = o->seed,
+                                          .dry_run = o->dry_run,
+                                          .resume = o->resume,
+                                          .use_mmap = !o->no_mmap};
+        return WALSH_OK;
+    }
     if (!o->calibration && !o->identity_hessian && !o->dry_run)
         return walsh_fail(err, WALSH_E_ARGUMENT,
                           "quantize needs a calibration text, or identity_hessian for none");
@@ -37,6 +83,7 @@ static enum walsh_status job_options(const struct walsh_quantize_options *o, str
         return walsh_fail(err, WALSH_E_ARGUMENT,
                           "a calibration text and identity_hessian exclude each other");
     *out = (struct walsh_job_options){
+        .format = format,
         .bits = o->bits,
         .rotation = rotation,
         .tensor_parallel = o->tensor_parallel ? o->tensor_parallel : 1,

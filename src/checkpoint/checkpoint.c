@@ -390,17 +390,24 @@ enum walsh_status walsh_checkpoint_all_used(const struct walsh_checkpoint *ck, s
                       first->file, first->name, more, ck->config.architecture_name);
 }
 
+float walsh_tensor_element(const struct walsh_tensor *t, size_t i)
+{
+    const uint8_t *p = t->data; /* not aligned */
+    float f;
+    uint16_t h;
+    if (t->dtype == WALSH_F32) {
+        memcpy(&f, p + 4 * i, sizeof f);
+        return f;
+    }
+    memcpy(&h, p + 2 * i, sizeof h);
+    return t->dtype == WALSH_BF16 ? walsh_f32_from_bf16(h) : walsh_f32_from_f16(h);
+}
+
 void walsh_tensor_to_f32(const struct walsh_tensor *t, float *out)
 {
-    size_t n = walsh_tensor_elements(t);
-    const uint8_t *p = t->data;
-    if (t->dtype == WALSH_F32) {
-        memcpy(out, p, n * sizeof *out);
-        return;
-    }
-    for (size_t i = 0; i < n; i++) {
-        uint16_t h; /* the file's data is not aligned */
-        memcpy(&h, p + 2 * i, sizeof h);
-        out[i] = t->dtype == WALSH_BF16 ? walsh_f32_from_bf16(h) : walsh_f32_from_f16(h);
-    }
+    const size_t n = walsh_tensor_elements(t);
+    if (t->dtype == WALSH_F32)
+        memcpy(out, t->data, n * sizeof *out);
+    else
+        for (size_t i = 0; i < n; i++) out[i] = walsh_tensor_element(t, i);
 }

@@ -45,5 +45,7 @@ enum walsh_status walsh_checkpoint_all_used(const struct walsh_checkpoint *ck, s
 #define WALSH_FLOAT_DTYPES (1u << WALSH_F32 | 1u << WALSH_F16 | 1u << WALSH_BF16)
 /* Elements of an F32, F16 or BF16 tensor as f32 into out[elements]. */
 void walsh_tensor_to_f32(const struct walsh_tensor *t, float *out);
+/* Element i of such a tensor. */
+float walsh_tensor_element(const struct walsh_tensor *t, size_t i);
 
 #endif

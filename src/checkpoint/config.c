@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "checkpoint/config_parts.h"
+#include "formats/weights.h"
 
 const struct walsh_architecture_info walsh_architectures[WALSH_ARCH_COUNT] = {
     [WALSH_ARCH_LLAMA] = {.name = "LlamaForCausalLM",
@@ -95,7 +96,7 @@ const struct walsh_architecture_info walsh_architectures[WALSH_ARCH_COUNT] = {
 #define MAX_HEAD_DIM 1024
 #define MAX_VOCAB (1u << 24)
 #define MAX_EXPERTS 65536
-#define WALSH_FORMAT_VERSION 1 /* of quant_method "walsh" */
+#define WALSH_QUANT_VERSION 1 /* of quant_method "walsh" */
 
 /* "A, B" of the architectures' names */
 static void list_architectures(char *buffer, size_t size)
@@ -293,32 +294,52 @@ static enum walsh_status read_glq(const struct walsh_json_object *q, struct wals
     return WALSH_OK;
 }
 
+/* Only checked: the stored signs say which rotation they are of. */
+static enum walsh_status read_walsh_rotation(const struct walsh_json_object *q,
+                                             struct walsh_quant_config *out, struct walsh_error *err)
+{
+    const char *rotation = "block";
+    WALSH_TRY(walsh_json_string(q, "rotation", false, &rotation, err));
+    if (strcmp(rotation, "block") != 0 && strcmp(rotation, "pow2") != 0 && strcmp(rotation, "overlap") != 0 &&
+        strcmp(rotation, "none") != 0)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED,
+                          "%s: rotation \"%.100s\" is not supported; known: block, pow2, overlap, none",
+                          q->where, rotation);
+    return walsh_json_u32(q, "tensor_parallel", false, 1, WALSH_MAX_TENSOR_PARALLEL, &out->tensor_parallel,
+                          err);
+}
+
 static enum walsh_status read_walsh(const struct walsh_json_object *q, struct walsh_quant_config *out,
                                     struct walsh_error *err)
 {
     out->method = WALSH_QUANT_WALSH;
     WALSH_TRY(walsh_json_u32(q, "version", true, 0, UINT32_MAX, &out->version, err));
-    if (out->version != WALSH_FORMAT_VERSION)
+    if (out->version != WALSH_QUANT_VERSION)
         return walsh_fail(err, WALSH_E_UNSUPPORTED,
                           "%s: version %u of quantization method \"walsh\" is not supported; known: %d",
-                          q->where, out->version, WALSH_FORMAT_VERSION);
+                          q->where, out->version, WALSH_QUANT_VERSION);
     const char *codebook = NULL;
     WALSH_TRY(walsh_json_string(q, "codebook", true, &codebook, err));
-    if (strcmp(codebook, "e8p") != 0)
-        return walsh_fail(
-            err, WALSH_E_UNSUPPORTED,
-            "%s: codebook \"%.100s\" of quantization method \"walsh\" is not supported; known: e8p", q->where,
-            codebook);
-    snprintf(out->codebook, sizeof out->codebook, "%s", codebook);
-    /* only checked: the stored signs say which rotation they are of */
-    const char *rotation = "block";
-    WALSH_TRY(walsh_json_string(q, "rotation", false, &rotation, err));
-    if (strcmp(rotation, "block") != 0 && strcmp(rotation, "pow2") != 0 && strcmp(rotation, "overlap") != 0)
-        return walsh_fail(err, WALSH_E_UNSUPPORTED,
-                          "%s: rotation \"%.100s\" is not supported; known: block, pow2, overlap", q->where,
-                          rotation);
-    return walsh_json_u32(q, "tensor_parallel", false, 1, WALSH_MAX_TENSOR_PARALLEL, &out->tensor_parallel,
-                          err);
+    for (unsigned f = WALSH_FORMAT_E8P; f < WALSH_FORMAT_COUNT; f++) {
+        if (strcmp(codebook, walsh_format_name((enum walsh_format)f)) != 0) continue;
+        snprintf(out->codebook, sizeof out->codebook, "%s", codebook);
+        return read_walsh_rotation(q, out, err);
+    }
+    return walsh_fail(
+        err, WALSH_E_UNSUPPORTED,
+        "%s: codebook \"%.100s\" of quantization method \"walsh\" is not supported; known: e8p, "
+        "mxfp4, nvfp4, mxfp8, fp8, int8, int4",
+        q->where, codebook);
+}
+
+/* Methods whose linears checkpoint/blocks.c tells by their tensors; a format that it does not know has
+ * tensors that it does not know. */
+static bool is_block_method(const char *method)
+{
+    static const char *const known[] = {"compressed-tensors", "modelopt", "modelopt_fp4", "mxfp4", "fp8"};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (strcmp(method, known[i]) == 0) return true;
+    return false;
 }
 
 static enum walsh_status read_quantization(const struct walsh_json_object *o, struct walsh_quant_config *out,
@@ -334,10 +355,13 @@ static enum walsh_status read_quantization(const struct walsh_json_object *o, st
         WALSH_TRY(read_glq(&q, out, err));
     else if (strcmp(method, "walsh") == 0)
         WALSH_TRY(read_walsh(&q, out, err));
+    else if (is_block_method(method))
+        out->method = WALSH_QUANT_BLOCKS;
     else
         return walsh_fail(err, WALSH_E_UNSUPPORTED,
-                          "%s: quantization method \"%.100s\" is not supported; known: glq, walsh", o->where,
-                          method);
+                          "%s: quantization method \"%.100s\" is not supported; known: glq, walsh, "
+                          "compressed-tensors, modelopt, mxfp4, fp8",
+                          o->where, method);
     out->block_diagonal = true;
     WALSH_TRY(walsh_json_bool(&q, "block_diagonal", &out->block_diagonal, err));
     return walsh_json_double(&q, "bpw", false, 0, true, 32, &out->bits, err);

@@ -58,11 +58,14 @@ enum walsh_gate { WALSH_GATE_SILU, WALSH_GATE_GELU_TANH };
 
 #define WALSH_MAX_TENSOR_PARALLEL 16
 
-enum walsh_quant_method { WALSH_QUANT_NONE, WALSH_QUANT_GLQ, WALSH_QUANT_WALSH };
-/* config.json "quantization_config": quant_method "glq" with codebook "e8p", or "walsh" with version 1 */
+/* BLOCKS: compressed-tensors, ModelOpt, gpt-oss's mxfp4, DeepSeek's fp8; the tensors say what a linear is
+ * (checkpoint/blocks.h) */
+enum walsh_quant_method { WALSH_QUANT_NONE, WALSH_QUANT_GLQ, WALSH_QUANT_WALSH, WALSH_QUANT_BLOCKS };
+/* config.json "quantization_config": quant_method "glq" with codebook "e8p", "walsh" with version 1 and the
+ * codebook "e8p" or a block format's name, or one of those programs' */
 struct walsh_quant_config {
     enum walsh_quant_method method;
-    char codebook[16];   /* "e8p" */
+    char codebook[16];   /* "e8p", "mxfp4"; of BLOCKS "" */
     double bits;         /* bpw; 0: not given */
     bool block_diagonal; /* missing = true */
     uint32_t version;    /* of quant_method walsh; 0 for glq */

@@ -20,6 +20,8 @@
 
 #define WALSH_BLOCK_ROWS 16
 #define WALSH_BLOCK_COLUMNS 32
+/* The most columns of a matrix: a decoded tile fits the scratch of the products. A loader refuses more. */
+#define WALSH_BLOCK_MAX_COLUMNS 49152u
 
 static inline unsigned walsh_code_bits(enum walsh_code code)
 {

@@ -13,3 +13,17 @@ size_t walsh_activation_size(enum walsh_activation_type type)
 {
     return type == WALSH_ACTIVATION_F32 ? 4 : type == WALSH_ACTIVATION_BF16 ? 2 : 1;
 }
+
+size_t walsh_activation_scales(enum walsh_activation_type type, size_t stride)
+{
+    return type == WALSH_ACTIVATION_INT8_GROUPS ? stride / WALSH_ACTIVATION_GROUP
+           : type == WALSH_ACTIVATION_INT8      ? 1
+                                                : 0;
+}
+
+size_t walsh_activation_sums(enum walsh_activation_type type, size_t stride)
+{
+    return type == WALSH_ACTIVATION_INT8_GROUPS ? stride / WALSH_ACTIVATION_SUM
+           : type == WALSH_ACTIVATION_INT8      ? 1
+                                                : 0;
+}

@@ -25,8 +25,15 @@
 enum walsh_role { WALSH_DECODE, WALSH_PREFILL };
 
 /* How activations enter a product. INT8: one scale per row, x ~ scale * q, q = rint(x * 127/amax) in [-127,
- * 127]. */
-enum walsh_activation_type { WALSH_ACTIVATION_F32, WALSH_ACTIVATION_BF16, WALSH_ACTIVATION_INT8 };
+ * 127]. INT8_GROUPS: the same with a scale for each WALSH_ACTIVATION_GROUP columns. */
+enum walsh_activation_type {
+    WALSH_ACTIVATION_F32,
+    WALSH_ACTIVATION_BF16,
+    WALSH_ACTIVATION_INT8,
+    WALSH_ACTIVATION_INT8_GROUPS
+};
+#define WALSH_ACTIVATION_GROUP 32
+#define WALSH_ACTIVATION_SUM 16 /* INT8_GROUPS: columns of a sum */
 
 /* Prepared activations [rows][cols] of a product: rotated, rounded, zero beyond `cols` up to `stride`. stride
  * is a multiple of 256 elements; data is 64-byte aligned. */
@@ -35,12 +42,14 @@ struct walsh_activations {
     enum walsh_activation_type type;
     size_t rows, cols, stride; /* elements */
     void *data;                /* float, bf16 (uint16_t) or int8_t */
-    float *scale;              /* [rows], INT8 only */
-    int32_t *sum;              /* [rows], INT8 only: the sum of the row's q */
+    float *scale; /* INT8: [rows]; INT8_GROUPS: [rows][stride / WALSH_ACTIVATION_GROUP] */
+    int32_t *sum; /* of q. INT8: [rows], of the row; INT8_GROUPS: [rows][stride / WALSH_ACTIVATION_SUM] */
 };
-/* Bytes of `data` for rows x cols; scale and sum are rows*4 bytes each, placed by the caller. */
 size_t walsh_activations_stride(size_t cols);
 size_t walsh_activation_size(enum walsh_activation_type type); /* bytes of one element */
+/* Elements of `scale` and of `sum` of one row. */
+size_t walsh_activation_scales(enum walsh_activation_type type, size_t stride);
+size_t walsh_activation_sums(enum walsh_activation_type type, size_t stride);
 
 /* The first half of a low-rank update, h = A x, of rows [row_begin, row_end) of a product's raw input. */
 struct walsh_low_rank_down {

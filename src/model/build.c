@@ -40,7 +40,8 @@ static enum walsh_status layer_part(const struct builder *b, uint32_t layer, con
     const uint32_t in = b->graph->config.hidden;
     if (!fused) return layer_linear(b, layer, module, WALSH_LINEAR_LAYER, in, out, bias, linear);
     char name[NAME_SIZE], fused_name[NAME_SIZE];
-    const struct walsh_fusion fusion = {layer_path(b, fused_name, layer, fused), row, rows};
+    const struct walsh_fusion fusion = {
+        .name = layer_path(b, fused_name, layer, fused), .row = row, .rows = rows};
     return b->source->linear(b->source, layer_path(b, name, layer, module), &fusion, WALSH_LINEAR_LAYER, in,
                              out, bias, linear, b->err);
 }

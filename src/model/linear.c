@@ -1,9 +1,12 @@
 #include "model/linear.h"
 
+#include <math.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "base/scalar.h"
+#include "checkpoint/blocks.h"
 #include "checkpoint/glq.h"
 #include "formats/e8p_planes.h"
 #include "model/adapter_products.h"
@@ -19,13 +22,31 @@ enum walsh_activation_type walsh_linear_activation(enum walsh_format format,
                                                    enum walsh_activation_type dense)
 {
     if (format == WALSH_FORMAT_E8P) return rotated == WALSH_ACTIVATION_INT8 ? rotated : WALSH_ACTIVATION_F32;
-    if (format == WALSH_FORMAT_BF16) return dense == WALSH_ACTIVATION_BF16 ? dense : WALSH_ACTIVATION_F32;
+    const bool floats = format == WALSH_FORMAT_MXFP8 || format == WALSH_FORMAT_FP8;
+    if (walsh_format_is_block(format) && !floats && rotated == WALSH_ACTIVATION_INT8)
+        return WALSH_ACTIVATION_INT8_GROUPS;
+    if (format == WALSH_FORMAT_BF16 || walsh_format_is_block(format))
+        return dense == WALSH_ACTIVATION_BF16 ? dense : WALSH_ACTIVATION_F32;
     return WALSH_ACTIVATION_F32;
 }
 
 static struct walsh_rotation no_rotation(uint32_t size)
 {
     return (struct walsh_rotation){.kind = WALSH_ROTATION_NONE, .size = size, .blocks = {.padded = size}};
+}
+
+static void set_dense(struct walsh_linear *linear, enum walsh_dtype dtype, const void *data)
+{
+    linear->weights = (struct walsh_weights){
+        .format = dtype == WALSH_F32   ? WALSH_FORMAT_F32
+                  : dtype == WALSH_F16 ? WALSH_FORMAT_F16
+                                       : WALSH_FORMAT_BF16,
+        .rows = linear->out,
+        .cols = linear->in,
+        .data = data,
+    };
+    linear->in_rotation = no_rotation(linear->in);
+    linear->out_rotation = no_rotation(linear->out);
 }
 
 static enum walsh_status load_dense(struct walsh_linear *linear, const struct walsh_checkpoint *ck,
@@ -37,16 +58,8 @@ static enum walsh_status load_dense(struct walsh_linear *linear, const struct wa
     const uint64_t shape[] = {fusion->name ? fusion->rows : linear->out, linear->in};
     const struct walsh_tensor *t;
     WALSH_TRY(walsh_checkpoint_take(ck, tensor, FLOAT_DTYPES, 2, shape, &t, err));
-    linear->weights = (struct walsh_weights){
-        .format = t->dtype == WALSH_F32   ? WALSH_FORMAT_F32
-                  : t->dtype == WALSH_F16 ? WALSH_FORMAT_F16
-                                          : WALSH_FORMAT_BF16,
-        .rows = linear->out,
-        .cols = linear->in,
-        .data = (const uint8_t *)t->data + (size_t)fusion->row * linear->in * walsh_dtype_size(t->dtype),
-    };
-    linear->in_rotation = no_rotation(linear->in);
-    linear->out_rotation = no_rotation(linear->out);
+    set_dense(linear, t->dtype,
+              (const uint8_t *)t->data + (size_t)fusion->row * linear->in * walsh_dtype_size(t->dtype));
     return WALSH_OK;
 }
 
@@ -144,6 +157,120 @@ static enum walsh_status load_glq(struct walsh_linear *linear, const struct wals
     return repack_stages(linear, &glq, pool, arena, err);
 }
 
+/* --- block formats --- */
+
+struct repack_blocks {
+    const struct walsh_block_source *source;
+    uint32_t *data;
+    void *scales;
+    uint8_t *zeros;
+    atomic_bool broken; /* a scale or code that is no number */
+};
+
+static void repack_block_tiles(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    struct repack_blocks *r = argument;
+    (void)worker;
+    if (!walsh_blocks_pack(r->source, begin, end, r->data, r->scales, r->zeros))
+        atomic_store_explicit(&r->broken, true, memory_order_relaxed);
+}
+
+/* One side's signs, MODULE.SV or MODULE.SU, F16 [padded] or [2][padded]; none: no rotation. */
+static enum walsh_status load_signs(const struct walsh_checkpoint *ck, const char *name, const char *suffix,
+                                    uint32_t size, uint32_t min_block, uint32_t parts,
+                                    struct walsh_arena *arena, struct walsh_rotation *out,
+                                    struct walsh_error *err)
+{
+    char tensor[NAME_SIZE];
+    const struct walsh_tensor *signs;
+    snprintf(tensor, sizeof tensor, "%s.%s", name, suffix);
+    *out = no_rotation(size);
+    const struct walsh_tensor *found = walsh_checkpoint_find(ck, tensor);
+    if (!found) return WALSH_OK;
+    const unsigned rank = found->rank == 2 ? 2 : 1;
+    WALSH_TRY(walsh_checkpoint_take_rank(ck, tensor, 1u << WALSH_F16, rank, &signs, err));
+    const uint64_t stored = signs->shape[rank - 1];
+    if (stored < size || stored > UINT32_MAX)
+        return walsh_fail(err, WALSH_E_FORMAT, "%s: tensor %s has %llu elements, expected at least %u",
+                          signs->file, tensor, (unsigned long long)stored, size);
+    WALSH_TRY(load_rotation(out, signs, size, (uint32_t)stored, min_block, parts, arena, err));
+    for (size_t i = 0; i < walsh_rotation_signs(out); i++)
+        if (!isfinite(out->signs[i]) || out->signs[i] == 0)
+            return walsh_fail(err, WALSH_E_FORMAT, "%s: tensor %s: element %zu is %g, expected a sign",
+                              signs->file, tensor, i, (double)out->signs[i]);
+    return WALSH_OK;
+}
+
+static enum walsh_status load_blocks(struct walsh_linear *linear, const struct walsh_checkpoint *ck,
+                                     const char *name, const struct walsh_block_rows *part,
+                                     struct walsh_pool *pool, struct walsh_arena *arena,
+                                     struct walsh_error *err)
+{
+    struct walsh_block_source source;
+    const uint32_t parts = linear->split.parts;
+    WALSH_TRY(load_signs(ck, linear->name, "SV", linear->in, WALSH_MIN_BLOCK_COLUMNS,
+                         linear->split.inputs ? parts : 1, arena, &linear->in_rotation, err));
+    WALSH_TRY(load_signs(ck, linear->name, "SU", linear->out, WALSH_MIN_BLOCK_ROWS,
+                         linear->split.inputs ? 1 : parts, arena, &linear->out_rotation, err));
+    WALSH_TRY(walsh_blocks_take(ck, name, linear->out_rotation.blocks.padded,
+                                linear->in_rotation.blocks.padded, part, &source, err));
+    struct walsh_weights *w = &linear->weights;
+    *w = walsh_blocks_weights(&source);
+    struct repack_blocks r = {.source = &source};
+    const size_t count = walsh_block_scale_count(w);
+    WALSH_TRY(walsh_arena_alloc_uninitialised(arena, walsh_block_data_words(w), sizeof *r.data, linear->name,
+                                              &r.data, err));
+    WALSH_TRY(walsh_arena_alloc_uninitialised(arena, count, walsh_scale_bytes(w->block.scale), linear->name,
+                                              &r.scales, err));
+    if (source.zeros)
+        WALSH_TRY(walsh_arena_alloc_uninitialised(arena, count, 1, linear->name, &r.zeros, err));
+    walsh_pool_run(pool, walsh_block_tiles(w), 4, repack_block_tiles, &r);
+    if (atomic_load(&r.broken)) return walsh_blocks_fail(&source, err);
+    w->data = r.data;
+    w->scales = r.scales;
+    w->zeros = r.zeros;
+    return WALSH_OK;
+}
+
+/* --- stacks: gpt-oss's experts --- */
+
+/* Matrix number `matrix` of NAME [stack][in][rows], transposed into the arena. */
+static enum walsh_status load_stacked(struct walsh_linear *linear, const struct walsh_checkpoint *ck,
+                                      struct walsh_arena *arena, struct walsh_error *err)
+{
+    const struct walsh_fusion *f = &linear->fusion;
+    const uint64_t shape[] = {f->stack, linear->in, f->rows};
+    const struct walsh_tensor *t;
+    WALSH_TRY(walsh_checkpoint_take(ck, f->name, FLOAT_DTYPES, 3, shape, &t, err));
+    const size_t size = walsh_dtype_size(t->dtype), step = f->step ? f->step : 1;
+    const uint8_t *from = (const uint8_t *)t->data + (size_t)f->matrix * linear->in * f->rows * size;
+    uint8_t *to;
+    WALSH_TRY(walsh_arena_alloc_uninitialised(arena, (size_t)linear->out * linear->in, size, linear->name,
+                                              &to, err));
+    for (size_t k = 0; k < linear->in; k++)
+        for (size_t r = 0; r < linear->out; r++)
+            memcpy(to + (r * linear->in + k) * size, from + (k * f->rows + f->row + r * step) * size, size);
+    set_dense(linear, t->dtype, to);
+    return WALSH_OK;
+}
+
+static enum walsh_status load_stacked_bias(struct walsh_linear *linear, const struct walsh_checkpoint *ck,
+                                           struct walsh_arena *arena, struct walsh_error *err)
+{
+    char tensor[NAME_SIZE];
+    const struct walsh_fusion *f = &linear->fusion;
+    const uint64_t shape[] = {f->stack, f->rows};
+    const struct walsh_tensor *t;
+    snprintf(tensor, sizeof tensor, "%s_bias", f->name);
+    WALSH_TRY(walsh_checkpoint_take(ck, tensor, FLOAT_DTYPES, 2, shape, &t, err));
+    float *bias;
+    WALSH_TRY(walsh_arena_alloc(arena, linear->out, sizeof *bias, tensor, &bias, err));
+    for (size_t r = 0; r < linear->out; r++)
+        bias[r] = walsh_tensor_element(t, (size_t)f->matrix * f->rows + f->row + r * (f->step ? f->step : 1));
+    linear->bias = bias;
+    return WALSH_OK;
+}
+
 static enum walsh_status load_bias(struct walsh_linear *linear, const struct walsh_checkpoint *ck,
                                    struct walsh_arena *arena, struct walsh_error *err)
 {
@@ -157,6 +284,29 @@ static enum walsh_status load_bias(struct walsh_linear *linear, const struct wal
     walsh_tensor_to_f32(t, bias);
     linear->bias = bias;
     return WALSH_OK;
+}
+
+/* Under its own name, or as a part of another matrix. */
+static enum walsh_status load_weights(struct walsh_linear *linear, const struct walsh_checkpoint *ck,
+                                      struct walsh_pool *pool, struct walsh_arena *arena,
+                                      struct walsh_error *err)
+{
+    const struct walsh_fusion *f = &linear->fusion;
+    if (walsh_glq_present(ck, linear->name)) return load_glq(linear, ck, linear->name, pool, arena, err);
+    if (walsh_blocks_present(ck, linear->name, false))
+        return load_blocks(linear, ck, linear->name, NULL, pool, arena, err);
+    if (f->name && walsh_blocks_present(ck, f->name, f->stack != 0)) {
+        const struct walsh_block_rows part = {f->row, f->step, f->rows, f->stack, f->matrix};
+        return load_blocks(linear, ck, f->name, &part, pool, arena, err);
+    }
+    return f->stack ? load_stacked(linear, ck, arena, err) : load_dense(linear, ck, linear->name, err);
+}
+
+static bool has_own_bias(const struct walsh_checkpoint *ck, const char *name)
+{
+    char tensor[NAME_SIZE];
+    snprintf(tensor, sizeof tensor, "%s.bias", name);
+    return walsh_checkpoint_find(ck, tensor) != NULL;
 }
 
 enum walsh_status walsh_linear_load(struct walsh_linear *linear, const struct walsh_checkpoint *ck,
@@ -179,12 +329,11 @@ enum walsh_status walsh_linear_load(struct walsh_linear *linear, const struct wa
         WALSH_TRY(walsh_arena_strdup(arena, fusion->name, &copy, err));
         linear->fusion.name = copy;
     }
-    if (walsh_glq_present(ck, name))
-        WALSH_TRY(load_glq(linear, ck, name, pool, arena, err));
-    else
-        WALSH_TRY(load_dense(linear, ck, name, err));
+    WALSH_TRY(load_weights(linear, ck, pool, arena, err));
     linear->activation = walsh_linear_activation(linear->weights.format, rotated, dense);
-    return has_bias ? load_bias(linear, ck, arena, err) : WALSH_OK;
+    if (!has_bias) return WALSH_OK;
+    return fusion && fusion->stack && !has_own_bias(ck, name) ? load_stacked_bias(linear, ck, arena, err)
+                                                              : load_bias(linear, ck, arena, err);
 }
 
 /* x as the products of `linear` read it: in place, or prepared in the workspace. */

@@ -7,11 +7,15 @@
 #include "checkpoint/checkpoint.h"
 #include "kernels/kernels.h"
 
-/* A matrix of the checkpoint that holds several linears one below the other: rows [row, row + out) of `rows`
- * are this one's. */
+/* A matrix of the checkpoint that holds several linears: rows row, row + step, ... of its `rows` are this
+ * one's. A stack (gpt-oss's experts) is one tensor of `stack` matrices [rows][in], of which this is number
+ * `matrix`: quantized as NAME_blocks and NAME_scales, dense as NAME [stack][in][rows], biases NAME_bias
+ * [stack][rows]. */
 struct walsh_fusion {
     const char *name; /* module path: "model.layers.0.self_attn.qkv_proj"; NULL: a matrix of its own */
     uint32_t row, rows;
+    uint32_t step;          /* 0: 1 */
+    uint32_t stack, matrix; /* stack 0: a matrix of its own */
 };
 /* How a tensor-parallel engine cuts a linear into `parts` (1: not at all): by its inputs or by its outputs.
  * The rotation of that dimension keeps the parts apart. */
@@ -31,10 +35,11 @@ struct walsh_linear {
     uint32_t index; /* its number in its graph, in the order of use */
 };
 
-/* Take `name` from the checkpoint: dense `name.weight`, or a GLQ E8P group, and `name.bias` where has_bias.
- * With `fusion` (NULL: none; has no bias) the dense rows are in that matrix, quantized linears under their
- * own names. `split` says what blocks the stored signs are of. Dense data stays in the mapped file; E8P codes
- * are repacked into `arena`. `pool` shares the repacking. */
+/* Take `name` from the checkpoint: dense `name.weight`, a GLQ E8P group, or a block format as
+ * checkpoint/blocks.h says, with the signs name.SV and name.SU where it is rotated, and `name.bias` where
+ * has_bias. With `fusion` (NULL: none; has no bias but of a stack) the dense rows and those of unrotated
+ * block formats are in that matrix, other quantized linears under their own names. `split` says what blocks the stored signs are of. Dense data stays in the
+ * mapped file but for stacks; codes are repacked into `arena`. `pool` shares the repacking. */
 enum walsh_status walsh_linear_load(struct walsh_linear *linear, const struct walsh_checkpoint *ck,
                                     const char *name, const struct walsh_fusion *fusion,
                                     const struct walsh_split *split, uint32_t in, uint32_t out, bool has_bias,

@@ -82,8 +82,11 @@ static enum walsh_status allocate(struct walsh_workspace *ws, const struct walsh
     size_t in = walsh_max(walsh_max(padded(c->hidden), padded(heads)), padded(wide));
     WALSH_TRY(
         buffer(ws->queue, rows, walsh_activations_stride(in), sizeof(float), false, &ws->activations, err));
-    WALSH_TRY(buffer(ws->queue, rows, 1, sizeof(float), false, &ws->scale, err));
-    WALSH_TRY(buffer(ws->queue, rows, 1, sizeof(int32_t), false, &ws->sum, err));
+    const size_t stride = walsh_activations_stride(in);
+    WALSH_TRY(buffer(ws->queue, rows, walsh_activation_scales(WALSH_ACTIVATION_INT8_GROUPS, stride),
+                     sizeof(float), false, &ws->scale, err));
+    WALSH_TRY(buffer(ws->queue, rows, walsh_activation_sums(WALSH_ACTIVATION_INT8_GROUPS, stride),
+                     sizeof(int32_t), false, &ws->sum, err));
 
     size_t z = walsh_z_stride(padded(heads)) + 2 * walsh_z_stride(padded(kv));
     z = walsh_max(walsh_max(z, 2 * walsh_z_stride(padded(wide))), walsh_z_stride(padded(c->hidden)));

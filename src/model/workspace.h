@@ -24,7 +24,7 @@ struct walsh_workspace {
     struct walsh_kv_view own;
     void *own_pages[2]; /* keys, values */
 
-    /* one set of prepared activations; scale and sum: [max_rows] */
+    /* one set of prepared activations; scale and sum: for the rows of any type */
     void *activations;
     float *scale;
     int32_t *sum;

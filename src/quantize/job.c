@@ -6,16 +6,19 @@
 #include <xxhash.h>
 
 #include "base/clock.h"
+#include "checkpoint/blocks.h"
 #include "checkpoint/glq.h"
 #include "kernels/table.h"
+#include "quantize/blocks.h"
 #include "quantize/calibration.h"
 #include "quantize/ldlq.h"
 #include "quantize/output.h"
+#include "quantize/rotate.h"
 #include "quantize/scales.h"
 
 #define NAME_SIZE 320
 
-static const char *const rotation_names[] = {"block", "pow2", "overlap"};
+static const char *const rotation_names[] = {"block", "pow2", "overlap", "none"};
 
 /* Shares of a layer's time, for the progress bar only. */
 static const double observe_share = 0.35, encode_share = 0.35;
@@ -25,11 +28,13 @@ struct job {
     const struct walsh_hooks *hooks;
     const struct walsh_job_options *options;
     struct walsh_e8p_plan stages;
+    struct walsh_block_writer blocks; /* of a block format */
+    bool stacked;                     /* experts go into gpt-oss's stacks, everything else stays */
     struct walsh_model_graph *graph;
     struct walsh_calibration calibration;
     bool calibrated;
     struct walsh_output output;
-    bool ours; /* it has what GLQ does not know */
+    bool ours; /* it has what GLQ or compressed-tensors do not know */
     struct walsh_job_report *report;
     /* the layer at hand */
     uint32_t layer;
@@ -60,6 +65,11 @@ static enum walsh_status plan_rotation(const struct job *job, const struct walsh
                    min_block = inputs ? WALSH_MIN_BLOCK_COLUMNS : WALSH_MIN_BLOCK_ROWS;
     if (o->rotation == WALSH_JOB_OVERLAP) return walsh_rotation_overlap_padded(n, min_block, NULL, out, err);
     *out = (struct walsh_rotation){.kind = WALSH_ROTATION_BLOCKS, .size = n};
+    if (o->rotation == WALSH_JOB_NONE) {
+        out->kind = WALSH_ROTATION_NONE;
+        out->blocks.padded = n;
+        return WALSH_OK;
+    }
     if (o->rotation == WALSH_JOB_POW2) return walsh_blocks_pow2(n, min_block, &out->blocks, err);
     if (o->tensor_parallel == 1 || linear->split.inputs != inputs)
         return walsh_blocks_binary(n, min_block, &out->blocks, err);
@@ -81,28 +91,131 @@ static uint64_t linear_bytes(const struct job *job, const struct walsh_rotation 
     return bytes;
 }
 
+static bool is_block(const struct job *job)
+{
+    return job->options->format != WALSH_FORMAT_E8P;
+}
+
+static bool is_rotated(const struct job *job)
+{
+    return job->options->rotation != WALSH_JOB_NONE;
+}
+
+/* The tensor of one side's signs: [padded], of an overlap [2][padded]. */
+static enum walsh_status plan_signs(struct walsh_safetensors_plan *plan, const char *linear,
+                                    const char *which, const struct walsh_rotation *r, uint64_t *bytes,
+                                    struct walsh_error *err)
+{
+    char name[NAME_SIZE];
+    const uint64_t padded = r->blocks.padded;
+    snprintf(name, sizeof name, "%s.%s", linear, which);
+    *bytes += 2 * walsh_rotation_signs(r);
+    if (r->kind == WALSH_ROTATION_OVERLAP)
+        return walsh_plan_add(plan, name, WALSH_F16, 2, (const uint64_t[]){2, padded}, err);
+    return walsh_plan_add(plan, name, WALSH_F16, 1, &padded, err);
+}
+
+static enum walsh_status plan_block_linear(struct job *job, struct walsh_safetensors_plan *plan,
+                                           const struct walsh_linear *linear,
+                                           const struct walsh_rotation *out, const struct walsh_rotation *in,
+                                           uint64_t *bytes, struct walsh_error *err)
+{
+    WALSH_TRY(walsh_block_plan(&job->blocks, linear, out->blocks.padded, in->blocks.padded, job->stacked,
+                               plan, bytes, err));
+    if ((linear->fusion.name && !job->stacked) || is_rotated(job)) job->ours = true;
+    if (!is_rotated(job)) return WALSH_OK;
+    WALSH_TRY(plan_signs(plan, linear->name, "SV", in, bytes, err));
+    return plan_signs(plan, linear->name, "SU", out, bytes, err);
+}
+
 static enum walsh_status plan_linear(struct job *job, struct walsh_safetensors_plan *plan,
                                      const struct walsh_linear *linear, struct walsh_error *err)
 {
     struct walsh_rotation in, out;
-    char weight[NAME_SIZE];
-    if (linear->weights.format == WALSH_FORMAT_E8P)
+    uint64_t bytes;
+    if (linear->weights.format == WALSH_FORMAT_E8P || linear->in_rotation.kind != WALSH_ROTATION_NONE)
         return walsh_fail(err, WALSH_E_ARGUMENT,
                           "%s: %s is quantized already; quantize the original checkpoint",
                           job->graph->checkpoint.directory, linear->name);
     WALSH_TRY(plan_rotation(job, linear, true, &in, err));
     WALSH_TRY(plan_rotation(job, linear, false, &out, err));
-    WALSH_TRY(walsh_glq_plan(plan, linear->name, &out, &in, job->stages.stages, job->stages.kind, err));
-    const char *stored = linear->fusion.name ? linear->fusion.name : linear->name;
-    snprintf(weight, sizeof weight, "%s.weight", stored);
-    struct walsh_tensor *dense = walsh_checkpoint_find(&job->graph->checkpoint, weight);
-    if (dense) dense->used = false; /* replaced, not copied */
-    if (linear->bias || linear->fusion.name) job->ours = true;
+    if (is_block(job)) {
+        WALSH_TRY(plan_block_linear(job, plan, linear, &out, &in, &bytes, err));
+    } else {
+        WALSH_TRY(walsh_glq_plan(plan, linear->name, &out, &in, job->stages.stages, job->stages.kind, err));
+        bytes = linear_bytes(job, &out, &in);
+        if (linear->bias || linear->fusion.name) job->ours = true;
+    }
     struct walsh_job_linear *row = &job->report->linears[job->report->linear_count++];
-    *row = (struct walsh_job_linear){
-        .rows = linear->out, .cols = linear->in, .bytes = linear_bytes(job, &out, &in)};
+    *row = (struct walsh_job_linear){.rows = linear->out, .cols = linear->in, .bytes = bytes};
     snprintf(row->name, sizeof row->name, "%s", linear->name);
     return WALSH_OK;
+}
+
+/* The groups of a layer that are quantized: all, but for gpt-oss in its own layout the experts' only. */
+static enum walsh_status layer_groups(const struct job *job, struct walsh_layer *layer,
+                                      struct walsh_input_group **groups, size_t *count,
+                                      struct walsh_error *err)
+{
+    size_t all, kept = 0;
+    WALSH_TRY(walsh_layer_groups(job->graph, layer, groups, &all, err));
+    for (size_t g = 0; g < all; g++)
+        if (!job->stacked || (*groups)[g].linears[0]->fusion.stack) (*groups)[kept++] = (*groups)[g];
+    *count = kept;
+    return WALSH_OK;
+}
+
+/* Every linear of the layers that is quantized. */
+typedef enum walsh_status visit_linear(struct job *job, struct walsh_safetensors_plan *plan,
+                                       const struct walsh_linear *linear, struct walsh_error *err);
+
+static enum walsh_status visit_linears(struct job *job, struct walsh_safetensors_plan *plan,
+                                       visit_linear *visit, struct walsh_error *err)
+{
+    for (uint32_t i = 0; i < job->graph->config.layers; i++) {
+        struct walsh_input_group *groups;
+        size_t count;
+        WALSH_TRY(layer_groups(job, &job->graph->layers[i], &groups, &count, err));
+        enum walsh_status status = WALSH_OK;
+        for (size_t g = 0; g < count; g++)
+            for (unsigned l = 0; l < groups[g].count && status == WALSH_OK; l++)
+                status = visit(job, plan, groups[g].linears[l], err);
+        walsh_free(groups);
+        if (status != WALSH_OK) return status;
+    }
+    return WALSH_OK;
+}
+
+/* Replaced, not copied. Behind all plans, as a stack is replaced once. */
+static enum walsh_status release_linear(struct job *job, struct walsh_safetensors_plan *plan,
+                                        const struct walsh_linear *linear, struct walsh_error *err)
+{
+    const struct walsh_fusion *f = &linear->fusion;
+    (void)plan, (void)err;
+    walsh_blocks_release(&job->graph->checkpoint, f->name ? f->name : linear->name, f->stack != 0);
+    return WALSH_OK;
+}
+
+/* The default of --group-size: what divides the columns of all. */
+static enum walsh_status divide_group(struct job *job, struct walsh_safetensors_plan *plan,
+                                      const struct walsh_linear *linear, struct walsh_error *err)
+{
+    struct walsh_rotation in;
+    (void)plan;
+    WALSH_TRY(plan_rotation(job, linear, true, &in, err));
+    while (job->blocks.group > 32 && in.blocks.padded % job->blocks.group != 0) job->blocks.group /= 2;
+    return WALSH_OK;
+}
+
+static enum walsh_status choose_blocks(struct job *job, struct walsh_error *err)
+{
+    const struct walsh_job_options *o = job->options;
+    job->blocks = (struct walsh_block_writer){o->format, o->group ? o->group : 128, o->rounding};
+    if (!is_block(job)) return WALSH_OK;
+    const struct walsh_layer *first = &job->graph->layers[0];
+    job->stacked =
+        first->experts && walsh_block_is_stacked(&job->blocks, &first->experts[0].gate, is_rotated(job));
+    return o->group ? WALSH_OK : visit_linears(job, NULL, divide_group, err);
 }
 
 static size_t count_linears(const struct walsh_model_graph *graph)
@@ -116,30 +229,23 @@ static size_t count_linears(const struct walsh_model_graph *graph)
 /* Embeddings, head, norms and router are kept in bf16; a bias, which costs nothing, as it is. */
 static enum walsh_dtype kept_dtype(const struct walsh_tensor *t)
 {
-    static const char bias[] = ".bias";
+    static const char bias[] = "bias"; /* ".bias", "_bias" */
     size_t size = strlen(t->name), end = sizeof bias - 1;
     bool is_bias = size > end && strcmp(t->name + size - end, bias) == 0;
-    return is_bias ? t->dtype : WALSH_BF16;
+    bool is_float = t->dtype == WALSH_F32 || t->dtype == WALSH_F16;
+    return is_bias || !is_float ? t->dtype : WALSH_BF16;
 }
 
-/* Every quantized linear in the GLQ layout, everything else in bf16. */
+/* Every quantized linear in its layout, everything else in bf16. */
 static enum walsh_status plan_output(struct job *job, struct walsh_safetensors_plan *plan,
                                      struct walsh_error *err)
 {
     struct walsh_model_graph *graph = job->graph;
     WALSH_TRY(walsh_alloc_zero(count_linears(graph), sizeof *job->report->linears, "the report",
                                &job->report->linears, err));
-    for (uint32_t i = 0; i < graph->config.layers; i++) {
-        struct walsh_input_group *groups;
-        size_t count;
-        WALSH_TRY(walsh_layer_groups(graph, &graph->layers[i], &groups, &count, err));
-        enum walsh_status status = WALSH_OK;
-        for (size_t g = 0; g < count; g++)
-            for (unsigned l = 0; l < groups[g].count && status == WALSH_OK; l++)
-                status = plan_linear(job, plan, groups[g].linears[l], err);
-        walsh_free(groups);
-        if (status != WALSH_OK) return status;
-    }
+    WALSH_TRY(choose_blocks(job, err));
+    WALSH_TRY(visit_linears(job, plan, plan_linear, err));
+    WALSH_TRY(visit_linears(job, plan, release_linear, err));
     for (size_t i = 0; i < graph->checkpoint.tensor_count; i++) {
         const struct walsh_tensor *t = graph->checkpoint.tensors[i];
         if (t->used) WALSH_TRY(walsh_plan_add(plan, t->name, kept_dtype(t), t->rank, t->shape, err));
@@ -163,6 +269,13 @@ static void describe(const struct job *job, uint64_t calibration, char *out, siz
         source =
             XXH64((const uint8_t *)t->data + t->bytes / 2, walsh_min(t->bytes - t->bytes / 2, 4096), source);
     }
+    if (is_block(job)) {
+        snprintf(out, size,
+                 "walsh %s, %s, groups of %u, rounding %d, %s, seed %" PRIu64 ", source %016" PRIx64,
+                 WALSH_VERSION, walsh_format_name(o->format), job->blocks.group, (int)o->rounding,
+                 rotation_names[o->rotation], o->seed, source);
+        return;
+    }
     snprintf(out, size,
              "walsh %s, e8p %u bits, %s in %u parts, %u x %u calibration tokens %016" PRIx64
              ", %u passes, %s, seed %" PRIu64 ", source %016" PRIx64 ", kernels %x",
@@ -173,19 +286,32 @@ static void describe(const struct job *job, uint64_t calibration, char *out, siz
 
 /* --- one linear --- */
 
-/* f32 [rows][cols] of dense weights. */
+struct widening {
+    const struct walsh_kernels *kernels;
+    const struct walsh_weights *weights;
+    float *out;
+};
+
+static void widen_rows(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    const struct widening *t = argument;
+    const struct walsh_weights *w = t->weights;
+    (void)worker;
+    for (size_t tile = begin; tile < end; tile++) {
+        const size_t row = tile * WALSH_BLOCK_ROWS;
+        t->kernels->decode_weights_f32(w, row, walsh_min(WALSH_BLOCK_ROWS, w->rows - row),
+                                       t->out + row * w->cols, w->cols);
+    }
+}
+
+/* f32 [rows][cols] of weights in any format. */
 static enum walsh_status weights_to_f32(const struct job *job, const struct walsh_linear *linear, float **out,
                                         struct walsh_error *err)
 {
     const struct walsh_weights *w = &linear->weights;
-    size_t elements = (size_t)w->rows * w->cols;
-    WALSH_TRY(walsh_alloc(elements, sizeof **out, linear->name, out, err));
-    if (w->format == WALSH_FORMAT_BF16)
-        job->queue->kernels->f32_from_bf16(*out, w->data, elements);
-    else if (w->format == WALSH_FORMAT_F16)
-        job->queue->kernels->f32_from_f16(*out, w->data, elements);
-    else
-        memcpy(*out, w->data, elements * sizeof **out);
+    WALSH_TRY(walsh_alloc((size_t)w->rows * w->cols, sizeof **out, linear->name, out, err));
+    struct widening t = {job->queue->kernels, w, *out};
+    walsh_pool_run(job->queue->pool, walsh_div_up(w->rows, WALSH_BLOCK_ROWS), 1, widen_rows, &t);
     return WALSH_OK;
 }
 
@@ -270,6 +396,68 @@ static enum walsh_status quantize_linear(struct job *job, const struct walsh_ldl
     return status;
 }
 
+/* --- one linear in a block format --- */
+
+/* w~ [out padded][in padded] = forward_out w forward_in^T. */
+static enum walsh_status rotate_weights(const struct job *job, const struct walsh_linear *linear,
+                                        const struct walsh_rotation *in, const struct walsh_rotation *out,
+                                        const float *w, float **rotated, struct walsh_error *err)
+{
+    const size_t rows = linear->out, cols = in->blocks.padded, padded = out->blocks.padded;
+    float *across;
+    WALSH_TRY(walsh_alloc(padded * cols, 2 * sizeof **rotated, linear->name, rotated, err));
+    across = *rotated + padded * cols;
+    walsh_rotate_rows(job->queue, in, in->signs, w, rows, *rotated);
+    walsh_transpose(job->queue, *rotated, rows, cols, across);
+    walsh_rotate_rows(job->queue, out, out->signs, across, cols, *rotated);
+    memcpy(across, *rotated, padded * cols * sizeof **rotated);
+    walsh_transpose(job->queue, across, cols, padded, *rotated);
+    return WALSH_OK;
+}
+
+/* in: NULL where nothing is rotated. */
+static enum walsh_status quantize_block_linear(struct job *job, const struct walsh_linear *linear,
+                                               const struct walsh_rotation *in, struct walsh_job_linear *row,
+                                               struct walsh_error *err)
+{
+    float *w = NULL, *rotated = NULL, *signs = NULL;
+    struct walsh_rotation out;
+    const double start = walsh_now();
+    WALSH_TRY(walsh_check_abort(job->hooks, err));
+    enum walsh_status status = weights_to_f32(job, linear, &w, err);
+    if (status == WALSH_OK && in) {
+        status = new_rotation(job, linear, false, &out, &signs, err);
+        if (status == WALSH_OK) status = rotate_weights(job, linear, in, &out, w, &rotated, err);
+        if (status == WALSH_OK)
+            status = write_f16(job, linear->name, "SV", in->signs, walsh_rotation_signs(in), err);
+        if (status == WALSH_OK)
+            status = write_f16(job, linear->name, "SU", out.signs, walsh_rotation_signs(&out), err);
+    }
+    if (status == WALSH_OK)
+        status = walsh_block_write(&job->blocks, job->queue->pool, &job->output, linear, in ? rotated : w,
+                                   in ? out.blocks.padded : linear->out, in ? in->blocks.padded : linear->in,
+                                   job->stacked, &row->proxy, err);
+    row->seconds = walsh_now() - start;
+    walsh_free(w);
+    walsh_free(rotated);
+    walsh_free(signs);
+    return status;
+}
+
+/* Linears of one input share its signs. */
+static enum walsh_status quantize_block_group(struct job *job, const struct walsh_input_group *g,
+                                              struct walsh_job_linear *rows, struct walsh_error *err)
+{
+    float *signs = NULL;
+    struct walsh_rotation in;
+    if (is_rotated(job)) WALSH_TRY(new_rotation(job, g->linears[0], true, &in, &signs, err));
+    enum walsh_status status = WALSH_OK;
+    for (unsigned l = 0; l < g->count && status == WALSH_OK; l++)
+        status = quantize_block_linear(job, g->linears[l], is_rotated(job) ? &in : NULL, &rows[l], err);
+    walsh_free(signs);
+    return status;
+}
+
 /* --- one input: its linears share SV and the Hessian --- */
 
 /* The Hessian of a group, or NULL for the identity. */
@@ -341,7 +529,8 @@ static enum walsh_status quantize_layer(struct job *job, struct walsh_input_grou
     begin_share(job, job->calibrated ? observe_share : 0, job->calibrated ? encode_share : 1);
     double start = walsh_now();
     for (size_t g = 0, row = 0; g < count; row += groups[g++].count) {
-        WALSH_TRY(quantize_group(job, &groups[g], rows + row, err));
+        WALSH_TRY(is_block(job) ? quantize_block_group(job, &groups[g], rows + row, err)
+                                : quantize_group(job, &groups[g], rows + row, err));
         show_progress(job, (double)(g + 1) / (double)count);
     }
     job->report->encode_seconds += walsh_now() - start;
@@ -397,7 +586,7 @@ static enum walsh_status run_layer(struct job *job, struct walsh_job_linear *row
 {
     struct walsh_input_group *groups;
     size_t count;
-    WALSH_TRY(walsh_layer_groups(job->graph, &job->graph->layers[job->layer], &groups, &count, err));
+    WALSH_TRY(layer_groups(job, &job->graph->layers[job->layer], &groups, &count, err));
     *linears = 0;
     for (size_t g = 0; g < count; g++) *linears += groups[g].count;
     enum walsh_status status = job->layer < job->output.layers_done
@@ -418,6 +607,9 @@ static enum walsh_status run_layer(struct job *job, struct walsh_job_linear *row
 static json_t *quantization_config(const struct job *job)
 {
     const struct walsh_job_options *o = job->options;
+    if (is_block(job))
+        return walsh_block_config(&job->blocks, job->stacked, job->ours, rotation_names[o->rotation],
+                                  o->tensor_parallel);
     json_t *config = json_pack("{s:{s:s, s:s, s:b, s:i, s:i}}", "quantization_config", "quant_method",
                                job->ours ? "walsh" : "glq", "codebook", "e8p", "block_diagonal",
                                o->rotation != WALSH_JOB_POW2, "codesz", 8, "bpw", (int)o->bits);
@@ -469,7 +661,7 @@ static enum walsh_status run(struct job *job, const char *source, const char *de
     uint64_t fingerprint = 0;
     char description[400];
     job->ours = o->rotation == WALSH_JOB_OVERLAP || o->tensor_parallel > 1;
-    WALSH_TRY(walsh_e8p_plan_bits(o->bits, &job->stages, err));
+    if (!is_block(job)) WALSH_TRY(walsh_e8p_plan_bits(o->bits, &job->stages, err));
     WALSH_TRY(walsh_graph_open(source, &load, job->queue, &job->graph, err));
     uint32_t most = job->graph->config.max_positions;
     uint32_t tokens = o->sample_tokens ? o->sample_tokens : most < 1024 ? most : 1024;

@@ -1,9 +1,11 @@
-/* quantize/job: a Hugging Face directory in, a quantized one in the GLQ layout out. May use model and below.
+/* quantize/job: a Hugging Face directory in, a quantized one out: E8P in the GLQ layout, a block format in
+ * that of compressed-tensors or, of gpt-oss's experts in MXFP4, of gpt-oss (quantize/blocks.h). May use model
+ * and below.
  *
- * Layer by layer: one forward of the layer over the calibration sequences collects the Hessian of each input,
- * LDLQ finds the codes, the layer's tensors are written, and a second forward through what was written gives
- * the next layer its inputs. Anonymous memory is one layer in f32, its Hessians and the calibration
- * activations, never the model. */
+ * Block formats round each weight to the nearest and need no calibration. E8P, layer by layer: one forward of
+ * the layer over the calibration sequences collects the Hessian of each input, LDLQ finds the codes, the
+ * layer's tensors are written, and a second forward through what was written gives the next layer its inputs.
+ * Anonymous memory is one layer in f32, its Hessians and the calibration activations, never the model. */
 #ifndef WALSH_QUANTIZE_JOB_H
 #define WALSH_QUANTIZE_JOB_H
 
@@ -11,11 +13,16 @@
 #include <stdint.h>
 
 #include "base/hooks.h"
+#include "formats/mx.h"
 #include "kernels/kernels.h"
 
 struct walsh_job_options {
-    unsigned bits;                                                        /* 2..8 */
-    enum { WALSH_JOB_BLOCK, WALSH_JOB_POW2, WALSH_JOB_OVERLAP } rotation; /* see rotation/rotation.h */
+    enum walsh_format format;        /* WALSH_FORMAT_E8P or a block format */
+    unsigned bits;                   /* E8P: 2..8 */
+    uint32_t group;                  /* INT8, INT4: 32, 64 or 128; 0: the largest that divides all columns */
+    enum walsh_mx_rounding rounding; /* MXFP4, MXFP8 */
+    /* see rotation/rotation.h; NONE: block formats only */
+    enum { WALSH_JOB_BLOCK, WALSH_JOB_POW2, WALSH_JOB_OVERLAP, WALSH_JOB_NONE } rotation;
     uint32_t tensor_parallel; /* parts of the split dimensions whose blocks stay apart; 1: none. BLOCK only */
     const char *calibration;  /* path of a UTF-8 text; NULL: the identity in place of every Hessian */
     uint32_t samples;         /* calibration sequences, at least 1 */
@@ -30,7 +37,7 @@ struct walsh_job_options {
 struct walsh_job_linear {
     char name[256]; /* module path */
     uint32_t rows, cols;
-    double proxy;   /* tr(E H E^T) / tr(W H W^T) after rotation; 0 in a dry run */
+    double proxy; /* tr(E H E^T) / tr(W H W^T) after rotation, of block formats with H = 1; 0 in a dry run */
     uint64_t bytes; /* of all its tensors in the output */
     double seconds; /* of LDLQ; of a resumed job's earlier layers as they were then */
 };

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "formats/e8p_planes.h"
+#include "formats/blocks.h"
 #include "kernels/table.h"
 #include "model/sites.h"
 #include "quantize/output.h"
@@ -58,11 +58,24 @@ static const struct walsh_linear *find_linear(const struct merge *m, const char 
     return found ? *found : NULL;
 }
 
-/* Is tensor "MODULE.weight" a matrix of which this linear is a part? */
-static bool is_part(const struct walsh_linear *l, const char *tensor)
+/* What stands behind the name of the matrix that this linear is a part of; NULL: of none, or another. */
+static const char *part_suffix(const struct walsh_linear *l, const char *tensor)
 {
     const size_t size = l->fusion.name ? strlen(l->fusion.name) : 0;
-    return size > 0 && strncmp(tensor, l->fusion.name, size) == 0 && strcmp(tensor + size, ".weight") == 0;
+    return size > 0 && strncmp(tensor, l->fusion.name, size) == 0 ? tensor + size : NULL;
+}
+
+/* Is tensor "MODULE.weight", of a stack "MODULE", a matrix of which this linear is a part? */
+static bool is_part(const struct walsh_linear *l, const char *tensor)
+{
+    const char *suffix = part_suffix(l, tensor);
+    return suffix && strcmp(suffix, l->fusion.stack ? "" : ".weight") == 0;
+}
+
+/* Is it stored as codes, which are decoded? */
+static bool is_packed(const struct walsh_linear *l)
+{
+    return l->weights.format == WALSH_FORMAT_E8P || walsh_format_is_block(l->weights.format);
 }
 
 static bool is_float(enum walsh_dtype dtype)
@@ -80,7 +93,11 @@ static bool is_code(const struct merge *m, const struct walsh_tensor *t)
 {
     const char *suffix;
     const struct walsh_linear *l = find_linear(m, t->name, &suffix);
-    return l && l->weights.format == WALSH_FORMAT_E8P && strcmp(suffix, "bias") != 0;
+    if (l) return is_packed(l) && strcmp(suffix, "bias") != 0;
+    if (is_float(t->dtype)) return false; /* a stack's biases */
+    for (size_t i = 0; i < m->linear_count; i++)
+        if (is_packed(m->linears[i]) && part_suffix(m->linears[i], t->name)) return true;
+    return false;
 }
 
 static enum walsh_status plan(const struct merge *m, struct walsh_safetensors_plan *out,
@@ -94,10 +111,16 @@ static enum walsh_status plan(const struct merge *m, struct walsh_safetensors_pl
     }
     for (size_t i = 0; i < m->linear_count; i++) {
         const struct walsh_linear *l = m->linears[i];
-        if (l->weights.format != WALSH_FORMAT_E8P) continue;
+        if (!is_packed(l)) continue;
         char name[NAME_SIZE];
         const struct walsh_fusion *fusion = &l->fusion;
-        if (fusion->name && fusion->row > 0) continue; /* the first part stands for all */
+        if (fusion->name && (fusion->row > 0 || fusion->matrix > 0))
+            continue; /* the first part stands for all */
+        if (fusion->stack) {
+            const uint64_t stack[] = {fusion->stack, l->in, fusion->rows};
+            WALSH_TRY(walsh_plan_add(out, fusion->name, m->merging->dtype, 3, stack, err));
+            continue;
+        }
         const uint64_t shape[] = {fusion->name ? fusion->rows : l->out, l->in};
         snprintf(name, sizeof name, "%s.weight", fusion->name ? fusion->name : l->name);
         WALSH_TRY(walsh_plan_add(out, name, m->merging->dtype, 2, shape, err));
@@ -140,8 +163,9 @@ static bool has_updates(const struct merge *m, const struct walsh_linear *l)
     return set && set->first[l->index] < set->first[l->index + 1];
 }
 
-/* Rows of W~ from the layout that the kernels read. */
+/* Rows of W~ from the layout that the kernels read, a tile each. */
 struct decoding {
+    const struct walsh_kernels *kernels;
     const struct walsh_weights *weights;
     float *out; /* [rows][cols] */
 };
@@ -151,31 +175,28 @@ static void decode_rows(void *argument, size_t begin, size_t end, unsigned worke
     (void)worker;
     const struct decoding *t = argument;
     const struct walsh_weights *w = t->weights;
-    memset(t->out + begin * w->cols, 0, (end - begin) * w->cols * sizeof *t->out);
-    for (size_t r = begin; r < end; r++)
-        for (unsigned k = 0; k < w->stages; k++)
-            for (uint32_t g = 0; g < w->cols / 8; g++) {
-                float v[8];
-                if (w->stage[k].kind == WALSH_STAGE_E8P)
-                    walsh_e8p_decode(walsh_e8p_unpack(w->cols, w->stage[k].data, (uint32_t)r, g), v);
-                else
-                    walsh_e81b_decode(walsh_e81b_unpack(w->cols, w->stage[k].data, (uint32_t)r, g), v);
-                float *to = t->out + r * w->cols + 8 * (size_t)g;
-                for (size_t i = 0; i < 8; i++) to[i] += w->stage[k].scale * v[i];
-            }
+    for (size_t row = begin * WALSH_BLOCK_ROWS; row < walsh_min(end * WALSH_BLOCK_ROWS, w->rows);
+         row += WALSH_BLOCK_ROWS)
+        t->kernels->decode_weights_f32(w, row, walsh_min(WALSH_BLOCK_ROWS, w->rows - row),
+                                       t->out + row * w->cols, w->cols);
 }
 
-/* w [out][in] = crop(inverse_out W~ forward_in). */
-static enum walsh_status decode_linear(const struct merge *m, const struct walsh_linear *l, float *w,
-                                       struct walsh_error *err)
+static void decode(const struct merge *m, const struct walsh_weights *weights, float *out)
+{
+    struct decoding t = {m->queue->kernels, weights, out};
+    walsh_pool_run(m->queue->pool, walsh_div_up(weights->rows, WALSH_BLOCK_ROWS), 1, decode_rows, &t);
+}
+
+/* w [out][in] = crop(inverse_out W~ forward_in), of a linear that is rotated on both sides. */
+static enum walsh_status decode_rotated(const struct merge *m, const struct walsh_linear *l, float *w,
+                                        struct walsh_error *err)
 {
     const size_t rows = l->weights.rows, cols = l->weights.cols, in = l->in;
     float *rotated, *narrow, *across;
     WALSH_TRY(walsh_alloc(rows * cols + 2 * rows * in, sizeof *rotated, l->name, &rotated, err));
     narrow = rotated + rows * cols;
     across = narrow + rows * in;
-    struct decoding decoding = {&l->weights, rotated};
-    walsh_pool_run(m->queue->pool, rows, 4, decode_rows, &decoding);
+    decode(m, &l->weights, rotated);
     walsh_unrotate_rows(m->queue, &l->in_rotation, l->in_rotation.signs, rotated, rows, narrow);
     walsh_transpose(m->queue, narrow, rows, in, across);
     walsh_unrotate_rows(m->queue, &l->out_rotation, l->out_rotation.signs, across, in, narrow);
@@ -258,17 +279,26 @@ static enum walsh_status add_updates(const struct merge *m, const struct walsh_l
 static enum walsh_status merged_weight(const struct merge *m, const struct walsh_linear *l, float *w,
                                        struct walsh_error *err)
 {
-    const struct walsh_weights *from = &l->weights;
-    const size_t n = (size_t)l->out * l->in;
-    if (from->format == WALSH_FORMAT_E8P)
-        WALSH_TRY(decode_linear(m, l, w, err));
-    else if (from->format == WALSH_FORMAT_BF16)
-        m->queue->kernels->f32_from_bf16(w, from->data, n);
-    else if (from->format == WALSH_FORMAT_F16)
-        m->queue->kernels->f32_from_f16(w, from->data, n);
+    if (l->in_rotation.kind != WALSH_ROTATION_NONE)
+        WALSH_TRY(decode_rotated(m, l, w, err));
     else
-        memcpy(w, from->data, n * sizeof *w);
+        decode(m, &l->weights, w);
     return add_updates(m, l, w, err);
+}
+
+/* A linear's part of a stack [stack][in][rows]. */
+static enum walsh_status merge_stacked(const struct merge *m, const struct walsh_linear *l, float *stack,
+                                       struct walsh_error *err)
+{
+    const struct walsh_fusion *f = &l->fusion;
+    const size_t step = f->step ? f->step : 1, in = l->in;
+    float *w, *to = stack + (size_t)f->matrix * in * f->rows + f->row;
+    WALSH_TRY(walsh_alloc((size_t)l->out * in, sizeof *w, l->name, &w, err));
+    const enum walsh_status status = merged_weight(m, l, w, err);
+    for (size_t k = 0; k < in && status == WALSH_OK; k++)
+        for (size_t r = 0; r < l->out; r++) to[k * f->rows + r * step] = w[r * in + k];
+    walsh_free(w);
+    return status;
 }
 
 /* The tensor of one linear, or of all those that are parts of it. */
@@ -280,7 +310,9 @@ static enum walsh_status write_weight(struct merge *m, const char *name, const s
     enum walsh_status status = only ? merged_weight(m, only, w, err) : WALSH_OK;
     for (size_t i = 0; !only && i < m->linear_count && status == WALSH_OK; i++) {
         const struct walsh_linear *l = m->linears[i];
-        if (is_part(l, name)) status = merged_weight(m, l, w + (size_t)l->fusion.row * l->in, err);
+        if (!is_part(l, name)) continue;
+        status = l->fusion.stack ? merge_stacked(m, l, w, err)
+                                 : merged_weight(m, l, w + (size_t)l->fusion.row * l->in, err);
     }
     if (status == WALSH_OK) status = write_values(m, name, w, elements, err);
     walsh_free(w);

@@ -222,6 +222,16 @@ enum walsh_status walsh_output_write(struct walsh_output *o, const char *name, c
     return walsh_pwrite_all(o->fd, o->tensors, data, bytes, o->plan.offsets[i], err);
 }
 
+enum walsh_status walsh_output_write_at(struct walsh_output *o, const char *name, size_t at, const void *data,
+                                        size_t bytes, struct walsh_error *err)
+{
+    size_t i = walsh_plan_find(&o->plan, name);
+    if (i == SIZE_MAX || at > o->plan.tensors[i].bytes || bytes > o->plan.tensors[i].bytes - at)
+        return walsh_fail(err, WALSH_E_INTERNAL, "%s: %s is not planned with %zu bytes behind %zu",
+                          o->tensors, name, bytes, at);
+    return walsh_pwrite_all(o->fd, o->tensors, data, bytes, o->plan.offsets[i] + at, err);
+}
+
 /* Elements of an F32 or F16 tensor as bf16, `count` from `first` on. */
 static void convert_to_bf16(const struct walsh_tensor *t, size_t first, size_t count, uint16_t *out)
 {
@@ -266,7 +276,7 @@ enum walsh_status walsh_output_copy_tensors(struct walsh_output *o, const struct
     enum walsh_status status = WALSH_OK;
     for (size_t i = 0; i < o->plan.count && status == WALSH_OK; i++) {
         const struct walsh_tensor *t = walsh_checkpoint_find(o->source, o->plan.tensors[i].name);
-        if (t) status = copy_tensor(o, i, t, buffer, hooks, err);
+        if (t && t->used) status = copy_tensor(o, i, t, buffer, hooks, err);
     }
     walsh_free(buffer);
     if (status != WALSH_OK) return status;

@@ -125,13 +125,13 @@ refuses "WORK/too-few: tensor model.layers.5.input_layernorm.weight is missing" 
 known="known: LlamaForCausalLM, MistralForCausalLM, MixtralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCausalLM, SmolLM3ForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, Phi3ForCausalLM, Lfm2ForCausalLM"
 config architecture 's/LlamaForCausalLM/MambaForCausalLM/' "architecture \"MambaForCausalLM\" is not supported; $known"
 config method 's/"use_cache": true/"quantization_config": {"quant_method": "gptq"}/' \
-    'quantization method "gptq" is not supported; known: glq, walsh'
+    'quantization method "gptq" is not supported; known: glq, walsh, compressed-tensors, modelopt, mxfp4, fp8'
 config version 's/"use_cache": true/"quantization_config": {"quant_method": "walsh", "version": 99}/' \
     'version 99 of quantization method "walsh" is not supported; known: 1'
 config codebook 's/"use_cache": true/"quantization_config": {"quant_method": "glq", "codebook": "trellis"}/' \
     'GLQ codebook "trellis" is not supported; known: e8p'
 config walsh-codebook 's/"use_cache": true/"quantization_config": {"quant_method": "walsh", "version": 1, "codebook": "trellis"}/' \
-    'codebook "trellis" of quantization method "walsh" is not supported; known: e8p'
+    'codebook "trellis" of quantization method "walsh" is not supported; known: e8p, mxfp4, nvfp4, mxfp8, fp8, int8, int4'
 config key-twice 's/"use_cache": true/"use_cache": true, "use_cache": true/' \
     "invalid JSON at line 30, column 32: duplicate object key near '\"use_cache\"'"
 config activation 's/"silu"/"gelu"/' 'hidden_act "gelu" is not supported; known: silu, gelu_pytorch_tanh'

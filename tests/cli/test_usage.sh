@@ -37,7 +37,7 @@ misuse "unexpected argument 'c'" quantize a b c
 misuse "unknown option '--tmep'; did you mean '--temp'?" run m --tmep 1
 misuse "unknown option '--temperatur'; did you mean '--temp'?" run m --temperatur 1
 misuse "unknown option '--zzzzzzzz'" run m --zzzzzzzz
-misuse "unknown option '--group-size'" quantize a b --group-size 32
+misuse "unknown option '--group-count'" quantize a b --group-count 32
 misuse "unknown option '-z'" run m -z
 misuse "--temp needs an argument: T" run m --temp
 misuse "-n needs an argument: N" run m -n
@@ -56,8 +56,8 @@ has error.status error.message
 same status "$(value error.status)" argument
 misuse "--bits: 9 is out of range: 2 to 8" quantize a b --bits 9
 misuse "--bits: 1 is out of range: 2 to 8" quantize a b --bits 1
-misuse "--format: 'mxfp4' is not supported; supported: e8p" quantize a b --format mxfp4
-misuse "--rotation: 'dct' is not supported; supported: block|pow2|overlap" quantize a b --rotation dct
+misuse "--format: 'q4_k' is not supported; supported: e8p|mxfp4|nvfp4|mxfp8|fp8|int8|int4" quantize a b --format q4_k
+misuse "--rotation: 'dct' is not supported; supported: block|pow2|overlap|none" quantize a b --rotation dct
 misuse "--calibration and --no-hessian exclude each other" quantize a b --no-hessian --calibration c
 misuse 'device is "tpu", expected cpu, cuda or cuda:N' devices --device tpu
 misuse "--activations: 'int4' is not supported; supported: auto|f32|bf16|int8" run m --activations int4

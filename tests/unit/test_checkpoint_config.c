@@ -270,7 +270,8 @@ static void test_quantization(void **state)
     assert_int_equal(accept("{" LLAMA ",'quantization_config':null}").quant.method, WALSH_QUANT_NONE);
 
     refuse(Q("'quant_method':'gptq','bits':4"), WALSH_E_UNSUPPORTED,
-           "config.json: quantization method \"gptq\" is not supported; known: glq, walsh");
+           "config.json: quantization method \"gptq\" is not supported; known: glq, walsh, compressed-tensors, modelopt, "
+           "mxfp4, fp8");
     refuse(Q("'bits':4"), WALSH_E_FORMAT, "config.json: quantization_config.quant_method is missing");
     refuse(Q("'quant_method':'glq','codebook':'trellis'"), WALSH_E_UNSUPPORTED,
            "config.json: GLQ codebook \"trellis\" is not supported; known: e8p");
@@ -278,7 +279,14 @@ static void test_quantization(void **state)
     refuse(Q("'quant_method':'walsh','version':2"), WALSH_E_UNSUPPORTED,
            "config.json: version 2 of quantization method \"walsh\" is not supported; known: 1");
     refuse(Q("'quant_method':'walsh','version':1,'codebook':'trellis'"), WALSH_E_UNSUPPORTED,
-           "config.json: codebook \"trellis\" of quantization method \"walsh\" is not supported; known: e8p");
+           "config.json: codebook \"trellis\" of quantization method \"walsh\" is not supported; known: e8p, "
+           "mxfp4, nvfp4, mxfp8, fp8, int8, int4");
+    q = accept(Q("'quant_method':'walsh','version':1,'codebook':'int4','group_size':64")).quant;
+    assert_string_equal(q.codebook, "int4");
+    assert_int_equal(accept(Q("'quant_method':'compressed-tensors'")).quant.method, WALSH_QUANT_BLOCKS);
+    assert_int_equal(accept(Q("'quant_method':'modelopt'")).quant.method, WALSH_QUANT_BLOCKS);
+    assert_int_equal(accept(Q("'quant_method':'mxfp4'")).quant.method, WALSH_QUANT_BLOCKS);
+    assert_int_equal(accept(Q("'quant_method':'fp8'")).quant.method, WALSH_QUANT_BLOCKS);
     refuse(Q("'quant_method':'walsh','version':1"), WALSH_E_FORMAT,
            "config.json: quantization_config.codebook is missing");
     refuse(Q("'quant_method':'walsh'"), WALSH_E_FORMAT,

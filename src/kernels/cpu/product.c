@@ -3,9 +3,13 @@
 #include "kernels/cpu/low_rank.h"
 
 #include "base/memory.h"
+#include "formats/blocks.h"
 #include "kernels/product.h"
 
 _Static_assert(WALSH_PRODUCT_SCRATCH <= WALSH_SCRATCH_BYTES, "the tiles of a product");
+_Static_assert(WALSH_BLOCK_MAX_COLUMNS *WALSH_BLOCK_ROWS * sizeof(float) <=
+                   WALSH_SCRATCH_BYTES - ((size_t)1 << 20),
+               "a decoded tile");
 
 /* Prefill: outputs per piece, a multiple of the widest tile (48). More share one read of the activations,
  * fewer balance better. Decode: bytes of weights per piece; one sequential read that hides the claim of a
@@ -17,13 +21,19 @@ _Static_assert(WALSH_PRODUCT_SCRATCH <= WALSH_SCRATCH_BYTES, "the tiles of a pro
 
 typedef void product_kernel(const struct walsh_product_part *);
 
+/* Of a worker's scratch, what the dense kernels take for their panels; decoded rows stand behind it. */
+#define PANEL_SCRATCH ((size_t)1 << 20)
+
 /* The kernel of a combination. Whoever builds a linear chooses the activation type by the format (INT8 for
- * E8P only, BF16 for bf16 weights only, F32 for all), so that these are all the combinations there are. */
+ * E8P only, INT8_GROUPS for block formats of integers and E2M1, BF16 for bf16 weights and block formats, F32
+ * for all), so that these are all the combinations there are. Block formats by BF16 and F32: run_decoded. */
 static product_kernel *choose(const struct walsh_kernels *k, enum walsh_format format,
                               enum walsh_activation_type type, enum walsh_role role)
 {
     bool decode = role == WALSH_DECODE;
     if (type == WALSH_ACTIVATION_INT8) return decode ? k->product_int8_decode : k->product_int8_prefill;
+    if (type == WALSH_ACTIVATION_INT8_GROUPS)
+        return decode ? k->product_block_decode : k->product_block_prefill;
     if (type == WALSH_ACTIVATION_BF16) return decode ? k->product_bf16_decode : k->product_bf16_prefill;
     if (format == WALSH_FORMAT_E8P) return decode ? k->product_e8p_decode : k->product_e8p_prefill;
     return decode ? k->product_dense_decode : k->product_dense_prefill;
@@ -54,6 +64,35 @@ static size_t pieces(const struct product_list *l, const struct walsh_weights *w
     return walsh_div_up(w->rows, piece_outputs(l, w));
 }
 
+/* Rows of a block format are decoded into the scratch, a tile or several at a time, where they meet the
+ * activations as dense weights: the bits of a product with the decoded matrix. */
+static void run_decoded(const struct walsh_queue *q, const struct walsh_product_part *part,
+                        enum walsh_role role)
+{
+    const struct walsh_weights *w = part->weights;
+    const struct walsh_kernels *k = q->kernels;
+    const bool narrow = part->a->type == WALSH_ACTIVATION_BF16;
+    const size_t row_bytes = (size_t)w->cols * (narrow ? sizeof(uint16_t) : sizeof(float));
+    const size_t most = (WALSH_SCRATCH_BYTES - PANEL_SCRATCH) / row_bytes / WALSH_BLOCK_ROWS;
+    const size_t rows = role == WALSH_DECODE ? WALSH_BLOCK_ROWS : walsh_max(most, 1) * WALSH_BLOCK_ROWS;
+    void *decoded = (uint8_t *)part->scratch + PANEL_SCRATCH;
+    struct walsh_weights dense = {
+        .format = narrow ? WALSH_FORMAT_BF16 : WALSH_FORMAT_F32, .cols = w->cols, .data = decoded};
+    struct walsh_product_part piece = *part;
+    piece.weights = &dense;
+    piece.begin = 0;
+    for (size_t r = part->begin; r < part->end; r += rows) {
+        dense.rows = (uint32_t)walsh_min(rows, part->end - r);
+        if (narrow)
+            k->decode_weights_bf16(w, r, dense.rows, decoded, w->cols);
+        else
+            k->decode_weights_f32(w, r, dense.rows, decoded, w->cols);
+        piece.end = dense.rows;
+        piece.y = part->y + r;
+        choose(k, dense.format, part->a->type, role)(&piece);
+    }
+}
+
 static void run_piece(struct product_list *l, size_t piece, unsigned worker)
 {
     const struct walsh_product *product = l->list;
@@ -70,7 +109,10 @@ static void run_piece(struct product_list *l, size_t piece, unsigned worker)
         .scratch = l->queue->scratch[worker],
     };
     if (l->role == WALSH_DECODE) walsh_low_rank_prefetch(&l->low_rank, product, part.begin, part.end);
-    choose(l->queue->kernels, w->format, l->a->type, l->role)(&part);
+    if (walsh_format_is_block(w->format) && l->a->type != WALSH_ACTIVATION_INT8_GROUPS)
+        run_decoded(l->queue, &part, l->role);
+    else
+        choose(l->queue->kernels, w->format, l->a->type, l->role)(&part);
     walsh_low_rank_add(&l->low_rank, product, part.begin, part.end);
 }
 

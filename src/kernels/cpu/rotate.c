@@ -13,6 +13,25 @@ struct prepare {
     const struct walsh_rotation *rotation;
 };
 
+/* Row r, x rotated, in groups; the last one may be short. */
+static void prepare_groups(const struct prepare *t, size_t r, const float *x)
+{
+    const struct walsh_activations *a = t->a;
+    const size_t whole = a->cols / WALSH_ACTIVATION_GROUP * WALSH_ACTIVATION_GROUP, left = a->cols - whole;
+    const size_t groups = a->stride / WALSH_ACTIVATION_GROUP, sums = a->stride / WALSH_ACTIVATION_SUM;
+    int8_t *q = (int8_t *)a->data + r * a->stride;
+    float *scale = a->scale + r * groups;
+    int32_t *sum = a->sum + r * sums;
+    memset(scale, 0, groups * sizeof *scale);
+    memset(sum, 0, sums * sizeof *sum);
+    t->q->kernels->quantize_groups_i8(q, scale, sum, x, whole);
+    if (left == 0) return;
+    float last[WALSH_ACTIVATION_GROUP] = {0};
+    memcpy(last, x + whole, left * sizeof *last);
+    t->q->kernels->quantize_groups_i8(q + whole, scale + whole / WALSH_ACTIVATION_GROUP,
+                                      sum + whole / WALSH_ACTIVATION_SUM, last, WALSH_ACTIVATION_GROUP);
+}
+
 /* Row r of t->x, rotated, into `data` of the activations' type. `rotated` [padded] is scratch or, for F32,
  * data itself. */
 static void prepare_row(const struct prepare *t, size_t r, float *rotated)
@@ -29,6 +48,8 @@ static void prepare_row(const struct prepare *t, size_t r, float *rotated)
     }
     if (a->type == WALSH_ACTIVATION_INT8)
         a->scale[r] = k->quantize_i8((int8_t *)data, &a->sum[r], x, cols);
+    else if (a->type == WALSH_ACTIVATION_INT8_GROUPS)
+        prepare_groups(t, r, x);
     else if (a->type == WALSH_ACTIVATION_BF16)
         k->bf16_from_f32((uint16_t *)(void *)data, x, cols);
     else if (x != rotated)

@@ -26,6 +26,20 @@ float walsh_quantize_i8_reference(int8_t *q, int32_t *sum, const float *x, size_
     return amax / 127.0f;
 }
 
+void walsh_quantize_groups_i8_reference(int8_t *q, float *scale, int32_t *sum, const float *x, size_t n)
+{
+    for (size_t k = 0; k < n; k += WALSH_ACTIVATION_GROUP) {
+        int32_t whole;
+        scale[k / WALSH_ACTIVATION_GROUP] =
+            walsh_quantize_i8_reference(q + k, &whole, x + k, WALSH_ACTIVATION_GROUP);
+        for (size_t part = k; part < k + WALSH_ACTIVATION_GROUP; part += WALSH_ACTIVATION_SUM) {
+            sum[part / WALSH_ACTIVATION_SUM] = 0;
+            for (size_t i = part; i < part + WALSH_ACTIVATION_SUM; i++)
+                sum[part / WALSH_ACTIVATION_SUM] += q[i];
+        }
+    }
+}
+
 void walsh_bf16_from_f32_reference(uint16_t *y, const float *x, size_t n)
 {
     for (size_t i = 0; i < n; i++) y[i] = walsh_bf16_from_f32(x[i]);

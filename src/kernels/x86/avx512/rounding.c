@@ -1,5 +1,6 @@
 /* Conversions between f32 and the narrow types. */
 #include <math.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "kernels/table.h"
@@ -38,6 +39,30 @@ float walsh_quantize_i8_avx512(int8_t *q, int32_t *sum, const float *x, size_t n
     }
     *sum = _mm512_reduce_add_epi32(sums);
     return amax / 127.0f;
+}
+
+/* Two vectors are a group. */
+void walsh_quantize_groups_i8_avx512(int8_t *q, float *scale, int32_t *sum, const float *x, size_t n)
+{
+    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+    for (size_t k = 0; k < n; k += WALSH_ACTIVATION_GROUP) {
+        const vec low = vec_load(x + k), high = vec_load(x + k + LANES);
+        const __m512i largest = _mm512_max_epu32(_mm512_and_si512(magnitude, _mm512_castps_si512(low)),
+                                                 _mm512_and_si512(magnitude, _mm512_castps_si512(high)));
+        const uint32_t bits = _mm512_reduce_max_epu32(largest);
+        float amax;
+        memcpy(&amax, &bits, sizeof amax);
+        const bool number = amax >= 0x1p-118f && !isinf(amax);
+        const vec inverse = vec_set(number ? 127.0f / amax : 0);
+        const __mmask16 lanes = number ? 0xffff : 0; /* NaN and Inf times 0 are not 0 */
+        const __m512i a = _mm512_maskz_cvtps_epi32(lanes, vec_mul(low, inverse)),
+                      b = _mm512_maskz_cvtps_epi32(lanes, vec_mul(high, inverse));
+        _mm_storeu_si128((__m128i *)(void *)(q + k), _mm512_cvtepi32_epi8(a));
+        _mm_storeu_si128((__m128i *)(void *)(q + k + LANES), _mm512_cvtepi32_epi8(b));
+        sum[k / WALSH_ACTIVATION_SUM] = _mm512_reduce_add_epi32(a);
+        sum[k / WALSH_ACTIVATION_SUM + 1] = _mm512_reduce_add_epi32(b);
+        scale[k / WALSH_ACTIVATION_GROUP] = number ? amax / 127.0f : amax < 1 ? 0.0f : NAN;
+    }
 }
 
 /* As walsh_bf16_from_f32: the bits plus 0x7fff plus the last bit that stays; a NaN keeps its upper half, made

@@ -1,0 +1,150 @@
+/* Cases of the block formats' kernels: EXACT, every kind of code, scale and group, tails in every dimension.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "block_data.h"
+
+typedef void product_kernel(const struct walsh_product_part *);
+
+static const size_t shapes[][2] = {{16, 32},  {1, 1},    {17, 33},  {48, 256},
+                                   {35, 161}, {64, 576}, {80, 264}, {33, 1056}};
+#define SHAPES (sizeof shapes / sizeof shapes[0])
+
+static float *outputs(struct check *c, size_t n)
+{
+    return check_alloc(c, n * sizeof(float), check_misalign(c, sizeof(float)));
+}
+
+static void check_shape(struct check *c, product_kernel *reference, product_kernel *candidate,
+                        const struct walsh_weights *w, size_t rows)
+{
+    const struct walsh_activations a = block_activations(c, rows, w->cols);
+    const size_t outs = w->rows, ldy = outs + 1 + check_below(c, 20);
+    const size_t cut = check_below(c, outs / WALSH_PRODUCT_ROWS + 1) * WALSH_PRODUCT_ROWS;
+    void *scratch = check_alloc_private(c, WALSH_PRODUCT_SCRATCH);
+    float *expected = outputs(c, rows * outs), *got = outputs(c, rows * outs), *wide = outputs(c, rows * ldy),
+          *untouched = check_alloc(c, ldy * sizeof(float), 0), *alone = outputs(c, outs);
+    reference(&(struct walsh_product_part){w, &a, 0, outs, expected, outs, scratch});
+    candidate(&(struct walsh_product_part){w, &a, 0, outs, got, outs, scratch});
+    check_exact_f32(c, "y", expected, got, rows * outs);
+    if (cut < outs) candidate(&(struct walsh_product_part){w, &a, cut, outs, wide, ldy, scratch});
+    if (cut > 0) candidate(&(struct walsh_product_part){w, &a, 0, cut, wide, ldy, scratch});
+    for (size_t i = 0; i < rows; i++) {
+        check_exact_f32(c, "y in pieces", got + i * outs, wide + i * ldy, outs);
+        check_exact_bytes(c, "the gap between rows of y", untouched, wide + i * ldy + outs,
+                          (ldy - outs) * sizeof(float));
+    }
+    const size_t i = check_below(c, rows);
+    struct walsh_activations one = a;
+    one.rows = 1;
+    one.data = (int8_t *)a.data + i * a.stride;
+    one.scale = a.scale + i * (a.stride / WALSH_ACTIVATION_GROUP);
+    one.sum = a.sum + i * (a.stride / WALSH_ACTIVATION_SUM);
+    candidate(&(struct walsh_product_part){w, &one, 0, outs, alone, outs, scratch});
+    check_exact_f32(c, "y of a row alone", got + i * outs, alone, outs);
+}
+
+static void check_product(struct check *c, product_kernel *reference, product_kernel *candidate)
+{
+    static const size_t batch[] = {1, 2, 3, 4, 5, 7, 8, 9, 13};
+    for (size_t k = 0; k < BLOCK_INTEGER_KINDS; k++) {
+        for (size_t s = 0; s < SHAPES; s++) {
+            const struct walsh_weights w = block_weights(c, &block_kinds[k], shapes[s][0], shapes[s][1]);
+            check_shape(c, reference, candidate, &w, batch[(k + s + 5 * c->round) % 9]);
+        }
+    }
+}
+
+void check_product_block_decode(struct check *c, product_kernel *reference, product_kernel *candidate)
+{
+    check_product(c, reference, candidate);
+}
+
+void check_product_block_prefill(struct check *c, product_kernel *reference, product_kernel *candidate)
+{
+    check_product(c, reference, candidate);
+}
+
+/* Rows of a part of a matrix, into wider rows. */
+static void check_rows(struct check *c, const struct walsh_weights *w,
+                       walsh_kernel_decode_weights_f32 *const f32[2],
+                       walsh_kernel_decode_weights_bf16 *const bf16[2])
+{
+    const size_t row = check_below(c, (w->rows + 15) / 16) * 16, rows = 1 + check_below(c, w->rows - row);
+    const size_t ld = w->cols + check_below(c, 20), n = rows * ld,
+                 size = f32 ? sizeof(float) : sizeof(uint16_t);
+    void *expected = check_alloc(c, n * size, check_misalign(c, size)),
+         *got = check_alloc(c, n * size, check_misalign(c, size));
+    for (unsigned i = 0; i < 2; i++) {
+        if (f32)
+            f32[i](w, row, rows, i ? got : expected, ld);
+        else
+            bf16[i](w, row, rows, i ? got : expected, ld);
+    }
+    check_exact_bytes(c, "decoded rows", expected, got, n * size);
+}
+
+static void check_decode(struct check *c, walsh_kernel_decode_weights_f32 *const f32[2],
+                         walsh_kernel_decode_weights_bf16 *const bf16[2])
+{
+    for (size_t k = 0; k < BLOCK_KINDS; k++) {
+        for (size_t s = 0; s < SHAPES; s++) {
+            const struct walsh_weights w = block_weights(c, &block_kinds[k], shapes[s][0], shapes[s][1]);
+            check_rows(c, &w, f32, bf16);
+        }
+    }
+}
+
+void check_decode_weights_f32(struct check *c, walsh_kernel_decode_weights_f32 *reference,
+                              walsh_kernel_decode_weights_f32 *candidate)
+{
+    walsh_kernel_decode_weights_f32 *const both[2] = {reference, candidate};
+    check_decode(c, both, NULL);
+}
+
+void check_decode_weights_bf16(struct check *c, walsh_kernel_decode_weights_bf16 *reference,
+                               walsh_kernel_decode_weights_bf16 *candidate)
+{
+    walsh_kernel_decode_weights_bf16 *const both[2] = {reference, candidate};
+    check_decode(c, NULL, both);
+}
+
+static void compare_groups(struct check *c, walsh_kernel_quantize_groups_i8 *reference,
+                           walsh_kernel_quantize_groups_i8 *candidate, const float *x, size_t n)
+{
+    int8_t *expected = check_alloc(c, n, check_misalign(c, 1)),
+           *got = check_alloc(c, n, check_misalign(c, 1));
+    float *scale[2];
+    int32_t *sum[2];
+    for (unsigned i = 0; i < 2; i++) {
+        scale[i] = check_alloc(c, n / WALSH_ACTIVATION_GROUP * sizeof(float), 0);
+        sum[i] = check_alloc(c, n / WALSH_ACTIVATION_SUM * sizeof(int32_t), 0);
+    }
+    reference(expected, scale[0], sum[0], x, n);
+    candidate(got, scale[1], sum[1], x, n);
+    check_exact_bytes(c, "q", expected, got, n);
+    check_exact_f32(c, "scale", scale[0], scale[1], n / WALSH_ACTIVATION_GROUP);
+    check_exact_bytes(c, "sum", sum[0], sum[1], n / WALSH_ACTIVATION_SUM * sizeof(int32_t));
+}
+
+void check_quantize_groups_i8(struct check *c, walsh_kernel_quantize_groups_i8 *reference,
+                              walsh_kernel_quantize_groups_i8 *candidate)
+{
+    static const float scales[] = {1, 0x1p-119f, 0x1p-118f, 0x1p-140f, 0x1p127f, 0};
+    for (size_t n = 0; n <= 256; n += n < 64 ? 32 : 96) {
+        float *x = check_alloc(c, n * sizeof *x, check_misalign(c, sizeof *x));
+        check_fill_normal(c, x, n);
+        compare_groups(c, reference, candidate, x, n);
+        for (size_t i = 0; i < n; i++) {
+            const float scale = scales[i / WALSH_ACTIVATION_GROUP % 6];
+            x[i] = (float)((int)check_below(c, 509) - 254) / 256 * scale;
+            if (i % WALSH_ACTIVATION_GROUP == 7 && scale != 0) x[i] = -scale;
+        }
+        compare_groups(c, reference, candidate, x, n);
+        for (size_t i = 0; i < n; i++) x[i] = (float)((int)check_below(c, 509) - 254) * .5f; /* ties */
+        if (n > 0) x[check_below(c, n)] = -127;
+        if (n > 32) x[check_below(c, n)] = c->round % 2 ? -INFINITY : NAN;
+        compare_groups(c, reference, candidate, x, n);
+    }
+}
