@@ -109,7 +109,8 @@ class Server:
     def stop(self, how=signal.SIGTERM):
         self.process.send_signal(how)
         code = self.process.wait(PATIENCE)
-        self.reader.join(PATIENCE)
+        if self.reader:
+            self.reader.join(PATIENCE)
         return code
 
 
