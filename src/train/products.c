@@ -88,6 +88,7 @@ void walsh_products_close(struct walsh_products *p)
 /* --- decoded weights --- */
 
 struct decoding {
+    const struct walsh_kernels *kernels;
     const struct walsh_weights *from;
     void *to;
     bool bf16;
@@ -99,9 +100,9 @@ static void decode_rows(void *argument, size_t begin, size_t end, unsigned worke
     const struct decoding *t = argument;
     const size_t cols = t->from->cols;
     if (t->bf16)
-        walsh_weights_decode_bf16(t->from, begin, end - begin, (uint16_t *)t->to + begin * cols, cols);
+        t->kernels->decode_weights_bf16(t->from, begin, end - begin, (uint16_t *)t->to + begin * cols, cols);
     else
-        walsh_weights_decode_f32(t->from, begin, end - begin, (float *)t->to + begin * cols, cols);
+        t->kernels->decode_weights_f32(t->from, begin, end - begin, (float *)t->to + begin * cols, cols);
 }
 
 /* The weights as a dense matrix: in place, or decoded into p->dense. */
@@ -109,7 +110,7 @@ static struct walsh_weights dense_weights(struct walsh_products *p, const struct
 {
     if (is_dense(w->format)) return *w;
     const bool bf16 = p->compute == WALSH_ACTIVATION_BF16;
-    struct decoding t = {w, p->dense, bf16};
+    struct decoding t = {p->queue->kernels, w, p->dense, bf16};
     walsh_pool_run(p->queue->pool, w->rows, 16, decode_rows, &t);
     return (struct walsh_weights){.format = bf16 ? WALSH_FORMAT_BF16 : WALSH_FORMAT_F32,
                                   .rows = w->rows,
