@@ -1,5 +1,6 @@
 /* Linears whose rotation keeps the shards of a tensor-parallel engine apart: slices of the stored tensors are
- * whole linears. And overlap rotations, as they are stored. */
+ * whole linears. Overlap rotations, as they are stored. And layers that GLQ itself quantized
+ * (tools/glq_fixtures.py). */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -271,6 +272,70 @@ static void test_overlap(void **state)
     clear(&s);
 }
 
+/* y = x W with the weights that GLQ decodes, of one layer of its file. */
+static void check_glq(const struct walsh_checkpoint *ck, const char *name, uint32_t in, uint32_t out,
+                      unsigned stages)
+{
+    struct walsh_error err = {0};
+    struct walsh_arena arena = {0};
+    struct walsh_linear linear;
+    struct walsh_workspace *ws;
+    const struct walsh_tensor *tensor[2];
+    const uint64_t shapes[2][2] = {{4, in}, {4, out}};
+    float *value[2], *z = allocate(4 * out, sizeof *z);
+    for (unsigned i = 0; i < 2; i++) {
+        char path[64];
+        snprintf(path, sizeof path, "%s.%c", name, "xy"[i]);
+        if (walsh_checkpoint_take(ck, path, 1u << WALSH_F32, 2, shapes[i], &tensor[i], &err) != WALSH_OK)
+            fail_msg("%s", err.message);
+        value[i] = allocate(shapes[i][0] * shapes[i][1], sizeof(float));
+        walsh_tensor_to_f32(tensor[i], value[i]);
+    }
+    const struct walsh_model_graph graph = {
+        .config = {.hidden = in, .intermediate = out, .heads = 1, .kv_heads = 1, .head_dim = 64}};
+    const struct walsh_split whole = {false, 1};
+    if (walsh_linear_load(&linear, ck, name, NULL, &whole, in, out, false, WALSH_ACTIVATION_F32,
+                          WALSH_ACTIVATION_F32, pool, &arena, &err) != WALSH_OK ||
+        walsh_workspace_open(&graph, &queue, 4, &ws, &err) != WALSH_OK)
+        fail_msg("%s", err.message);
+    assert_int_equal(linear.weights.stages, stages);
+    assert_int_equal(linear.in_rotation.blocks.count, 2); /* 256 + 64, 128 + 64 */
+    assert_int_equal(linear.out_rotation.blocks.count, 2);
+    const struct walsh_linear_call call = {&linear, z, out};
+    walsh_linear_apply(&queue, ws, &call, 1, value[0], in, 4, WALSH_DECODE, NULL);
+    const double error = distance(value[1], z, 4 * out);
+    if (!(error < 1e-4)) fail_msg("%s: relative error %g", name, error);
+    walsh_workspace_close(&ws);
+    walsh_arena_close(&arena);
+    walsh_free(value[0]), walsh_free(value[1]), walsh_free(z);
+}
+
+static void test_glq(void **state)
+{
+    (void)state;
+    struct walsh_error err = {0};
+    struct walsh_checkpoint ck;
+    char *text;
+    size_t size;
+    const char *path = temporary_path("glq");
+    char file[600];
+    mkdir(path, 0700);
+    if (walsh_file_read_text(WALSH_SOURCE_DIR "/tests/fixtures/checkpoint/glq-layers.safetensors", 1 << 20,
+                             &text, &size, &err) != WALSH_OK)
+        fail_msg("%s", err.message);
+    snprintf(file, sizeof file, "%s/model.safetensors", path);
+    assert_int_equal(walsh_file_write(file, text, size, NULL), WALSH_OK);
+    walsh_free(text);
+    snprintf(file, sizeof file, "%s/config.json", path);
+    put_text(file, SMALL_CONFIG);
+    if (walsh_checkpoint_open(path, false, &ck, &err) != WALSH_OK) fail_msg("%s", err.message);
+    check_glq(&ck, "e8p2", 320, 80, 1);
+    check_glq(&ck, "e8p3", 192, 48, 2);
+    check_glq(&ck, "e8p4", 192, 48, 2);
+    if (walsh_checkpoint_all_used(&ck, &err) != WALSH_OK) fail_msg("%s", err.message);
+    walsh_checkpoint_close(&ck);
+}
+
 static int setup(void **state)
 {
     struct walsh_error err = {0};
@@ -293,6 +358,7 @@ int main(void)
         cmocka_unit_test(test_shards),
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_overlap),
+        cmocka_unit_test(test_glq),
     };
     return cmocka_run_group_tests_name("model_split", tests, setup, teardown);
 }
