@@ -456,6 +456,10 @@ struct walsh_sampler_options {
     const int32_t *bias_ids;
     const float *biases;
     size_t bias_count;
+    /* NULL, or: only tokens that continue what this sampler has drawn so far towards a text of the grammar, and
+     * an end-of-sequence id of the model where the text is complete. Tokens that it was told of do not count.
+     * The sampler keeps the grammar */
+    const struct walsh_grammar *grammar;
 };
 #define WALSH_SAMPLER_OPTIONS                                                                                \
     {                                                                                                        \

@@ -4,6 +4,8 @@
 #ifndef WALSH_API_API_H
 #define WALSH_API_API_H
 
+#include <pthread.h>
+
 #include "walsh.h"
 
 #include "kernels/device.h"
@@ -22,12 +24,18 @@ struct walsh_context {
 enum walsh_status walsh_context_needs_cpu(const struct walsh_context *context, const char *what,
                                           struct walsh_error *err);
 
+/* What the first grammar of a model makes. */
+struct walsh_lazy_tokens {
+    pthread_mutex_t lock;
+    struct walsh_token_bytes *bytes; /* NULL: not yet */
+};
 struct walsh_model {
     struct walsh_context *context;
     struct walsh_model_graph *graph;
     struct walsh_runner *runner;
     enum walsh_activation_mode requested;
     bool in_memory; /* the files were read, not mapped */
+    struct walsh_lazy_tokens *tokens;
 };
 
 /* WALSH_E_NOT_FOUND where the model has no tokenizer. */

@@ -91,7 +91,11 @@ static enum walsh_status wrap(struct walsh_context *context, const struct walsh_
     model->requested = o->activations;
     model->in_memory = o->no_mmap;
     log_activations(context, o->activations, graph);
-    status = walsh_runner_open(graph, &context->queue, &context->hooks, &model->runner, err);
+    status = walsh_alloc_zero(1, sizeof *model->tokens, "a model", &model->tokens, err);
+    if (status == WALSH_OK) {
+        pthread_mutex_init(&model->tokens->lock, NULL);
+        status = walsh_runner_open(graph, &context->queue, &context->hooks, &model->runner, err);
+    }
     if (status != WALSH_OK) {
         walsh_model_close(&model);
         return status;
@@ -117,6 +121,11 @@ void walsh_model_close(struct walsh_model **model)
 {
     if (!model || !*model) return;
     walsh_runner_close(&(*model)->runner);
+    if ((*model)->tokens) {
+        walsh_token_bytes_close(&(*model)->tokens->bytes);
+        pthread_mutex_destroy(&(*model)->tokens->lock);
+        walsh_free((*model)->tokens);
+    }
     walsh_graph_close(&(*model)->graph);
     walsh_free(*model);
     *model = NULL;

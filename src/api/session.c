@@ -148,6 +148,7 @@ enum walsh_status walsh_sampling_read(const struct walsh_sampler_options *option
         .excluded_count = graph ? graph->tokenless_count : 0,
         .presence_penalty = o.presence_penalty,
         .frequency_penalty = o.frequency_penalty,
+        .grammar = o.grammar,
         .bias_ids = o.bias_ids,
         .biases = o.biases,
         .bias_count = o.bias_count,

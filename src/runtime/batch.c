@@ -92,6 +92,8 @@ static void release(struct walsh_batch_entry *entry)
     walsh_adapter_set_close(&entry->set);
     walsh_free(entry->ids);
     walsh_free(entry->salt);
+    walsh_grammar_release(entry->grammar);
+    entry->grammar = NULL;
     walsh_free(entry->bias_ids);
     walsh_free(entry->biases);
     entry->bias_ids = NULL;
@@ -174,6 +176,8 @@ static enum walsh_status fill_entry(const struct walsh_batch *b, const struct wa
     e->sampling = job->sampling;
     /* More than there will ever be is the same as all. */
     e->sampling.repeat_last = (uint32_t)walsh_min(e->sampling.repeat_last, (size_t)e->count + e->tokens);
+    if (e->sampling.grammar) walsh_grammar_retain(e->sampling.grammar);
+    e->grammar = e->sampling.grammar;
     return walsh_sampling_copy_bias(&e->sampling, &e->bias_ids, &e->biases, err);
 }
 

@@ -65,7 +65,8 @@ struct walsh_batch_entry {
     size_t stop_count;
     bool ignore_eos;
     struct walsh_sampling sampling;
-    int32_t *bias_ids; /* [sampling.bias_count], as biases */
+    const struct walsh_grammar *grammar; /* kept; NULL: none */
+    int32_t *bias_ids;                   /* [sampling.bias_count], as biases */
     float *biases;
     struct walsh_adapter_set *set; /* until the session takes it */
     uint8_t *salt;                 /* [salt_size] */

@@ -22,6 +22,7 @@ static enum walsh_status allocate(struct walsh_sampler *s, struct walsh_error *e
     WALSH_TRY(walsh_alloc(s->options.repeat_last, sizeof *s->recent, "the sampler", &s->recent, err));
     if (s->options.presence_penalty != 0 || s->options.frequency_penalty != 0)
         WALSH_TRY(walsh_alloc_zero(s->vocab, sizeof *s->drawn, "the sampler", &s->drawn, err));
+    if (s->options.grammar) WALSH_TRY(walsh_matcher_open(s->options.grammar, &s->matcher, err));
     return walsh_sampling_copy_bias(&s->options, &s->bias_ids, &s->biases, err);
 }
 
@@ -66,6 +67,9 @@ enum walsh_status walsh_sampling_check(const struct walsh_sampling *o, uint32_t 
                     "-1e6 to 1e6", err));
     WALSH_TRY(check("frequency_penalty", o->frequency_penalty, fabs(o->frequency_penalty) <= MOST_SHIFT,
                     "-1e6 to 1e6", err));
+    if (o->grammar && walsh_grammar_vocab(o->grammar) != vocab)
+        return walsh_fail(err, WALSH_E_ARGUMENT, "a grammar of a model with %u ids for one with %u",
+                          walsh_grammar_vocab(o->grammar), vocab);
     return check_bias(o, vocab, err);
 }
 
@@ -92,6 +96,7 @@ enum walsh_status walsh_sampler_create(const struct walsh_sampling *o, uint32_t 
 void walsh_sampler_destroy(struct walsh_sampler **sampler)
 {
     if (!sampler || !*sampler) return;
+    walsh_matcher_close(&(*sampler)->matcher);
     walsh_free((*sampler)->candidates);
     walsh_free((*sampler)->mass);
     walsh_free((*sampler)->recent);
@@ -215,6 +220,17 @@ static enum walsh_status find_best(const struct walsh_sampler *s, struct walsh_c
     return WALSH_OK;
 }
 
+/* Tokens that do not continue a text of the grammar are out. */
+static enum walsh_status apply_grammar(struct walsh_sampler *s, struct walsh_error *err)
+{
+    const uint64_t *mask;
+    if (!s->matcher) return WALSH_OK;
+    WALSH_TRY(walsh_matcher_mask(s->matcher, &mask, err));
+    for (uint32_t i = 0; i < s->vocab; i++)
+        if (!(mask[i / 64] >> i % 64 & 1)) s->candidates[i].logit = -INFINITY;
+    return WALSH_OK;
+}
+
 enum walsh_status walsh_sampler_choose(struct walsh_sampler *s, const float *logits, int32_t *id,
                                        struct walsh_error *err)
 {
@@ -224,6 +240,7 @@ enum walsh_status walsh_sampler_choose(struct walsh_sampler *s, const float *log
     shift(s);
     for (size_t i = 0; i < s->options.excluded_count; i++)
         s->candidates[s->options.excluded[i]].logit = -INFINITY;
+    WALSH_TRY(apply_grammar(s, err));
     struct walsh_candidate best;
     WALSH_TRY(find_best(s, &best, err));
     if (s->options.temperature == 0) {
@@ -239,6 +256,7 @@ enum walsh_status walsh_sampler_choose(struct walsh_sampler *s, const float *log
         }
         *id = s->candidates[s->vocab - 1 - chosen].id;
     }
+    if (s->matcher) WALSH_TRY(walsh_matcher_advance(s->matcher, *id, err));
     walsh_sampler_note(s, *id);
     if (s->drawn) s->drawn[*id]++;
     return WALSH_OK;

@@ -1,4 +1,4 @@
-/* runtime/sampler: the next token from logits. May use base. */
+/* runtime/sampler: the next token from logits. May use text and base. */
 #ifndef WALSH_RUNTIME_SAMPLER_H
 #define WALSH_RUNTIME_SAMPLER_H
 
@@ -7,6 +7,7 @@
 
 #include "base/random.h"
 #include "base/status.h"
+#include "text/grammar.h"
 
 /* Applied in this order: repeat penalty, presence and frequency penalty, bias, temperature, top-k, top-p,
  * min-p; the filters as in Hugging Face's logits processors. */
@@ -27,6 +28,7 @@ struct walsh_sampling {
     const int32_t *bias_ids; /* [bias_count] ids, and what is added to their logits; copied by the sampler */
     const float *biases;
     size_t bias_count;
+    const struct walsh_grammar *grammar; /* what answers look like; NULL: free. The sampler keeps it */
 };
 
 struct walsh_candidate {
@@ -42,8 +44,9 @@ struct walsh_sampler {
     double *mass;                       /* [vocab]: unnormalised probabilities of the sorted candidates */
     int32_t *recent;                    /* ring [repeat_last] */
     uint64_t accepted;                  /* tokens so far */
-    uint32_t *drawn;   /* [vocab]: how often each was drawn; NULL where no penalty asks for it */
-    int32_t *bias_ids; /* [options.bias_count] */
+    uint32_t *drawn;               /* [vocab]: how often each was drawn; NULL where no penalty asks for it */
+    struct walsh_matcher *matcher; /* NULL: no grammar */
+    int32_t *bias_ids;             /* [options.bias_count] */
     float *biases;
 };
 
