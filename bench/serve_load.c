@@ -1,11 +1,12 @@
-/* Load for walsh serve, or for anything else with /v1/completions: CLIENTS connections on loopback, each with one stream
- * at a time, until REQUESTS have ended. One thread and poll, so that it takes little of the machine that it measures.
+/* Load for walsh serve, or for anything else with /v1/completions: CLIENTS connections on loopback, each with
+ * one stream at a time, until REQUESTS have ended. One thread and poll, so that it takes little of the
+ * machine that it measures.
  *
  *   serve_load PORT CLIENTS REQUESTS TOKENS PROMPT_WORDS [MODEL]
  *
- * Prints one JSON object: tokens/s from the first request to the last token, median and 99th percentile of the time
- * between two events of one stream, median time to the first. An event is counted as one token: `ignore_eos` is asked
- * for, and a server that joins tokens into one event tells so by its usage. */
+ * Prints one JSON object: tokens/s from the first request to the last token, median and 99th percentile of
+ * the time between two events of one stream, median time to the first. An event is counted as one token:
+ * `ignore_eos` is asked for, and a server that joins tokens into one event tells so by its usage. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/tcp.h>
@@ -44,7 +45,8 @@ static double now(void)
 
 static int send_request(struct client *c, int port)
 {
-    static const char *const vocabulary[] = {"the", "sea", "was", "quiet", "and", "old", "captain", "said", "nothing"};
+    static const char *const vocabulary[] = {"the", "sea",     "was",  "quiet",  "and",
+                                             "old", "captain", "said", "nothing"};
     char body[ROOM / 2], head[256];
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((unsigned short)port)};
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
@@ -53,13 +55,16 @@ static int send_request(struct client *c, int port)
     for (unsigned i = 0; i < words; i++)
         n += (size_t)snprintf(body + n, sizeof body - n, " %s", vocabulary[(started * 31 + i * 7) % 9]);
     n += (size_t)snprintf(body + n, sizeof body - n,
-                          "\", \"max_tokens\": %u, \"temperature\": 0.8, \"seed\": %zu, \"stream\": true, \"ignore_eos\": true, "
+                          "\", \"max_tokens\": %u, \"temperature\": 0.8, \"seed\": %zu, \"stream\": true, "
+                          "\"ignore_eos\": true, "
                           "\"stream_options\": {\"include_usage\": true}%s%s%s}",
-                          tokens, started, model ? ", \"model\": \"" : "", model ? model : "", model ? "\"" : "");
-    const int h = snprintf(head, sizeof head,
-                           "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: "
-                           "application/json\r\nContent-Length: %zu\r\n\r\n",
-                           n);
+                          tokens, started, model ? ", \"model\": \"" : "", model ? model : "",
+                          model ? "\"" : "");
+    const int h =
+        snprintf(head, sizeof head,
+                 "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: "
+                 "application/json\r\nContent-Length: %zu\r\n\r\n",
+                 n);
     c->fd = socket(AF_INET, SOCK_STREAM, 0);
     setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     if (connect(c->fd, (struct sockaddr *)&address, sizeof address) != 0) return -1;
@@ -161,8 +166,10 @@ int main(int argc, char **argv)
     const double first = quantile(firsts, first_count, .5);
     const double total = usage_tokens ? (double)usage_tokens : (double)events;
     printf("{\"clients\":%zu,\"requests\":%zu,\"failed\":%zu,\"tokens\":%.0f,\"events\":%zu,\"seconds\":%.3f,"
-           "\"tokens_per_second\":%.1f,\"gap_median_ms\":%.3f,\"gap_p99_ms\":%.3f,\"gap_ratio\":%.2f,\"first_median_ms\":%.2f}\n",
-           count, requests, failed, total, events, seconds, total / seconds, 1e3 * p50, 1e3 * p99, p99 / p50, 1e3 * first);
+           "\"tokens_per_second\":%.1f,\"gap_median_ms\":%.3f,\"gap_p99_ms\":%.3f,\"gap_ratio\":%.2f,\"first_"
+           "median_ms\":%.2f}\n",
+           count, requests, failed, total, events, seconds, total / seconds, 1e3 * p50, 1e3 * p99, p99 / p50,
+           1e3 * first);
     free(gaps);
     free(firsts);
     return failed != 0;

@@ -136,6 +136,18 @@ else
 fi
 tee -a "$log" <"$work/planted"
 
+# --- faults against a server: clients killed, slow, half-open, garbage, a full disk, kill -9; SERVE_SECONDS (1200) of load
+if ! command -v python3 >/dev/null; then
+    missing "faults against a server: there is no python3"
+elif PYTHONDONTWRITEBYTECODE=1 python3 "$root/tests/proof/serve_faults.py" "$build" "${SERVE_SECONDS:-1200}" >"$work/json" 2>"$work/err"; then
+    passed=$((passed + 1))
+    say "ok      faults against a server: $(number right) right answers, $(number killed) clients killed"
+    cp "$work/json" "$results/serve-faults.json"
+else
+    failed=$((failed + 1))
+    say "FAILED  faults against a server: $(tail -n 1 "$work/err") $(cat "$work/json")"
+fi
+
 # --- soak of the batch scheduler under AddressSanitizer: 200 requests at a time, SOAK_SECONDS (600) for each kind of cache
 (cd "$root" && cmake --preset asan --log-level=WARNING && cmake --build --preset asan --target soak) >>"$log" 2>&1 || true
 soak() { # label, options...
