@@ -17,6 +17,8 @@ cases = Cases()
 os.mkdir(WORK + "/adapters")
 os.symlink(LORA, WORK + "/adapters/outside")
 shutil.copytree(LORA, WORK + "/adapters/inside")
+shutil.copytree(LORA, WORK + "/adapterz/inside")  # as long a name, and a longer one
+shutil.copytree(LORA, WORK + "/adapters-of-others")
 server = Server("--adapter", "bard=" + LORA, "--adapter-directory", WORK + "/adapters", "--max-batch", "16",
                 "--max-queue", "70", "--read-timeout", "1.5", "--max-body", "65536", "--allow-origin", "https://ok.example",
                 "--prefix-store", WORK + "/prefixes")
@@ -305,7 +307,8 @@ def adapters_come_and_go():
     refused({"lora_name": "new", "lora_path": "inside"}, 400, "model_exists", "lora_name", load)
     refused({"lora_name": "bookworm-8m", "lora_path": "inside"}, 400, "model_exists", "lora_name", load)
     refused({"lora_name": "x"}, 400, "missing_required_parameter", "lora_path", load)
-    for path in ("outside", "../adapters/outside", LORA, "/etc", "missing", "inside/../..", "."):
+    for path in ("outside", "../adapters/outside", LORA, "/etc", "missing", "inside/../..", ".",
+                 "../adapterz/inside", WORK + "/adapterz/inside", "../adapters-of-others"):
         got, answer = server.post(load, {"lora_name": "x", "lora_path": path})
         assert (got, answer["error"]["code"]) == (404, "adapter_not_found"), (path, answer)
     os.mkdir(WORK + "/adapters/broken")
@@ -353,7 +356,8 @@ def who_leaves_is_not_served():
         s.close()
     wait_for("no sequence left", lambda: server.metric("sequences_decoding") + server.metric("sequences_waiting") +
              server.metric("sequences_prefilling") == 0)
-    wait_for("counted", lambda: server.metric("disconnects_total") > before)
+    # eight of them are streams, whose end a write would tell; the others only the look at their sockets
+    wait_for("counted", lambda: server.metric("disconnects_total") >= before + 10)
     assert server.metric("kv_tokens_used") == 0
     assert server.post("/v1/completions", BASE)[0] == 200
 
