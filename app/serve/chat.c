@@ -129,12 +129,56 @@ bool chat_prompt(struct exchange *x, struct request *request, bool *thinking)
     return good;
 }
 
-bool response_format_check(struct exchange *x, const struct request *request)
+static bool open_grammar(struct exchange *x, const json_t *schema, struct walsh_grammar **grammar)
 {
-    const char *type = json_string_value(json_object_get(request->response_format, "type"));
-    if (type && strcmp(type, "text") == 0) return true;
-    return refuse(&x->refusal, 400, "unsupported_value", "response_format",
-                  "'response_format' of type \"%.40s\" is not supported", type ? type : "");
+    struct walsh_error err = {0};
+    char *text = schema ? json_dumps(schema, JSON_COMPACT | JSON_ENCODE_ANY) : NULL;
+    if (schema && !text) return out_of_memory(x);
+    const enum walsh_status status =
+        walsh_grammar_open(x->server->model, text, text ? strlen(text) : 0, grammar, &err);
+    free(text);
+    if (status == WALSH_OK) return true;
+    if (status == WALSH_E_MEMORY) return out_of_memory(x);
+    return refuse(&x->refusal, 400, status == WALSH_E_UNSUPPORTED ? "unsupported_value" : "invalid_schema",
+                  "response_format", "%s", err.message);
+}
+
+/* {"name", "schema", and what changes nothing here} of a json_schema. */
+static bool read_schema(struct exchange *x, const json_t *object, const json_t **schema)
+{
+    const char *key;
+    json_t *value;
+    if (!json_is_object(object))
+        return refuse(&x->refusal, 400, "invalid_type", "response_format",
+                      "'response_format.json_schema' must be an object");
+    json_object_foreach((json_t *)(uintptr_t)object, key, value)
+    {
+        if (strcmp(key, "schema") == 0)
+            *schema = value;
+        else if (strcmp(key, "name") != 0 && strcmp(key, "strict") != 0 && strcmp(key, "description") != 0)
+            return refuse(&x->refusal, 400, "unknown_parameter", "response_format",
+                          "'response_format.json_schema.%.40s' is not supported", key);
+    }
+    if (!*schema)
+        return refuse(&x->refusal, 400, "missing_required_parameter", "response_format",
+                      "'response_format.json_schema.schema' is missing");
+    return true;
+}
+
+bool response_format_open(struct exchange *x, const struct request *request, struct walsh_grammar **grammar)
+{
+    const json_t *format = request->response_format, *schema = NULL;
+    const char *type = json_string_value(json_object_get(format, "type"));
+    *grammar = NULL;
+    if (!format || (type && strcmp(type, "text") == 0)) return true;
+    if (type && strcmp(type, "json_object") == 0) return open_grammar(x, NULL, grammar);
+    if (type && strcmp(type, "json_schema") == 0)
+        return read_schema(x, json_object_get(format, "json_schema"), &schema) &&
+               open_grammar(x, schema, grammar);
+    return refuse(
+        &x->refusal, 400, "unsupported_value", "response_format",
+        "'response_format' of type \"%.40s\" is not supported, expected text, json_object or json_schema",
+        type ? type : "");
 }
 
 /* Is the word one token? */

@@ -9,8 +9,8 @@ bool chat_render(struct exchange *x, const struct request *request, char **text,
 /* Render `messages` into the request's one prompt. *thinking: the prompt ends inside a thought. false:
  * x->refusal. */
 bool chat_prompt(struct exchange *x, struct request *request, bool *thinking);
-/* {"type": "text"}, or what walsh_grammar knows. */
-bool response_format_check(struct exchange *x, const struct request *request);
+/* The grammar of `response_format`, *grammar NULL for any text. false: x->refusal. */
+bool response_format_open(struct exchange *x, const struct request *request, struct walsh_grammar **grammar);
 /* How this model marks its thoughts. */
 enum reasoning_style chat_reasoning(const struct walsh_model *model);
 

@@ -146,6 +146,7 @@ struct job *generation_open(struct exchange *x)
     const bool chat = x->route->endpoint == FOR_CHAT;
     struct request request;
     struct model_entry *entry = NULL;
+    struct walsh_grammar *grammar = NULL;
     struct job *job = NULL;
     bool thinking = false;
     bool good = request_parse(x->body.data ? x->body.data : "", x->body.size, x->route->endpoint,
@@ -154,9 +155,13 @@ struct job *generation_open(struct exchange *x)
         good = refuse(&x->refusal, 404, "model_not_found", "model",
                       "there is no model \"%.100s\"; see /v1/models", request.model);
     if (good && chat) good = chat_prompt(x, &request, &thinking);
-    if (good && request.response_format) good = response_format_check(x, &request);
+    if (good) good = response_format_open(x, &request, &grammar);
     if (good) job = make_job(x, &request, chat, entry, thinking);
-    if (!job) {
+    if (job) {
+        job->grammar = grammar;
+        job->sampling.grammar = grammar;
+    } else {
+        walsh_grammar_close(&grammar);
         models_release(&x->server->models, entry);
         request_free(&request);
     }

@@ -77,6 +77,7 @@ void job_release(struct job *job)
     for (size_t i = 0; i < job->count; i++) close_sequence(&job->sequences[i]);
     free(job->sequences);
     request_free(&job->request);
+    walsh_grammar_close(&job->grammar);
     models_release(job->models, job->entry);
     text_free(&job->head);
     text_free(&job->out);

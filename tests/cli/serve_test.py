@@ -202,6 +202,39 @@ def chats_are_completions_of_the_template():
         assert all(c["bytes"] is None or bytes(c["bytes"]).decode() == c["token"] for c in content)
 
 
+def answers_are_json_where_asked():
+    ask = {**CHAT, "max_tokens": 300, "temperature": 1}
+    for seed in range(3):
+        status, got = server.post("/v1/chat/completions", {**ask, "seed": seed, "response_format": {"type": "json_object"}})
+        choice = got["choices"][0]
+        assert status == 200 and choice["message"]["content"].lstrip().startswith("{"), got
+        if choice["finish_reason"] == "stop":
+            assert isinstance(json.loads(choice["message"]["content"]), dict), choice
+    schema = {"type": "object", "properties": {"guilty": {"type": "boolean"}, "who": {"enum": ["the butler", "the cook"]}},
+              "required": ["guilty", "who"], "additionalProperties": False}
+    form = {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": schema}}
+    for path, body in (("/v1/chat/completions", ask), ("/v1/completions", {**BASE, "max_tokens": 300})):
+        for seed in range(2):
+            status, got = server.post(path, {**body, "seed": seed, "response_format": form, "n": 2})
+            assert status == 200, got
+            for choice in got["choices"]:
+                verdict = json.loads(choice["text"] if "text" in choice else choice["message"]["content"])
+                assert isinstance(verdict["guilty"], bool) and verdict["who"] in schema["properties"]["who"]["enum"], verdict
+                assert choice["finish_reason"] == "stop" and len(verdict) == 2
+            pieces = server.stream(path, {**body, "seed": seed, "response_format": form})
+            text = "".join(p["choices"][0].get("text") or p["choices"][0].get("delta", {}).get("content", "") for p in pieces)
+            assert json.loads(text) == json.loads(got["choices"][0].get("text") or got["choices"][0]["message"]["content"])
+    path = "/v1/chat/completions"
+    refused({**CHAT, "response_format": {"type": "json_schema"}}, 400, "invalid_type", "response_format", path)
+    refused({**CHAT, "response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, 400,
+            "missing_required_parameter", "response_format", path)
+    refused({**CHAT, "response_format": {"type": "json_schema", "json_schema": {"name": "x", "more": 1, "schema": {}}}}, 400,
+            "unknown_parameter", "response_format", path)
+    refused({**CHAT, "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "nothing"}}}}, 400,
+            "invalid_schema", "response_format", path)
+    refused({**CHAT, "response_format": "json_object"}, 400, "unsupported_value", "response_format", path)
+
+
 def conversations_that_are_none():
     chat = lambda m, **o: {**CHAT, "messages": m, **o}
     path = "/v1/chat/completions"
@@ -541,7 +574,7 @@ def tls():
 
 cases.run(the_small_endpoints, tokens_and_text, completions_are_those_of_run, many_at_once_are_those_of_run,
           several_choices_and_prompts, ids_are_prompts_too, echo_and_stop, characters_arrive_whole, log_probabilities,
-          chats_are_completions_of_the_template, conversations_that_are_none, every_wrong_field_is_named, bodies_that_are_not_json, adapters_come_and_go, hosts_and_origins,
+          chats_are_completions_of_the_template, answers_are_json_where_asked, conversations_that_are_none, every_wrong_field_is_named, bodies_that_are_not_json, adapters_come_and_go, hosts_and_origins,
           who_leaves_is_not_served, the_queue_is_bounded, slow_requests_are_cut_off, prompts_are_remembered,
           the_metrics_are_prometheus, the_log_is_json, it_ends_in_order, keys_guard_every_route,
           one_row_is_shared_fairly, deadlines, tls)
