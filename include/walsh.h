@@ -116,7 +116,8 @@ struct walsh_shape {
 WALSH_API enum walsh_status walsh_shape_named(const char *name, struct walsh_shape *out,
                                               struct walsh_error *err);
 WALSH_API const char *walsh_shape_name(size_t i); /* the i-th known name; NULL past the last */
-/* format: "bf16" or "e8p" with bits 2..8 (ignored for bf16). Such a model has no tokenizer. */
+/* format: "bf16", "e8p" with bits 2..8 (ignored for the others), "mxfp4", "nvfp4", "mxfp8", "fp8", "int8" or
+ * "int4". Such a model has no tokenizer. */
 WALSH_API enum walsh_status walsh_model_synthesize(struct walsh_context *context,
                                                    const struct walsh_shape *shape, const char *format,
                                                    unsigned bits, uint64_t seed,

@@ -7,7 +7,7 @@ add_test(NAME golden_bookworm_8m COMMAND golden ${CMAKE_SOURCE_DIR}/models/bookw
   ${fixtures}/golden/bookworm-8m.safetensors ${CMAKE_SOURCE_DIR}/data/valid.txt 8192 25.9852)
 add_test(NAME golden_tiny_qwen3_moe COMMAND golden ${fixtures}/golden/tiny-qwen3-moe
   ${fixtures}/golden/tiny-qwen3-moe.safetensors)
-set(architectures llama2 llama3 smollm2 mistral mixtral qwen2 qwen3 smollm3 gemma2 gemma3 phi3 lfm2)
+set(architectures gpt-oss llama2 llama3 smollm2 mistral mixtral qwen2 qwen3 smollm3 gemma2 gemma3 phi3 lfm2)
 foreach(name ${architectures})
   add_test(NAME golden_tiny_${name} COMMAND golden ${fixtures}/golden/tiny-${name}
     ${fixtures}/golden/tiny-${name}.safetensors)
@@ -16,6 +16,9 @@ foreach(name qwen2 gemma2 phi3 lfm2)
   add_test(NAME golden_tiny_${name}_lora COMMAND golden --adapter ${fixtures}/golden/tiny-${name}-lora
     ${fixtures}/golden/tiny-${name} ${fixtures}/golden/tiny-${name}.safetensors)
 endforeach()
+# The same weights as gpt-oss publishes them, experts in MXFP4.
+add_test(NAME golden_tiny_gpt-oss-mxfp4 COMMAND golden ${fixtures}/golden/tiny-gpt-oss-mxfp4
+  ${fixtures}/golden/tiny-gpt-oss.safetensors)
 add_test(NAME golden_ablations COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/golden/ablations.sh $<TARGET_FILE:golden>
   ${fixtures}/golden)
 add_test(NAME golden_shakespeare_lora_8m COMMAND golden --adapter ${CMAKE_SOURCE_DIR}/models/shakespeare-lora-8m

@@ -10,6 +10,7 @@ are random too, scores are large, and prompts are several windows long, so that 
 seed is the first one for which no choice (a routed expert, a greedy token) hangs by a hair. The tokenizer is that of
 OUT/tiny-qwen3-moe. Some have a random LoRA of every linear too, OUT/tiny-NAME-lora, and the outputs with it (adapter_*).
 """
+import json
 import os
 import shutil
 import sys
@@ -17,7 +18,7 @@ import sys
 import peft
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 PROMPT, TOKENS, GREEDY = 16, 64, 48
@@ -39,6 +40,10 @@ MODELS = {
     "mistral": ("MistralConfig", dict(num_hidden_layers=2, head_dim=16, sliding_window=8)),
     "mixtral": ("MixtralConfig", dict(num_hidden_layers=2, num_local_experts=4, num_experts_per_tok=2,
                                       intermediate_size=24)),
+    # weights of experts that MXFP4 holds exactly: tiny-gpt-oss-mxfp4 has the same outputs
+    "gpt-oss": ("GptOssConfig", dict(num_hidden_layers=2, head_dim=16, num_local_experts=4, num_experts_per_tok=2,
+                                     intermediate_size=32, sliding_window=8, swiglu_limit=1.5,
+                                     rope_parameters={**YARN, "truncate": False})),
     "qwen2": ("Qwen2Config", dict(num_hidden_layers=3, use_sliding_window=True, sliding_window=8, max_window_layers=1,
                                   rope_parameters=YARN)),
     "qwen3": ("Qwen3Config", dict(num_hidden_layers=2, head_dim=16, tie_word_embeddings=True,
@@ -75,6 +80,8 @@ def make_model(name, seed):
         for key, p in model.named_parameters():
             if "norm" in key:  # Gemma adds 1 to its own
                 p.copy_(torch.randn_like(p) * 0.3 + (0.0 if name.startswith("gemma") else 1.0))
+            elif "sinks" in key:
+                p.copy_(torch.randn_like(p) * 2)
             elif key.endswith("bias"):
                 p.copy_(torch.randn_like(p) * 0.3)
             elif key.endswith("conv.conv.weight"):  # [channels, 1, taps]
@@ -95,11 +102,13 @@ class Margins:
     def __init__(self, model):
         self.least = float("inf")
         for name, module in model.named_modules():
-            if name.endswith("mlp.gate"):
+            if name.endswith("mlp.gate") or name.endswith("mlp.router"):
                 module.register_forward_hook(lambda _, inputs, __, gate=module: self.see(gate, inputs[0]))
 
     def see(self, gate, x):
-        order = (x.reshape(-1, x.shape[-1]).float() @ gate.weight.float().T).sort(-1, descending=True).values
+        scores = x.reshape(-1, x.shape[-1]).float() @ gate.weight.float().T
+        bias = getattr(gate, "bias", None)
+        order = (scores if bias is None else scores + bias).sort(-1, descending=True).values
         self.least = min(self.least, (order[:, 1] - order[:, 2]).min().item())
 
 
@@ -160,11 +169,54 @@ def adapt(directory, adapter, seed):
     return outputs_of(model, "adapter_")
 
 
+def mxfp4(w):
+    """Codes [..., 16] and scale bytes of w [..., 32] (FLOOR), and the weights that they stand for."""
+    amax = w.abs().amax(-1)
+    byte = (torch.floor(torch.log2(amax)) - 2 + 127).clamp(0, 254)
+    x = w / torch.exp2(byte - 127)[..., None]
+    grid = torch.tensor([0, .5, 1, 1.5, 2, 3, 4, 6])
+    code = (x.abs()[..., None] - grid).abs().argmin(-1)
+    exact = grid[code] * x.sign() * torch.exp2(byte - 127)[..., None]
+    code = (code + 8 * (x < 0)).to(torch.uint8)
+    return code[..., ::2] | code[..., 1::2] << 4, byte.to(torch.uint8), exact
+
+
+def round_experts(model):
+    """gpt-oss keeps experts as [E, in, out]; MXFP4 goes along `in`. Returns the packed tensors."""
+    packed = {}
+    with torch.no_grad():
+        for key, p in model.named_parameters():
+            if key.endswith("gate_up_proj") or key.endswith("experts.down_proj"):
+                w = p.float().transpose(1, 2)
+                blocks, scales, exact = mxfp4(w.reshape(*w.shape[:2], -1, 32))
+                packed[key + "_blocks"], packed[key + "_scales"] = blocks.contiguous(), scales.contiguous()
+                p.copy_(exact.reshape(w.shape).transpose(1, 2))
+    return packed
+
+
+def save_packed(directory, packed):
+    """The same model with its experts in MXFP4, as gpt-oss is published."""
+    out = directory + "-mxfp4"
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(directory, out)
+    tensors = {k: v for k, v in load_file(f"{directory}/model.safetensors").items()
+               if k + "_blocks" not in packed}
+    save_file({**tensors, **packed}, f"{out}/model.safetensors", metadata={"format": "pt"})
+    with open(f"{directory}/config.json", encoding="utf-8") as f:
+        config = json.load(f)
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": [
+        "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]}
+    with open(f"{out}/config.json", "w", encoding="utf-8") as f:
+        json.dump(config, f, indent=2)
+
+
 def make(name, out):
     directory = f"{out}/tiny-{name}"
     for seed in range(1000):
         shutil.rmtree(directory, ignore_errors=True)
-        make_model(name, seed).save_pretrained(directory)
+        model = make_model(name, seed)
+        packed = round_experts(model) if name == "gpt-oss" else None
+        model.save_pretrained(directory)
         outputs, route_margin, greedy_margin = reference(directory)
         if route_margin > 1e-3 and greedy_margin > 1e-2:
             break
@@ -173,6 +225,8 @@ def make(name, out):
     shutil.copy(f"{out}/tiny-qwen3-moe/tokenizer.json", directory)
     if os.path.exists(f"{directory}/generation_config.json"):
         os.remove(f"{directory}/generation_config.json")
+    if packed:
+        save_packed(directory, packed)
     if name in ADAPTED:
         for adapter_seed in range(1000):
             shutil.rmtree(f"{directory}-lora", ignore_errors=True)

@@ -10,9 +10,9 @@
 
 #define DEFAULT_KV_BITS 4
 
-/* The rule behind `activations`. Products of E8P know f32 and int8 (one scale per row), those of MXFP4, NVFP4, int8
- * and int4 weights f32, bf16 and int8 (a scale per group), those of bf16, MXFP8 and FP8 weights f32 and bf16, all
- * others f32; a type that a format lacks becomes the best one that it has. */
+/* The rule behind `activations`. Products of E8P know f32 and int8 (one scale per row), those of MXFP4,
+ * NVFP4, int8 and int4 weights f32, bf16 and int8 (a scale per group), those of bf16, MXFP8 and FP8 weights
+ * f32 and bf16, all others f32; a type that a format lacks becomes the best one that it has. */
 static enum walsh_status choose_activations(const struct walsh_queue *queue,
                                             enum walsh_activation_mode wanted,
                                             struct walsh_load_options *load, struct walsh_error *err)
@@ -131,18 +131,25 @@ void walsh_model_close(struct walsh_model **model)
     *model = NULL;
 }
 
-/* A synthetic model's format: bits 0 is bf16. */
-static enum walsh_status find_format(const char *format, unsigned *bits, struct walsh_error *err)
+/* A synthetic model's format; *bits: what a weight takes, about. */
+static enum walsh_status find_format(const char *name, enum walsh_format *format, unsigned *bits,
+                                     struct walsh_error *err)
 {
-    if (strcmp(format, "e8p") == 0) {
-        struct walsh_e8p_plan plan;
-        return walsh_e8p_plan_bits(*bits, &plan, err);
+    for (unsigned f = WALSH_FORMAT_BF16; f < WALSH_FORMAT_COUNT; f++) {
+        *format = (enum walsh_format)f;
+        if (strcmp(name, walsh_format_name(*format)) != 0) continue;
+        if (*format == WALSH_FORMAT_E8P) {
+            struct walsh_e8p_plan plan;
+            return walsh_e8p_plan_bits(*bits, &plan, err);
+        }
+        const bool narrow =
+            *format == WALSH_FORMAT_MXFP4 || *format == WALSH_FORMAT_NVFP4 || *format == WALSH_FORMAT_INT4;
+        *bits = *format == WALSH_FORMAT_BF16 ? 0 : narrow ? 5 : 9;
+        return WALSH_OK;
     }
-    if (strcmp(format, "bf16") != 0)
-        return walsh_fail(err, WALSH_E_ARGUMENT, "format is \"%s\"; synthetic models know: bf16, e8p",
-                          format);
-    *bits = 0;
-    return WALSH_OK;
+    return walsh_fail(
+        err, WALSH_E_ARGUMENT,
+        "format is \"%s\"; synthetic models know: bf16, e8p, mxfp4, nvfp4, mxfp8, fp8, int8, int4", name);
 }
 
 enum walsh_status walsh_model_synthesize(struct walsh_context *context, const struct walsh_shape *shape,
@@ -156,12 +163,13 @@ enum walsh_status walsh_model_synthesize(struct walsh_context *context, const st
     WALSH_TRY(read_options(context, options, &o, &load, err));
     struct walsh_config config;
     WALSH_TRY(walsh_shape_config(shape, &config, err));
-    WALSH_TRY(find_format(format, &bits, err));
+    enum walsh_format weights;
+    WALSH_TRY(find_format(format, &weights, &bits, err));
     char what[200];
     snprintf(what, sizeof what, "a synthetic %.80s in %.20s", shape->name ? shape->name : "model", format);
     WALSH_TRY(walsh_memory_check(what, walsh_shape_bytes(&config, bits), err));
     struct walsh_model_graph *graph;
-    WALSH_TRY(walsh_graph_synthesize(&config, bits, seed, &load, &context->queue, &graph, err));
+    WALSH_TRY(walsh_graph_synthesize(&config, weights, bits, seed, &load, &context->queue, &graph, err));
     o.no_mmap = false; /* it has no files */
     return wrap(context, &o, graph, out, err);
 }

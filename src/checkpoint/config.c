@@ -46,6 +46,15 @@ const struct walsh_architecture_info walsh_architectures[WALSH_ARCH_COUNT] = {
                               .window = 4096,
                               .rope_theta = 10000,
                               .rms_epsilon = 1e-6},
+    [WALSH_ARCH_GPT_OSS] = {.name = "GptOssForCausalLM",
+                            .moe = true,
+                            .bias_keys = true,
+                            .gpt_oss = true,
+                            .windows = WALSH_WINDOWS_ALTERNATE,
+                            .window = 128,
+                            .pattern = 2,
+                            .rope_theta = 150000,
+                            .rms_epsilon = 1e-5},
     [WALSH_ARCH_SMOLLM3] = {.name = "SmolLM3ForCausalLM",
                             .bias_keys = true,
                             .no_rope_layers = true,
@@ -263,7 +272,8 @@ static enum walsh_status read_experts(const struct walsh_json_object *o, struct 
     if (c->experts == 0)
         return walsh_fail(err, WALSH_E_FORMAT, "%s: num_experts (or num_local_experts) is missing", o->where);
     WALSH_TRY(walsh_json_u32(o, "num_experts_per_tok", true, 1, c->experts, &c->experts_per_token, err));
-    if (c->architecture == WALSH_ARCH_MIXTRAL) {
+    c->expert_bias = walsh_architectures[c->architecture].gpt_oss;
+    if (c->architecture == WALSH_ARCH_MIXTRAL || c->architecture == WALSH_ARCH_GPT_OSS) {
         /* a softmax over the chosen logits: that over all of them, divided by the sum of the chosen */
         c->expert_intermediate = c->intermediate;
         c->normalize_topk = true;
@@ -384,6 +394,13 @@ static enum walsh_status read_gate(const struct walsh_json_object *o, struct wal
                                    struct walsh_error *err)
 {
     const bool gemma = walsh_architectures[c->architecture].gemma;
+    if (walsh_architectures[c->architecture].gpt_oss) {
+        c->gate = WALSH_GATE_CLAMPED;
+        c->gate_alpha = 1.702;
+        c->gate_limit = 7;
+        WALSH_TRY(walsh_json_double(o, "swiglu_alpha", false, 0, true, 1e3, &c->gate_alpha, err));
+        return walsh_json_double(o, "swiglu_limit", false, 0, true, 1e6, &c->gate_limit, err);
+    }
     const char *key = gemma ? "hidden_activation" : "hidden_act",
                *gate = gemma ? "gelu_pytorch_tanh" : "silu";
     WALSH_TRY(walsh_json_string(o, key, false, &gate, err));
@@ -407,6 +424,7 @@ static enum walsh_status read_biases(const struct walsh_json_object *o, struct w
         WALSH_TRY(walsh_must_be_false(o, "mlp_bias", err));
         return info->qkv_bias ? WALSH_OK : walsh_must_be_false(o, "attention_bias", err);
     }
+    c->attention_bias = info->gpt_oss;
     WALSH_TRY(walsh_json_bool(o, "attention_bias", &c->attention_bias, err));
     c->output_bias = c->attention_bias;
     if (info->gemma) return walsh_must_be_false(o, "mlp_bias", err);

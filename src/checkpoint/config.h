@@ -23,6 +23,7 @@ enum walsh_architecture {
     WALSH_ARCH_QWEN2,
     WALSH_ARCH_QWEN3,
     WALSH_ARCH_QWEN3_MOE,
+    WALSH_ARCH_GPT_OSS,
     WALSH_ARCH_SMOLLM3,
     WALSH_ARCH_GEMMA2,
     WALSH_ARCH_GEMMA3, /* text only */
@@ -54,7 +55,8 @@ enum walsh_layer_flag {
     WALSH_LAYER_CONV = 4,     /* a gated short convolution in the place of attention */
 };
 
-enum walsh_gate { WALSH_GATE_SILU, WALSH_GATE_GELU_TANH };
+/* CLAMPED: gpt-oss's, walsh_ops.clamped_swiglu with gate_alpha and gate_limit */
+enum walsh_gate { WALSH_GATE_SILU, WALSH_GATE_GELU_TANH, WALSH_GATE_CLAMPED };
 
 #define WALSH_MAX_TENSOR_PARALLEL 16
 
@@ -96,6 +98,8 @@ struct walsh_config {
     /* mixture of experts; experts == 0: dense */
     uint32_t experts, experts_per_token, expert_intermediate;
     bool normalize_topk;
+    bool expert_bias;              /* of the router and of the experts' linears */
+    double gate_alpha, gate_limit; /* WALSH_GATE_CLAMPED */
     uint32_t conv_taps; /* tokens that a short convolution reads, its own included; 0: no layer has one */
     bool conv_bias;     /* of its projections and of itself */
     int32_t bos;        /* -1: none */
@@ -140,6 +144,7 @@ struct walsh_architecture_info {
     bool gemma;          /* norm_offset, scaled_embeddings, query_pre_attn_scalar, the soft caps */
     bool no_rope_layers; /* the key */
     bool partial_rotary; /* partial_rotary_factor */
+    bool gpt_oss; /* biases of everything, attention sinks, its gate; YaRN where the file says nothing */
     bool local_rope;     /* windowed layers have a rope of their own */
     bool no_yarn;        /* its files mean something else by that name */
     bool lfm2;           /* convolutions, and the keys that are spelt otherwise */

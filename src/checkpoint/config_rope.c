@@ -136,5 +136,15 @@ enum walsh_status walsh_config_read_rope(const struct walsh_json_object *o, stru
             walsh_json_double(o, "rope_local_base_freq", false, 0, true, 1e12, &c->local_rope.theta, err));
     }
     WALSH_TRY(read_partial(o, &rope, c, err));
+    if (info->gpt_oss && !rope.object) {
+        c->rope = (struct walsh_rope_config){.type = WALSH_ROPE_YARN,
+                                             .theta = c->rope.theta,
+                                             .factor = 32,
+                                             .original_max_positions = 4096,
+                                             .beta_fast = 32,
+                                             .beta_slow = 1,
+                                             .attention_factor = 0.1 * log(32) + 1};
+        return WALSH_OK;
+    }
     return kinds ? read_kinds(&rope, c, err) : read_set(&rope, c, &c->rope, err);
 }

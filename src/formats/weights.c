@@ -60,6 +60,30 @@ static void decode_e8p(const struct walsh_weights *w, size_t r, size_t g, float 
     for (unsigned n = 0; n < 8; n++) out[n] = (float)sum[n];
 }
 
+/* As walsh_block_weight, word by word. k is a multiple of 8. */
+static void decode_blocks(const struct walsh_weights *w, size_t r, size_t k, size_t n, float *out)
+{
+    const size_t columns = walsh_block_word_columns(w);
+    const uint32_t *words = (const uint32_t *)w->data +
+                            r / WALSH_BLOCK_ROWS * walsh_block_words(w) * WALSH_BLOCK_ROWS +
+                            r % WALSH_BLOCK_ROWS;
+    float table[16], scale = 0, zero = 0;
+    for (unsigned code = 0; code < 16; code++) table[code] = walsh_code_value(w->block.code, (uint8_t)code);
+    size_t group = SIZE_MAX;
+    for (size_t i = 0; i < n; i++) {
+        if (walsh_block_group_of(w, k + i) != group) {
+            group = walsh_block_group_of(w, k + i);
+            scale = walsh_block_scale(w, r, group);
+            zero = (float)walsh_block_zero(w, r, group);
+        }
+        const uint32_t word = words[(k + i) / columns * WALSH_BLOCK_ROWS];
+        const unsigned c = (unsigned)((k + i) % columns);
+        const float value = columns == 8 ? table[word >> (c < 4 ? 8 * c : 8 * (c - 4) + 4) & 15u]
+                                         : walsh_code_value(w->block.code, (uint8_t)(word >> 8 * c));
+        out[i] = (value - zero) * scale * w->tensor_scale;
+    }
+}
+
 #define SPAN 256 /* columns that are rounded to bf16 at a time; a multiple of 8 */
 
 /* Columns [k, k + n) of row r; k is a multiple of 8, and n of an E8P matrix too. */
@@ -72,7 +96,7 @@ static void decode_span(const struct walsh_weights *w, size_t r, size_t k, size_
     } else if (w->format == WALSH_FORMAT_F32) {
         memcpy(out, dense + at * 4, n * 4);
     } else if (walsh_format_is_block(w->format)) {
-        for (size_t i = 0; i < n; i++) out[i] = walsh_block_weight(w, r, k + i);
+        decode_blocks(w, r, k, n, out);
     } else {
         for (size_t i = 0; i < n; i++) {
             uint16_t half;

@@ -16,6 +16,7 @@ struct row_case {
     walsh_kernel_rms_norm_f32 *rms_norm;
     walsh_kernel_rope_f32 *rope;
     walsh_kernel_swiglu_f32 *swiglu;
+    walsh_kernel_clamped_swiglu_f32 *clamped;
     walsh_kernel_scale_f32 *scale;
     walsh_kernel_soft_cap_f32 *soft_cap;
     walsh_kernel_route_f32 *route;
@@ -74,6 +75,11 @@ static void run_swiglu(void *argument)
 {
     const struct row_case *t = argument;
     t->swiglu(t->y, t->x, t->z, t->n);
+}
+static void run_clamped(void *argument)
+{
+    const struct row_case *t = argument;
+    t->clamped(t->y, t->x, t->z, t->n, 1.702f, 7);
 }
 static void run_scale(void *argument)
 {
@@ -178,6 +184,11 @@ void walsh_bench_swiglu_f32(struct walsh_bench *b, walsh_kernel_swiglu_f32 *f)
 void walsh_bench_geglu_f32(struct walsh_bench *b, walsh_kernel_geglu_f32 *f)
 {
     run(b, (struct row_case){.swiglu = f}, 11008, 12, 24, run_swiglu);
+}
+
+void walsh_bench_clamped_swiglu_f32(struct walsh_bench *b, walsh_kernel_clamped_swiglu_f32 *f)
+{
+    run(b, (struct row_case){.clamped = f}, 11008, 12, 22, run_clamped);
 }
 
 void walsh_bench_scale_f32(struct walsh_bench *b, walsh_kernel_scale_f32 *f)

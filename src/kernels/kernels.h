@@ -224,6 +224,10 @@ struct walsh_ops {
      * NULL where a backend lacks it, as scale and soft_cap may be; a model that needs it is then refused. */
     void (*geglu)(const struct walsh_queue *q, float *y, size_t ldy, const float *gate, const float *up,
                   size_t ld, size_t rows, size_t n);
+    /* y = g sigmoid(alpha g) (u + 1) with g = min(gate, limit), u = clamp(up, -limit, limit), rows of n; y may be
+     * gate. (The gate of gpt-oss.) NULL where a backend lacks it. */
+    void (*clamped_swiglu)(const struct walsh_queue *q, float *y, size_t ldy, const float *gate,
+                           const float *up, size_t ld, size_t rows, size_t n, float alpha, float limit);
     /* x *= factor, n elements. */
     void (*scale)(const struct walsh_queue *q, float *x, float factor, size_t n);
     /* x = cap * tanh(x / cap), n elements; cap > 0. */

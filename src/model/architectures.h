@@ -22,6 +22,9 @@ struct walsh_architecture_names {
     const char *qkv, *gate_up;    /* one matrix with the rows of q, k and v, of gate and up; else NULL */
     const char *router, *experts; /* mixture of experts */
     const char *expert_gate, *expert_up, *expert_down;
+    /* stacks of all experts' matrices (gpt-oss): rows of gate and up by turns, and down; else NULL */
+    const char *stacked_gate_up, *stacked_down;
+    const char *sinks; /* a tensor: without ".weight" */
 };
 
 extern const struct walsh_architecture_names walsh_architecture_names[WALSH_ARCH_COUNT];

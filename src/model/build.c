@@ -50,7 +50,9 @@ static enum walsh_status layer_part(const struct builder *b, uint32_t layer, con
 static enum walsh_status norm(const struct builder *b, const char *name, uint32_t n, const float **values)
 {
     float *weight;
-    WALSH_TRY(b->source->vector(b->source, name, n, &weight, b->err));
+    char tensor[NAME_SIZE + 8];
+    snprintf(tensor, sizeof tensor, "%s.weight", name);
+    WALSH_TRY(b->source->vector(b->source, tensor, n, &weight, b->err));
     for (uint32_t i = 0; b->graph->config.norm_offset && i < n; i++) weight[i] += 1;
     *values = weight;
     return WALSH_OK;
@@ -86,6 +88,12 @@ static enum walsh_status build_attention(const struct builder *b, uint32_t i, st
     WALSH_TRY(layer_linear(b, i, n->o, WALSH_LINEAR_OUTPUT, heads, c->hidden, c->output_bias, &layer->o));
     share_signs(&layer->q, &layer->k);
     share_signs(&layer->q, &layer->v);
+    if (n->sinks) {
+        char name[NAME_SIZE];
+        float *sinks;
+        WALSH_TRY(b->source->vector(b->source, layer_path(b, name, i, n->sinks), c->heads, &sinks, b->err));
+        layer->sinks = sinks;
+    }
     WALSH_TRY(layer_norm(b, i, n->q_norm, c->head_dim, &layer->q_norm));
     return layer_norm(b, i, n->k_norm, c->head_dim, &layer->k_norm);
 }
@@ -153,24 +161,38 @@ static enum walsh_status build_experts(const struct builder *b, uint32_t i, stru
 {
     const struct walsh_architecture_names *n = b->names;
     const struct walsh_config *c = &b->graph->config;
-    WALSH_TRY(
-        layer_linear(b, i, n->router, WALSH_LINEAR_ROUTER, c->hidden, c->experts, false, &layer->router));
+    WALSH_TRY(layer_linear(b, i, n->router, WALSH_LINEAR_ROUTER, c->hidden, c->experts, c->expert_bias,
+                           &layer->router));
     WALSH_TRY(walsh_arena_alloc(&b->graph->arena, c->experts, sizeof *layer->experts, "the experts",
                                 &layer->experts, b->err));
     for (uint32_t e = 0; e < c->experts; e++) {
         struct walsh_expert *expert = &layer->experts[e];
         const struct {
-            const char *name;
-            uint32_t in, out;
+            const char *name, *stack;
+            uint32_t in, out, row, step;
             struct walsh_linear *linear;
-        } parts[] = {{n->expert_gate, c->hidden, c->expert_intermediate, &expert->gate},
-                     {n->expert_up, c->hidden, c->expert_intermediate, &expert->up},
-                     {n->expert_down, c->expert_intermediate, c->hidden, &expert->down}};
+        } parts[] = {
+            {n->expert_gate, n->stacked_gate_up, c->hidden, c->expert_intermediate, 0, 2, &expert->gate},
+            {n->expert_up, n->stacked_gate_up, c->hidden, c->expert_intermediate, 1, 2, &expert->up},
+            {n->expert_down, n->stacked_down, c->expert_intermediate, c->hidden, 0, 1, &expert->down}};
         for (size_t p = 0; p < sizeof parts / sizeof *parts; p++) {
             char module[MODULE_SIZE];
             snprintf(module, sizeof module, "%s.%u.%s", n->experts, e, parts[p].name);
             const enum walsh_linear_role role = p == 2 ? WALSH_LINEAR_OUTPUT : WALSH_LINEAR_LAYER;
-            WALSH_TRY(layer_linear(b, i, module, role, parts[p].in, parts[p].out, false, parts[p].linear));
+            if (!parts[p].stack) {
+                WALSH_TRY(layer_linear(b, i, module, role, parts[p].in, parts[p].out, c->expert_bias,
+                                       parts[p].linear));
+                continue;
+            }
+            char name[NAME_SIZE], stack[NAME_SIZE];
+            const struct walsh_fusion fusion = {.name = layer_path(b, stack, i, parts[p].stack),
+                                                .row = parts[p].row,
+                                                .rows = parts[p].out * parts[p].step,
+                                                .step = parts[p].step,
+                                                .stack = c->experts,
+                                                .matrix = e};
+            WALSH_TRY(b->source->linear(b->source, layer_path(b, name, i, module), &fusion, role, parts[p].in,
+                                        parts[p].out, c->expert_bias, parts[p].linear, b->err));
         }
         share_signs(&expert->gate, &expert->up);
         share_signs(&layer->experts[0].gate, &expert->gate);

@@ -25,7 +25,7 @@ struct walsh_source {
     enum walsh_status (*conv)(struct walsh_source *source, const char *name, uint32_t channels, uint32_t taps,
                               bool bias, const float **weight, const float **kernel_bias,
                               struct walsh_error *err);
-    /* *values: [n] f32 of module `name`, in the graph's arena. */
+    /* *values: [n] f32 of tensor `name`, in the graph's arena. */
     enum walsh_status (*vector)(struct walsh_source *source, const char *name, uint32_t n, float **values,
                                 struct walsh_error *err);
     /* *table: dense [rows][cols] of module `name`. */

@@ -34,13 +34,11 @@ static enum walsh_status load_vector(struct walsh_source *source, const char *na
                                      float **values, struct walsh_error *err)
 {
     const struct checkpoint_source *s = (const struct checkpoint_source *)source;
-    char tensor[256];
-    snprintf(tensor, sizeof tensor, "%s.weight", name);
     const uint64_t shape[] = {n};
     const struct walsh_tensor *t;
-    WALSH_TRY(walsh_checkpoint_take(&s->graph->checkpoint, tensor, FLOAT_DTYPES, 1, shape, &t, err));
+    WALSH_TRY(walsh_checkpoint_take(&s->graph->checkpoint, name, FLOAT_DTYPES, 1, shape, &t, err));
     float *copy;
-    WALSH_TRY(walsh_arena_alloc(&s->graph->arena, n, sizeof *copy, tensor, &copy, err));
+    WALSH_TRY(walsh_arena_alloc(&s->graph->arena, n, sizeof *copy, name, &copy, err));
     walsh_tensor_to_f32(t, copy);
     *values = copy;
     return WALSH_OK;
@@ -164,6 +162,7 @@ static enum walsh_status check_ops(const struct walsh_model_graph *graph, const 
         const char *name;
         bool needed, there;
     } list[] = {{"geglu", c->gate == WALSH_GATE_GELU_TANH, ops->geglu != NULL},
+                {"clamped_swiglu", c->gate == WALSH_GATE_CLAMPED, ops->clamped_swiglu != NULL},
                 {"scale", c->scaled_embeddings, ops->scale != NULL},
                 {"soft_cap", c->score_cap != 0 || c->logit_cap != 0, ops->soft_cap != NULL}};
     for (size_t i = 0; i < sizeof list / sizeof *list; i++)

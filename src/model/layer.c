@@ -14,7 +14,10 @@ void walsh_tap_input(const struct walsh_tap *tap, enum walsh_tap_point point, ui
 void walsh_gate(const struct walsh_config *config, const struct walsh_queue *q, struct walsh_workspace *ws,
                 size_t rows, size_t n)
 {
-    if (config->gate == WALSH_GATE_GELU_TANH)
+    if (config->gate == WALSH_GATE_CLAMPED)
+        q->ops->clamped_swiglu(q, ws->gate, ws->gate_ld, ws->gate, ws->up, ws->gate_ld, rows, n,
+                               (float)config->gate_alpha, (float)config->gate_limit);
+    else if (config->gate == WALSH_GATE_GELU_TANH)
         q->ops->geglu(q, ws->gate, ws->gate_ld, ws->gate, ws->up, ws->gate_ld, rows, n);
     else
         q->ops->swiglu(q, ws->gate, ws->gate_ld, ws->gate, ws->up, ws->gate_ld, rows, n);
@@ -52,7 +55,8 @@ static void attend(const struct walsh_model_graph *graph, const struct walsh_que
         .head_dim = c->head_dim,
         .scale = (float)(1 / sqrt(c->query_scalar != 0 ? c->query_scalar : (double)c->head_dim)),
         .window = layer->window,
-        .soft_cap = (float)c->score_cap};
+        .soft_cap = (float)c->score_cap,
+        .sinks = layer->sinks};
     if (rows->role == WALSH_PREFILL && rows->kv[0][kv_layer].type == WALSH_KV_TURBO) {
         for (size_t i = 0; i < n; i++)
             ws->rows[i] = (struct walsh_attention_row){&ws->own, rows->positions[i] % (uint32_t)ws->max_rows};

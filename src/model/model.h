@@ -33,6 +33,7 @@ struct walsh_layer {
     const float *conv_weight;           /* [config.conv_taps][hidden]; NULL: the layer attends */
     const float *conv_bias;             /* [hidden] or NULL */
     const float *q_norm, *k_norm;       /* [head_dim] or NULL */
+    const float *sinks;                 /* [heads] or NULL: walsh_attention_shape.sinks */
     struct walsh_linear gate, up, down; /* dense; name NULL where the layer has experts */
     struct walsh_linear router;         /* [experts][hidden] */
     struct walsh_expert *experts;       /* [config.experts] or NULL */
@@ -156,8 +157,10 @@ void walsh_logits(const struct walsh_model_graph *graph, const struct walsh_queu
                   enum walsh_role role, const struct walsh_row_sets *sets, struct walsh_workspace *ws,
                   float *logits);
 
-/* Random weights in the given format, for measurements (see walsh_model_synthesize). bits 0: bf16. */
-enum walsh_status walsh_graph_synthesize(const struct walsh_config *config, unsigned bits, uint64_t seed,
+/* Random weights in the given format, for measurements (see walsh_model_synthesize). format: BF16, E8P
+ * with `bits`, or a block format. */
+enum walsh_status walsh_graph_synthesize(const struct walsh_config *config, enum walsh_format format,
+                                         unsigned bits, uint64_t seed,
                                          const struct walsh_load_options *options,
                                          const struct walsh_queue *queue, struct walsh_model_graph **out,
                                          struct walsh_error *err);

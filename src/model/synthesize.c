@@ -8,6 +8,7 @@
 #include "base/clock.h"
 #include "base/random.h"
 #include "base/scalar.h"
+#include "formats/blocks.h"
 #include "formats/e8p_planes.h"
 #include "model/build.h"
 
@@ -20,8 +21,9 @@ struct random_source {
     const struct walsh_load_options *options;
     struct walsh_pool *pool;
     uint64_t seed;
-    uint64_t tensors; /* drawn so far; a tensor's seed is made of it */
-    unsigned bits;    /* 0: bf16 */
+    uint64_t tensors;         /* drawn so far; a tensor's seed is made of it */
+    enum walsh_format format; /* BF16, E8P or a block format */
+    unsigned bits;            /* of E8P */
 };
 
 struct fill {
@@ -125,6 +127,79 @@ static enum walsh_status random_e8p(struct random_source *s, const char *name, u
     return WALSH_OK;
 }
 
+/* What walsh quantize would write: groups of 128 integers with zero points, of the formats' own otherwise. */
+static struct walsh_block_type block_type(enum walsh_format format)
+{
+    switch (format) {
+    case WALSH_FORMAT_NVFP4:
+        return (struct walsh_block_type){WALSH_CODE_E2M1, WALSH_SCALE_E4M3, 16};
+    case WALSH_FORMAT_MXFP8:
+        return (struct walsh_block_type){WALSH_CODE_E4M3, WALSH_SCALE_E8M0, 32};
+    case WALSH_FORMAT_FP8:
+        return (struct walsh_block_type){WALSH_CODE_E4M3, WALSH_SCALE_F32, 0};
+    case WALSH_FORMAT_INT8:
+        return (struct walsh_block_type){WALSH_CODE_U8, WALSH_SCALE_BF16, 128};
+    case WALSH_FORMAT_INT4:
+        return (struct walsh_block_type){WALSH_CODE_U4, WALSH_SCALE_BF16, 128};
+    default:
+        return (struct walsh_block_type){WALSH_CODE_E2M1, WALSH_SCALE_E8M0, 32};
+    }
+}
+
+/* Bits of a scale near `value`. */
+static uint32_t scale_near(enum walsh_scale type, float value)
+{
+    switch (type) {
+    case WALSH_SCALE_E8M0:
+        return walsh_bits_from_float(value) >> 23;
+    case WALSH_SCALE_E4M3:
+        return walsh_e4m3_from_f32(value);
+    case WALSH_SCALE_BF16:
+        return walsh_bf16_from_f32(value);
+    case WALSH_SCALE_F32:
+        break;
+    }
+    return walsh_bits_from_float(value);
+}
+
+/* Random codes; scales that make the weights' deviation 1/sqrt(in). */
+static enum walsh_status random_blocks(struct random_source *s, const char *name, uint32_t in, uint32_t out,
+                                       struct walsh_weights *w, struct walsh_error *err)
+{
+    *w = (struct walsh_weights){
+        .format = s->format, .rows = out, .cols = in, .block = block_type(s->format), .tensor_scale = 1};
+    if (in > WALSH_BLOCK_MAX_COLUMNS)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: %u columns in %s, expected at most %u", name, in,
+                          walsh_format_name(s->format), WALSH_BLOCK_MAX_COLUMNS);
+    const size_t words = walsh_block_data_words(w), count = walsh_block_scale_count(w);
+    const size_t scale_bytes = walsh_scale_bytes(w->block.scale);
+    /* of a random code: E2M1 2.8, U4 4.6, U8 74; E4M3 without its upper half 0.4 */
+    const float deviation = w->block.code == WALSH_CODE_E2M1 ? 2.8f
+                            : w->block.code == WALSH_CODE_U4 ? 4.6f
+                            : w->block.code == WALSH_CODE_U8 ? 74
+                                                             : .4f;
+    float scale = 1 / (deviation * sqrtf((float)in));
+    if (w->block.scale == WALSH_SCALE_E4M3) {
+        w->tensor_scale = scale;
+        scale = 1;
+    }
+    const uint32_t bits = scale_near(w->block.scale, scale);
+    uint8_t *scales, *zeros = NULL;
+    WALSH_TRY(draw(s, words * sizeof(uint32_t), 0, &w->data, err));
+    WALSH_TRY(walsh_arena_alloc(&s->graph->arena, count, scale_bytes, "scales", &scales, err));
+    for (size_t i = 0; i < count; i++) memcpy(scales + i * scale_bytes, &bits, scale_bytes);
+    w->scales = scales;
+    if (w->block.code == WALSH_CODE_E4M3) { /* without NaN */
+        uint32_t *codes = (uint32_t *)(uintptr_t)w->data;
+        for (size_t i = 0; i < words; i++) codes[i] &= 0xbfbfbfbfu;
+    }
+    if (w->block.code != WALSH_CODE_U4 && w->block.code != WALSH_CODE_U8) return WALSH_OK;
+    WALSH_TRY(walsh_arena_alloc(&s->graph->arena, count, 1, "zero points", &zeros, err));
+    memset(zeros, w->block.code == WALSH_CODE_U4 ? 8 : 128, count);
+    w->zeros = zeros;
+    return WALSH_OK;
+}
+
 static enum walsh_status random_linear(struct walsh_source *source, const char *name,
                                        const struct walsh_fusion *fusion, enum walsh_linear_role role,
                                        uint32_t in, uint32_t out, bool bias, struct walsh_linear *linear,
@@ -136,13 +211,15 @@ static enum walsh_status random_linear(struct walsh_source *source, const char *
     char *copy;
     WALSH_TRY(walsh_arena_strdup(&s->graph->arena, name, &copy, err));
     linear->name = copy;
-    if ((role == WALSH_LINEAR_LAYER || role == WALSH_LINEAR_OUTPUT) && s->bits != 0) {
+    const bool packed = role == WALSH_LINEAR_LAYER || role == WALSH_LINEAR_OUTPUT;
+    linear->in_rotation = (struct walsh_rotation){.size = in, .blocks = {.padded = in}};
+    linear->out_rotation = (struct walsh_rotation){.size = out, .blocks = {.padded = out}};
+    if (packed && s->format == WALSH_FORMAT_E8P)
         WALSH_TRY(random_e8p(s, name, in, out, linear, err));
-    } else {
-        linear->in_rotation = (struct walsh_rotation){.size = in, .blocks = {.padded = in}};
-        linear->out_rotation = (struct walsh_rotation){.size = out, .blocks = {.padded = out}};
+    else if (packed && walsh_format_is_block(s->format))
+        WALSH_TRY(random_blocks(s, name, in, out, &linear->weights, err));
+    else
         WALSH_TRY(random_table(source, name, out, in, &linear->weights, err));
-    }
     linear->activation =
         role == WALSH_LINEAR_ROUTER
             ? WALSH_ACTIVATION_F32
@@ -161,7 +238,8 @@ static enum walsh_status unit_vector(struct walsh_source *source, const char *na
     return WALSH_OK;
 }
 
-enum walsh_status walsh_graph_synthesize(const struct walsh_config *config, unsigned bits, uint64_t seed,
+enum walsh_status walsh_graph_synthesize(const struct walsh_config *config, enum walsh_format format,
+                                         unsigned bits, uint64_t seed,
                                          const struct walsh_load_options *options,
                                          const struct walsh_queue *queue, struct walsh_model_graph **out,
                                          struct walsh_error *err)
@@ -179,6 +257,7 @@ enum walsh_status walsh_graph_synthesize(const struct walsh_config *config, unsi
         .options = options,
         .pool = queue->pool,
         .seed = seed,
+        .format = format,
         .bits = bits};
     enum walsh_status status = walsh_graph_build(graph, &source.source, options->dense, queue->pool, err);
     if (status == WALSH_OK) status = walsh_graph_upload(graph, queue, err);

@@ -216,6 +216,10 @@ static enum walsh_status open_train(struct train *t)
     if (t->graph->conv)
         return walsh_fail(t->err, WALSH_E_UNSUPPORTED, "%s: training does not know short convolutions",
                           t->graph->checkpoint.directory);
+    if (t->graph->config.gate == WALSH_GATE_CLAMPED)
+        return walsh_fail(t->err, WALSH_E_UNSUPPORTED,
+                          "%s: training does not know the gates and attention sinks of gpt-oss",
+                          t->graph->checkpoint.directory);
     if (t->job.context == 0)
         t->job.context = (uint32_t)walsh_min(DEFAULT_CONTEXT, t->graph->config.max_positions);
     WALSH_TRY(check_job(t));

@@ -124,6 +124,40 @@ void check_geglu_f32(struct check *c, walsh_kernel_geglu_f32 *reference, walsh_k
     check_gated(c, reference, candidate, 1e15f, 3, true, GEGLU_FACTOR);
 }
 
+/* The error of the exponent grows with alpha g, which is below 12 where the result is not negligible. */
+#define CLAMPED_FACTOR 12
+
+void check_clamped_swiglu_f32(struct check *c, walsh_kernel_clamped_swiglu_f32 *reference,
+                              walsh_kernel_clamped_swiglu_f32 *candidate)
+{
+    for (size_t l = 0; l < LENGTHS; l++) {
+        const size_t n = lengths[l];
+        const float limit = c->round % 2 ? 1.5f : 7, alpha = 1.702f;
+        float *gate = row(c, n), *up = row(c, n), *expected = row(c, n), *got = row(c, n),
+              *magnitude = row(c, n);
+        check_fill_normal(c, gate, n);
+        check_fill_normal(c, up, n);
+        for (size_t i = 0; i < n; i++) {
+            gate[i] *= 4; /* beyond the limits now and then */
+            up[i] *= 4;
+        }
+        if (c->round == CHECK_ROUNDS - 1) {
+            gate[check_below(c, n)] = NAN;
+            up[check_below(c, n)] = INFINITY;
+            up[check_below(c, n)] = NAN;
+            gate[check_below(c, n)] = INFINITY;
+        }
+        float *in_place = copy(c, gate, n);
+        reference(expected, gate, up, n, alpha, limit);
+        candidate(got, gate, up, n, alpha, limit);
+        candidate(in_place, in_place, up, n, alpha, limit);
+        for (size_t i = 0; i < n; i++) /* u + 1 cancels near -1 */
+            magnitude[i] = fminf(fabsf(gate[i]), limit) * (fminf(fabsf(up[i]), limit) + 1) + 1e-30f;
+        check_close_f32(c, "y", expected, got, magnitude, n, CLAMPED_FACTOR);
+        check_exact_f32(c, "y in place", got, in_place, n);
+    }
+}
+
 void check_scale_f32(struct check *c, walsh_kernel_scale_f32 *reference, walsh_kernel_scale_f32 *candidate)
 {
     for (size_t l = 0; l < LENGTHS; l++) {

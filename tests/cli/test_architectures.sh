@@ -19,6 +19,8 @@ each llama3 LlamaForCausalLM 14
 each smollm2 LlamaForCausalLM 14
 each mistral MistralForCausalLM 14
 each mixtral MixtralForCausalLM 32
+each gpt-oss GptOssForCausalLM 32
+each gpt-oss-mxfp4 GptOssForCausalLM 32
 each qwen2 Qwen2ForCausalLM 21
 each qwen3 Qwen3ForCausalLM 14
 each smollm3 SmolLM3ForCausalLM 21

@@ -60,4 +60,17 @@ walsh quantize "$work/mxfp4" "$work/requantized" --format int8 --quiet
 exits 0
 requantized=$(ppl "$work/requantized" --activations f32)
 true_that "requantized" "$requantized < $plain * 1.08"
+
+# gpt-oss: experts in its own stacks, attention as it was. The fixture's experts are values that MXFP4 holds exactly.
+tiny=$CLI_SOURCE/tests/fixtures/golden/tiny-gpt-oss
+works quantize "$tiny" "$work/oss" --format mxfp4 --json
+same "linears of gpt-oss" "$(grep -o '"proxy"' "$work/out" | wc -l)" 24
+grep -aq '"model.layers.0.mlp.experts.gate_up_proj_blocks"' "$work/oss/model.safetensors" || fails "no stack"
+grep -q '"quant_method": "mxfp4"' "$work/oss/config.json" || fails "gpt-oss is not marked as itself"
+works eval "$work/oss" --activations f32 --kv f32 --text "$text" --max-tokens 2000 --reference "$tiny" --json
+true_that "gpt-oss keeps its weights: KL $(value kl)" "$(value kl) < 1e-9"
+works quantize "$tiny" "$work/oss-int8" --format int8 --json
+same "linears of gpt-oss in int8" "$(grep -o '"proxy"' "$work/out" | wc -l)" 32
+works eval "$work/oss-int8" --text "$text" --max-tokens 2000 --reference "$tiny" --json
+true_that "gpt-oss in int8: KL $(value kl)" "$(value kl) < 0.02 && $(value kl) > 0"
 finish

@@ -43,6 +43,8 @@ void walsh_cpu_swiglu(const struct walsh_queue *q, float *y, size_t ldy, const f
                       size_t ld, size_t rows, size_t n);
 void walsh_cpu_geglu(const struct walsh_queue *q, float *y, size_t ldy, const float *gate, const float *up,
                      size_t ld, size_t rows, size_t n);
+void walsh_cpu_clamped_swiglu(const struct walsh_queue *q, float *y, size_t ldy, const float *gate,
+                              const float *up, size_t ld, size_t rows, size_t n, float alpha, float limit);
 void walsh_cpu_scale(const struct walsh_queue *q, float *x, float factor, size_t n);
 void walsh_cpu_soft_cap(const struct walsh_queue *q, float *x, float cap, size_t n);
 void walsh_cpu_route(const struct walsh_queue *q, int32_t *index, float *weight, const float *logits,

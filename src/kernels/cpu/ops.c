@@ -35,6 +35,7 @@ const struct walsh_ops walsh_cpu_ops = {
     .attention = walsh_cpu_attention,
     .swiglu = walsh_cpu_swiglu,
     .geglu = walsh_cpu_geglu,
+    .clamped_swiglu = walsh_cpu_clamped_swiglu,
     .scale = walsh_cpu_scale,
     .soft_cap = walsh_cpu_soft_cap,
     .route = walsh_cpu_route,

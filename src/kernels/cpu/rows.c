@@ -142,6 +142,30 @@ void walsh_cpu_geglu(const struct walsh_queue *q, float *y, size_t ldy, const fl
     walsh_run_rows(q, rows, n, gate_rows, &t);
 }
 
+struct clamped_gate {
+    const struct walsh_kernels *kernels;
+    float *y;
+    const float *gate, *up;
+    size_t ldy, ld, n;
+    float alpha, limit;
+};
+
+static void clamped_gate_rows(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    (void)worker;
+    const struct clamped_gate *t = argument;
+    for (size_t r = begin; r < end; r++)
+        t->kernels->clamped_swiglu_f32(t->y + r * t->ldy, t->gate + r * t->ld, t->up + r * t->ld, t->n,
+                                       t->alpha, t->limit);
+}
+
+void walsh_cpu_clamped_swiglu(const struct walsh_queue *q, float *y, size_t ldy, const float *gate,
+                              const float *up, size_t ld, size_t rows, size_t n, float alpha, float limit)
+{
+    struct clamped_gate t = {q->kernels, y, gate, up, ldy, ld, n, alpha, limit};
+    walsh_run_rows(q, rows, n, clamped_gate_rows, &t);
+}
+
 /* Elements that a number changes one by one. */
 struct elements {
     const struct walsh_queue *q;

@@ -39,6 +39,16 @@ void walsh_geglu_f32_reference(float *y, const float *gate, const float *up, siz
     }
 }
 
+void walsh_clamped_swiglu_f32_reference(float *y, const float *gate, const float *up, size_t n, float alpha,
+                                        float limit)
+{
+    for (size_t i = 0; i < n; i++) {
+        const double g = gate[i] > limit ? limit : gate[i];
+        const double u = up[i] > limit ? limit : up[i] < -limit ? -limit : up[i];
+        y[i] = (float)(g / (1.0 + exp(-(double)alpha * g)) * (u + 1));
+    }
+}
+
 void walsh_scale_f32_reference(float *x, float factor, size_t n)
 {
     for (size_t i = 0; i < n; i++) x[i] *= factor;
