@@ -10,7 +10,7 @@
 
 struct quantize_settings {
     struct command command;
-    const char *format, *rotation, *calibration, *scale_rounding;
+    const char *format, *head, *rotation, *calibration, *scale_rounding;
     int64_t bits, passes, samples, sample_tokens, seed, tensor_parallel, group_size;
     bool no_hessian, plain, dry_run, resume;
 };
@@ -59,6 +59,13 @@ static const struct option quantize_options[] = {
      .offset = AT(rotation),
      .help = "blocks of the binary expansion of each dimension; one block padded to a power of two; or two "
              "blocks that overlap and pad nothing; default: block for e8p, none for all others"},
+    {.name = "head",
+     .argument = "FORMAT",
+     .kind = OPTION_CHOICE,
+     .choices = "bf16|int8",
+     .fallback = "bf16",
+     .offset = AT(head),
+     .help = "the head as it is, or rotated and in int8 with a scale per row (a tied embedding stays bf16)"},
     {.name = "tensor-parallel",
      .argument = "N",
      .kind = OPTION_INTEGER,
@@ -203,6 +210,7 @@ static enum walsh_status quantize(struct quantize_settings *settings, const char
     options.plain = settings->plain;
     options.dry_run = settings->dry_run;
     options.resume = settings->resume;
+    options.head = settings->head;
     options.tensor_parallel = (unsigned)settings->tensor_parallel;
     options.no_mmap = command->no_mmap;
     struct walsh_context *context;

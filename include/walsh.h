@@ -678,6 +678,9 @@ struct walsh_quantize_options {
      * that slices of the stored tensors are whole linears. Such a dimension that is not as many multiples of
      * 16 outputs or 64 inputs is WALSH_E_UNSUPPORTED. 0, 1: one part. */
     unsigned tensor_parallel;
+    /* NULL or "bf16": head and embedding stay as they are, in bf16. "int8": the head is rotated and rounded to
+     * int8 with a scale per row; a tied embedding stays beside it, in bf16. */
+    const char *head;
     uint32_t group_size;        /* int8, int4: 32, 64, 128; 0: the largest that divides all columns */
     const char *scale_rounding; /* mxfp4, mxfp8: "floor" | "ceil" | "even" | "rceil"; NULL: floor */
 };

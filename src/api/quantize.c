@@ -57,6 +57,10 @@ static enum walsh_status job_options(const struct walsh_quantize_options *o, str
         return walsh_fail(
             err, WALSH_E_UNSUPPORTED, "tensor_parallel needs rotation block: %s %s", rotations[rotation],
             rotation == WALSH_JOB_NONE ? "can be cut anyway" : "mixes the parts of a dimension");
+    const bool int8 = o->head && strcmp(o->head, "int8") == 0;
+    if (o->head && !int8 && strcmp(o->head, "bf16") != 0)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED, "head %s is not one that walsh writes; known: bf16, int8",
+                          o->head);
     if (!e8p) {
         if (o->group_size && o->group_size != 32 && o->group_size != 64 && o->group_size != 128)
             return walsh_fail(err, WALSH_E_ARGUMENT, "groups of %u; int8 and int4 know 32, 64 and 128",
@@ -70,6 +74,7 @@ static enum walsh_status job_options(const struct walsh_quantize_options *o, str
                                           .rotation = rotation,
                                           .tensor_parallel = o->tensor_parallel ? o->tensor_parallel : 1,
                                           .samples = 1,
+                                          .head_int8 = int8,
                                           .seed = o->seed,
                                           .dry_run = o->dry_run,
                                           .resume = o->resume,
@@ -92,6 +97,7 @@ static enum walsh_status job_options(const struct walsh_quantize_options *o, str
         .sample_tokens = o->sample_tokens,
         .passes = o->passes < 0 ? WALSH_LDLQ_PASSES : (unsigned)o->passes,
         .tune = !o->plain,
+        .head_int8 = int8,
         .seed = o->seed,
         .dry_run = o->dry_run,
         .resume = o->resume,

@@ -10,6 +10,7 @@
 #include "checkpoint/glq.h"
 #include "kernels/table.h"
 #include "quantize/blocks.h"
+#include "quantize/head.h"
 #include "quantize/calibration.h"
 #include "quantize/ldlq.h"
 #include "quantize/output.h"
@@ -246,6 +247,7 @@ static enum walsh_status plan_output(struct job *job, struct walsh_safetensors_p
     WALSH_TRY(choose_blocks(job, err));
     WALSH_TRY(visit_linears(job, plan, plan_linear, err));
     WALSH_TRY(visit_linears(job, plan, release_linear, err));
+    if (job->options->head_int8) WALSH_TRY(walsh_head_plan(graph, plan, err));
     for (size_t i = 0; i < graph->checkpoint.tensor_count; i++) {
         const struct walsh_tensor *t = graph->checkpoint.tensors[i];
         if (t->used) WALSH_TRY(walsh_plan_add(plan, t->name, kept_dtype(t), t->rank, t->shape, err));
@@ -269,17 +271,18 @@ static void describe(const struct job *job, uint64_t calibration, char *out, siz
         source =
             XXH64((const uint8_t *)t->data + t->bytes / 2, walsh_min(t->bytes - t->bytes / 2, 4096), source);
     }
+    const char *head = o->head_int8 ? "int8" : "bf16";
     if (is_block(job)) {
         snprintf(out, size,
-                 "walsh %s, %s, groups of %u, rounding %d, %s, seed %" PRIu64 ", source %016" PRIx64,
-                 WALSH_VERSION, walsh_format_name(o->format), job->blocks.group, (int)o->rounding,
+                 "walsh %s, %s, head %s, groups of %u, rounding %d, %s, seed %" PRIu64 ", source %016" PRIx64,
+                 WALSH_VERSION, walsh_format_name(o->format), head, job->blocks.group, (int)o->rounding,
                  rotation_names[o->rotation], o->seed, source);
         return;
     }
     snprintf(out, size,
-             "walsh %s, e8p %u bits, %s in %u parts, %u x %u calibration tokens %016" PRIx64
+             "walsh %s, e8p %u bits, head %s, %s in %u parts, %u x %u calibration tokens %016" PRIx64
              ", %u passes, %s, seed %" PRIu64 ", source %016" PRIx64 ", kernels %x",
-             WALSH_VERSION, o->bits, rotation_names[o->rotation], o->tensor_parallel,
+             WALSH_VERSION, o->bits, head, rotation_names[o->rotation], o->tensor_parallel,
              job->calibration.samples, job->calibration.tokens, calibration, o->passes,
              o->tune ? "tuned" : "plain", o->seed, source, job->queue->kernels->isa);
 }
@@ -641,7 +644,14 @@ static enum walsh_status write_output(struct job *job, const char *destination,
     }
     begin_share(job, 0, 0);
     show_progress(job, 0);
+    if (job->options->head_int8)
+        WALSH_TRY(walsh_head_write(job->queue, job->graph, job->options->seed, &job->output, err));
     json_t *quantization = quantization_config(job);
+    if (quantization && job->options->head_int8 &&
+        json_object_set_new(quantization, "tie_word_embeddings", json_false()) != 0) {
+        json_decref(quantization);
+        quantization = NULL;
+    }
     if (!quantization) return walsh_fail(err, WALSH_E_MEMORY, "no memory for the quantization config");
     enum walsh_status status = walsh_output_finish(&job->output, quantization, err);
     json_decref(quantization);
@@ -660,7 +670,7 @@ static enum walsh_status run(struct job *job, const char *source, const char *de
     struct walsh_safetensors_plan plan = {0};
     uint64_t fingerprint = 0;
     char description[400];
-    job->ours = o->rotation == WALSH_JOB_OVERLAP || o->tensor_parallel > 1;
+    job->ours = o->rotation == WALSH_JOB_OVERLAP || o->tensor_parallel > 1 || o->head_int8;
     if (!is_block(job)) WALSH_TRY(walsh_e8p_plan_bits(o->bits, &job->stages, err));
     WALSH_TRY(walsh_graph_open(source, &load, job->queue, &job->graph, err));
     uint32_t most = job->graph->config.max_positions;

@@ -28,8 +28,9 @@ struct walsh_job_options {
     uint32_t samples;         /* calibration sequences, at least 1 */
     uint32_t sample_tokens;   /* tokens of each, 2..the model's maximum; 0: the smaller of 1024 and that */
     unsigned passes;          /* of coordinate descent */
-    bool tune;     /* scales in SU and SV, a search for Wscale; false: the published method as it is */
-    uint64_t seed; /* of the signs */
+    bool tune;      /* scales in SU and SV, a search for Wscale; false: the published method as it is */
+    bool head_int8; /* quantize/head.h; false: the head stays as it is */
+    uint64_t seed;  /* of the signs */
     bool dry_run, resume, use_mmap;
 };
 

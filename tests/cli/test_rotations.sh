@@ -1,4 +1,4 @@
-# Rotations that GLQ does not know: overlapping blocks, and blocks for tensor parallelism.
+# What GLQ does not know: overlapping blocks, blocks for tensor parallelism, and a head in int8.
 . "$(dirname "$0")/lib.sh"
 quick="--samples 4 --sample-tokens 128 --passes 0"
 
@@ -40,6 +40,28 @@ divergence() { # of the model $1 from $2, options...
     sed 's/"tensor_parallel": 1/"tensor_parallel": 99/' "$work/parts/config.json" >"$work/many.json"
     mv "$work/many.json" "$work/parts/config.json"
     refuses "WORK/parts/config.json: quantization_config.tensor_parallel is 99, expected 1 to 16" inspect "$work/parts"
+
+    # the head in int8, beside the embedding that the source ties it to, and of a format of other programs
+    works quantize "$model" "$work/wide" --bits 2 --no-hessian
+    for format in e8p int4; do
+        options="--format $format --head int8"
+        [ $format = e8p ] && options="$options --bits 2 --no-hessian"
+        works quantize "$model" "$work/head" $options --dry-run --json
+        predicted=$(value bytes_predicted)
+        works quantize "$model" "$work/head" $options --json
+        same "predicted and real bytes, $format" "$(cat "$work/head"/*.safetensors | wc -c | tr -d ' ')" "$predicted"
+        grep -q '"tie_word_embeddings": false' "$work/head/config.json" || fails "$format: the head is its own"
+        grep -q '"quant_method": "walsh"' "$work/head/config.json" || fails "$format: marked as walsh's"
+        works inspect "$work/head"
+        grep -q "^head  *1 int8 " "$work/out" || fails "$format: the head is int8"
+        grep -q "^embedding  *1 bf16 " "$work/out" || fails "$format: the embedding is bf16"
+        if [ $format = e8p ]; then
+            divergence "$work/head" "$work/wide"
+            true_that "only the head differs: KL $kl" "$kl > 0 && $kl < 0.001"
+            works run "$work/head" "It was late" -n 4 --adapter "$adapter" --json
+        fi
+        rm -r "$work/head"
+    done
 
     refuses "the inputs of model.layers.0.self_attn.o_proj: 320 elements are not 2 parts of a multiple of 64" \
         quantize "$model" "$work/no" --tensor-parallel 2 --no-hessian
