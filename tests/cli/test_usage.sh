@@ -37,7 +37,7 @@ misuse "unexpected argument 'c'" quantize a b c
 misuse "unknown option '--tmep'; did you mean '--temp'?" run m --tmep 1
 misuse "unknown option '--temperatur'; did you mean '--temp'?" run m --temperatur 1
 misuse "unknown option '--zzzzzzzz'" run m --zzzzzzzz
-misuse "unknown option '--group-count'" quantize a b --group-count 32
+misuse "unknown option '--flavour'" quantize a b --flavour 32
 misuse "unknown option '-z'" run m -z
 misuse "--temp needs an argument: T" run m --temp
 misuse "-n needs an argument: N" run m -n
