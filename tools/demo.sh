@@ -79,7 +79,19 @@ printf 'PPL of a play that neither has seen, data/shakespeare-valid.txt: %.2f wi
 printf '%.2f with it.\n' "$("$walsh" eval "$small" --text "$play" --adapter "$lora" --json | number ppl)"
 
 echo
-echo "5. Keys and values packed to 4 bits: a synthetic model of 2 layers with heads as Llama 8B has them, 8192 tokens in the cache:"
+echo "5. Train an adapter of one's own on the quantized model: 20 steps on the first half of that play."
+echo "   \$ walsh finetune bookworm-8m-e8p-3bpw --data play.txt --output lora --steps 20 --context 128 --grad-accumulation 4 --lr 2e-3 --warmup 3"
+head -c 60000 "$play" >"$work/play.txt"
+"$walsh" finetune "$small" --data "$work/play.txt" --output "$work/lora" --steps 20 --context 128 --grad-accumulation 4 --lr 2e-3 \
+    --warmup 3 --quiet >/dev/null
+awk -F, 'NR > 1 { printf "%s%.2f", NR == 2 ? "   loss by step: " : " ", $2 } END { print "" }' "$work/lora/log.csv"
+awk -F, 'NR > 1 { s[NR > 11] += $2 / 10 } END { printf "   its mean over the first and the last ten: %.2f and %.2f\n", s[0], s[1] }' "$work/lora/log.csv"
+tail -c 24000 "$play" >"$work/rest.txt"
+printf '   PPL of another part of it: %.2f without the adapter, ' "$("$walsh" eval "$small" --text "$work/rest.txt" -c 128 --json --quiet | number ppl)"
+printf '%.2f with it.\n' "$("$walsh" eval "$small" --text "$work/rest.txt" -c 128 --adapter "$work/lora" --json --quiet | number ppl)"
+
+echo
+echo "6. Keys and values packed to 4 bits: a synthetic model of 2 layers with heads as Llama 8B has them, 8192 tokens in the cache:"
 echo "   \$ walsh bench --shape bench/shape-attention.json --format bf16 --prompt 0 --generate 32 --depth 8192 --kv f16 (and --kv turbo)"
 for kv in f16 turbo; do
     "$walsh" bench --shape "$root/bench/shape-attention.json" --format bf16 --prompt 0 --generate 32 --depth 8192 --kv $kv --json \

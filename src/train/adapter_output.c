@@ -9,6 +9,7 @@
 #include "train/output.h"
 
 #define NAME_SIZE 400
+#define PEFT_VERSION "0.21.0" /* whose layout this is; of stacked experts it is the version that says so */
 
 static const char *last_component(const char *name)
 {
@@ -51,6 +52,7 @@ static enum walsh_status write_config(const char *directory, const struct walsh_
     json_object_set_new(config, "peft_type", json_string("LORA"));
     json_object_set_new(config, "task_type", json_string("CAUSAL_LM"));
     json_object_set_new(config, "base_model_name_or_path", json_string(base ? base : ""));
+    json_object_set_new(config, "peft_version", json_string(PEFT_VERSION));
     json_object_set_new(config, "r", json_integer((json_int_t)p->modules[0].rank));
     json_object_set_new(config, "lora_alpha", json_real(job->parameters.alpha));
     json_object_set_new(config, "lora_dropout", json_real(0));
