@@ -51,8 +51,8 @@ struct verb {
     enum walsh_status (*run)(struct command *command, struct walsh_error *err);
 };
 
-extern const struct verb verb_run, verb_eval, verb_bench, verb_quantize, verb_finetune, verb_inspect, verb_merge,
-    verb_devices, verb_serve;
+extern const struct verb verb_run, verb_eval, verb_bench, verb_quantize, verb_finetune, verb_inspect,
+    verb_merge, verb_devices, verb_serve;
 extern const struct verb *const verbs[]; /* all of them; NULL at the end */
 
 /* The options of every verb, offsets into struct command; ends with a NULL name. */

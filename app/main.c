@@ -27,8 +27,9 @@ static const struct verb verb_version = {
     .run = run_version,
 };
 
-const struct verb *const verbs[] = {&verb_quantize, &verb_finetune, &verb_run,   &verb_eval,    &verb_bench,   &verb_inspect,
-                                    &verb_merge,    &verb_serve, &verb_devices, &verb_version, NULL};
+const struct verb *const verbs[] = {&verb_quantize, &verb_finetune, &verb_run,   &verb_eval,
+                                    &verb_bench,    &verb_inspect,  &verb_merge, &verb_serve,
+                                    &verb_devices,  &verb_version,  NULL};
 
 static const struct verb *find_verb(const char *name)
 {

@@ -457,9 +457,9 @@ struct walsh_sampler_options {
     const int32_t *bias_ids;
     const float *biases;
     size_t bias_count;
-    /* NULL, or: only tokens that continue what this sampler has drawn so far towards a text of the grammar, and
-     * an end-of-sequence id of the model where the text is complete. Tokens that it was told of do not count.
-     * The sampler keeps the grammar */
+    /* NULL, or: only tokens that continue what this sampler has drawn so far towards a text of the grammar,
+     * and an end-of-sequence id of the model where the text is complete. Tokens that it was told of do not
+     * count. The sampler keeps the grammar */
     const struct walsh_grammar *grammar;
 };
 #define WALSH_SAMPLER_OPTIONS                                                                                \
@@ -659,9 +659,10 @@ WALSH_API enum walsh_status walsh_eval_ids(const struct walsh_model *model, cons
 
 struct walsh_quantize_options {
     size_t struct_size;
-    const char *format;      /* "e8p", or to the nearest: "mxfp4" | "nvfp4" | "mxfp8" | "fp8" | "int8" | "int4" */
-    unsigned bits;           /* 2..8 for e8p */
-    const char *rotation;    /* "block" | "pow2" | "overlap" | "none"; NULL: block for e8p, none for all others */
+    const char *format; /* "e8p", or to the nearest: "mxfp4" | "nvfp4" | "mxfp8" | "fp8" | "int8" | "int4" */
+    unsigned bits;      /* 2..8 for e8p */
+    const char
+        *rotation; /* "block" | "pow2" | "overlap" | "none"; NULL: block for e8p, none for all others */
     const char *calibration; /* e8p: path of a UTF-8 text; NULL together with identity_hessian only */
     bool identity_hessian;   /* no calibration: nearest rounding of the rotated weights (for measurements) */
     uint32_t samples;        /* calibration sequences; 0: 128 */
@@ -673,10 +674,10 @@ struct walsh_quantize_options {
     bool no_mmap;
     bool plain; /* the published method as it is: no scales in SU and SV, Wscale from the rms (for
                    comparisons) */
-    /* Rotation "block" only: the dimension along which a tensor-parallel engine splits a projection (the outputs
-     * of q, k, v, gate and up, the inputs of o and down) is rotated in this many equal parts, at most 16, so
-     * that slices of the stored tensors are whole linears. Such a dimension that is not as many multiples of
-     * 16 outputs or 64 inputs is WALSH_E_UNSUPPORTED. 0, 1: one part. */
+    /* Rotation "block" only: the dimension along which a tensor-parallel engine splits a projection (the
+     * outputs of q, k, v, gate and up, the inputs of o and down) is rotated in this many equal parts, at most
+     * 16, so that slices of the stored tensors are whole linears. Such a dimension that is not as many
+     * multiples of 16 outputs or 64 inputs is WALSH_E_UNSUPPORTED. 0, 1: one part. */
     unsigned tensor_parallel;
     /* NULL or "bf16": head and embedding stay as they are, in bf16. "int8": the head is rotated and rounded to
      * int8 with a scale per row; a tied embedding stays beside it, in bf16. */
