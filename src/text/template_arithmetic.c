@@ -21,7 +21,7 @@ static enum walsh_status no_operator(struct walsh_tpl_run *run, enum walsh_tpl_o
 
 static bool whole(const struct walsh_tpl_value *v, int64_t *out)
 {
-    *out = v->type == TPL_INT ? v->u.integer : v->u.boolean;
+    *out = v->type == TPL_INT ? v->u.integer : v->type == TPL_BOOL ? v->u.boolean : 0;
     return v->type == TPL_INT || v->type == TPL_BOOL;
 }
 

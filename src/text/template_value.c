@@ -215,7 +215,7 @@ bool walsh_tpl_number(const struct walsh_tpl_value *v, double *out)
 
 static bool whole(const struct walsh_tpl_value *v, int64_t *out)
 {
-    *out = v->type == TPL_INT ? v->u.integer : v->u.boolean;
+    *out = v->type == TPL_INT ? v->u.integer : v->type == TPL_BOOL ? v->u.boolean : 0;
     return v->type == TPL_INT || v->type == TPL_BOOL;
 }
 
