@@ -12,7 +12,7 @@
 
 #include "walsh.h"
 
-#define ROWS 6
+#define ROWS 4
 #define TOKENS 700
 
 static const char schema[] =
@@ -119,7 +119,7 @@ static void answers_follow_the_schema_in_a_batch_as_alone(void **state)
     struct walsh_batch_options options = WALSH_BATCH_OPTIONS;
     static int32_t alone[ROWS][TOKENS], drawn[ROWS][TOKENS];
     size_t counts[ROWS], got[ROWS] = {0}, running = ROWS;
-    options.max_rows = 4;
+    options.max_rows = 3;
     options.context = 1024;
     good(walsh_batch_open(model, &options, &batch, &err), &err);
     for (uint32_t i = 0; i < ROWS; i++) {
