@@ -310,8 +310,7 @@ static struct exchange *open_exchange(struct server *server, struct MHD_Connecti
 /* The route of method and path; where the path is known with other methods, x->allow names them. */
 static void find_route(struct exchange *x, const char *method, const char *path)
 {
-    x->head = strcmp(method, "HEAD") == 0;
-    if (x->head) method = "GET";
+    if (strcmp(method, "HEAD") == 0) method = "GET"; /* libmicrohttpd leaves the body out */
     for (const struct route *r = routes; r->method; r++) {
         if (strcmp(r->path, path) != 0) continue;
         if (strcmp(r->method, method) == 0) {

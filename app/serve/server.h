@@ -67,7 +67,6 @@ struct exchange {
     struct client *client;
     const struct route *route; /* NULL: none matches */
     char id[40], origin[256];  /* origin: to be named in the answer; "" none */
-    bool head;                 /* HEAD: no body */
     double started;
     uint64_t tenant;
     const char *key; /* whose request it is; NULL: there are no keys */
