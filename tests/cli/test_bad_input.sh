@@ -122,7 +122,7 @@ sed 's/"num_hidden_layers": 5/"num_hidden_layers": 6/' "$model/config.json" >"$w
 refuses "WORK/too-few: tensor model.layers.5.input_layernorm.weight is missing" inspect "$work/too-few"
 
 # --- the configuration
-known="known: LlamaForCausalLM, MistralForCausalLM, MixtralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCausalLM, SmolLM3ForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, Phi3ForCausalLM, Lfm2ForCausalLM"
+known="known: LlamaForCausalLM, MistralForCausalLM, MixtralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCausalLM, GptOssForCausalLM, SmolLM3ForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, Phi3ForCausalLM, Lfm2ForCausalLM"
 config architecture 's/LlamaForCausalLM/MambaForCausalLM/' "architecture \"MambaForCausalLM\" is not supported; $known"
 config method 's/"use_cache": true/"quantization_config": {"quant_method": "gptq"}/' \
     'quantization method "gptq" is not supported; known: glq, walsh, compressed-tensors, modelopt, mxfp4, fp8'

@@ -39,6 +39,17 @@ format int4 4.626 1.06 weight_zero_point int4 --group-size 32
 format rotated 4.33 1.12 SV mxfp4 --rotation block
 grep -q '"quant_method": "walsh"' "$work/rotated/config.json" || fails "a rotated model is not marked as ours"
 
+# An adapter on the packed model is the merged model.
+lora=$CLI_SOURCE/models/shakespeare-lora-8m
+for name in mxfp4 int4 rotated; do
+    works merge "$work/$name" "$lora" "$work/$name-merged" --dtype f32
+    works eval "$work/$name" --adapter "$lora" --activations f32 --kv f32 --text "$work/text" --max-tokens 1500 \
+        --reference "$work/$name-merged" --json
+    true_that "$name with an adapter, merged: KL $(value kl)" "$(value kl) < 1e-6"
+done
+works eval "$work/mxfp4" --activations f32 --kv f32 --text "$work/text" --max-tokens 1500 --reference "$work/mxfp4-merged" --json
+true_that "the adapter does something: KL $(value kl)" "$(value kl) > 0.01"
+
 # The rounding of scales is not without effect, threads are.
 works quantize "$model" "$work/even" --format mxfp4 --scale-rounding even --threads 1
 cmp -s "$work/even/model.safetensors" "$work/mxfp4/model.safetensors" && fails "--scale-rounding does nothing"

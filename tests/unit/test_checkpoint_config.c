@@ -175,7 +175,7 @@ static void test_architecture(void **state)
     (void)state;
     refuse("{'architectures':['GPT2LMHeadModel']}", WALSH_E_UNSUPPORTED,
            "config.json: architecture \"GPT2LMHeadModel\" is not supported; known: LlamaForCausalLM, "
-           "MistralForCausalLM, MixtralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCausalLM, "
+           "MistralForCausalLM, MixtralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCausalLM, GptOssForCausalLM, "
            "SmolLM3ForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, Phi3ForCausalLM, Lfm2ForCausalLM");
     refuse("{}", WALSH_E_FORMAT, "config.json: architectures is not a list of one name");
     refuse("{'architectures':['LlamaForCausalLM','x']}", WALSH_E_FORMAT,
