@@ -120,7 +120,7 @@ static void apply(const struct stored *s, struct walsh_split split, enum walsh_a
     struct walsh_checkpoint ck;
     struct walsh_arena arena = {0};
     struct walsh_linear linear;
-    struct walsh_workspace *ws;
+    struct walsh_workspace *ws = NULL;
     const char *path = temporary_path("linear");
     char file[600];
     mkdir(path, 0700);
@@ -279,7 +279,7 @@ static void check_glq(const struct walsh_checkpoint *ck, const char *name, uint3
     struct walsh_error err = {0};
     struct walsh_arena arena = {0};
     struct walsh_linear linear;
-    struct walsh_workspace *ws;
+    struct walsh_workspace *ws = NULL;
     const struct walsh_tensor *tensor[2];
     const uint64_t shapes[2][2] = {{4, in}, {4, out}};
     float *value[2], *z = allocate(4 * out, sizeof *z);
