@@ -10,8 +10,8 @@
 
 struct quantize_settings {
     struct command command;
-    const char *format, *head, *rotation, *calibration, *scale_rounding;
-    int64_t bits, passes, samples, sample_tokens, seed, tensor_parallel, group_size;
+    const char *bits, *format, *head, *rotation, *calibration, *scale_rounding;
+    int64_t passes, samples, sample_tokens, seed, tensor_parallel, group_size;
     bool no_hessian, plain, dry_run, resume;
 };
 
@@ -45,13 +45,11 @@ static const struct option quantize_options[] = {
     {.name = "bits",
      .letter = 'b',
      .aliases = "bpw",
-     .argument = "N",
-     .kind = OPTION_INTEGER,
-     .least = 2,
-     .most = 8,
-     .fallback = "4",
+     .argument = "N[,N...]",
+     .kind = OPTION_TEXT,
      .offset = AT(bits),
-     .help = "bits per weight"},
+     .help =
+         "e8p: bits per weight, 2 to 8; default: 4. Several share one calibration and become DST-Nbpw each"},
     {.name = "rotation",
      .argument = "KIND",
      .kind = OPTION_CHOICE,
@@ -132,8 +130,46 @@ static const struct option quantize_options[] = {
     {0},
 };
 
-static enum walsh_status print_json(const struct quantize_settings *settings,
-                                    const struct walsh_quantize_report *report, struct walsh_error *err)
+/* What --bits lists. */
+struct widths {
+    unsigned list[7];
+    size_t count;
+};
+
+static enum walsh_status read_widths(const char *text, struct widths *out, struct walsh_error *err)
+{
+    *out = (struct widths){{4}, 1};
+    if (!text) return WALSH_OK;
+    out->count = 0;
+    for (const char *p = text;; p += 2) {
+        if (*p < '2' || *p > '8' || (p[1] != ',' && p[1] != '\0') || out->count == 7)
+            return fail(err, WALSH_E_ARGUMENT, "--bits: '%s' is not a list of up to seven numbers of 2 to 8",
+                        text);
+        out->list[out->count++] = (unsigned)(*p - '0');
+        if (p[1] == '\0') return WALSH_OK;
+    }
+}
+
+static int compare_widths(const void *a, const void *b)
+{
+    return (int)*(const unsigned *)a - (int)*(const unsigned *)b;
+}
+
+/* DST, or DST-Nbpw of one of several. */
+static void output_name(const struct command *command, const struct widths *widths, size_t i, char *out,
+                        size_t room)
+{
+    const char *dst = command->arguments[1];
+    size_t size = strlen(dst);
+    while (size > 1 && dst[size - 1] == '/') size--;
+    if (widths->count == 1)
+        snprintf(out, room, "%s", dst);
+    else
+        snprintf(out, room, "%.*s-%ubpw", (int)size, dst, widths->list[i]);
+}
+
+static json_t *report_object(const struct quantize_settings *settings, unsigned bits,
+                             const struct walsh_quantize_report *report)
 {
     json_t *object = json_object(), *layers = json_array();
     json_put_integer(object, "bytes_predicted", report->bytes_predicted);
@@ -144,8 +180,7 @@ static enum walsh_status print_json(const struct quantize_settings *settings,
     json_put_real(object, "forward_seconds", report->forward_seconds);
     json_put_real(object, "hessian_seconds", report->hessian_seconds);
     json_put_text(object, "format", settings->format);
-    if (strcmp(settings->format, "e8p") == 0)
-        json_put_integer(object, "bits", (unsigned long long)settings->bits);
+    if (strcmp(settings->format, "e8p") == 0) json_put_integer(object, "bits", bits);
     for (size_t i = 0; i < report->linear_count; i++) {
         const struct walsh_quantize_layer *layer = &report->linears[i];
         json_t *item = json_object();
@@ -158,46 +193,67 @@ static enum walsh_status print_json(const struct quantize_settings *settings,
         json_array_append_new(layers, item);
     }
     json_object_set_new(object, "layers", layers);
+    return object;
+}
+
+/* One object; of several widths {"outputs": [one each, with its directory]}. */
+static enum walsh_status print_json(const struct quantize_settings *settings, const struct widths *widths,
+                                    const struct walsh_quantize_report *reports, struct walsh_error *err)
+{
+    if (widths->count == 1) return json_print(report_object(settings, widths->list[0], &reports[0]), err);
+    json_t *object = json_object(), *outputs = json_array();
+    for (size_t i = 0; i < widths->count; i++) {
+        char name[PATH_MAX];
+        json_t *item = report_object(settings, widths->list[i], &reports[i]);
+        output_name(&settings->command, widths, i, name, sizeof name);
+        json_put_text(item, "directory", name);
+        json_array_append_new(outputs, item);
+    }
+    json_object_set_new(object, "outputs", outputs);
     return json_print(object, err);
 }
 
-static void print_text(const struct quantize_settings *settings, const struct walsh_quantize_report *report)
+static void print_text(const struct quantize_settings *settings, const struct widths *widths,
+                       const struct walsh_quantize_report *reports)
 {
-    char bytes[32];
-    bytes_text((double)report->bytes_predicted, bytes, sizeof bytes);
-    if (settings->dry_run) {
-        printf("would write %llu bytes (%s), %.3f bits per quantized weight, to %s\n",
-               (unsigned long long)report->bytes_predicted, bytes, report->bits_per_weight,
-               settings->command.arguments[1]);
-        return;
+    for (size_t i = 0; i < widths->count; i++) {
+        char bytes[32], name[PATH_MAX];
+        const uint64_t written = settings->dry_run ? reports[i].bytes_predicted : reports[i].bytes_written;
+        bytes_text((double)written, bytes, sizeof bytes);
+        output_name(&settings->command, widths, i, name, sizeof name);
+        printf("%s %llu bytes (%s), %.3f bits per quantized weight, to %s\n",
+               settings->dry_run ? "would write" : "wrote", (unsigned long long)written, bytes,
+               reports[i].bits_per_weight, name);
     }
-    printf("wrote %llu bytes (%s), %.3f bits per quantized weight, to %s\n",
-           (unsigned long long)report->bytes_written, bytes, report->bits_per_weight,
-           settings->command.arguments[1]);
-    printf("took %.1f s: %.1f s encoding, %.1f s forward passes, %.1f s Hessians\n", report->seconds,
-           report->encode_seconds, report->forward_seconds, report->hessian_seconds);
+    if (settings->dry_run) return;
+    printf("took %.1f s: %.1f s encoding, %.1f s forward passes, %.1f s Hessians\n", reports->seconds,
+           reports->encode_seconds, reports->forward_seconds, reports->hessian_seconds);
 }
 
 /* An interrupted job is a failure with a way out, where there is something to go on with. */
-static enum walsh_status explain_abort(const struct command *command, struct walsh_error *err)
+static enum walsh_status explain_abort(const struct command *command, const struct widths *widths,
+                                       struct walsh_error *err)
 {
-    const char *dst = command->arguments[1];
-    size_t size = strlen(dst);
-    while (size > 1 && dst[size - 1] == '/') size--;
-    char partial[PATH_MAX];
-    snprintf(partial, sizeof partial, "%.*s.partial", (int)size, dst);
+    char name[PATH_MAX - 16], partial[PATH_MAX];
+    output_name(command, widths, 0, name, sizeof name);
+    size_t size = strlen(name);
+    while (size > 1 && name[size - 1] == '/') size--;
+    snprintf(partial, sizeof partial, "%.*s.partial", (int)size, name);
     if (access(partial, F_OK) != 0) return fail(err, WALSH_E_ABORTED, "stopped; nothing was written");
     return fail(err, WALSH_E_ABORTED,
-                "stopped; finished layers are kept in %s: the same command with --resume goes on", partial);
+                "stopped; finished layers are kept in %s%s: the same command with --resume goes on", partial,
+                widths->count > 1 ? " and the others" : "");
 }
 
-static enum walsh_status quantize(struct quantize_settings *settings, const char *source,
-                                  const char *calibration, struct walsh_error *err)
+static enum walsh_status quantize(struct quantize_settings *settings, struct widths widths,
+                                  const char *source, const char *calibration, struct walsh_error *err)
 {
     struct command *command = &settings->command;
     struct walsh_quantize_options options = WALSH_QUANTIZE_OPTIONS;
     options.format = settings->format;
-    options.bits = (unsigned)settings->bits;
+    qsort(widths.list, widths.count, sizeof *widths.list, compare_widths); /* as the reports come */
+    options.bits_list = widths.list;
+    options.bits_count = widths.count;
     options.rotation = settings->rotation;
     options.scale_rounding = settings->scale_rounding;
     options.group_size = settings->group_size == OPTION_UNSET ? 0 : (uint32_t)settings->group_size;
@@ -215,16 +271,17 @@ static enum walsh_status quantize(struct quantize_settings *settings, const char
     options.no_mmap = command->no_mmap;
     struct walsh_context *context;
     TRY(command_open_context(command, &context, err));
-    struct walsh_quantize_report report = {.struct_size = sizeof report};
-    enum walsh_status status = walsh_quantize(context, source, command->arguments[1], &options, &report, err);
+    struct walsh_quantize_report reports[7] = {0};
+    for (size_t i = 0; i < widths.count; i++) reports[i].struct_size = sizeof *reports;
+    enum walsh_status status = walsh_quantize(context, source, command->arguments[1], &options, reports, err);
     progress_clear(&command->progress);
     if (status == WALSH_OK && command->json)
-        status = print_json(settings, &report, err);
+        status = print_json(settings, &widths, reports, err);
     else if (status == WALSH_OK)
-        print_text(settings, &report);
-    walsh_quantize_report_free(&report);
+        print_text(settings, &widths, reports);
+    for (size_t i = 0; i < widths.count; i++) walsh_quantize_report_free(&reports[i]);
     walsh_context_close(&context);
-    return status == WALSH_E_ABORTED ? explain_abort(command, err) : status;
+    return status == WALSH_E_ABORTED ? explain_abort(command, &widths, err) : status;
 }
 
 static enum walsh_status run_quantize(struct command *command, struct walsh_error *err)
@@ -232,6 +289,8 @@ static enum walsh_status run_quantize(struct command *command, struct walsh_erro
     struct quantize_settings *settings = (struct quantize_settings *)command;
     if (settings->no_hessian && settings->calibration)
         return fail(err, WALSH_E_ARGUMENT, "--calibration and --no-hessian exclude each other");
+    struct widths widths;
+    TRY(read_widths(settings->bits, &widths, err));
     char *source, *shipped = NULL;
     TRY(model_find(command->arguments[0], &source, err));
     enum walsh_status status = WALSH_OK;
@@ -243,7 +302,7 @@ static enum walsh_status run_quantize(struct command *command, struct walsh_erro
             progress_note(&command->progress,
                           "walsh quantize: calibrating with the text that ships with walsh (%s)", shipped);
     }
-    if (status == WALSH_OK) status = quantize(settings, source, calibration, err);
+    if (status == WALSH_OK) status = quantize(settings, widths, source, calibration, err);
     free(shipped);
     free(source);
     return status;

@@ -1,6 +1,7 @@
 /* The quantize job. */
 #include "quantize/job.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "api/api.h"
@@ -89,7 +90,6 @@ static enum walsh_status job_options(const struct walsh_quantize_options *o, str
                           "a calibration text and identity_hessian exclude each other");
     *out = (struct walsh_job_options){
         .format = format,
-        .bits = o->bits,
         .rotation = rotation,
         .tensor_parallel = o->tensor_parallel ? o->tensor_parallel : 1,
         .calibration = o->calibration,
@@ -135,27 +135,82 @@ static enum walsh_status copy_linears(const struct walsh_job_report *job, struct
     return WALSH_OK;
 }
 
+/* The widths of the job, ascending. */
+static enum walsh_status read_bits(const struct walsh_quantize_options *o, struct walsh_job_options *job,
+                                   struct walsh_error *err)
+{
+    if (o->bits_count < 2) {
+        job->bits[0] = o->bits_count == 1 ? o->bits_list[0] : o->bits;
+        job->outputs = 1;
+        return WALSH_OK;
+    }
+    if (job->format != WALSH_FORMAT_E8P)
+        return walsh_fail(err, WALSH_E_ARGUMENT, "several widths: only e8p has them");
+    for (unsigned bits = 2; bits <= 8; bits++)
+        for (size_t i = 0; i < o->bits_count; i++) {
+            if (o->bits_list[i] != bits) continue;
+            if (job->outputs > 0 && job->bits[job->outputs - 1] == bits)
+                return walsh_fail(err, WALSH_E_ARGUMENT, "%u bits are listed twice", bits);
+            job->bits[job->outputs++] = bits;
+        }
+    for (size_t i = 0; i < o->bits_count; i++)
+        if (o->bits_list[i] < 2 || o->bits_list[i] > 8)
+            return walsh_fail(err, WALSH_E_ARGUMENT, "%u bits per weight, expected 2 to 8", o->bits_list[i]);
+    return WALSH_OK;
+}
+
+/* DST, or DST-Nbpw of each width; each walsh_free. */
+static enum walsh_status name_outputs(const char *dst, const struct walsh_job_options *job,
+                                      char *names[WALSH_JOB_OUTPUTS], struct walsh_error *err)
+{
+    size_t size = strlen(dst);
+    while (job->outputs > 1 && size > 1 && dst[size - 1] == '/') size--;
+    for (size_t i = 0; i < job->outputs; i++) {
+        WALSH_TRY(walsh_alloc(size + 16, 1, "a path", &names[i], err));
+        snprintf(names[i], size + 16, "%.*s", (int)size, dst);
+        if (job->outputs > 1) snprintf(names[i] + size, 16, "-%ubpw", job->bits[i]);
+    }
+    return WALSH_OK;
+}
+
+static enum walsh_status write_report(const struct walsh_job_report *done,
+                                      struct walsh_quantize_report *report, struct walsh_error *err)
+{
+    struct walsh_quantize_report r = {.struct_size = sizeof r,
+                                      .bytes_predicted = done->bytes_predicted,
+                                      .bytes_written = done->bytes_written,
+                                      .seconds = done->seconds,
+                                      .encode_seconds = done->encode_seconds,
+                                      .forward_seconds = done->forward_seconds,
+                                      .hessian_seconds = done->hessian_seconds};
+    WALSH_TRY(copy_linears(done, &r, err));
+    walsh_result_write(report, &r, sizeof r);
+    return WALSH_OK;
+}
+
 enum walsh_status walsh_quantize(struct walsh_context *context, const char *src, const char *dst,
                                  const struct walsh_quantize_options *options,
                                  struct walsh_quantize_report *report, struct walsh_error *err)
 {
     struct walsh_quantize_options o = WALSH_QUANTIZE_OPTIONS;
     struct walsh_job_options job;
-    struct walsh_job_report done;
+    struct walsh_job_report done[WALSH_JOB_OUTPUTS] = {0};
+    char *names[WALSH_JOB_OUTPUTS] = {NULL};
     WALSH_TRY(walsh_options_read(&o, sizeof o, options, "walsh_quantize_options", err));
     WALSH_TRY(job_options(&o, &job, err));
+    WALSH_TRY(read_bits(&o, &job, err));
     WALSH_TRY(walsh_context_needs_cpu(context, "quantize", err));
-    WALSH_TRY(walsh_quantize_job(&context->queue, &context->hooks, src, dst, &job, &done, err));
-    struct walsh_quantize_report r = {.struct_size = sizeof r,
-                                      .bytes_predicted = done.bytes_predicted,
-                                      .bytes_written = done.bytes_written,
-                                      .seconds = done.seconds,
-                                      .encode_seconds = done.encode_seconds,
-                                      .forward_seconds = done.forward_seconds,
-                                      .hessian_seconds = done.hessian_seconds};
-    enum walsh_status status = copy_linears(&done, &r, err);
-    walsh_free(done.linears);
-    if (status == WALSH_OK) walsh_result_write(report, &r, sizeof r);
+    enum walsh_status status = name_outputs(dst, &job, names, err);
+    if (status == WALSH_OK)
+        status = walsh_quantize_job(&context->queue, &context->hooks, src, (const char *const *)names, &job,
+                                    done, err);
+    for (size_t i = 0; i < job.outputs; i++) {
+        struct walsh_quantize_report *to =
+            (struct walsh_quantize_report *)(void *)((uint8_t *)report + (i ? i * report->struct_size : 0));
+        if (status == WALSH_OK) status = write_report(&done[i], to, err);
+        walsh_free(done[i].linears);
+        walsh_free(names[i]);
+    }
     return status;
 }
 

@@ -24,19 +24,27 @@ static const char *const rotation_names[] = {"block", "pow2", "overlap", "none"}
 /* Shares of a layer's time, for the progress bar only. */
 static const double observe_share = 0.35, encode_share = 0.35;
 
+/* One of the directories that a job writes. */
+struct target {
+    unsigned bits;
+    struct walsh_e8p_plan stages;
+    struct walsh_safetensors_plan plan; /* until the output takes it */
+    struct walsh_output output;
+    struct walsh_job_report *report;
+    struct walsh_job_linear *rows; /* of the layer at hand */
+};
+
 struct job {
     const struct walsh_queue *queue;
     const struct walsh_hooks *hooks;
     const struct walsh_job_options *options;
-    struct walsh_e8p_plan stages;
     struct walsh_block_writer blocks; /* of a block format */
     bool stacked;                     /* experts go into gpt-oss's stacks, everything else stays */
     struct walsh_model_graph *graph;
     struct walsh_calibration calibration;
     bool calibrated;
-    struct walsh_output output;
-    bool ours; /* it has what GLQ or compressed-tensors do not know */
-    struct walsh_job_report *report;
+    bool ours;                                     /* it has what GLQ or compressed-tensors do not know */
+    struct target targets[WALSH_JOB_OUTPUTS], *to; /* the one that is worked on */
     /* the layer at hand */
     uint32_t layer;
     double share_begin, share; /* of its progress */
@@ -85,8 +93,8 @@ static uint64_t linear_bytes(const struct job *job, const struct walsh_rotation 
 {
     const uint64_t m = out->blocks.padded, n = in->blocks.padded;
     uint64_t bytes = (walsh_rotation_signs(out) + walsh_rotation_signs(in)) * 2 + 4;
-    for (unsigned k = 0; k < job->stages.stages; k++) {
-        bytes += m * (n / 8) * (job->stages.kind[k] == WALSH_STAGE_E8P ? 2 : 1);
+    for (unsigned k = 0; k < job->to->stages.stages; k++) {
+        bytes += m * (n / 8) * (job->to->stages.kind[k] == WALSH_STAGE_E8P ? 2 : 1);
         if (k > 0) bytes += 4;
     }
     return bytes;
@@ -143,11 +151,12 @@ static enum walsh_status plan_linear(struct job *job, struct walsh_safetensors_p
     if (is_block(job)) {
         WALSH_TRY(plan_block_linear(job, plan, linear, &out, &in, &bytes, err));
     } else {
-        WALSH_TRY(walsh_glq_plan(plan, linear->name, &out, &in, job->stages.stages, job->stages.kind, err));
+        WALSH_TRY(
+            walsh_glq_plan(plan, linear->name, &out, &in, job->to->stages.stages, job->to->stages.kind, err));
         bytes = linear_bytes(job, &out, &in);
         if (linear->bias || linear->fusion.name) job->ours = true;
     }
-    struct walsh_job_linear *row = &job->report->linears[job->report->linear_count++];
+    struct walsh_job_linear *row = &job->to->report->linears[job->to->report->linear_count++];
     *row = (struct walsh_job_linear){.rows = linear->out, .cols = linear->in, .bytes = bytes};
     snprintf(row->name, sizeof row->name, "%s", linear->name);
     return WALSH_OK;
@@ -242,8 +251,8 @@ static enum walsh_status plan_output(struct job *job, struct walsh_safetensors_p
                                      struct walsh_error *err)
 {
     struct walsh_model_graph *graph = job->graph;
-    WALSH_TRY(walsh_alloc_zero(count_linears(graph), sizeof *job->report->linears, "the report",
-                               &job->report->linears, err));
+    WALSH_TRY(walsh_alloc_zero(count_linears(graph), sizeof *job->to->report->linears, "the report",
+                               &job->to->report->linears, err));
     WALSH_TRY(choose_blocks(job, err));
     WALSH_TRY(visit_linears(job, plan, plan_linear, err));
     WALSH_TRY(visit_linears(job, plan, release_linear, err));
@@ -253,7 +262,7 @@ static enum walsh_status plan_output(struct job *job, struct walsh_safetensors_p
         if (t->used) WALSH_TRY(walsh_plan_add(plan, t->name, kept_dtype(t), t->rank, t->shape, err));
     }
     WALSH_TRY(walsh_plan_finish(plan, err));
-    job->report->bytes_predicted = plan->file_bytes;
+    job->to->report->bytes_predicted = plan->file_bytes;
     return WALSH_OK;
 }
 
@@ -282,7 +291,7 @@ static void describe(const struct job *job, uint64_t calibration, char *out, siz
     snprintf(out, size,
              "walsh %s, e8p %u bits, head %s, %s in %u parts, %u x %u calibration tokens %016" PRIx64
              ", %u passes, %s, seed %" PRIu64 ", source %016" PRIx64 ", kernels %x",
-             WALSH_VERSION, o->bits, head, rotation_names[o->rotation], o->tensor_parallel,
+             WALSH_VERSION, job->to->bits, head, rotation_names[o->rotation], o->tensor_parallel,
              job->calibration.samples, job->calibration.tokens, calibration, o->passes,
              o->tune ? "tuned" : "plain", o->seed, source, job->queue->kernels->isa);
 }
@@ -340,7 +349,7 @@ static enum walsh_status write_f16(struct job *job, const char *linear, const ch
     WALSH_TRY(walsh_alloc(n, sizeof *half, "signs", &half, err));
     for (size_t i = 0; i < n; i++) half[i] = walsh_f16_from_f32(values[i]);
     snprintf(name, sizeof name, "%s.%s", linear, which);
-    enum walsh_status status = walsh_output_write(&job->output, name, half, n * sizeof *half, err);
+    enum walsh_status status = walsh_output_write(&job->to->output, name, half, n * sizeof *half, err);
     walsh_free(half);
     return status;
 }
@@ -361,15 +370,15 @@ static enum walsh_status write_linear(struct job *job, const char *linear, const
         else
             walsh_glq_pack_e81b(r->codes[k], r->m, r->n, stored);
         walsh_glq_codes_name(linear, k, r->plan.kind[k], name, sizeof name);
-        status = walsh_output_write(&job->output, name, stored, codes * (e8p ? 2 : 1), err);
+        status = walsh_output_write(&job->to->output, name, stored, codes * (e8p ? 2 : 1), err);
         if (status != WALSH_OK || k == 0) continue;
         walsh_glq_scale_name(linear, k, name, sizeof name);
-        status = walsh_output_write(&job->output, name, &r->cumulative_inverse[k], sizeof(float), err);
+        status = walsh_output_write(&job->to->output, name, &r->cumulative_inverse[k], sizeof(float), err);
     }
     walsh_free(stored);
     if (status != WALSH_OK) return status;
     snprintf(name, sizeof name, "%s.Wscale", linear);
-    WALSH_TRY(walsh_output_write(&job->output, name, &r->wscale, sizeof r->wscale, err));
+    WALSH_TRY(walsh_output_write(&job->to->output, name, &r->wscale, sizeof r->wscale, err));
     WALSH_TRY(write_f16(job, linear, "SV", in->signs, walsh_rotation_signs(in), err));
     return write_f16(job, linear, "SU", out->signs, walsh_rotation_signs(out), err);
 }
@@ -387,7 +396,7 @@ static enum walsh_status quantize_linear(struct job *job, const struct walsh_ldl
     if (status == WALSH_OK && job->options->tune)
         status = walsh_scale_outputs(&rotation, w, linear->in, signs, err);
     const struct walsh_ldlq_options options = {
-        .bits = job->options->bits, .passes = job->options->passes, .tune = job->options->tune};
+        .bits = job->to->bits, .passes = job->options->passes, .tune = job->options->tune};
     if (status == WALSH_OK)
         status = walsh_ldlq_quantize(job->queue, input, &rotation, w, &options, &result, NULL, err);
     if (status == WALSH_OK)
@@ -437,7 +446,7 @@ static enum walsh_status quantize_block_linear(struct job *job, const struct wal
             status = write_f16(job, linear->name, "SU", out.signs, walsh_rotation_signs(&out), err);
     }
     if (status == WALSH_OK)
-        status = walsh_block_write(&job->blocks, job->queue->pool, &job->output, linear, in ? rotated : w,
+        status = walsh_block_write(&job->blocks, job->queue->pool, &job->to->output, linear, in ? rotated : w,
                                    in ? out.blocks.padded : linear->out, in ? in->blocks.padded : linear->in,
                                    job->stacked, &row->proxy, err);
     row->seconds = walsh_now() - start;
@@ -493,8 +502,27 @@ static enum walsh_status scale_inputs(const struct walsh_input_group *g, float *
     return status;
 }
 
-static enum walsh_status quantize_group(struct job *job, struct walsh_input_group *g,
-                                        struct walsh_job_linear *rows, struct walsh_error *err)
+/* Does the target lack the layer at hand? A stopped job may have left some of them a layer behind. */
+static bool lacks_layer(const struct job *job, const struct target *t)
+{
+    return job->layer >= t->output.layers_done;
+}
+
+/* One linear in every width; `at`: its place among the layer's. */
+static enum walsh_status quantize_widths(struct job *job, const struct walsh_ldlq_input *input,
+                                         const struct walsh_linear *linear, const float *w, size_t at,
+                                         struct walsh_error *err)
+{
+    for (size_t i = 0; i < job->options->outputs; i++) {
+        job->to = &job->targets[i];
+        if (lacks_layer(job, job->to))
+            WALSH_TRY(quantize_linear(job, input, linear, w, &job->to->rows[at], err));
+    }
+    return WALSH_OK;
+}
+
+static enum walsh_status quantize_group(struct job *job, struct walsh_input_group *g, size_t at,
+                                        struct walsh_error *err)
 {
     float *w[3] = {0}, *signs = NULL;
     struct walsh_rotation rotation;
@@ -510,7 +538,7 @@ static enum walsh_status quantize_group(struct job *job, struct walsh_input_grou
                                        &input, err);
     walsh_hessian_close(&g->hessian);
     for (unsigned l = 0; l < g->count && status == WALSH_OK; l++)
-        status = quantize_linear(job, &input, g->linears[l], w[l], &rows[l], err);
+        status = quantize_widths(job, &input, g->linears[l], w[l], at + l, err);
     walsh_ldlq_input_close(&input);
     for (unsigned l = 0; l < g->count; l++) walsh_free(w[l]);
     walsh_free(signs);
@@ -520,8 +548,7 @@ static enum walsh_status quantize_group(struct job *job, struct walsh_input_grou
 /* --- one layer --- */
 
 static enum walsh_status quantize_layer(struct job *job, struct walsh_input_group *groups, size_t count,
-                                        struct walsh_job_linear *rows, size_t linears,
-                                        struct walsh_error *err)
+                                        size_t linears, struct walsh_error *err)
 {
     struct walsh_layer *layer = &job->graph->layers[job->layer];
     if (job->calibrated) {
@@ -532,12 +559,15 @@ static enum walsh_status quantize_layer(struct job *job, struct walsh_input_grou
     begin_share(job, job->calibrated ? observe_share : 0, job->calibrated ? encode_share : 1);
     double start = walsh_now();
     for (size_t g = 0, row = 0; g < count; row += groups[g++].count) {
-        WALSH_TRY(is_block(job) ? quantize_block_group(job, &groups[g], rows + row, err)
-                                : quantize_group(job, &groups[g], rows + row, err));
+        WALSH_TRY(is_block(job) ? quantize_block_group(job, &groups[g], job->to->rows + row, err)
+                                : quantize_group(job, &groups[g], row, err));
         show_progress(job, (double)(g + 1) / (double)count);
     }
-    job->report->encode_seconds += walsh_now() - start;
-    return walsh_output_layer_done(&job->output, rows, linears, err);
+    job->targets[0].report->encode_seconds += walsh_now() - start;
+    for (size_t i = 0; i < job->options->outputs; i++)
+        if (lacks_layer(job, &job->targets[i]))
+            WALSH_TRY(walsh_output_layer_done(&job->targets[i].output, job->targets[i].rows, linears, err));
+    return WALSH_OK;
 }
 
 /* The layer as it was written: its linears from the output, norms and router from the source. */
@@ -575,7 +605,9 @@ static enum walsh_status advance(struct job *job, struct walsh_error *err)
     struct walsh_arena arena = {0};
     struct walsh_layer layer = job->graph->layers[job->layer];
     begin_share(job, observe_share + encode_share, 1 - observe_share - encode_share);
-    WALSH_TRY(walsh_output_view_open(&job->output, &written, err));
+    /* the widest is nearest to the model that all of them stand for */
+    const struct target *widest = &job->targets[job->options->outputs - 1];
+    WALSH_TRY(walsh_output_view_open(&widest->output, &written, err));
     enum walsh_status status = reload(job, &written.checkpoint, &layer, &arena, err);
     if (status == WALSH_OK)
         status = walsh_calibration_advance(&job->calibration, &layer, show_progress, job, err);
@@ -584,17 +616,25 @@ static enum walsh_status advance(struct job *job, struct walsh_error *err)
     return status;
 }
 
-static enum walsh_status run_layer(struct job *job, struct walsh_job_linear *rows, size_t *linears,
-                                   struct walsh_error *err)
+static enum walsh_status run_layer(struct job *job, struct walsh_error *err)
 {
     struct walsh_input_group *groups;
     size_t count;
     WALSH_TRY(layer_groups(job, &job->graph->layers[job->layer], &groups, &count, err));
-    *linears = 0;
-    for (size_t g = 0; g < count; g++) *linears += groups[g].count;
-    enum walsh_status status = job->layer < job->output.layers_done
-                                   ? walsh_output_check_layer(&job->output, job->layer, rows, *linears, err)
-                                   : quantize_layer(job, groups, count, rows, *linears, err);
+    size_t linears = 0;
+    bool any = false;
+    enum walsh_status status = WALSH_OK;
+    for (size_t g = 0; g < count; g++) linears += groups[g].count;
+    for (size_t i = 0; i < job->options->outputs && status == WALSH_OK; i++) {
+        struct target *t = &job->targets[i];
+        if (lacks_layer(job, t))
+            any = true;
+        else
+            status = walsh_output_check_layer(&t->output, job->layer, t->rows, linears, err);
+    }
+    job->to = &job->targets[0];
+    if (any && status == WALSH_OK) status = quantize_layer(job, groups, count, linears, err);
+    for (size_t i = 0; i < job->options->outputs; i++) job->targets[i].rows += linears;
     walsh_groups_close_hessians(groups, count);
     walsh_free(groups);
     if (status == WALSH_OK && job->calibrated && job->layer + 1 < job->graph->config.layers)
@@ -615,7 +655,7 @@ static json_t *quantization_config(const struct job *job)
                                   o->tensor_parallel);
     json_t *config = json_pack("{s:{s:s, s:s, s:b, s:i, s:i}}", "quantization_config", "quant_method",
                                job->ours ? "walsh" : "glq", "codebook", "e8p", "block_diagonal",
-                               o->rotation != WALSH_JOB_POW2, "codesz", 8, "bpw", (int)o->bits);
+                               o->rotation != WALSH_JOB_POW2, "codesz", 8, "bpw", (int)job->to->bits);
     json_t *inner = json_object_get(config, "quantization_config");
     if (config && job->ours &&
         (json_object_set_new(inner, "version", json_integer(1)) != 0 ||
@@ -627,25 +667,11 @@ static json_t *quantization_config(const struct job *job)
     return config;
 }
 
-static enum walsh_status write_output(struct job *job, const char *destination,
-                                      struct walsh_safetensors_plan *plan, const char *description,
-                                      struct walsh_error *err)
+/* Everything behind the layers of one target. */
+static enum walsh_status finish_output(struct job *job, struct walsh_error *err)
 {
-    WALSH_TRY(walsh_output_open(&job->graph->checkpoint, destination, plan, description, job->options->resume,
-                                &job->output, err));
-    if (job->output.layers_done == 0) WALSH_TRY(walsh_output_copy_tensors(&job->output, job->hooks, err));
-    struct walsh_job_linear *row = job->report->linears;
-    for (job->layer = 0; job->layer < job->graph->config.layers; job->layer++) {
-        size_t linears;
-        begin_share(job, 0, 1);
-        show_progress(job, 0);
-        WALSH_TRY(run_layer(job, row, &linears, err));
-        row += linears;
-    }
-    begin_share(job, 0, 0);
-    show_progress(job, 0);
     if (job->options->head_int8)
-        WALSH_TRY(walsh_head_write(job->queue, job->graph, job->options->seed, &job->output, err));
+        WALSH_TRY(walsh_head_write(job->queue, job->graph, job->options->seed, &job->to->output, err));
     json_t *quantization = quantization_config(job);
     if (quantization && job->options->head_int8 &&
         json_object_set_new(quantization, "tie_word_embeddings", json_false()) != 0) {
@@ -653,13 +679,39 @@ static enum walsh_status write_output(struct job *job, const char *destination,
         quantization = NULL;
     }
     if (!quantization) return walsh_fail(err, WALSH_E_MEMORY, "no memory for the quantization config");
-    enum walsh_status status = walsh_output_finish(&job->output, quantization, err);
+    enum walsh_status status = walsh_output_finish(&job->to->output, quantization, err);
     json_decref(quantization);
-    if (status == WALSH_OK) job->report->bytes_written = job->report->bytes_predicted;
+    if (status == WALSH_OK) job->to->report->bytes_written = job->to->report->bytes_predicted;
     return status;
 }
 
-static enum walsh_status run(struct job *job, const char *source, const char *destination,
+static enum walsh_status write_outputs(struct job *job, const char *const *destinations, uint64_t fingerprint,
+                                       struct walsh_error *err)
+{
+    char description[400];
+    for (size_t i = 0; i < job->options->outputs; i++) {
+        struct target *t = job->to = &job->targets[i];
+        describe(job, fingerprint, description, sizeof description);
+        WALSH_TRY(walsh_output_open(&job->graph->checkpoint, destinations[i], &t->plan, description,
+                                    job->options->resume, &t->output, err));
+        if (t->output.layers_done == 0) WALSH_TRY(walsh_output_copy_tensors(&t->output, job->hooks, err));
+        t->rows = t->report->linears;
+    }
+    for (job->layer = 0; job->layer < job->graph->config.layers; job->layer++) {
+        begin_share(job, 0, 1);
+        show_progress(job, 0);
+        WALSH_TRY(run_layer(job, err));
+    }
+    begin_share(job, 0, 0);
+    show_progress(job, 0);
+    for (size_t i = 0; i < job->options->outputs; i++) {
+        job->to = &job->targets[i];
+        WALSH_TRY(finish_output(job, err));
+    }
+    return WALSH_OK;
+}
+
+static enum walsh_status run(struct job *job, const char *source, const char *const *destinations,
                              struct walsh_error *err)
 {
     const struct walsh_job_options *o = job->options;
@@ -667,52 +719,61 @@ static enum walsh_status run(struct job *job, const char *source, const char *de
                                             .tokenizer = o->calibration && !o->dry_run,
                                             .rotated = WALSH_ACTIVATION_F32,
                                             .dense = WALSH_ACTIVATION_F32};
-    struct walsh_safetensors_plan plan = {0};
     uint64_t fingerprint = 0;
-    char description[400];
     job->ours = o->rotation == WALSH_JOB_OVERLAP || o->tensor_parallel > 1 || o->head_int8;
-    if (!is_block(job)) WALSH_TRY(walsh_e8p_plan_bits(o->bits, &job->stages, err));
+    for (size_t i = 0; i < o->outputs && !is_block(job); i++)
+        WALSH_TRY(walsh_e8p_plan_bits(job->targets[i].bits, &job->targets[i].stages, err));
     WALSH_TRY(walsh_graph_open(source, &load, job->queue, &job->graph, err));
     uint32_t most = job->graph->config.max_positions;
     uint32_t tokens = o->sample_tokens ? o->sample_tokens : most < 1024 ? most : 1024;
     if (tokens < 2 || tokens > most)
         return walsh_fail(err, WALSH_E_ARGUMENT, "%s: calibration sequences of %u tokens; expected 2..%u",
                           source, tokens, most);
-    enum walsh_status status = plan_output(job, &plan, err);
+    enum walsh_status status = WALSH_OK;
+    for (size_t i = 0; i < o->outputs && status == WALSH_OK; i++) {
+        job->to = &job->targets[i];
+        status = plan_output(job, &job->to->plan, err);
+    }
     if (status == WALSH_OK && !o->dry_run) {
         if (o->calibration) {
             status = walsh_calibration_open(job->graph, job->queue, job->hooks, o->calibration, o->samples,
                                             tokens, &job->calibration, &fingerprint, err);
             job->calibrated = status == WALSH_OK;
         }
-        if (status == WALSH_OK) {
-            describe(job, fingerprint, description, sizeof description);
-            status = write_output(job, destination, &plan, description, err);
-        }
+        if (status == WALSH_OK) status = write_outputs(job, destinations, fingerprint, err);
     }
-    walsh_plan_close(&plan);
     return status;
 }
 
 enum walsh_status walsh_quantize_job(const struct walsh_queue *q, const struct walsh_hooks *hooks,
-                                     const char *source, const char *destination,
-                                     const struct walsh_job_options *options, struct walsh_job_report *report,
-                                     struct walsh_error *err)
+                                     const char *source, const char *const *destinations,
+                                     const struct walsh_job_options *options,
+                                     struct walsh_job_report *reports, struct walsh_error *err)
 {
-    struct job job = {
-        .queue = q, .hooks = hooks, .options = options, .report = report, .output = {.fd = -1, .lock = -1}};
+    struct job job = {.queue = q, .hooks = hooks, .options = options};
+    const size_t outputs = options->outputs;
     double start = walsh_now();
-    *report = (struct walsh_job_report){0};
-    enum walsh_status status = run(&job, source, destination, err);
-    report->seconds = walsh_now() - start;
-    report->forward_seconds = job.calibration.forward_seconds;
-    report->hessian_seconds = job.calibration.hessian_seconds;
-    walsh_output_close(&job.output);
+    for (size_t i = 0; i < outputs; i++) {
+        reports[i] = (struct walsh_job_report){0};
+        job.targets[i] = (struct target){
+            .bits = options->bits[i], .output = {.fd = -1, .lock = -1}, .report = &reports[i]};
+    }
+    enum walsh_status status = run(&job, source, destinations, err);
+    reports[0].forward_seconds = job.calibration.forward_seconds;
+    reports[0].hessian_seconds = job.calibration.hessian_seconds;
+    for (size_t i = 0; i < outputs; i++) { /* all outputs take their time together */
+        reports[i].seconds = walsh_now() - start;
+        reports[i].encode_seconds = reports[0].encode_seconds;
+        reports[i].forward_seconds = reports[0].forward_seconds;
+        reports[i].hessian_seconds = reports[0].hessian_seconds;
+        walsh_plan_close(&job.targets[i].plan);
+        walsh_output_close(&job.targets[i].output);
+    }
     walsh_calibration_close(&job.calibration);
     walsh_graph_close(&job.graph);
-    if (status != WALSH_OK) {
-        walsh_free(report->linears);
-        *report = (struct walsh_job_report){0};
+    for (size_t i = 0; i < outputs && status != WALSH_OK; i++) {
+        walsh_free(reports[i].linears);
+        reports[i] = (struct walsh_job_report){0};
     }
     return status;
 }

@@ -16,9 +16,14 @@
 #include "formats/mx.h"
 #include "kernels/kernels.h"
 
+#define WALSH_JOB_OUTPUTS 7 /* widths of E8P */
+
 struct walsh_job_options {
-    enum walsh_format format;        /* WALSH_FORMAT_E8P or a block format */
-    unsigned bits;                   /* E8P: 2..8 */
+    enum walsh_format format; /* WALSH_FORMAT_E8P or a block format */
+    /* E8P: 2..8, ascending, one output each. All are quantized from the same Hessians, which are those of the
+     * inputs that the model of the most bits has. */
+    unsigned bits[WALSH_JOB_OUTPUTS];
+    size_t outputs;                  /* 1..WALSH_JOB_OUTPUTS; block formats: 1 */
     uint32_t group;                  /* INT8, INT4: 32, 64 or 128; 0: the largest that divides all columns */
     enum walsh_mx_rounding rounding; /* MXFP4, MXFP8 */
     /* see rotation/rotation.h; NONE: block formats only */
@@ -50,12 +55,13 @@ struct walsh_job_report {
     size_t linear_count;
 };
 
-/* Write `destination`, which must not exist, from `source`. The work happens in DESTINATION.partial, which an
+/* Write destinations[options->outputs], which must not exist, from `source`; reports[outputs]. The work of
+ * each happens in DESTINATION.partial, which an
  * error, an abort or a crash leaves behind as soon as there is something worth keeping; `resume` goes on with
- * it, and the bytes are those of an uninterrupted job. Errors leave *report empty. */
+ * it, and the bytes are those of an uninterrupted job. Errors leave the reports empty. */
 enum walsh_status walsh_quantize_job(const struct walsh_queue *q, const struct walsh_hooks *hooks,
-                                     const char *source, const char *destination,
-                                     const struct walsh_job_options *options, struct walsh_job_report *report,
-                                     struct walsh_error *err);
+                                     const char *source, const char *const *destinations,
+                                     const struct walsh_job_options *options,
+                                     struct walsh_job_report *reports, struct walsh_error *err);
 
 #endif
