@@ -54,8 +54,8 @@ walsh run m --josn --json
 exits 2
 has error.status error.message
 same status "$(value error.status)" argument
-misuse "--bits: 9 is out of range: 2 to 8" quantize a b --bits 9
-misuse "--bits: 1 is out of range: 2 to 8" quantize a b --bits 1
+misuse "--bits: '9' is not a list of up to seven numbers of 2 to 8" quantize a b --bits 9
+misuse "--bits: '1' is not a list of up to seven numbers of 2 to 8" quantize a b --bits 1
 misuse "--format: 'q4_k' is not supported; supported: e8p|mxfp4|nvfp4|mxfp8|fp8|int8|int4" quantize a b --format q4_k
 misuse "--head: 'int4' is not supported; supported: bf16|int8" quantize a b --head int4
 misuse "--rotation: 'dct' is not supported; supported: block|pow2|overlap|none" quantize a b --rotation dct
