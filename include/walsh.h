@@ -679,8 +679,8 @@ struct walsh_quantize_options {
      * 16, so that slices of the stored tensors are whole linears. Such a dimension that is not as many
      * multiples of 16 outputs or 64 inputs is WALSH_E_UNSUPPORTED. 0, 1: one part. */
     unsigned tensor_parallel;
-    /* NULL or "bf16": head and embedding stay as they are, in bf16. "int8": the head is rotated and rounded to
-     * int8 with a scale per row; a tied embedding stays beside it, in bf16. */
+    /* NULL or "bf16": head and embedding stay as they are, in bf16. "int8": the head is rotated and rounded
+     * to int8 with a scale per row; a tied embedding stays beside it, in bf16. */
     const char *head;
     /* e8p: several widths from one calibration, in the place of `bits` where bits_count >= 2. Each of 2..8, none
      * twice, in any order; DST-Nbpw is written for each width N, and `report` points to bits_count structs, each

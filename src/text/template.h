@@ -30,7 +30,7 @@ struct walsh_template_limits {
 };
 #define WALSH_TEMPLATE_LIMITS                                                                                \
     {                                                                                                        \
-        .steps = 20000000, .depth = 500, .memory = (size_t)64 << 20, .output = (size_t)16 << 20            \
+        .steps = 20000000, .depth = 500, .memory = (size_t)64 << 20, .output = (size_t)16 << 20              \
     }
 
 /* `variables`: an object; its members are the template's variables. `now`: what strftime_now shows, in

@@ -10,7 +10,8 @@
  * Where it differs from the package, on purpose: truncation and padding of the file are not applied; added
  * tokens keep the ids that the file gives them (the package numbers them itself, which comes to the same in
  * files that it wrote); Unicode is that of PCRE2 and utf8proc, newer by some marks than the package's normal
- * forms; prepend_scheme "first" takes no notice of white space that a normal form made and Strip took away. */
+ * forms; prepend_scheme "first" takes no notice of white space that a normal form made and Strip took away.
+ */
 #ifndef WALSH_TEXT_TOKENIZER_H
 #define WALSH_TEXT_TOKENIZER_H
 

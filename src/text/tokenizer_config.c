@@ -8,7 +8,7 @@
 #include "text/template.h"
 #include "text/tokenizer_internal.h"
 
-#define MAX_CONFIG ((size_t)32 << 20)  /* bytes; some list every added token again */
+#define MAX_CONFIG ((size_t)32 << 20) /* bytes; some list every added token again */
 
 /* bos_token and the like: null, a text, or an object with the text as its content. */
 static enum walsh_status named_token(const struct walsh_tokenizer *t, const json_t *config, const char *key,
@@ -56,7 +56,8 @@ static enum walsh_status load_chat_template(struct walsh_tokenizer *t, const jso
 }
 
 /* The texts of bos_token, eos_token and whatever else is named so: variables of the chat template. */
-static enum walsh_status load_special_tokens(struct walsh_tokenizer *t, json_t *config, struct walsh_error *err)
+static enum walsh_status load_special_tokens(struct walsh_tokenizer *t, json_t *config,
+                                             struct walsh_error *err)
 {
     static const char suffix[] = "_token";
     const char *key;
