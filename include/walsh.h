@@ -682,10 +682,10 @@ struct walsh_quantize_options {
     /* NULL or "bf16": head and embedding stay as they are, in bf16. "int8": the head is rotated and rounded
      * to int8 with a scale per row; a tied embedding stays beside it, in bf16. */
     const char *head;
-    /* e8p: several widths from one calibration, in the place of `bits` where bits_count >= 2. Each of 2..8, none
-     * twice, in any order; DST-Nbpw is written for each width N, and `report` points to bits_count structs, each
-     * with its struct_size, which are filled in ascending order. All widths see the inputs that the model of the
-     * most bits has. */
+    /* e8p: several widths from one calibration, in the place of `bits` where bits_count >= 2. Each of 2..8,
+     * none twice, in any order; DST-Nbpw is written for each width N, and `report` points to bits_count
+     * structs, each with its struct_size, which are filled in ascending order. All widths see the inputs that
+     * the model of the most bits has. */
     const unsigned *bits_list;
     size_t bits_count;
     uint32_t group_size;        /* int8, int4: 32, 64, 128; 0: the largest that divides all columns */

@@ -144,10 +144,10 @@ struct walsh_architecture_info {
     bool gemma;          /* norm_offset, scaled_embeddings, query_pre_attn_scalar, the soft caps */
     bool no_rope_layers; /* the key */
     bool partial_rotary; /* partial_rotary_factor */
-    bool gpt_oss; /* biases of everything, attention sinks, its gate; YaRN where the file says nothing */
-    bool local_rope;     /* windowed layers have a rope of their own */
-    bool no_yarn;        /* its files mean something else by that name */
-    bool lfm2;           /* convolutions, and the keys that are spelt otherwise */
+    bool gpt_oss;    /* biases of everything, attention sinks, its gate; YaRN where the file says nothing */
+    bool local_rope; /* windowed layers have a rope of their own */
+    bool no_yarn;    /* its files mean something else by that name */
+    bool lfm2;       /* convolutions, and the keys that are spelt otherwise */
     enum walsh_window_rule windows;
     bool window_switch; /* windows are only on where use_sliding_window is true */
     uint32_t window, pattern;

@@ -42,7 +42,7 @@ struct walsh_activations {
     enum walsh_activation_type type;
     size_t rows, cols, stride; /* elements */
     void *data;                /* float, bf16 (uint16_t) or int8_t */
-    float *scale; /* INT8: [rows]; INT8_GROUPS: [rows][stride / WALSH_ACTIVATION_GROUP] */
+    float *scale;              /* INT8: [rows]; INT8_GROUPS: [rows][stride / WALSH_ACTIVATION_GROUP] */
     int32_t *sum; /* of q. INT8: [rows], of the row; INT8_GROUPS: [rows][stride / WALSH_ACTIVATION_SUM] */
 };
 size_t walsh_activations_stride(size_t cols);
@@ -224,8 +224,8 @@ struct walsh_ops {
      * NULL where a backend lacks it, as scale and soft_cap may be; a model that needs it is then refused. */
     void (*geglu)(const struct walsh_queue *q, float *y, size_t ldy, const float *gate, const float *up,
                   size_t ld, size_t rows, size_t n);
-    /* y = g sigmoid(alpha g) (u + 1) with g = min(gate, limit), u = clamp(up, -limit, limit), rows of n; y may be
-     * gate. (The gate of gpt-oss.) NULL where a backend lacks it. */
+    /* y = g sigmoid(alpha g) (u + 1) with g = min(gate, limit), u = clamp(up, -limit, limit), rows of n; y
+     * may be gate. (The gate of gpt-oss.) NULL where a backend lacks it. */
     void (*clamped_swiglu)(const struct walsh_queue *q, float *y, size_t ldy, const float *gate,
                            const float *up, size_t ld, size_t rows, size_t n, float alpha, float limit);
     /* x *= factor, n elements. */

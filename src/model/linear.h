@@ -38,8 +38,9 @@ struct walsh_linear {
 /* Take `name` from the checkpoint: dense `name.weight`, a GLQ E8P group, or a block format as
  * checkpoint/blocks.h says, with the signs name.SV and name.SU where it is rotated, and `name.bias` where
  * has_bias. With `fusion` (NULL: none; has no bias but of a stack) the dense rows and those of unrotated
- * block formats are in that matrix, other quantized linears under their own names. `split` says what blocks the stored signs are of. Dense data stays in the
- * mapped file but for stacks; codes are repacked into `arena`. `pool` shares the repacking. */
+ * block formats are in that matrix, other quantized linears under their own names. `split` says what blocks
+ * the stored signs are of. Dense data stays in the mapped file but for stacks; codes are repacked into
+ * `arena`. `pool` shares the repacking. */
 enum walsh_status walsh_linear_load(struct walsh_linear *linear, const struct walsh_checkpoint *ck,
                                     const char *name, const struct walsh_fusion *fusion,
                                     const struct walsh_split *split, uint32_t in, uint32_t out, bool has_bias,

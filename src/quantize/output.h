@@ -38,8 +38,8 @@ enum walsh_status walsh_output_write(struct walsh_output *o, const char *name, c
 /* `bytes` from byte `at` of a planned tensor on. */
 enum walsh_status walsh_output_write_at(struct walsh_output *o, const char *name, size_t at, const void *data,
                                         size_t bytes, struct walsh_error *err);
-/* Every planned tensor that the source has, and uses, under the same name; rounded to bf16 where that is what is
- * planned. */
+/* Every planned tensor that the source has, and uses, under the same name; rounded to bf16 where that is what
+ * is planned. */
 enum walsh_status walsh_output_copy_tensors(struct walsh_output *o, const struct walsh_hooks *hooks,
                                             struct walsh_error *err);
 /* Layer `layers_done` is written: its linears' figures go into job.json, with a hash of their bytes. */

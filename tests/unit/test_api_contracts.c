@@ -320,7 +320,9 @@ static void synthetic_models_are_checked(void **state)
     assert_int_equal(walsh_shape_named("llama-1b", &shape, &err), WALSH_OK);
     assert_int_equal(walsh_model_synthesize(context, &shape, "q4_k", 0, 1, NULL, &synthetic, &err),
                      WALSH_E_ARGUMENT);
-    assert_string_equal(err.message, "format is \"q4_k\"; synthetic models know: bf16, e8p, mxfp4, nvfp4, mxfp8, fp8, int8, int4");
+    assert_string_equal(
+        err.message,
+        "format is \"q4_k\"; synthetic models know: bf16, e8p, mxfp4, nvfp4, mxfp8, fp8, int8, int4");
     assert_int_equal(walsh_model_synthesize(context, &shape, "e8p", 9, 1, NULL, &synthetic, &err),
                      WALSH_E_ARGUMENT);
     shape.kv_heads = 5;

@@ -175,7 +175,8 @@ static void test_architecture(void **state)
     (void)state;
     refuse("{'architectures':['GPT2LMHeadModel']}", WALSH_E_UNSUPPORTED,
            "config.json: architecture \"GPT2LMHeadModel\" is not supported; known: LlamaForCausalLM, "
-           "MistralForCausalLM, MixtralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCausalLM, GptOssForCausalLM, "
+           "MistralForCausalLM, MixtralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCausalLM, "
+           "GptOssForCausalLM, "
            "SmolLM3ForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, Phi3ForCausalLM, Lfm2ForCausalLM");
     refuse("{}", WALSH_E_FORMAT, "config.json: architectures is not a list of one name");
     refuse("{'architectures':['LlamaForCausalLM','x']}", WALSH_E_FORMAT,
@@ -270,7 +271,8 @@ static void test_quantization(void **state)
     assert_int_equal(accept("{" LLAMA ",'quantization_config':null}").quant.method, WALSH_QUANT_NONE);
 
     refuse(Q("'quant_method':'gptq','bits':4"), WALSH_E_UNSUPPORTED,
-           "config.json: quantization method \"gptq\" is not supported; known: glq, walsh, compressed-tensors, modelopt, "
+           "config.json: quantization method \"gptq\" is not supported; known: glq, walsh, "
+           "compressed-tensors, modelopt, "
            "mxfp4, fp8");
     refuse(Q("'bits':4"), WALSH_E_FORMAT, "config.json: quantization_config.quant_method is missing");
     refuse(Q("'quant_method':'glq','codebook':'trellis'"), WALSH_E_UNSUPPORTED,

@@ -231,7 +231,8 @@ static void test_bad_files_in_it(void **state)
     put_tensors(in(path, "model.safetensors"), some, 2);
     refuse(path, WALSH_E_UNSUPPORTED,
            "DIR/bad/config.json: architecture \"BertModel\" is not supported; known: LlamaForCausalLM, "
-           "MistralForCausalLM, MixtralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCausalLM, GptOssForCausalLM, "
+           "MistralForCausalLM, MixtralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCausalLM, "
+           "GptOssForCausalLM, "
            "SmolLM3ForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, Phi3ForCausalLM, Lfm2ForCausalLM");
     put_text(in(path, "config.json"), "{");
     refuse(path, WALSH_E_FORMAT,
