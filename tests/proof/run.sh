@@ -167,6 +167,15 @@ soak() { # label, options...
 soak "f16 cache"
 soak "packed cache" --kv turbo --kv-key-bits 4 --kv-value-bits 3
 
+# --- training: gradients, perplexities after 200 steps in three formats, peft (with PYTHON); hours on two cores
+if TEXTS="$texts" GOLDEN="$golden" "$root/tests/proof/finetune.sh" "$build" "$models" >"$work/finetune" 2>&1; then
+    passed=$((passed + $(grep -c '^ok ' "$work/finetune" || true)))
+else
+    failed=$((failed + 1))
+fi
+absent=$((absent + $(grep -c '^absent ' "$work/finetune" || true)))
+tee -a "$log" <"$work/finetune"
+
 # --- memory: a random checkpoint of 1 GB takes one layer, its Hessians and the calibration, not the model
 mkdir "$work/random"
 "$build/tests/random_checkpoint" "$work/random" 2048 5632 11 8192

@@ -23,10 +23,13 @@ static struct walsh_queue queue;
 static struct walsh_pool *pool;
 static struct walsh_random rng;
 
+/* Lives until the end of the program. */
+static struct walsh_arena arena;
+
 static void *memory(size_t bytes)
 {
     void *p;
-    assert_int_equal(walsh_alloc_zero(bytes, 1, "a test", &p, NULL), WALSH_OK);
+    assert_int_equal(walsh_arena_alloc(&arena, bytes, 1, "a test", &p, NULL), WALSH_OK);
     return p;
 }
 
@@ -62,7 +65,6 @@ static struct walsh_weights e8p_weights(uint32_t rows, uint32_t cols)
         w.stage[k].data = packed;
         w.stage[k].scale = k ? 0.11f : 0.9f;
     }
-    walsh_free(codes);
     return w;
 }
 
@@ -158,8 +160,6 @@ static void check_linear(struct walsh_linear *linear, enum walsh_activation_type
     assert_true(forward < bound);
     assert_true(backward < bound);
     if (compute == WALSH_ACTIVATION_BF16) assert_true(forward > 1e-5); /* bf16 was on */
-    walsh_free(w), walsh_free(x), walsh_free(dy), walsh_free(y), walsh_free(dx), walsh_free(want_y),
-        walsh_free(want_dx);
 }
 
 static void check_base(struct walsh_linear linear, const char *what)
@@ -209,6 +209,7 @@ static int teardown(void **state)
     (void)state;
     walsh_queue_close(&queue);
     walsh_pool_close(&pool);
+    walsh_arena_close(&arena);
     return 0;
 }
 
