@@ -352,7 +352,7 @@ static void take_event(struct engine *e, const struct walsh_batch_event *event, 
     if (good && ended) good = sequence_finish(s, event->finish == WALSH_FINISH_LENGTH ? "length" : "stop");
     if (good) good = sequence_send(s);
     const bool stalled = job->out.size - job->taken > job->stall_bytes;
-    if (good && !ended) job_wake(job);
+    if (good && job->out.size > job->taken) job_wake(job); /* of what is no stream the end alone is news */
     job->stalled |= stalled;
     pthread_mutex_unlock(&job->lock);
     if (stopped && event->finish == WALSH_FINISH_NONE) walsh_batch_cancel(e->batch, s->id, NULL);
