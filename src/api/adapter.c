@@ -3,6 +3,15 @@
 
 #include "api/api.h"
 
+/* An adapter that was just made goes where the model is. */
+static enum walsh_status place(const struct walsh_model *model, struct walsh_adapter **adapter,
+                               struct walsh_error *err)
+{
+    const enum walsh_status status = walsh_adapter_upload(*adapter, &model->context->queue, err);
+    if (status != WALSH_OK) walsh_adapter_release(adapter);
+    return status;
+}
+
 /* The last component of a path, without the slashes behind it, into `name`. */
 static void name_of_path(const char *path, char *name, size_t size)
 {
@@ -43,13 +52,13 @@ enum walsh_status walsh_adapter_open(const struct walsh_model *model, const char
     *out = NULL;
     struct walsh_adapter_options o;
     struct walsh_adapter_loading loading;
-    WALSH_TRY(walsh_context_needs_cpu(model->context, "an adapter", err));
     WALSH_TRY(read_options(model, options, &o, &loading.storage, err));
     loading.use_mmap = !o.no_mmap;
     char name[256];
     name_of_path(path, name, sizeof name);
-    return walsh_adapter_load(o.name ? o.name : name, path, model->graph, &loading, &model->context->hooks,
-                              out, err);
+    WALSH_TRY(walsh_adapter_load(o.name ? o.name : name, path, model->graph, &loading, &model->context->hooks,
+                                 out, err));
+    return place(model, out, err);
 }
 
 enum walsh_status walsh_adapter_random(const struct walsh_model *model, uint32_t rank, uint64_t seed,
@@ -60,7 +69,9 @@ enum walsh_status walsh_adapter_random(const struct walsh_model *model, uint32_t
     struct walsh_adapter_options o;
     enum walsh_format storage = WALSH_FORMAT_BF16;
     WALSH_TRY(read_options(model, options, &o, &storage, err));
-    return walsh_adapter_synthesize(o.name ? o.name : "random", rank, seed, model->graph, storage, out, err);
+    WALSH_TRY(
+        walsh_adapter_synthesize(o.name ? o.name : "random", rank, seed, model->graph, storage, out, err));
+    return place(model, out, err);
 }
 
 void walsh_adapter_close(struct walsh_adapter **adapter)

@@ -109,7 +109,8 @@ enum walsh_status walsh_step(struct walsh_session *const *sessions, const int32_
 
 const float *walsh_session_logits(const struct walsh_session *session)
 {
-    return session->has_logits ? session->logits : NULL;
+    /* reading changes where the logits are, not what they are */
+    return session->has_logits ? walsh_session_read((struct walsh_session *)(uintptr_t)session) : NULL;
 }
 
 void walsh_sampler_defaults(const struct walsh_model *model, struct walsh_sampler_options *out)

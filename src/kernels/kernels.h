@@ -134,6 +134,7 @@ enum walsh_cpu_level { WALSH_CPU_REFERENCE, WALSH_CPU_AVX2, WALSH_CPU_AVX512, WA
 
 struct walsh_kernels; /* microkernels of one device: kernels/table.h */
 struct walsh_ops;
+struct walsh_fused_ops;
 struct walsh_memory; /* kernels/device.h */
 
 /* Where ops run. The CPU's holds the pool and per-worker scratch; opened by the context. */
@@ -236,6 +237,59 @@ struct walsh_ops {
      * indices and weights, renormalised to sum 1 where `normalize`. */
     void (*route)(const struct walsh_queue *q, int32_t *index, float *weight, const float *logits,
                   size_t rows, uint32_t experts, uint32_t k, bool normalize);
+    const struct walsh_fused_ops *fused; /* NULL: none */
+};
+
+/* A product's output as the product left it, [rows][ld], and what unrotate makes of it. */
+struct walsh_unrotated {
+    float *z; /* may be overwritten */
+    size_t ld;
+    const struct walsh_rotation *rotation;
+    const float *bias;
+};
+/* What stands between the products of a dense layer, for walsh_fused_ops.fits. */
+struct walsh_fused_layer {
+    size_t hidden;
+    const struct walsh_attention_shape *attention;
+    /* of the inputs of q, k, v; o; gate, up; down */
+    struct {
+        const struct walsh_rotation *rotation;
+        enum walsh_activation_type type;
+    } in[4];
+    struct walsh_unrotated q, k, v, o, gate, up, down; /* rotations and biases */
+};
+/* q, k and v from their products' outputs to the query and the cache. */
+struct walsh_projections {
+    struct walsh_unrotated q, k, v;
+    const float *q_norm, *k_norm; /* [head_dim] or NULL */
+    float eps;
+    uint32_t rotated; /* 0: no positions */
+    const float *cosine, *sine;
+    const struct walsh_attention_row *rows; /* [count] whose kv is the view of layer 0 */
+    uint32_t layer;
+    float *query; /* [count][heads * head_dim] */
+};
+/* Fusions of what stands between two products, each with the bits of its parts called one after the other. */
+struct walsh_fused_ops {
+    /* False: a layer of these shapes is for the parts. */
+    bool (*fits)(const struct walsh_queue *q, const struct walsh_fused_layer *layer);
+    /* x [a->rows][n] += d (NULL: nothing), through a norm where d_norm (unrotate, rms_norm, add). Where
+     * weight: normed [a->rows][ldn] (NULL: not kept) = rms_norm(x), prepared into a (rms_norm, prepare). */
+    void (*residual)(const struct walsh_queue *q, float *x, size_t n, const struct walsh_unrotated *d,
+                     const float *d_norm, const float *weight, float eps, float *normed, size_t ldn,
+                     struct walsh_activations *a, const struct walsh_rotation *rotation);
+    /* unrotate, rms_norm, rope, kv_append of F32 and F16 caches. */
+    void (*project)(const struct walsh_queue *q, const struct walsh_projections *p, size_t count,
+                    const struct walsh_attention_shape *shape);
+    /* attention, prepare; out [a->rows][ldo] (NULL: not kept). rows' kv is the view of layer 0. */
+    void (*attention)(const struct walsh_queue *q, struct walsh_activations *a,
+                      const struct walsh_rotation *rotation, float *out, size_t ldo, const float *query,
+                      size_t ldq, const struct walsh_attention_row *rows, uint32_t layer,
+                      const struct walsh_attention_shape *shape, enum walsh_role role);
+    /* unrotate, swiglu (gelu: geglu), prepare; y [a->rows][ldy] (NULL: not kept). */
+    void (*gated)(const struct walsh_queue *q, struct walsh_activations *a,
+                  const struct walsh_rotation *rotation, float *y, size_t ldy,
+                  const struct walsh_unrotated *gate, const struct walsh_unrotated *up, size_t n, bool gelu);
 };
 
 #endif

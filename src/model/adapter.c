@@ -9,6 +9,7 @@
 #include "base/random.h"
 #include "checkpoint/model_name.h"
 #include "checkpoint/peft.h"
+#include "kernels/device.h"
 #include "model/sites.h"
 
 /* All linears of a graph, twice: as the model has them, and as the reader of PEFT wants to know them. */
@@ -332,6 +333,8 @@ void walsh_adapter_release(struct walsh_adapter **adapter)
     struct walsh_adapter *a = *adapter;
     *adapter = NULL;
     if (!a || atomic_fetch_sub_explicit(&a->references, 1, memory_order_acq_rel) != 1) return;
+    for (size_t i = 0; i < a->device_block_count; i++) walsh_queue_free(a->device, a->device_blocks[i]);
+    walsh_free((void *)a->device_blocks);
     walsh_arena_close(&a->arena);
     walsh_free(a);
 }

@@ -53,7 +53,8 @@ static enum walsh_status build_a(const struct walsh_linear *linear, const struct
     void *to = NULL;
     if (source->convention == WALSH_ADAPTER_ROTATED_INPUT) {
         WALSH_TRY(walsh_alloc((size_t)out->rank * out->in, sizeof *folded, "a folded A", &folded, err));
-        const enum walsh_status status = walsh_fold_rows(&linear->in_rotation, a, out->rank, folded, err);
+        const struct walsh_rotation rotation = walsh_linear_host_in(linear);
+        const enum walsh_status status = walsh_fold_rows(&rotation, a, out->rank, folded, err);
         if (status != WALSH_OK) {
             walsh_free(folded);
             return status;
@@ -73,7 +74,7 @@ static enum walsh_status build_a(const struct walsh_linear *linear, const struct
 static enum walsh_status fold_b(const struct walsh_linear *linear, const float *b, uint32_t rank,
                                 float *folded, struct walsh_error *err)
 {
-    struct walsh_rotation r = linear->out_rotation;
+    struct walsh_rotation r = walsh_linear_host_out(linear);
     float *reciprocal = NULL;
     if (r.kind == WALSH_ROTATION_NONE) return walsh_fold_columns(&r, b, rank, folded, err);
     const size_t signs = walsh_rotation_signs(&r);

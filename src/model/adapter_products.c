@@ -18,19 +18,19 @@ enum walsh_status walsh_workspace_reserve(struct walsh_workspace *ws, const stru
     enum walsh_status status = walsh_alloc(updates, sizeof *down, "a call's updates", &down, err);
     if (status == WALSH_OK) status = walsh_alloc(updates, sizeof *up, "a call's updates", &up, err);
     if (status == WALSH_OK)
-        status = walsh_alloc(elements, sizeof *h, "the inner values of adapters", &h, err);
+        status = walsh_queue_alloc(ws->queue, elements * sizeof *h, "the inner values of adapters", &h, err);
     if (status == WALSH_OK)
         status = walsh_alloc(rows, sizeof *expert_sets, "the rows of an expert", &expert_sets, err);
     if (status != WALSH_OK) {
         walsh_free(down);
         walsh_free(up);
-        walsh_free(h);
+        if (h) walsh_queue_free(ws->queue, h);
         walsh_free(expert_sets);
         return status;
     }
     walsh_free(ws->downs);
     walsh_free(ws->ups);
-    walsh_free(ws->h);
+    if (ws->h) walsh_queue_free(ws->queue, ws->h);
     walsh_free(ws->expert_sets);
     ws->downs = down;
     ws->ups = up;

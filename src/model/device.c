@@ -4,6 +4,7 @@
 
 #include "base/machine.h"
 #include "kernels/device.h"
+#include "model/adapter.h"
 #include "model/build.h"
 
 #define SHARED 8 /* vectors of the last linears that a further one may share */
@@ -67,6 +68,8 @@ static enum walsh_status upload_rotation(struct upload *u, struct walsh_rotation
 static enum walsh_status upload_linear(struct upload *u, struct walsh_linear *linear)
 {
     WALSH_TRY(upload_weights(u, &linear->weights, linear->name));
+    linear->host_in_signs = linear->in_rotation.signs; /* the graph's arena stays */
+    linear->host_out_signs = linear->out_rotation.signs;
     WALSH_TRY(upload_rotation(u, &linear->in_rotation, linear->name));
     WALSH_TRY(upload_rotation(u, &linear->out_rotation, linear->name));
     return upload_vector(u, &linear->bias, linear->out, linear->name);
@@ -151,4 +154,44 @@ enum walsh_status walsh_graph_upload(struct walsh_model_graph *graph, const stru
     WALSH_TRY(upload_ends(&u));
     for (uint32_t i = 0; i < graph->config.layers; i++) WALSH_TRY(upload_layer(&u, &graph->layers[i]));
     return queue->memory->synchronize(queue, err);
+}
+
+static enum walsh_status upload_matrix(struct walsh_adapter *adapter, const void **matrix, size_t bytes,
+                                       struct walsh_error *err)
+{
+    const struct walsh_queue *q = adapter->device;
+    void *device;
+    WALSH_TRY(walsh_queue_alloc(q, bytes, "an adapter", &device, err));
+    adapter->device_blocks[adapter->device_block_count++] = device;
+    WALSH_TRY(walsh_queue_upload(q, device, *matrix, bytes, err));
+    *matrix = device;
+    return WALSH_OK;
+}
+
+enum walsh_status walsh_adapter_upload(struct walsh_adapter *adapter, const struct walsh_queue *queue,
+                                       struct walsh_error *err)
+{
+    if (!queue->memory || adapter->device) return WALSH_OK;
+    WALSH_TRY(walsh_alloc(adapter->count, 2 * sizeof *adapter->device_blocks, "an adapter's device memory",
+                          &adapter->device_blocks, err));
+    adapter->device = queue;
+    const void **shared; /* [count] the host's A of each update, for those that share it */
+    WALSH_TRY(walsh_alloc(adapter->count, sizeof *shared, "an adapter's device memory", &shared, err));
+    enum walsh_status status = WALSH_OK;
+    for (size_t i = 0; i < adapter->count && status == WALSH_OK; i++) {
+        struct walsh_adapter_linear *u = &adapter->updates[i];
+        const size_t element = u->storage == WALSH_FORMAT_F32 ? sizeof(float) : sizeof(uint16_t);
+        size_t same = 0;
+        shared[i] = u->a;
+        while (same < i && shared[same] != u->a) same++;
+        if (same < i)
+            u->a = adapter->updates[same].a;
+        else
+            status = upload_matrix(adapter, &u->a, walsh_low_rank_a_size(u->rank, u->in) * element, err);
+        if (status == WALSH_OK)
+            status = upload_matrix(adapter, &u->b, walsh_low_rank_b_size(u->storage, u->rank, u->out) * element,
+                                   err);
+    }
+    walsh_free((void *)shared);
+    return status;
 }

@@ -41,6 +41,19 @@ static void add_output(const struct walsh_config *c, const struct walsh_queue *q
     q->ops->add(q, x, ws->delta, n * c->hidden);
 }
 
+struct walsh_attention_shape walsh_attention_shape_of(const struct walsh_config *c,
+                                                      const struct walsh_layer *layer)
+{
+    return (struct walsh_attention_shape){
+        .heads = c->heads,
+        .kv_heads = c->kv_heads,
+        .head_dim = c->head_dim,
+        .scale = (float)(1 / sqrt(c->query_scalar != 0 ? c->query_scalar : (double)c->head_dim)),
+        .window = layer->window,
+        .soft_cap = (float)c->score_cap,
+        .sinks = layer->sinks};
+}
+
 /* ws->attention of ws->query, ws->key and ws->value. A prompt's chunk attends to its own tokens in f16 as in
  * an unpacked cache, and is packed once: decode reads what it left. */
 static void attend(const struct walsh_model_graph *graph, const struct walsh_queue *q,
@@ -49,14 +62,7 @@ static void attend(const struct walsh_model_graph *graph, const struct walsh_que
 {
     const struct walsh_config *c = &graph->config;
     const size_t n = rows->count, kv_width = (size_t)c->kv_heads * c->head_dim;
-    struct walsh_attention_shape shape = {
-        .heads = c->heads,
-        .kv_heads = c->kv_heads,
-        .head_dim = c->head_dim,
-        .scale = (float)(1 / sqrt(c->query_scalar != 0 ? c->query_scalar : (double)c->head_dim)),
-        .window = layer->window,
-        .soft_cap = (float)c->score_cap,
-        .sinks = layer->sinks};
+    struct walsh_attention_shape shape = walsh_attention_shape_of(c, layer);
     if (rows->role == WALSH_PREFILL && rows->kv[0][kv_layer].type == WALSH_KV_TURBO) {
         for (size_t i = 0; i < n; i++)
             ws->rows[i] = (struct walsh_attention_row){&ws->own, rows->positions[i] % (uint32_t)ws->max_rows};
@@ -156,6 +162,14 @@ void walsh_layer_forward(const struct walsh_model_graph *graph, const struct wal
         walsh_experts_block(graph, q, layer, x, rows, ws, tap);
     else
         dense_block(graph, q, layer, x, rows, ws, tap);
+}
+
+void walsh_layers_forward(const struct walsh_model_graph *graph, const struct walsh_queue *q, float *x,
+                          const struct walsh_rows *rows, struct walsh_workspace *ws)
+{
+    if (walsh_layers_fused(graph, q, x, rows, ws)) return;
+    for (uint32_t i = 0; i < graph->config.layers; i++)
+        walsh_layer_forward(graph, q, &graph->layers[i], i, x, rows, ws, NULL);
 }
 
 void walsh_embed(const struct walsh_model_graph *graph, const struct walsh_queue *q, const int32_t *ids,

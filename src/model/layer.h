@@ -9,6 +9,15 @@
 void walsh_tap_input(const struct walsh_tap *tap, enum walsh_tap_point point, uint32_t expert, const float *x,
                      size_t ldx, size_t rows, size_t cols);
 
+/* Heads, scale, window and cap of a layer's attention. */
+struct walsh_attention_shape walsh_attention_shape_of(const struct walsh_config *config,
+                                                      const struct walsh_layer *layer);
+
+/* All layers by fused ops, with the bits of walsh_layer_forward on each; false: nothing was done, because the
+ * queue has no fused ops for some layer. */
+bool walsh_layers_fused(const struct walsh_model_graph *graph, const struct walsh_queue *q, float *x,
+                        const struct walsh_rows *rows, struct walsh_workspace *ws);
+
 /* ws->gate = gate(ws->gate) * ws->up, rows of n. */
 void walsh_gate(const struct walsh_config *config, const struct walsh_queue *q, struct walsh_workspace *ws,
                 size_t rows, size_t n);

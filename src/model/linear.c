@@ -336,19 +336,25 @@ enum walsh_status walsh_linear_load(struct walsh_linear *linear, const struct wa
                                                               : load_bias(linear, ck, arena, err);
 }
 
+struct walsh_activations walsh_linear_input(struct walsh_workspace *ws, const struct walsh_linear *linear,
+                                            size_t rows)
+{
+    const size_t cols = linear->in_rotation.blocks.padded;
+    return (struct walsh_activations){.type = linear->activation,
+                                      .rows = rows,
+                                      .cols = cols,
+                                      .stride = walsh_activations_stride(cols),
+                                      .data = ws->activations,
+                                      .scale = ws->scale,
+                                      .sum = ws->sum};
+}
+
 /* x as the products of `linear` read it: in place, or prepared in the workspace. */
 static struct walsh_activations prepare(const struct walsh_queue *q, struct walsh_workspace *ws,
                                         const struct walsh_linear *linear, const float *x, size_t ldx,
                                         size_t rows)
 {
-    size_t cols = linear->in_rotation.blocks.padded;
-    struct walsh_activations a = {.type = linear->activation,
-                                  .rows = rows,
-                                  .cols = cols,
-                                  .stride = walsh_activations_stride(cols),
-                                  .data = ws->activations,
-                                  .scale = ws->scale,
-                                  .sum = ws->sum};
+    struct walsh_activations a = walsh_linear_input(ws, linear, rows);
     if (a.type == WALSH_ACTIVATION_F32 && linear->in_rotation.kind == WALSH_ROTATION_NONE &&
         ldx == a.stride && (uintptr_t)x % WALSH_ALIGNMENT == 0)
         a.data = (void *)(uintptr_t)x; /* products only read it */
@@ -358,8 +364,8 @@ static struct walsh_activations prepare(const struct walsh_queue *q, struct wals
 }
 
 /* On a device the signs cannot be compared here: there, equal ones are one vector (walsh_graph_upload). */
-static bool same_input(const struct walsh_queue *q, const struct walsh_linear *a,
-                       const struct walsh_linear *b)
+bool walsh_linear_same_input(const struct walsh_queue *q, const struct walsh_linear *a,
+                             const struct walsh_linear *b)
 {
     if (a->activation != b->activation) return false;
     if (a->in_rotation.signs == b->in_rotation.signs && a->in_rotation.kind == b->in_rotation.kind &&
@@ -368,30 +374,41 @@ static bool same_input(const struct walsh_queue *q, const struct walsh_linear *a
     return !q->memory && walsh_rotation_equal(&a->in_rotation, &b->in_rotation);
 }
 
-/* The products of calls that share the prepared `a`, then what comes behind each of them. */
-static void run_products(const struct walsh_queue *q, struct walsh_workspace *ws,
-                         const struct walsh_linear_call *const *calls, size_t count,
-                         const struct walsh_activations *a, const float *x, size_t ldx, enum walsh_role role,
-                         const struct walsh_row_sets *sets)
+void walsh_linear_products(const struct walsh_queue *q, struct walsh_workspace *ws,
+                           const struct walsh_linear_call *const *calls, size_t count,
+                           const struct walsh_activations *a, const float *x, size_t ldx,
+                           enum walsh_role role, const struct walsh_row_sets *sets,
+                           struct walsh_unrotated *out)
 {
     struct walsh_product list[WALSH_LINEAR_CALLS] = {{0}};
     size_t z = 0;
     for (size_t i = 0; i < count; i++) {
         const struct walsh_linear *linear = calls[i]->linear;
         list[i] = (struct walsh_product){.weights = &linear->weights, .y = calls[i]->y, .ldy = calls[i]->ldy};
-        if (linear->out_rotation.kind == WALSH_ROTATION_NONE) continue;
-        list[i].y = ws->z + z;
-        list[i].ldy = walsh_z_stride(linear->weights.rows);
-        z += a->rows * list[i].ldy;
+        if (linear->out_rotation.kind != WALSH_ROTATION_NONE) {
+            list[i].y = ws->z + z;
+            list[i].ldy = walsh_z_stride(linear->weights.rows);
+            z += a->rows * list[i].ldy;
+        }
+        out[i] =
+            (struct walsh_unrotated){list[i].y, list[i].ldy, &linear->out_rotation, linear->bias};
     }
     struct walsh_low_rank_input input;
     q->ops->product(q, list, count, a,
                     walsh_adapter_products(ws, calls, count, x, ldx, sets, role, list, &input), role);
-    for (size_t i = 0; i < count; i++) {
-        const struct walsh_linear *linear = calls[i]->linear;
-        q->ops->unrotate(q, calls[i]->y, calls[i]->ldy, list[i].y, list[i].ldy, &linear->out_rotation,
-                         linear->bias, a->rows);
-    }
+}
+
+/* The products, then what comes behind each of them. */
+static void run_products(const struct walsh_queue *q, struct walsh_workspace *ws,
+                         const struct walsh_linear_call *const *calls, size_t count,
+                         const struct walsh_activations *a, const float *x, size_t ldx, enum walsh_role role,
+                         const struct walsh_row_sets *sets)
+{
+    struct walsh_unrotated out[WALSH_LINEAR_CALLS];
+    walsh_linear_products(q, ws, calls, count, a, x, ldx, role, sets, out);
+    for (size_t i = 0; i < count; i++)
+        q->ops->unrotate(q, calls[i]->y, calls[i]->ldy, out[i].z, out[i].ld, out[i].rotation, out[i].bias,
+                         a->rows);
 }
 
 void walsh_linear_apply(const struct walsh_queue *q, struct walsh_workspace *ws,
@@ -408,7 +425,7 @@ void walsh_linear_apply(const struct walsh_queue *q, struct walsh_workspace *ws,
         size_t members = 0, z = 0;
         for (size_t i = first; i < count; i++) {
             const struct walsh_linear *linear = calls[i].linear;
-            if (done[i] || (i != first && !same_input(q, calls[first].linear, linear))) continue;
+            if (done[i] || (i != first && !walsh_linear_same_input(q, calls[first].linear, linear))) continue;
             size_t wanted = linear->out_rotation.kind == WALSH_ROTATION_NONE
                                 ? 0
                                 : rows * walsh_z_stride(linear->weights.rows);

@@ -33,6 +33,8 @@ struct walsh_linear {
     struct walsh_fusion fusion;                      /* where an unquantized checkpoint has it */
     struct walsh_split split;
     uint32_t index; /* its number in its graph, in the order of use */
+    /* Signs of the rotations in the host's memory where the rotations' own are a device's; else NULL. */
+    const float *host_in_signs, *host_out_signs;
 };
 
 /* Take `name` from the checkpoint: dense `name.weight`, a GLQ E8P group, or a block format as
@@ -75,6 +77,34 @@ struct walsh_row_sets walsh_row_sets_slice(const struct walsh_row_sets *sets, si
 
 /* Calls that share one dispatch at most; a longer list takes several. */
 #define WALSH_LINEAR_CALLS 32
+
+/* The rotations as the host reads them. */
+static inline struct walsh_rotation walsh_linear_host_in(const struct walsh_linear *linear)
+{
+    struct walsh_rotation r = linear->in_rotation;
+    if (linear->host_in_signs) r.signs = linear->host_in_signs;
+    return r;
+}
+static inline struct walsh_rotation walsh_linear_host_out(const struct walsh_linear *linear)
+{
+    struct walsh_rotation r = linear->out_rotation;
+    if (linear->host_out_signs) r.signs = linear->host_out_signs;
+    return r;
+}
+
+/* The products of calls (at most WALSH_LINEAR_CALLS) that share the prepared `a` of x, with their adapters: into
+ * the workspace where the output is rotated, else into calls[i].y; out[i] is what unrotate makes y of. */
+void walsh_linear_products(const struct walsh_queue *q, struct walsh_workspace *ws,
+                           const struct walsh_linear_call *const *calls, size_t count,
+                           const struct walsh_activations *a, const float *x, size_t ldx,
+                           enum walsh_role role, const struct walsh_row_sets *sets,
+                           struct walsh_unrotated *out);
+/* The workspace's activations for the input of `linear`, to be prepared. */
+struct walsh_activations walsh_linear_input(struct walsh_workspace *ws, const struct walsh_linear *linear,
+                                            size_t rows);
+/* True where one preparation of x serves both. */
+bool walsh_linear_same_input(const struct walsh_queue *q, const struct walsh_linear *a,
+                             const struct walsh_linear *b);
 
 /* y_i = linear_i(x) for each of the list; all have the same `in`. Linears with equal input rotation and
  * activation type share one preparation of x; products that share it run in one dispatch. rows is at most the

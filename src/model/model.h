@@ -148,6 +148,9 @@ void walsh_layer_forward(const struct walsh_model_graph *graph, const struct wal
                          const struct walsh_layer *layer, uint32_t kv_layer, float *x,
                          const struct walsh_rows *rows, struct walsh_workspace *ws,
                          const struct walsh_tap *tap);
+/* x [rows.count][hidden] <- all layers, with the bits of walsh_layer_forward on each. */
+void walsh_layers_forward(const struct walsh_model_graph *graph, const struct walsh_queue *q, float *x,
+                          const struct walsh_rows *rows, struct walsh_workspace *ws);
 /* x [count][hidden] <- embedding rows. */
 void walsh_embed(const struct walsh_model_graph *graph, const struct walsh_queue *q, const int32_t *ids,
                  size_t count, float *x);

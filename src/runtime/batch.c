@@ -247,7 +247,7 @@ void walsh_batch_end(struct walsh_batch *b, struct walsh_batch_entry *entry, enu
     entry->end = end;
     entry->state = WALSH_BATCH_ENDED;
     if (entry->session) { /* the caller may still ask for the logits of the last token */
-        entry->logits = entry->session->logits;
+        entry->logits = walsh_session_read(entry->session);
         entry->session->logits = NULL;
     }
     release(entry);
@@ -307,5 +307,5 @@ const struct walsh_batch_entry *walsh_runtime_batch_find(const struct walsh_batc
 const float *walsh_batch_entry_logits(const struct walsh_batch_entry *entry)
 {
     if (!entry->drawn) return NULL;
-    return entry->session ? entry->session->logits : entry->logits;
+    return entry->session ? walsh_session_read(entry->session) : entry->logits;
 }

@@ -6,24 +6,41 @@
 
 #define LOGIT_ELEMENTS ((size_t)1 << 22) /* 16 MiB of logits at once */
 
+/* Ids, positions and views of a call stand in one block, so that one copy brings them up. */
+#define CALL_BYTES                                                                                           \
+    (WALSH_CHUNK_ROWS * (sizeof(int32_t) + sizeof(uint32_t) + sizeof(const struct walsh_kv_view *)))
+
 static enum walsh_status allocate_device(struct walsh_runner *r, struct walsh_error *err)
 {
     const struct walsh_config *c = &r->graph->config;
     const struct walsh_queue *q = r->queue;
     struct walsh_runner_device *d = &r->device;
-    const size_t rows = WALSH_CHUNK_ROWS;
+    const size_t rows = WALSH_CHUNK_ROWS, logits = r->logit_rows * c->vocab * sizeof *d->logits;
     if (!q->memory) return WALSH_OK;
-    WALSH_TRY(walsh_queue_alloc(q, rows * sizeof *d->ids, "the rows of a chunk", &d->ids, err));
-    WALSH_TRY(walsh_queue_alloc(q, rows * sizeof *d->positions, "the rows of a chunk", &d->positions, err));
-    WALSH_TRY(walsh_queue_alloc(q, rows * sizeof *d->kv, "the rows of a chunk", &d->kv, err));
+    WALSH_TRY(walsh_alloc_zero(CALL_BYTES, 1, "the rows of a chunk", &d->staging, err));
+    WALSH_TRY(walsh_alloc_zero(r->logit_rows, sizeof(void *), "the rows of a step", &d->owners, err));
+    WALSH_TRY(walsh_queue_alloc(q, CALL_BYTES, "the rows of a chunk", &d->call, err));
+    d->kv = d->call;
+    d->ids = (int32_t *)(void *)(d->kv + rows);
+    d->positions = (uint32_t *)(void *)(d->ids + rows);
     WALSH_TRY(walsh_queue_alloc(q, rows * c->hidden * sizeof *d->x, "the rows of a chunk", &d->x, err));
-    return walsh_queue_alloc(q, r->logit_rows * c->vocab * sizeof *d->logits, "logits", &d->logits, err);
+    WALSH_TRY(walsh_queue_alloc(q, logits, "logits", &d->logits, err));
+    WALSH_TRY(walsh_queue_alloc(q, logits, "logits", &d->step_logits, err));
+    const struct walsh_kv_shape shape = {.policy = {.type = WALSH_KV_F16},
+                                         .layers = c->layers,
+                                         .kv_heads = c->kv_heads,
+                                         .head_dim = c->head_dim,
+                                         .capacity = WALSH_KV_PAGE,
+                                         .queue = q};
+    WALSH_TRY(walsh_kv_open(&shape, &d->filler, err));
+    return walsh_kv_reserve(d->filler, 1, err);
 }
 
 static enum walsh_status allocate(struct walsh_runner *r, struct walsh_error *err)
 {
     const struct walsh_config *c = &r->graph->config;
-    r->logit_rows = walsh_min(walsh_max(LOGIT_ELEMENTS / c->vocab, 1), WALSH_CHUNK_ROWS);
+    const size_t most = walsh_min(walsh_max(LOGIT_ELEMENTS / c->vocab, 1), WALSH_CHUNK_ROWS);
+    for (r->logit_rows = 1; r->logit_rows * 2 <= most;) r->logit_rows *= 2;
     WALSH_TRY(walsh_workspace_open(r->graph, r->queue, WALSH_CHUNK_ROWS, &r->workspace, err));
     WALSH_TRY(
         walsh_alloc((size_t)WALSH_CHUNK_ROWS * c->hidden, sizeof(float), "the rows of a chunk", &r->x, err));
@@ -65,10 +82,17 @@ void walsh_runner_close(struct walsh_runner **runner)
     walsh_free((*runner)->x);
     walsh_free((void *)(*runner)->kv);
     walsh_free((void *)(*runner)->op_kv);
-    const struct walsh_runner_device *d = &(*runner)->device;
-    void *const blocks[] = {d->ids, d->positions, (void *)d->kv, d->x, d->logits};
-    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
-        if (blocks[i]) walsh_queue_free((*runner)->queue, blocks[i]);
+    struct walsh_runner_device *d = &(*runner)->device;
+    if ((*runner)->queue->memory) {
+        void *const blocks[] = {d->call, d->x, d->logits, d->step_logits};
+        for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
+            walsh_queue_free((*runner)->queue, blocks[i]);
+        for (size_t i = 0; i < WALSH_STEP_BUCKETS; i++)
+            (*runner)->queue->memory->forget((*runner)->queue, d->recordings[i]);
+        walsh_kv_close(&d->filler);
+        walsh_free(d->staging);
+        walsh_free((void *)d->owners);
+    }
     walsh_free((*runner)->positions);
     walsh_free((*runner)->ids);
     walsh_free((*runner)->order);
@@ -82,24 +106,82 @@ void walsh_runner_close(struct walsh_runner **runner)
 static void run_layers(struct walsh_runner *r, const int32_t *ids, const struct walsh_rows *rows, float *x)
 {
     walsh_embed(r->graph, r->queue, ids, rows->count, x);
-    for (uint32_t i = 0; i < r->graph->config.layers; i++)
-        walsh_layer_forward(r->graph, r->queue, &r->graph->layers[i], i, x, rows, r->workspace, NULL);
+    walsh_layers_forward(r->graph, r->queue, x, rows, r->workspace);
+}
+
+/* The arrays of a call go up, with what rows read on the device in their place. */
+static enum walsh_status send_rows(struct walsh_runner *r, const int32_t *ids, struct walsh_rows *rows,
+                                   struct walsh_error *err)
+{
+    const struct walsh_runner_device *d = &r->device;
+    const size_t n = rows->count;
+    const struct walsh_kv_view **kv = d->staging;
+    int32_t *staged_ids = (int32_t *)(void *)(kv + WALSH_CHUNK_ROWS);
+    memcpy((void *)kv, (const void *)r->op_kv, n * sizeof *kv);
+    memcpy(staged_ids, ids, n * sizeof *ids);
+    memcpy(staged_ids + WALSH_CHUNK_ROWS, r->positions, n * sizeof *r->positions);
+    rows->positions = d->positions;
+    rows->op_kv = d->kv;
+    return walsh_queue_upload(r->queue, d->call, d->staging, CALL_BYTES, err);
 }
 
 /* The same with the arrays of the call on the device: they go up, the states come back. */
 static enum walsh_status run_on_device(struct walsh_runner *r, const int32_t *ids, struct walsh_rows *rows,
                                        float *x, struct walsh_error *err)
 {
-    const struct walsh_queue *q = r->queue;
     const struct walsh_runner_device *d = &r->device;
-    const size_t n = rows->count;
-    WALSH_TRY(walsh_queue_upload(q, d->ids, ids, n * sizeof *ids, err));
-    WALSH_TRY(walsh_queue_upload(q, d->positions, r->positions, n * sizeof *r->positions, err));
-    WALSH_TRY(walsh_queue_upload(q, (void *)d->kv, (const void *)r->op_kv, n * sizeof *r->op_kv, err));
-    rows->positions = d->positions;
-    rows->op_kv = d->kv;
+    WALSH_TRY(send_rows(r, ids, rows, err));
     run_layers(r, d->ids, rows, d->x);
-    return walsh_queue_download(q, x, d->x, n * r->graph->config.hidden * sizeof *x, err);
+    return walsh_queue_download(r->queue, x, d->x, rows->count * r->graph->config.hidden * sizeof *x, err);
+}
+
+/* All of a decode step behind send_rows. */
+static void enqueue_step(struct walsh_runner *r, const struct walsh_rows *rows)
+{
+    const struct walsh_runner_device *d = &r->device;
+    run_layers(r, d->ids, rows, d->x);
+    walsh_logits(r->graph, r->queue, d->x, rows->count, WALSH_DECODE, &rows->sets, r->workspace, d->step_logits);
+}
+
+static enum walsh_status record_step(struct walsh_runner *r, const struct walsh_rows *rows, void **recording,
+                                     struct walsh_error *err)
+{
+    const struct walsh_memory *m = r->queue->memory;
+    WALSH_TRY(m->record(r->queue, err));
+    enqueue_step(r, rows);
+    return m->recorded(r->queue, recording, err);
+}
+
+/* Bits do not depend on the rows beside a row, so that a step may be one of more rows. */
+static size_t fill_bucket(struct walsh_runner *r, size_t count, unsigned *bucket)
+{
+    *bucket = 0;
+    while ((size_t)1 << *bucket < count) (*bucket)++;
+    const size_t rows = (size_t)1 << *bucket;
+    for (size_t i = count; i < rows; i++) {
+        r->ids[i] = 0;
+        r->positions[i] = 0;
+        r->kv[i] = r->device.filler->views;
+        r->op_kv[i] = r->device.filler->op_views;
+    }
+    return rows;
+}
+
+static enum walsh_status step_on_device(struct walsh_runner *r, struct walsh_rows *rows, struct walsh_error *err)
+{
+    const struct walsh_memory *m = r->queue->memory;
+    unsigned bucket = 0;
+    const bool replays = rows->sets.count == 0;
+    if (replays) rows->count = fill_bucket(r, rows->count, &bucket);
+    WALSH_TRY(send_rows(r, r->ids, rows, err));
+    if (!replays) {
+        enqueue_step(r, rows);
+        return m->synchronize(r->queue, err);
+    }
+    void **recording = &r->device.recordings[bucket];
+    if (!*recording) WALSH_TRY(record_step(r, rows, recording, err));
+    WALSH_TRY(m->replay(r->queue, *recording, err));
+    return m->synchronize(r->queue, err);
 }
 
 /* The first failure stays. */
@@ -120,16 +202,25 @@ void walsh_runner_forward(struct walsh_runner *runner, const int32_t *ids, size_
         note(runner, &err);
 }
 
+void walsh_runner_device_step(struct walsh_runner *r, size_t count, const struct walsh_row_sets *sets)
+{
+    struct walsh_rows rows = {
+        .role = WALSH_DECODE, .count = count, .kv = r->kv, .positions = r->positions, .sets = *sets};
+    struct walsh_error err;
+    if (step_on_device(r, &rows, &err) != WALSH_OK) note(r, &err);
+}
+
 static enum walsh_status logits_on_device(struct walsh_runner *r, const float *x, size_t count,
-                                          enum walsh_role role, float *logits, struct walsh_error *err)
+                                          enum walsh_role role, const struct walsh_row_sets *sets,
+                                          float *logits, struct walsh_error *err)
 {
     const struct walsh_config *c = &r->graph->config;
-    const struct walsh_row_sets none = {NULL, 0}; /* adapters run on the CPU only */
     for (size_t at = 0, n; at < count; at += n) {
         n = walsh_min(count - at, r->logit_rows);
         WALSH_TRY(
             walsh_queue_upload(r->queue, r->device.x, x + at * c->hidden, n * c->hidden * sizeof *x, err));
-        walsh_logits(r->graph, r->queue, r->device.x, n, role, &none, r->workspace, r->device.logits);
+        const struct walsh_row_sets part = walsh_row_sets_slice(sets, at, n, r->logit_sets);
+        walsh_logits(r->graph, r->queue, r->device.x, n, role, &part, r->workspace, r->device.logits);
         WALSH_TRY(walsh_queue_download(r->queue, logits + at * c->vocab, r->device.logits,
                                        n * c->vocab * sizeof *logits, err));
     }
@@ -142,7 +233,7 @@ void walsh_runner_logits(struct walsh_runner *runner, float *x, size_t count, en
     struct walsh_error err;
     if (!runner->queue->memory)
         walsh_logits(runner->graph, runner->queue, x, count, role, sets, runner->workspace, logits);
-    else if (logits_on_device(runner, x, count, role, logits, &err) != WALSH_OK)
+    else if (logits_on_device(runner, x, count, role, sets, logits, &err) != WALSH_OK)
         note(runner, &err);
 }
 

@@ -10,6 +10,9 @@
  * depend on how the prompt arrived. Also the rows of one decode step at most; more take several. */
 #define WALSH_CHUNK_ROWS 512
 
+#define WALSH_STEP_BUCKETS 10 /* 1 to WALSH_CHUNK_ROWS rows by powers of two */
+
+struct walsh_session;
 struct walsh_runner {
     const struct walsh_model_graph *graph;
     const struct walsh_queue *queue;
@@ -23,15 +26,24 @@ struct walsh_runner {
     struct walsh_row_set *sets;       /* [WALSH_CHUNK_ROWS] */
     struct walsh_row_set *logit_sets; /* [WALSH_CHUNK_ROWS] */
     float *logits; /* [logit_rows][vocab]: logits of a step, before each session takes its row */
-    size_t logit_rows;
+    size_t logit_rows; /* a power of two */
     const struct walsh_kv_view **op_kv; /* [WALSH_CHUNK_ROWS]: what ops take in the place of kv */
     /* Of a queue with a device, in its memory, what a call's arrays are copied to; else NULL. */
     struct walsh_runner_device {
+        void *call;                      /* one block of the next three */
         int32_t *ids;                    /* [WALSH_CHUNK_ROWS] */
         uint32_t *positions;             /* [WALSH_CHUNK_ROWS] */
         const struct walsh_kv_view **kv; /* [WALSH_CHUNK_ROWS] */
         float *x;                        /* [WALSH_CHUNK_ROWS][hidden] */
-        float *logits;                   /* [logit_rows][vocab] */
+        float *logits;                   /* [logit_rows][vocab], of prompts */
+        float *step_logits;              /* [logit_rows][vocab], of the last decode step */
+        void *staging;                   /* the host's, as `call` */
+        /* Decode steps without adapters, recorded: [log2 of the rows]. A step of fewer rows fills up with rows of
+         * a cache of its own, which nothing reads. */
+        void *recordings[WALSH_STEP_BUCKETS];
+        struct walsh_kv_cache *filler;
+        /* [logit_rows] the session whose logits a row of step_logits is, while it has no copy of its own */
+        struct walsh_session **owners;
     } device;
     struct walsh_error failure; /* of a device, since the last walsh_runner_check */
     bool identified;            /* model_key is known */
@@ -53,6 +65,10 @@ void walsh_runner_forward(struct walsh_runner *runner, const int32_t *ids, size_
 /* logits [count][vocab] of x [count][hidden], which may be overwritten. */
 void walsh_runner_logits(struct walsh_runner *runner, float *x, size_t count, enum walsh_role role,
                          const struct walsh_row_sets *sets, float *logits);
+/* On a device, a decode step of `count` rows, at most logit_rows: their logits in device.step_logits, done on
+ * return. The caller has filled runner->ids, kv, op_kv and positions as for walsh_runner_forward, and nobody
+ * needs what device.step_logits held. */
+void walsh_runner_device_step(struct walsh_runner *runner, size_t count, const struct walsh_row_sets *sets);
 /* What went wrong on the device since the last call: the results since then are not to be used. */
 enum walsh_status walsh_runner_check(struct walsh_runner *runner, struct walsh_error *err);
 

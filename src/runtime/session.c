@@ -91,7 +91,9 @@ static enum walsh_status fork_members(const struct walsh_session *from, struct w
     const size_t vocab = s->runner->graph->config.vocab;
     WALSH_TRY(walsh_kv_fork(from->kv, &s->kv, err));
     WALSH_TRY(walsh_alloc(vocab, sizeof(float), "a session's logits", &s->logits, err));
-    if (from->has_logits) memcpy(s->logits, from->logits, vocab * sizeof *s->logits);
+    /* reading changes where the logits are, not what they are */
+    if (from->has_logits)
+        memcpy(s->logits, walsh_session_read((struct walsh_session *)(uintptr_t)from), vocab * sizeof *s->logits);
     s->has_logits = from->has_logits;
     const struct walsh_adapter_set *set = from->adapters;
     return set ? walsh_runtime_set_adapters(s, set->choices, set->count, err) : WALSH_OK;
@@ -113,9 +115,31 @@ enum walsh_status walsh_runtime_fork(const struct walsh_session *session, struct
     return WALSH_OK;
 }
 
+/* The session's logits are its own again, whatever they are. */
+static void disown(struct walsh_session *s)
+{
+    if (s->away) s->runner->device.owners[s->away_row] = NULL;
+    s->away = false;
+}
+
+float *walsh_session_read(struct walsh_session *s)
+{
+    struct walsh_runner *r = s->runner;
+    if (!s->away) return s->logits;
+    const size_t vocab = r->graph->config.vocab;
+    struct walsh_error err;
+    if (walsh_queue_download(r->queue, s->logits, r->device.step_logits + s->away_row * vocab,
+                             vocab * sizeof *s->logits, &err) != WALSH_OK &&
+        r->failure.status == WALSH_OK)
+        r->failure = err;
+    disown(s);
+    return s->logits;
+}
+
 void walsh_runtime_session_close(struct walsh_session **session)
 {
     if (!session || !*session) return;
+    disown(*session);
     walsh_prefix_close(&(*session)->prefix);
     walsh_kv_close(&(*session)->kv);
     walsh_adapter_set_close(&(*session)->adapters);
@@ -176,6 +200,7 @@ static void run_chunk(struct walsh_session *s, const int32_t *ids, size_t n, enu
 /* Logits of x [n][hidden], which is overwritten. */
 static void prompt_logits(struct walsh_session *s, float *x, size_t n, enum walsh_role role, float *logits)
 {
+    disown(s);
     struct walsh_row_set room;
     const struct walsh_row_sets sets = walsh_session_sets(s, n, &room);
     walsh_runner_logits(s->runner, x, n, role, &sets, logits);
@@ -271,11 +296,41 @@ static struct walsh_row_sets order_rows(struct walsh_session *const *sessions, s
     return sets;
 }
 
-/* count <= WALSH_CHUNK_ROWS */
+static void step_on_host(struct walsh_session *const *sessions, size_t count, const struct walsh_row_sets *sets)
+{
+    struct walsh_runner *r = sessions[0]->runner;
+    const size_t hidden = r->graph->config.hidden, vocab = r->graph->config.vocab;
+    walsh_runner_forward(r, r->ids, count, WALSH_DECODE, sets, r->x);
+    for (size_t i = 0, n; i < count; i += n) {
+        n = walsh_min(count - i, r->logit_rows);
+        float *logits = n == 1 ? sessions[r->order[i]]->logits : r->logits;
+        const struct walsh_row_sets part = walsh_row_sets_slice(sets, i, n, r->logit_sets);
+        walsh_runner_logits(r, r->x + i * hidden, n, WALSH_DECODE, &part, logits);
+        for (size_t j = 0; j < n && n > 1; j++)
+            memcpy(sessions[r->order[i + j]]->logits, logits + j * vocab, vocab * sizeof *logits);
+    }
+}
+
+/* The logits stay on the device until somebody reads them. */
+static void step_on_device(struct walsh_session *const *sessions, size_t count, const struct walsh_row_sets *sets)
+{
+    struct walsh_runner *r = sessions[0]->runner;
+    for (size_t i = 0; i < count; i++) disown(sessions[i]);
+    for (size_t i = 0; i < r->logit_rows; i++)
+        if (r->device.owners[i]) walsh_session_read(r->device.owners[i]);
+    walsh_runner_device_step(r, count, sets);
+    for (size_t i = 0; i < count; i++) {
+        struct walsh_session *s = sessions[r->order[i]];
+        s->away = true;
+        s->away_row = i;
+        r->device.owners[i] = s;
+    }
+}
+
+/* count is at most what a call holds */
 static void step_rows(struct walsh_session *const *sessions, const int32_t *ids, size_t count)
 {
     struct walsh_runner *r = sessions[0]->runner;
-    size_t hidden = r->graph->config.hidden, vocab = r->graph->config.vocab;
     const struct walsh_row_sets sets = order_rows(sessions, count);
     for (size_t i = 0; i < count; i++) {
         const struct walsh_session *s = sessions[r->order[i]];
@@ -284,15 +339,10 @@ static void step_rows(struct walsh_session *const *sessions, const int32_t *ids,
         r->op_kv[i] = s->kv->op_views;
         r->positions[i] = s->kv->length;
     }
-    walsh_runner_forward(r, r->ids, count, WALSH_DECODE, &sets, r->x);
-    for (size_t i = 0, n; i < count; i += n) {
-        n = walsh_min(count - i, r->logit_rows);
-        float *logits = n == 1 ? sessions[r->order[i]]->logits : r->logits;
-        const struct walsh_row_sets part = walsh_row_sets_slice(&sets, i, n, r->logit_sets);
-        walsh_runner_logits(r, r->x + i * hidden, n, WALSH_DECODE, &part, logits);
-        for (size_t j = 0; j < n && n > 1; j++)
-            memcpy(sessions[r->order[i + j]]->logits, logits + j * vocab, vocab * sizeof *logits);
-    }
+    if (r->queue->memory)
+        step_on_device(sessions, count, &sets);
+    else
+        step_on_host(sessions, count, &sets);
     for (size_t i = 0; i < count; i++) {
         sessions[i]->kv->length++;
         sessions[i]->has_logits = true;
@@ -305,8 +355,11 @@ enum walsh_status walsh_runtime_step(struct walsh_session *const *sessions, cons
     if (count == 0) return WALSH_OK;
     for (size_t i = 0; i < count; i++) sessions[i]->stepping = false;
     WALSH_TRY(check_step(sessions, ids, count, err));
-    for (size_t i = 0; i < count; i += WALSH_CHUNK_ROWS)
-        step_rows(sessions + i, ids + i, walsh_min(count - i, WALSH_CHUNK_ROWS));
+    /* a device's rows have room for their logits there */
+    const struct walsh_runner *r = sessions[0]->runner;
+    const size_t most = r->queue->memory ? r->logit_rows : WALSH_CHUNK_ROWS;
+    for (size_t i = 0; i < count; i += most)
+        step_rows(sessions + i, ids + i, walsh_min(count - i, most));
     return walsh_runner_check(sessions[0]->runner, err);
 }
 

@@ -8,12 +8,18 @@
 struct walsh_session {
     struct walsh_runner *runner;
     struct walsh_kv_cache *kv;
-    float *logits;                      /* [vocab] */
+    float *logits;                      /* [vocab]; read through walsh_session_read */
+    bool away;                          /* the logits are those of a row of runner->device.step_logits */
+    size_t away_row;
     bool has_logits;                    /* of the token at kv->length - 1 */
     bool stepping;                      /* seen in the list of the step that runs */
     struct walsh_adapter_set *adapters; /* NULL: none */
     struct walsh_prefix *prefix;        /* NULL: no prefix store; runtime/prefix.h */
 };
+
+/* [vocab] the session's logits in the host's memory, fetched from the device where they are there; what goes
+ * wrong then is told by the next walsh_runner_check. Valid until the session's next call. */
+float *walsh_session_read(struct walsh_session *session);
 
 /* The shape of a cache of `capacity` tokens for this graph, one decode row in a call. */
 struct walsh_kv_shape walsh_session_kv_shape(const struct walsh_model_graph *graph, uint32_t capacity,

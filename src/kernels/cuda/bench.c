@@ -208,8 +208,8 @@ static void call_e8p(const struct bench *b, const void *argument, unsigned i)
     for (uint32_t k = 0; k < w.stages; k++)
         w.stage[k].data = (const uint8_t *)w.stage[k].data + i % p->matrices * p->bytes;
     if (p->rows <= CUDA_E8P_DECODE_ROWS)
-        cuda_product_e8p_decode(b->d->stream, &w, p->x, p->stride, p->scale, p->sum, p->rows, p->y, p->w.outs,
-                                b->d->processors);
+        cuda_product_e8p_decode(b->d->stream, &(struct cuda_e8p_output){w, p->y, p->w.outs}, 1, p->x,
+                                p->stride, p->scale, p->sum, p->rows, b->d->processors);
     else
         cuda_product_e8p_tile(b->d->stream, &w, p->x, p->stride, p->scale, p->sum, p->rows, p->y, p->w.outs);
 }
@@ -217,8 +217,8 @@ static void call_e8p(const struct bench *b, const void *argument, unsigned i)
 static void call_bf16(const struct bench *b, const void *argument, unsigned i)
 {
     const struct product *p = argument;
-    cuda_product_dense(b->d->stream, CUDA_TYPE_BF16, b->room + i % p->matrices * p->bytes, p->w.outs,
-                       p->w.cols, CUDA_TYPE_BF16, p->x, p->stride, p->rows, p->y, p->w.outs);
+    cuda_product_bf16(b->d->stream, b->room + i % p->matrices * p->bytes, p->w.outs, p->w.cols, p->x,
+                      p->stride, p->rows, p->y, p->w.outs);
 }
 
 /* Activations and outputs in the scratch: scale and sum, x, y. */
@@ -297,7 +297,7 @@ static void call_attend(const struct bench *b, const void *argument, unsigned i)
     const struct attend *a = argument;
     const size_t width = (size_t)a->shape.heads * a->shape.head_dim;
     (void)i;
-    cuda_attention(b->d->stream, a->out, width, a->query, width, a->rows, a->count, &a->shape, b->d->scratch,
+    cuda_attention(b->d->stream, a->out, width, a->query, width, a->rows, a->count, 0, &a->shape, b->d->scratch,
                    CUDA_SCRATCH_BYTES);
 }
 

@@ -3,6 +3,7 @@
 #define WALSH_KERNELS_CUDA_COMMON_CUH
 
 #include <cuda_fp16.h>
+#include <cuda_runtime.h>
 
 #include "launch.h"
 
@@ -42,6 +43,26 @@ static __device__ __forceinline__ float warp_sum(float x)
     return x;
 }
 
+// The multiplier of a norm from the sum of the squares.
+static __device__ __forceinline__ float norm_scale(float squares, size_t n, float eps)
+{
+    return 1.0f / sqrtf(squares / (float)n + eps);
+}
+// exp(x) in few instructions, to two units in the last place: what the product with log2 e loses is put back.
+static __device__ __forceinline__ float exp_fast(float x)
+{
+    const float t = x * 1.44269502f, lost = fmaf(x, 1.92596303e-8f, fmaf(x, 1.44269502f, -t));
+    float y;
+    asm("ex2.approx.f32 %0, %1;" : "=f"(y) : "f"(t));
+    return fabsf(t) < 126.0f ? fmaf(y, lost * 0.693147182f, y) : y;
+}
+// What a gate's value becomes, times up: silu, or GELU by tanh (kernels.def, swiglu_f32 and geglu_f32).
+template <bool GELU> static __device__ __forceinline__ float gate_value(float g, float up)
+{
+    const float exponent = GELU ? g * fmaf(g * g, -0.071354816f, -1.5957691f) : -g;
+    return __fdividef(g, 1.0f + exp_fast(exponent)) * up;
+}
+
 static inline unsigned div_up(size_t n, size_t d)
 {
     return (unsigned)((n + d - 1) / d);
@@ -60,6 +81,27 @@ static __device__ __forceinline__ void let_next_start()
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
+}
+
+// A launch that may start early.
+template <typename... Parameters, typename... Arguments>
+static inline void launch_early(cudaStream_t stream, void (*kernel)(Parameters...), dim3 grid, unsigned threads, size_t shared,
+                                Arguments &&...arguments)
+{
+    if (shared > 48 << 10) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
+    // a multiprocessor that must change how it splits its memory waits until it is idle: all have the same split
+    cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = shared;
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
 }
 
 #endif

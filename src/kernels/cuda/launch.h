@@ -45,6 +45,35 @@ void cuda_round_rows(cudaStream_t stream, const float *x, size_t ldx, size_t col
 void cuda_rotate_inverse(cudaStream_t stream, const struct cuda_rotation *rotation, const float *z,
                          size_t ldz, float *y, size_t ldy, const float *bias, size_t rows);
 
+/* --- fused.cu --- */
+
+/* A product's output [rows][ld] and what unrotate makes of it; rotation.count 0: none, of rotation.size. */
+struct cuda_unrotated {
+    struct cuda_rotation rotation;
+    const float *z, *bias; /* bias NULL: none */
+    size_t ld;
+};
+/* What prepare writes; rotation.count 0: rounded without a rotation, of rotation.size elements. */
+struct cuda_prepared {
+    struct cuda_rotation rotation;
+    enum cuda_type type;
+    void *data;
+    size_t stride;
+    float *scale;
+    int32_t *sum;
+};
+/* x [rows][n] += d (NULL: nothing), through a norm where d_norm; then, where weight, the norm of x: into normed
+ * [rows][ldn] (NULL: not wanted) and prepared into *to. fits: false where the parts are to be called. */
+bool cuda_residual_fits(const struct cuda_unrotated *d, const struct cuda_prepared *to, size_t n);
+void cuda_residual(cudaStream_t stream, float *x, size_t n, const struct cuda_unrotated *d,
+                   const float *d_norm, const float *weight, float eps, float *normed, size_t ldn,
+                   const struct cuda_prepared *to, size_t rows);
+/* y [rows][ldy] (NULL: not wanted) = silu or gelu of gate, times up; prepared into *to. */
+bool cuda_gated_fits(const struct cuda_unrotated *gate, const struct cuda_unrotated *up,
+                     const struct cuda_prepared *to);
+void cuda_gated(cudaStream_t stream, const struct cuda_unrotated *gate, const struct cuda_unrotated *up,
+                bool gelu, size_t n, float *y, size_t ldy, const struct cuda_prepared *to, size_t rows);
+
 /* --- rows.cu --- */
 
 void cuda_embed(cudaStream_t stream, float *out, enum cuda_type type, const void *table, size_t cols,
@@ -72,6 +101,12 @@ void cuda_route(cudaStream_t stream, int32_t *index, float *weight, const float 
 void cuda_product_dense(cudaStream_t stream, enum cuda_type type, const void *w, size_t outs, size_t cols,
                         enum cuda_type a_type, const void *a, size_t stride, size_t rows, float *y,
                         size_t ldy);
+
+/* --- dense_tensor.cu --- */
+
+/* The same of BF16 by BF16; cols a multiple of 8, w 16-byte aligned, a zero to stride. */
+void cuda_product_bf16(cudaStream_t stream, const void *w, size_t outs, size_t cols, const void *a,
+                       size_t stride, size_t rows, float *y, size_t ldy);
 
 /* --- e8p.cu --- */
 
@@ -104,11 +139,18 @@ void cuda_repack_stage(cudaStream_t stream, const struct cuda_plane_tables *tabl
                        uint32_t cols, bool narrow, const void *planes, void *data);
 /* Exact products with int8 activations (kernels.def, product_int8_*); q [rows][stride], zero from cols on to
  * a multiple of 256. */
-#define CUDA_E8P_DECODE_ROWS 8
-/* Up to CUDA_E8P_DECODE_ROWS rows; processors: multiprocessors of the device. */
-void cuda_product_e8p_decode(cudaStream_t stream, const struct cuda_e8p *w, const int8_t *q, size_t stride,
-                             const float *scale, const int32_t *sum, size_t rows, float *y, size_t ldy,
-                             int processors);
+#define CUDA_E8P_DECODE_ROWS 32
+#define CUDA_E8P_LIST 4
+struct cuda_e8p_output {
+    struct cuda_e8p w;
+    float *y;
+    size_t ldy;
+};
+/* Up to CUDA_E8P_DECODE_ROWS rows, of up to CUDA_E8P_LIST matrices of as many columns; processors:
+ * multiprocessors of the device. */
+void cuda_product_e8p_decode(cudaStream_t stream, const struct cuda_e8p_output *list, size_t count,
+                             const int8_t *q, size_t stride, const float *scale, const int32_t *sum,
+                             size_t rows, int processors);
 /* Many rows. */
 void cuda_product_e8p_tile(cudaStream_t stream, const struct cuda_e8p *w, const int8_t *q, size_t stride,
                            const float *scale, const int32_t *sum, size_t rows, float *y, size_t ldy);
@@ -142,6 +184,21 @@ struct cuda_attention_shape {
     float scale, soft_cap;
     const float *sinks; /* [heads] or NULL */
 };
+/* q, k, v from parts[3]: norms of heads (NULL: none; head_dim up to 1024), positions (rotated 0: none); query
+ * [rows][ldq], and k and v appended to F32 or F16 caches. */
+struct cuda_projections {
+    const struct cuda_attention_row *rows; /* whose kv is the view of layer 0 */
+    uint32_t layer, rotated;
+    struct cuda_attention_shape shape;
+    const float *q_norm, *k_norm;
+    float eps;
+    const float *cosine, *sine;
+    float *query;
+    size_t ldq;
+};
+bool cuda_project_fits(const struct cuda_unrotated *parts, const struct cuda_attention_shape *shape);
+void cuda_project(cudaStream_t stream, const struct cuda_unrotated *parts, const struct cuda_projections *to,
+                  size_t rows);
 void cuda_attention_rows(cudaStream_t stream, struct cuda_attention_row *out,
                          const struct cuda_kv_view *const *kv, const uint32_t *positions, size_t count,
                          uint32_t layer);
@@ -150,9 +207,17 @@ void cuda_kv_append(cudaStream_t stream, const struct cuda_attention_row *rows, 
 /* Bytes of scratch for `rows` rows; a call does as many rows at a time as its scratch holds, which is at
  * least one. */
 size_t cuda_attention_scratch(const struct cuda_attention_shape *shape, size_t rows);
+/* layer: rows[i].kv + layer are the views. */
 void cuda_attention(cudaStream_t stream, float *out, size_t ldo, const float *query, size_t ldq,
-                    const struct cuda_attention_row *rows, size_t count,
+                    const struct cuda_attention_row *rows, size_t count, uint32_t layer,
                     const struct cuda_attention_shape *shape, void *scratch, size_t scratch_bytes);
+/* The same, prepared into *to; out NULL: not wanted otherwise. */
+bool cuda_attention_prepared_fits(const struct cuda_attention_shape *shape, const struct cuda_prepared *to,
+                                  size_t rows, size_t scratch_bytes);
+void cuda_attention_prepared(cudaStream_t stream, float *out, size_t ldo, const float *query, size_t ldq,
+                             const struct cuda_attention_row *rows, size_t count, uint32_t layer,
+                             const struct cuda_attention_shape *shape, void *scratch,
+                             const struct cuda_prepared *to);
 
 /* --- peak.cu: ceilings --- */
 

@@ -105,6 +105,38 @@ static void copy(const struct walsh_queue *q, void *to, const void *from, size_t
     cuda_note(d, "copy");
 }
 
+static enum walsh_status record(const struct walsh_queue *q, struct walsh_error *err)
+{
+    const cudaError_t code = cudaStreamBeginCapture(enter(q)->stream, cudaStreamCaptureModeThreadLocal);
+    return code == cudaSuccess ? WALSH_OK : cuda_fail(err, code, "recording a graph");
+}
+
+static enum walsh_status recorded(const struct walsh_queue *q, void **out, struct walsh_error *err)
+{
+    struct cuda_device *d = enter(q);
+    cudaGraph_t graph = NULL;
+    cudaGraphExec_t run = NULL;
+    cudaError_t code = cudaStreamEndCapture(d->stream, &graph);
+    if (code == cudaSuccess) code = cudaGraphInstantiate(&run, graph, 0);
+    if (graph) cudaGraphDestroy(graph);
+    *out = run;
+    if (code == cudaSuccess) return WALSH_OK;
+    cudaGetLastError();
+    return cuda_fail(err, code, "recording a graph");
+}
+
+static enum walsh_status replay(const struct walsh_queue *q, void *recording, struct walsh_error *err)
+{
+    const cudaError_t code = cudaGraphLaunch(recording, enter(q)->stream);
+    return code == cudaSuccess ? WALSH_OK : cuda_fail(err, code, "a graph");
+}
+
+static void forget(const struct walsh_queue *q, void *recording)
+{
+    enter(q);
+    if (recording) cudaGraphExecDestroy(recording);
+}
+
 static void figures(const struct walsh_queue *q, size_t *available, size_t *total)
 {
     enter(q);
@@ -224,5 +256,9 @@ const struct walsh_memory cuda_memory = {
     .upload_weights = upload_weights,
     .upload_rotation = upload_rotation,
     .free_weights = free_weights,
+    .record = record,
+    .recorded = recorded,
+    .replay = replay,
+    .forget = forget,
     .figures = figures,
 };

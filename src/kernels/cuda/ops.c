@@ -1,6 +1,7 @@
 /* The table of ops on CUDA: descriptors into launches. */
 #include <stddef.h>
 
+#include "base/memory.h"
 #include "kernels/cuda/backend.h"
 
 _Static_assert(sizeof(struct walsh_kv_view) == sizeof(struct cuda_kv_view) &&
@@ -103,16 +104,28 @@ struct cuda_e8p cuda_e8p_of(const struct cuda_device *d, const struct walsh_weig
     return out;
 }
 
-static void product_int8(struct cuda_device *d, const struct walsh_product *p,
-                         const struct walsh_activations *a)
+/* E8P by int8. Integer sums: a row's bits are the same by either kernel, and whatever shares a launch. */
+static void products_int8(struct cuda_device *d, const struct walsh_product *list, size_t count,
+                          const struct walsh_activations *a)
 {
-    const struct cuda_e8p w = cuda_e8p_of(d, p->weights);
-    /* integer sums: a row's bits are the same by either kernel */
-    if (a->rows <= CUDA_E8P_DECODE_ROWS)
-        cuda_product_e8p_decode(d->stream, &w, a->data, a->stride, a->scale, a->sum, a->rows, p->y, p->ldy,
+    for (size_t i = 0; i < count && a->rows > CUDA_E8P_DECODE_ROWS; i++) {
+        const struct cuda_e8p w = cuda_e8p_of(d, list[i].weights);
+        cuda_product_e8p_tile(d->stream, &w, a->data, a->stride, a->scale, a->sum, a->rows, list[i].y,
+                              list[i].ldy);
+    }
+    for (size_t i = 0, n; i < count && a->rows <= CUDA_E8P_DECODE_ROWS; i += n) {
+        struct cuda_e8p_output some[CUDA_E8P_LIST];
+        for (n = 0; n < CUDA_E8P_LIST && i + n < count; n++)
+            some[n] = (struct cuda_e8p_output){cuda_e8p_of(d, list[i + n].weights), list[i + n].y,
+                                               list[i + n].ldy};
+        cuda_product_e8p_decode(d->stream, some, n, a->data, a->stride, a->scale, a->sum, a->rows,
                                 d->processors);
-    else
-        cuda_product_e8p_tile(d->stream, &w, a->data, a->stride, a->scale, a->sum, a->rows, p->y, p->ldy);
+    }
+}
+
+static bool tensor_product(const struct walsh_weights *w, const struct walsh_activations *a)
+{
+    return w->format == WALSH_FORMAT_BF16 && a->type == WALSH_ACTIVATION_BF16 && w->cols % 8 == 0;
 }
 
 /* h of every update, then the updates of each product in their order. */
@@ -142,19 +155,28 @@ static void product(const struct walsh_queue *q, const struct walsh_product *lis
     (void)role;
     struct cuda_device *d = enter(q);
     if (a->rows == 0) return;
+    size_t int8 = 0; /* products behind each other that share launches */
     for (size_t i = 0; i < count; i++) {
         const struct walsh_product *p = &list[i];
         const struct walsh_weights *w = p->weights;
-        if (w->format != WALSH_FORMAT_E8P) {
-            cuda_product_dense(d->stream, type_of_format(w->format), w->data, w->rows, w->cols,
-                               type_of_activation(a->type), a->data, a->stride, a->rows, p->y, p->ldy);
-        } else if (a->type == WALSH_ACTIVATION_INT8) {
-            product_int8(d, p, a);
-        } else {
+        if (w->format == WALSH_FORMAT_E8P && a->type == WALSH_ACTIVATION_INT8) {
+            if (++int8 == count) products_int8(d, list, count, a);
+            continue;
+        }
+        if (int8 > 0) products_int8(d, p - int8, int8, a);
+        int8 = 0;
+        if (w->format == WALSH_FORMAT_E8P) {
             const struct cuda_e8p e8p = cuda_e8p_of(d, w);
             cuda_product_e8p_f32(d->stream, &e8p, a->data, a->stride, a->rows, p->y, p->ldy);
+        } else if (tensor_product(w, a)) {
+            cuda_product_bf16(d->stream, w->data, w->rows, w->cols, a->data, a->stride, a->rows, p->y,
+                              p->ldy);
+        } else {
+            cuda_product_dense(d->stream, type_of_format(w->format), w->data, w->rows, w->cols,
+                               type_of_activation(a->type), a->data, a->stride, a->rows, p->y, p->ldy);
         }
     }
+    if (int8 > 0 && int8 < count) products_int8(d, list + count - int8, int8, a);
     if (low_rank) update_products(d, list, count, low_rank);
     cuda_note(d, "product");
 }
@@ -227,7 +249,7 @@ static void attention(const struct walsh_queue *q, float *out, size_t ldo, const
         return;
     }
     cuda_attention(d->stream, out, ldo, query, ldq, (const struct cuda_attention_row *)(const void *)rows,
-                   count, &s, d->scratch, CUDA_SCRATCH_BYTES);
+                   count, 0, &s, d->scratch, CUDA_SCRATCH_BYTES);
     cuda_note(d, "attention");
 }
 
@@ -269,6 +291,123 @@ static void route(const struct walsh_queue *q, int32_t *index, float *weight, co
     cuda_note(d, "route");
 }
 
+/* --- fused --- */
+
+static struct cuda_rotation rotation_or_none(const struct walsh_rotation *r)
+{
+    if (r->kind != WALSH_ROTATION_NONE) return rotation_of(r);
+    return (struct cuda_rotation){.size = r->size, .padded = r->size};
+}
+
+static struct cuda_unrotated unrotated_of(const struct walsh_unrotated *u)
+{
+    return (struct cuda_unrotated){
+        .rotation = rotation_or_none(u->rotation), .z = u->z, .bias = u->bias, .ld = u->ld};
+}
+
+static struct cuda_prepared prepared_of(const struct walsh_activations *a, const struct walsh_rotation *r)
+{
+    return (struct cuda_prepared){.rotation = rotation_or_none(r),
+                                  .type = type_of_activation(a->type),
+                                  .data = a->data,
+                                  .stride = a->stride,
+                                  .scale = a->scale,
+                                  .sum = a->sum};
+}
+
+static bool fits(const struct walsh_queue *q, const struct walsh_fused_layer *l)
+{
+    (void)q;
+    struct cuda_prepared in[4];
+    for (int i = 0; i < 4; i++) {
+        const struct walsh_activations a = {.type = l->in[i].type};
+        in[i] = prepared_of(&a, l->in[i].rotation);
+    }
+    const struct cuda_unrotated parts[3] = {unrotated_of(&l->q), unrotated_of(&l->k), unrotated_of(&l->v)};
+    const struct cuda_unrotated o = unrotated_of(&l->o), gate = unrotated_of(&l->gate),
+                                up = unrotated_of(&l->up), down = unrotated_of(&l->down);
+    const struct cuda_attention_shape s = shape_of(l->attention);
+    return cuda_residual_fits(&o, &in[0], l->hidden) && cuda_residual_fits(&down, &in[2], l->hidden) &&
+           cuda_project_fits(parts, &s) && cuda_gated_fits(&gate, &up, &in[3]) &&
+           cuda_attention_prepared_fits(&s, &in[1], 1, CUDA_SCRATCH_BYTES);
+}
+
+static void residual(const struct walsh_queue *q, float *x, size_t n, const struct walsh_unrotated *add_on,
+                     const float *d_norm, const float *weight, float eps, float *normed, size_t ldn,
+                     struct walsh_activations *a, const struct walsh_rotation *rotation)
+{
+    struct cuda_device *d = enter(q);
+    struct cuda_unrotated u;
+    struct cuda_prepared to;
+    if (add_on) u = unrotated_of(add_on);
+    if (weight) to = prepared_of(a, rotation);
+    cuda_residual(d->stream, x, n, add_on ? &u : NULL, d_norm, weight, eps, normed, ldn, weight ? &to : NULL,
+                  a->rows);
+    cuda_note(d, "residual");
+}
+
+static void project(const struct walsh_queue *q, const struct walsh_projections *p, size_t count,
+                    const struct walsh_attention_shape *shape)
+{
+    struct cuda_device *d = enter(q);
+    const struct cuda_unrotated parts[3] = {unrotated_of(&p->q), unrotated_of(&p->k), unrotated_of(&p->v)};
+    const struct cuda_projections to = {.rows = (const struct cuda_attention_row *)(const void *)p->rows,
+                                        .layer = p->layer,
+                                        .rotated = p->rotated,
+                                        .shape = shape_of(shape),
+                                        .q_norm = p->q_norm,
+                                        .k_norm = p->k_norm,
+                                        .eps = p->eps,
+                                        .cosine = p->cosine,
+                                        .sine = p->sine,
+                                        .query = p->query,
+                                        .ldq = (size_t)shape->heads * shape->head_dim};
+    cuda_project(d->stream, parts, &to, count);
+    cuda_note(d, "project");
+}
+
+static void attention_prepared(const struct walsh_queue *q, struct walsh_activations *a,
+                               const struct walsh_rotation *rotation, float *out, size_t ldo,
+                               const float *query, size_t ldq, const struct walsh_attention_row *rows,
+                               uint32_t layer, const struct walsh_attention_shape *shape,
+                               enum walsh_role role)
+{
+    (void)role;
+    struct cuda_device *d = enter(q);
+    const struct cuda_attention_shape s = shape_of(shape);
+    const size_t at_once = CUDA_SCRATCH_BYTES / cuda_attention_scratch(&s, 1);
+    struct cuda_prepared to = prepared_of(a, rotation);
+    const size_t bytes = a->stride * (to.type == CUDA_TYPE_I8 ? 1 : to.type == CUDA_TYPE_BF16 ? 2 : 4);
+    for (size_t at = 0, n; at < a->rows; at += n) {
+        n = walsh_min(a->rows - at, at_once);
+        cuda_attention_prepared(d->stream, out ? out + at * ldo : NULL, ldo, query + at * ldq, ldq,
+                                (const struct cuda_attention_row *)(const void *)(rows + at), n, layer, &s,
+                                d->scratch, &to);
+        to.data = (uint8_t *)to.data + n * bytes;
+        if (to.scale) to.scale += n, to.sum += n;
+    }
+    cuda_note(d, "attention");
+}
+
+static void gated(const struct walsh_queue *q, struct walsh_activations *a,
+                  const struct walsh_rotation *rotation, float *y, size_t ldy,
+                  const struct walsh_unrotated *gate, const struct walsh_unrotated *up, size_t n, bool gelu)
+{
+    struct cuda_device *d = enter(q);
+    const struct cuda_unrotated first = unrotated_of(gate), second = unrotated_of(up);
+    const struct cuda_prepared to = prepared_of(a, rotation);
+    cuda_gated(d->stream, &first, &second, gelu, n, y, ldy, &to, a->rows);
+    cuda_note(d, "gated");
+}
+
+static const struct walsh_fused_ops cuda_fused_ops = {
+    .fits = fits,
+    .residual = residual,
+    .project = project,
+    .attention = attention_prepared,
+    .gated = gated,
+};
+
 const struct walsh_ops cuda_ops = {
     .embed = embed,
     .rms_norm = rms_norm,
@@ -285,4 +424,5 @@ const struct walsh_ops cuda_ops = {
     .scale = scale,
     .soft_cap = soft_cap,
     .route = route,
+    .fused = &cuda_fused_ops,
 };

@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(THREADS)
     y += blockIdx.x * ldy;
     float squares = 0.0f;
     for (size_t i = threadIdx.x; i < n; i += blockDim.x) squares = fmaf(x[i], x[i], squares);
-    const float scale = 1.0f / sqrtf(block_sum(squares) / (float)n + eps);
+    const float scale = norm_scale(block_sum(squares), n, eps);
     for (size_t i = threadIdx.x; i < n; i += blockDim.x) y[i] = x[i] * scale * weight[i];
 }
 
@@ -75,16 +75,13 @@ __global__ void __launch_bounds__(THREADS) rope_kernel(float *x, size_t ldx, con
     }
 }
 
-// What the gate's value becomes: silu, or GELU by tanh (kernels.def, geglu_f32).
 template <bool GELU>
 __global__ void __launch_bounds__(THREADS)
     gate_kernel(float *y, size_t ldy, const float *gate, const float *up, size_t ld, size_t n)
 {
     const size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x, row = blockIdx.y;
     if (i >= n) return;
-    const float g = gate[row * ld + i];
-    const float exponent = GELU ? g * fmaf(g * g, -0.071354816f, -1.5957691f) : -g;
-    y[row * ldy + i] = g / (1.0f + expf(exponent)) * up[row * ld + i];
+    y[row * ldy + i] = gate_value<GELU>(gate[row * ld + i], up[row * ld + i]);
 }
 
 template <bool GELU>
