@@ -189,8 +189,8 @@ enum walsh_status walsh_adapter_upload(struct walsh_adapter *adapter, const stru
         else
             status = upload_matrix(adapter, &u->a, walsh_low_rank_a_size(u->rank, u->in) * element, err);
         if (status == WALSH_OK)
-            status = upload_matrix(adapter, &u->b, walsh_low_rank_b_size(u->storage, u->rank, u->out) * element,
-                                   err);
+            status = upload_matrix(adapter, &u->b,
+                                   walsh_low_rank_b_size(u->storage, u->rank, u->out) * element, err);
     }
     walsh_free((void *)shared);
     return status;

@@ -1,5 +1,5 @@
-/* The layers of a dense graph by fused ops: what stands between two products is one op, and the end of a layer
- * is one with the beginning of the next. The bits are those of walsh_layer_forward. */
+/* The layers of a dense graph by fused ops: what stands between two products is one op, and the end of a
+ * layer is one with the beginning of the next. The bits are those of walsh_layer_forward. */
 #include "model/layer.h"
 
 static struct walsh_unrotated output_of(const struct walsh_linear *linear)
@@ -7,12 +7,13 @@ static struct walsh_unrotated output_of(const struct walsh_linear *linear)
     return (struct walsh_unrotated){.rotation = &linear->out_rotation, .bias = linear->bias};
 }
 
-/* One preparation serves q, k, v and one gate, up; the ops have kernels for the shapes; the cache is not packed. */
+/* One preparation serves q, k, v and one gate, up; the ops have kernels for the shapes; the cache is not
+ * packed. */
 static bool layer_fits(const struct walsh_model_graph *graph, const struct walsh_queue *q,
                        const struct walsh_layer *l, uint32_t index, const struct walsh_rows *rows)
 {
-    if (l->experts || !walsh_linear_same_input(q, &l->q, &l->k) || !walsh_linear_same_input(q, &l->q, &l->v) ||
-        !walsh_linear_same_input(q, &l->gate, &l->up))
+    if (l->experts || l->conv_weight || !walsh_linear_same_input(q, &l->q, &l->k) ||
+        !walsh_linear_same_input(q, &l->q, &l->v) || !walsh_linear_same_input(q, &l->gate, &l->up))
         return false;
     for (size_t i = 0; i < rows->count; i++)
         if (rows->kv[i][index].type == WALSH_KV_TURBO) return false;
@@ -43,8 +44,8 @@ struct pass {
 };
 
 /* x += d, normed for and prepared as the input of `next`. */
-static struct walsh_activations enter(const struct pass *p, const struct walsh_unrotated *d, const float *d_norm,
-                                      const float *norm, const struct walsh_linear *next)
+static struct walsh_activations enter(const struct pass *p, const struct walsh_unrotated *d,
+                                      const float *d_norm, const float *norm, const struct walsh_linear *next)
 {
     const struct walsh_config *c = &p->graph->config;
     struct walsh_activations a = walsh_linear_input(p->ws, next, p->rows->count);
@@ -54,7 +55,8 @@ static struct walsh_activations enter(const struct pass *p, const struct walsh_u
 }
 
 static void products(const struct pass *p, const struct walsh_linear_call *calls, size_t count,
-                     const struct walsh_activations *a, const float *x, size_t ldx, struct walsh_unrotated *out)
+                     const struct walsh_activations *a, const float *x, size_t ldx,
+                     struct walsh_unrotated *out)
 {
     const struct walsh_linear_call *list[3];
     for (size_t i = 0; i < count; i++) list[i] = &calls[i];
@@ -99,7 +101,8 @@ static void mlp(const struct pass *p, const struct walsh_layer *l, const struct 
 {
     const struct walsh_config *c = &p->graph->config;
     struct walsh_workspace *ws = p->ws;
-    const struct walsh_linear_call calls[] = {{&l->gate, ws->gate, ws->gate_ld}, {&l->up, ws->up, ws->gate_ld}};
+    const struct walsh_linear_call calls[] = {{&l->gate, ws->gate, ws->gate_ld},
+                                              {&l->up, ws->up, ws->gate_ld}};
     struct walsh_unrotated z[2];
     products(p, calls, 2, a, ws->normed, ws->normed_ld, z);
     struct walsh_activations b = walsh_linear_input(ws, &l->down, p->rows->count);
@@ -117,7 +120,8 @@ bool walsh_layers_fused(const struct walsh_model_graph *graph, const struct wals
     for (uint32_t i = 0; i < layers; i++)
         if (!layer_fits(graph, q, &graph->layers[i], i, rows)) return false;
     const struct pass p = {graph, q, rows, ws, x, rows->sets.count > 0};
-    q->ops->attention_rows(q, ws->rows, rows->op_kv ? rows->op_kv : rows->kv, rows->positions, rows->count, 0);
+    q->ops->attention_rows(q, ws->rows, rows->op_kv ? rows->op_kv : rows->kv, rows->positions, rows->count,
+                           0);
     struct walsh_activations a = enter(&p, NULL, NULL, graph->layers[0].input_norm, &graph->layers[0].q);
     for (uint32_t i = 0; i < layers; i++) {
         const struct walsh_layer *l = &graph->layers[i], *next = i + 1 < layers ? l + 1 : NULL;

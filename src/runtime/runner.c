@@ -140,7 +140,8 @@ static void enqueue_step(struct walsh_runner *r, const struct walsh_rows *rows)
 {
     const struct walsh_runner_device *d = &r->device;
     run_layers(r, d->ids, rows, d->x);
-    walsh_logits(r->graph, r->queue, d->x, rows->count, WALSH_DECODE, &rows->sets, r->workspace, d->step_logits);
+    walsh_logits(r->graph, r->queue, d->x, rows->count, WALSH_DECODE, &rows->sets, r->workspace,
+                 d->step_logits);
 }
 
 static enum walsh_status record_step(struct walsh_runner *r, const struct walsh_rows *rows, void **recording,
@@ -167,7 +168,8 @@ static size_t fill_bucket(struct walsh_runner *r, size_t count, unsigned *bucket
     return rows;
 }
 
-static enum walsh_status step_on_device(struct walsh_runner *r, struct walsh_rows *rows, struct walsh_error *err)
+static enum walsh_status step_on_device(struct walsh_runner *r, struct walsh_rows *rows,
+                                        struct walsh_error *err)
 {
     const struct walsh_memory *m = r->queue->memory;
     unsigned bucket = 0;

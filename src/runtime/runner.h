@@ -25,7 +25,7 @@ struct walsh_runner {
     uint32_t *order;                  /* [WALSH_CHUNK_ROWS]: which session of a step a row belongs to */
     struct walsh_row_set *sets;       /* [WALSH_CHUNK_ROWS] */
     struct walsh_row_set *logit_sets; /* [WALSH_CHUNK_ROWS] */
-    float *logits; /* [logit_rows][vocab]: logits of a step, before each session takes its row */
+    float *logits;     /* [logit_rows][vocab]: logits of a step, before each session takes its row */
     size_t logit_rows; /* a power of two */
     const struct walsh_kv_view **op_kv; /* [WALSH_CHUNK_ROWS]: what ops take in the place of kv */
     /* Of a queue with a device, in its memory, what a call's arrays are copied to; else NULL. */
@@ -38,8 +38,8 @@ struct walsh_runner {
         float *logits;                   /* [logit_rows][vocab], of prompts */
         float *step_logits;              /* [logit_rows][vocab], of the last decode step */
         void *staging;                   /* the host's, as `call` */
-        /* Decode steps without adapters, recorded: [log2 of the rows]. A step of fewer rows fills up with rows of
-         * a cache of its own, which nothing reads. */
+        /* Decode steps without adapters, recorded: [log2 of the rows]. A step of fewer rows fills up with
+         * rows of a cache of its own, which nothing reads. */
         void *recordings[WALSH_STEP_BUCKETS];
         struct walsh_kv_cache *filler;
         /* [logit_rows] the session whose logits a row of step_logits is, while it has no copy of its own */

@@ -349,7 +349,7 @@ static enum walsh_status run(struct bench *b, struct walsh_device_ceilings *ceil
     WALSH_TRY(bench_rotations(b));
     WALSH_TRY(bench_products(b));
     WALSH_TRY(bench_attention(b, 1, 32768));
-    WALSH_TRY(bench_attention(b, 32, 16384));
+    WALSH_TRY(bench_attention(b, 32, 32768));
     return cuda_memory.synchronize(b->q, b->err);
 }
 

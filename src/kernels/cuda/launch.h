@@ -62,8 +62,9 @@ struct cuda_prepared {
     float *scale;
     int32_t *sum;
 };
-/* x [rows][n] += d (NULL: nothing), through a norm where d_norm; then, where weight, the norm of x: into normed
- * [rows][ldn] (NULL: not wanted) and prepared into *to. fits: false where the parts are to be called. */
+/* x [rows][n] += d (NULL: nothing), through a norm where d_norm; then, where weight, the norm of x: into
+ * normed [rows][ldn] (NULL: not wanted) and prepared into *to. fits: false where the parts are to be called.
+ */
 bool cuda_residual_fits(const struct cuda_unrotated *d, const struct cuda_prepared *to, size_t n);
 void cuda_residual(cudaStream_t stream, float *x, size_t n, const struct cuda_unrotated *d,
                    const float *d_norm, const float *weight, float eps, float *normed, size_t ldn,

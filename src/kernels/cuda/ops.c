@@ -116,8 +116,8 @@ static void products_int8(struct cuda_device *d, const struct walsh_product *lis
     for (size_t i = 0, n; i < count && a->rows <= CUDA_E8P_DECODE_ROWS; i += n) {
         struct cuda_e8p_output some[CUDA_E8P_LIST];
         for (n = 0; n < CUDA_E8P_LIST && i + n < count; n++)
-            some[n] = (struct cuda_e8p_output){cuda_e8p_of(d, list[i + n].weights), list[i + n].y,
-                                               list[i + n].ldy};
+            some[n] =
+                (struct cuda_e8p_output){cuda_e8p_of(d, list[i + n].weights), list[i + n].y, list[i + n].ldy};
         cuda_product_e8p_decode(d->stream, some, n, a->data, a->stride, a->scale, a->sum, a->rows,
                                 d->processors);
     }
