@@ -85,6 +85,7 @@ static enum walsh_status upload_layer(struct upload *u, struct walsh_layer *laye
     WALSH_TRY(upload_vector(u, &layer->mlp_norm, c->hidden, "a norm"));
     WALSH_TRY(upload_vector(u, &layer->attention_output_norm, c->hidden, "a norm"));
     WALSH_TRY(upload_vector(u, &layer->mlp_output_norm, c->hidden, "a norm"));
+    WALSH_TRY(upload_vector(u, &layer->sinks, c->heads, "attention sinks"));
     WALSH_TRY(upload_vector(u, &layer->q_norm, c->head_dim, "a norm"));
     return upload_vector(u, &layer->k_norm, c->head_dim, "a norm");
 }
@@ -146,8 +147,8 @@ enum walsh_status walsh_graph_upload(struct walsh_model_graph *graph, const stru
     if (!queue->memory) return WALSH_OK;
     struct upload u = {.graph = graph, .queue = queue, .err = err};
     WALSH_TRY(check(&u));
-    /* of a layer: 7 linears with stages, two vectors of signs and a bias each, and 6 norms */
-    u.capacity = graph->config.layers * (7 * (WALSH_MAX_STAGES + 4) + 6) + 2 * (WALSH_MAX_STAGES + 4) + 8;
+    /* of a layer: 7 linears with stages, two vectors of signs and a bias each, 6 norms and the sinks */
+    u.capacity = graph->config.layers * (7 * (WALSH_MAX_STAGES + 4) + 7) + 2 * (WALSH_MAX_STAGES + 4) + 8;
     WALSH_TRY(walsh_alloc(u.capacity, sizeof *graph->device_blocks, "the model's device memory",
                           &graph->device_blocks, err));
     graph->device = queue;

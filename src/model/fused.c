@@ -12,8 +12,9 @@ static struct walsh_unrotated output_of(const struct walsh_linear *linear)
 static bool layer_fits(const struct walsh_model_graph *graph, const struct walsh_queue *q,
                        const struct walsh_layer *l, uint32_t index, const struct walsh_rows *rows)
 {
-    if (l->experts || l->conv_weight || !walsh_linear_same_input(q, &l->q, &l->k) ||
-        !walsh_linear_same_input(q, &l->q, &l->v) || !walsh_linear_same_input(q, &l->gate, &l->up))
+    if (l->experts || l->conv_weight || graph->config.gate == WALSH_GATE_CLAMPED ||
+        !walsh_linear_same_input(q, &l->q, &l->k) || !walsh_linear_same_input(q, &l->q, &l->v) ||
+        !walsh_linear_same_input(q, &l->gate, &l->up))
         return false;
     for (size_t i = 0; i < rows->count; i++)
         if (rows->kv[i][index].type == WALSH_KV_TURBO) return false;

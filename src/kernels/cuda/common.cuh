@@ -89,8 +89,6 @@ static inline void launch_early(cudaStream_t stream, void (*kernel)(Parameters..
                                 Arguments &&...arguments)
 {
     if (shared > 48 << 10) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
-    // a multiprocessor that must change how it splits its memory waits until it is idle: all have the same split
-    cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
