@@ -4,9 +4,10 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define HUGE_PAGE ((size_t)2 << 20)    /* x86-64 and arm64 with 4 KiB base pages */
-#define HUGE_BLOCK ((size_t)4 << 20)   /* blocks from here on ask for huge pages */
-#define ARENA_BLOCK ((size_t)64 << 10) /* smallest block that an arena asks for */
+#define HUGE_PAGE ((size_t)2 << 20)     /* x86-64 and arm64 with 4 KiB base pages */
+#define HUGE_BLOCK ((size_t)4 << 20)    /* blocks from here on ask for huge pages */
+#define ARENA_BLOCK ((size_t)64 << 10)  /* smallest block that an arena asks for */
+#define ARENA_GROWTH ((size_t)32 << 20) /* largest block that it asks for beyond what is wanted */
 
 static enum walsh_status out_of_memory(struct walsh_error *err, size_t count, size_t size, const char *what)
 {
@@ -71,7 +72,13 @@ static enum walsh_status add_block(struct walsh_arena *arena, size_t bytes, cons
     struct walsh_arena_block *block;
     size_t wanted;
     if (!walsh_add(bytes, sizeof *block, &wanted)) return out_of_memory(err, bytes, 1, what);
-    if (wanted < ARENA_BLOCK) wanted = ARENA_BLOCK;
+    /* As much again as it holds already: the many matrices of a model share huge pages then, where blocks of
+     * their own, each smaller than HUGE_BLOCK, would get small ones. Memory that is never touched costs
+     * nothing. */
+    size_t least = arena->bytes < ARENA_BLOCK    ? ARENA_BLOCK
+                   : arena->bytes > ARENA_GROWTH ? ARENA_GROWTH
+                                                 : arena->bytes;
+    if (wanted < least) wanted = least;
     WALSH_TRY(walsh_alloc(wanted, 1, what, &block, err));
     block->size = wanted;
     block->used = sizeof *block;
