@@ -6,8 +6,8 @@
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 walsh=${1:-$root/build/walsh}
-processes=${2:-7}
-repeat=9 # pairs of each
+processes=${2:-5}
+repeat=25 # pairs of each
 work=$(mktemp -d "${TMPDIR:-/tmp}/walsh-cost.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' INT TERM
@@ -18,6 +18,7 @@ cd "$root"
 measure() {
     test=$1 bits=$2 bound=$3
     shift 3
+    [ "$test" = generate ] || repeat=9 # a prompt is a long run
     : >"$work/overheads"
     runs=
     for _ in $(seq "$processes"); do
@@ -37,8 +38,8 @@ measure() {
     comma=', '
 }
 comma=
-measure generate 4 0.045 --prompt 0 --generate 10 --batch 1
-measure generate 2 0.08 --prompt 0 --generate 10 --batch 1
+measure generate 4 0.045 --prompt 0 --generate 20 --batch 1
+measure generate 2 0.08 --prompt 0 --generate 20 --batch 1
 measure prompt 4 0.05 --prompt 512 --generate 0
 measure generate 4 0.15 --prompt 0 --generate 5 --batch 8 --mixed
 

@@ -7,6 +7,7 @@
 #define TILE_ELEMENTS ((size_t)64 << 10)
 #define TILE_ROWS 24
 #define MIN_TILE_ROWS 6
+#define UNIT_BLOCKS 4 /* decode: of columns, in a unit at most: a stream of 64 KiB of bf16 */
 #define PREFETCH_BYTES ((size_t)8 << 10) /* of one B at most */
 #define SPINS 256                        /* looks before the thread offers its CPU to another */
 
@@ -15,8 +16,9 @@ static size_t padded_rank(size_t rank)
     return walsh_round_up(rank, WALSH_LOW_RANK_CHUNK);
 }
 
-/* Decode cuts A: into chunks of ranks by blocks of columns, whose sums are added when all of them are there.
- * Prefill cuts the rows: a unit makes the whole h of its rows. */
+/* Decode cuts A: into chunks of ranks by blocks of columns, whose sums are added when all of them are there;
+ * a unit is a few blocks, which keep sums of their own. Prefill cuts the rows: a unit makes the whole h of
+ * its rows. */
 static size_t blocks(size_t cols, enum walsh_role role)
 {
     return role == WALSH_DECODE ? walsh_div_up(cols, WALSH_LOW_RANK_BLOCK) : 1;
@@ -31,7 +33,7 @@ static size_t tile_rows(size_t cols)
 static size_t down_units(const struct walsh_low_rank_down *d, size_t cols, enum walsh_role role)
 {
     if (role == WALSH_PREFILL) return walsh_div_up(d->row_end - d->row_begin, tile_rows(cols));
-    return padded_rank(d->rank) / WALSH_LOW_RANK_CHUNK * blocks(cols, role);
+    return padded_rank(d->rank) / WALSH_LOW_RANK_CHUNK * walsh_div_up(blocks(cols, role), UNIT_BLOCKS);
 }
 
 size_t walsh_low_rank_scratch(size_t rank, size_t cols, size_t rows, enum walsh_role role)
@@ -105,10 +107,13 @@ static void add_blocks(const struct walsh_low_rank_down *d, size_t parts)
 static void decode_unit(const struct walsh_low_rank_job *job, const struct walsh_low_rank_down *d,
                         size_t unit)
 {
-    const size_t cols = job->input->cols, parts = blocks(cols, WALSH_DECODE), part = unit % parts;
-    const size_t rows = d->row_end - d->row_begin, begin = part * WALSH_LOW_RANK_BLOCK;
-    float *h = parts == 1 ? d->h : d->h + (part + 1) * rows * padded_rank(d->rank);
-    run_chunk(job, d, unit / parts, begin, walsh_min(begin + WALSH_LOW_RANK_BLOCK, cols), 0, rows, h);
+    const size_t cols = job->input->cols, parts = blocks(cols, WALSH_DECODE);
+    const size_t rows = d->row_end - d->row_begin, size = rows * padded_rank(d->rank);
+    const size_t units = walsh_div_up(parts, UNIT_BLOCKS), first = unit % units * UNIT_BLOCKS;
+    for (size_t part = first; part < walsh_min(first + UNIT_BLOCKS, parts); part++) {
+        const size_t begin = part * WALSH_LOW_RANK_BLOCK, end = walsh_min(begin + WALSH_LOW_RANK_BLOCK, cols);
+        run_chunk(job, d, unit / units, begin, end, 0, rows, parts == 1 ? d->h : d->h + (part + 1) * size);
+    }
 }
 
 /* A few rows of x by every rank: x is read from memory once. */

@@ -16,7 +16,7 @@ _Static_assert(WALSH_BLOCK_MAX_COLUMNS *WALSH_BLOCK_ROWS * sizeof(float) <=
  * piece. */
 #define PREFILL_OUTPUTS 192
 #define PREFILL_TILE 48
-#define DECODE_BYTES ((size_t)64 << 10)
+#define DECODE_BYTES ((size_t)128 << 10)
 #define PIECES_PER_THREAD 8
 
 typedef void product_kernel(const struct walsh_product_part *);
