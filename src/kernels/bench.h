@@ -22,6 +22,9 @@ struct walsh_roofline {
     double f32_rate, int8_rate, bf16_rate;
 };
 void walsh_roofline_measure(const struct walsh_queue *q, struct walsh_roofline *out);
+/* What the bandwidths are measured with: reads x[0..n), n a multiple of 128, and returns something of it. */
+typedef float walsh_read_floats(const float *x, size_t n);
+walsh_read_floats *walsh_roofline_reader(const struct walsh_queue *q);
 
 /* One timed case. */
 struct walsh_bench_result {

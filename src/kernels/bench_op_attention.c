@@ -98,30 +98,52 @@ static void run_unpacking_step(void *argument)
     }
 }
 
-/* Pages for `tokens` tokens of one side. */
-static void **make_pages(struct walsh_bench *b, size_t head_bytes, uint32_t tokens)
-{
-    const uint32_t count = tokens / PAGE;
-    void **pages = walsh_bench_alloc(b, count * sizeof *pages);
-    for (uint32_t p = 0; pages && p < count; p++)
-        if ((pages[p] = walsh_bench_alloc(b, KV_HEADS * head_bytes)) == NULL) return NULL;
-    return pages;
-}
-
 static bool make_layer(struct walsh_bench *b, struct walsh_turbo_codecs *codecs, uint32_t tokens,
                        struct walsh_kv_view *out)
 {
-    const size_t half = (size_t)PAGE * DIM * 2;
-    void **k =
-        make_pages(b, codecs ? walsh_turbo_page_head_bytes(codecs, WALSH_TURBO_KEY, PAGE) : half, tokens);
-    void **v =
-        make_pages(b, codecs ? walsh_turbo_page_head_bytes(codecs, WALSH_TURBO_VALUE, PAGE) : half, tokens);
+    /* As in a session's cache a page's keys and values are neighbours, in memory that lies in huge pages. */
+    const uint32_t count = tokens / PAGE;
+    size_t key = (size_t)KV_HEADS * PAGE * DIM * 2, value = key;
+    if (codecs) {
+        key = KV_HEADS * walsh_turbo_page_head_bytes(codecs, WALSH_TURBO_KEY, PAGE);
+        value = KV_HEADS * walsh_turbo_page_head_bytes(codecs, WALSH_TURBO_VALUE, PAGE);
+    }
+    void **k = walsh_bench_alloc(b, 2 * count * sizeof *k), **v = k + count;
+    char *page = walsh_bench_alloc(b, count * (key + value));
+    for (uint32_t p = 0; k && page && p < count; p++, page += key + value) {
+        k[p] = page;
+        v[p] = page + key;
+    }
     *out = (struct walsh_kv_view){.type = codecs ? WALSH_KV_TURBO : WALSH_KV_F16,
                                   .page_tokens = PAGE,
                                   .k_pages = k,
                                   .v_pages = v,
                                   .turbo = codecs};
-    return k && v;
+    return k && page;
+}
+
+/* The peer of the f16 rows: all keys and values of a step are read, a page of one head at a time, and nothing
+ * is computed. */
+static void read_pages(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    const struct step *t = argument;
+    walsh_read_floats *read = walsh_roofline_reader(t->q);
+    volatile float sink;
+    (void)worker;
+    for (size_t i = begin; i < end; i++) {
+        const struct walsh_kv_view *kv = &t->layers[i / (t->tokens / PAGE)];
+        const size_t page = i % (t->tokens / PAGE),
+                     n = (size_t)KV_HEADS * PAGE * DIM / 2; /* two f16 in a float */
+        sink = read(kv->k_pages[page], n);
+        sink = read(kv->v_pages[page], n);
+    }
+    (void)sink;
+}
+
+static void run_reading_step(void *argument)
+{
+    struct step *t = argument;
+    walsh_pool_run(t->q->pool, (size_t)t->layer_count * (t->tokens / PAGE), 1, read_pages, t);
 }
 
 /* The same normal numbers in every chunk. */
@@ -143,14 +165,16 @@ static double token_bytes(const struct walsh_turbo_codecs *codecs)
                                walsh_turbo_bytes(DIM, codecs->value->book.bits));
 }
 
+enum variant { ATTEND, READ, UNPACK };
+
 static void time_step(struct walsh_bench *b, const struct walsh_queue *q, struct walsh_turbo_codecs *codecs,
-                      uint32_t tokens, bool unpack)
+                      uint32_t tokens, enum variant variant)
 {
     struct step t = {.q = q, .tokens = tokens, .layer_count = tokens >= 32768 ? 2 : MOST_LAYERS};
     const float *x = walsh_bench_normal(b, (size_t)CHUNK * KV_HEADS * DIM + DIM);
     t.query = walsh_bench_normal(b, HEADS * DIM);
     t.out = walsh_bench_alloc(b, HEADS * DIM * sizeof(float));
-    if (!x || !t.query || !t.out || (unpack && !make_layer(b, NULL, tokens, &t.unpacked))) return;
+    if (!x || !t.query || !t.out || (variant == UNPACK && !make_layer(b, NULL, tokens, &t.unpacked))) return;
     for (uint32_t l = 0; l < t.layer_count; l++) {
         if (!make_layer(b, codecs, tokens, &t.layers[l])) return;
         fill_layer(q, &t.layers[l], x, tokens);
@@ -159,7 +183,10 @@ static void time_step(struct walsh_bench *b, const struct walsh_queue *q, struct
     snprintf(size, sizeof size, "tokens=%u layers=%u %u thr.", tokens, t.layer_count,
              walsh_pool_threads(q->pool));
     walsh_bench_run_op(b, size, t.layer_count * tokens * token_bytes(codecs),
-                       unpack ? run_unpacking_step : run_step, &t);
+                       variant == UNPACK ? run_unpacking_step
+                       : variant == READ ? run_reading_step
+                                         : run_step,
+                       &t);
 }
 
 void walsh_bench_op_attention(struct walsh_bench *b, const struct walsh_queue *q)
@@ -167,9 +194,12 @@ void walsh_bench_op_attention(struct walsh_bench *b, const struct walsh_queue *q
     static const struct {
         const char *name;
         unsigned key_bits, value_bits;
-        bool unpack;
-    } caches[] = {
-        {"f16", 0, 0, false}, {"K4 V4", 4, 4, false}, {"K3 V4", 3, 4, false}, {"unpacked", 4, 4, true}};
+        enum variant variant;
+    } caches[] = {{"f16", 0, 0, ATTEND},
+                  {"f16 read", 0, 0, READ},
+                  {"K4 V4", 4, 4, ATTEND},
+                  {"K3 V4", 3, 4, ATTEND},
+                  {"unpacked", 4, 4, UNPACK}};
     for (size_t c = 0; c < sizeof caches / sizeof *caches; c++) {
         struct walsh_turbo_codec *key = NULL, *value = NULL;
         struct walsh_turbo_options options = {
@@ -186,7 +216,7 @@ void walsh_bench_op_attention(struct walsh_bench *b, const struct walsh_queue *q
         struct walsh_turbo_codecs codecs = {.key = key, .value = value};
         walsh_bench_begin_op(b, "op_attention", caches[c].name, c == 0);
         for (uint32_t tokens = 2048; tokens <= 32768; tokens *= 16)
-            time_step(b, q, key ? &codecs : NULL, tokens, caches[c].unpack);
+            time_step(b, q, key ? &codecs : NULL, tokens, caches[c].variant);
         walsh_turbo_codec_close(&key);
         walsh_turbo_codec_close(&value);
     }

@@ -46,7 +46,7 @@ static double rate(double (*peak)(size_t))
 }
 
 struct reader {
-    float (*read)(const float *x, size_t n);
+    walsh_read_floats *read;
     const float *x;
     volatile float sink;
 };
@@ -72,15 +72,25 @@ static double bandwidth(struct reader *r, struct walsh_pool *pool, size_t bytes)
     return best;
 }
 
+walsh_read_floats *walsh_roofline_reader(const struct walsh_queue *q)
+{
+#if WALSH_X86
+    if (q->kernels->isa & WALSH_ISA_avx512) return walsh_peak_read_avx512;
+    if (q->kernels->isa & WALSH_ISA_avx2) return walsh_peak_read_avx2;
+#endif
+    (void)q;
+    return read_scalar;
+}
+
 void walsh_roofline_measure(const struct walsh_queue *q, struct walsh_roofline *out)
 {
     *out = (struct walsh_roofline){0};
-    struct reader r = {.read = read_scalar};
+    struct reader r = {.read = walsh_roofline_reader(q)};
     double (*peak)(size_t) = peak_scalar;
 #if WALSH_X86
     unsigned isa = q->kernels->isa;
-    if (isa & WALSH_ISA_avx2) peak = walsh_peak_f32_avx2, r.read = walsh_peak_read_avx2;
-    if (isa & WALSH_ISA_avx512) peak = walsh_peak_f32_avx512, r.read = walsh_peak_read_avx512;
+    if (isa & WALSH_ISA_avx2) peak = walsh_peak_f32_avx2;
+    if (isa & WALSH_ISA_avx512) peak = walsh_peak_f32_avx512;
     if (isa & WALSH_ISA_vnni) out->int8_rate = rate(walsh_peak_int8_vnni);
     if (isa & WALSH_ISA_bf16) out->bf16_rate = rate(walsh_peak_bf16_bf16);
 #endif

@@ -86,7 +86,7 @@ plant "k reads the h of q" src/model/adapter_products.c 's/update->shared_a \&\&
     test_model_adapter_linear "$golden"
 plant "the caller's scale is ignored" src/model/adapter_products.c 's/\.scale = term->scale/.scale = 1/' test_model_adapter_linear test_api_adapter
 plant "a fork loses its adapters" src/runtime/session.c 's/return set ? walsh_runtime_set_adapters(.*) : WALSH_OK;/(void)set; return WALSH_OK;/' test_api_adapter
-plant "a piece of the head's rows has the sets of all" src/runtime/session.c 's/WALSH_DECODE, &part, r->workspace/WALSH_DECODE, \&sets, r->workspace/' test_api_adapter
+plant "a piece of the head's rows has the sets of all" src/runtime/session.c 's/WALSH_DECODE, &part, logits/WALSH_DECODE, \&sets, logits/' test_api_adapter
 plant "the workspace does not grow for a larger set" src/model/adapter_products.c 's/if (updates == ws->updates .*) return WALSH_OK;/if (ws->downs) return WALSH_OK;/' test_api_adapter
 plant "a step gives a row another's token" src/runtime/session.c 's/r->ids\[i\] = ids\[r->order\[i\]\]/r->ids[i] = ids[i]/' test_api_adapter
 plant "a row stands where another does" src/runtime/session.c 's/r->positions\[i\] = s->kv->length;/r->positions[i] = sessions[i]->kv->length;/' test_api_batch

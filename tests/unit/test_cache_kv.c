@@ -3,7 +3,9 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -102,12 +104,51 @@ static void empty_shapes_are_refused(void **state)
     assert_int_equal(walsh_kv_open(&bad, &kv, &err), WALSH_E_MEMORY);
 }
 
+static size_t resident(void)
+{
+    size_t pages = 0, held = 0;
+    FILE *f = fopen("/proc/self/statm", "r");
+    assert_non_null(f);
+    assert_int_equal(fscanf(f, "%zu %zu", &pages, &held), 2);
+    fclose(f);
+    return held * (size_t)sysconf(_SC_PAGESIZE);
+}
+
+/* What the process holds for a full cache of 32768 tokens. */
+static size_t held_by(const struct walsh_kv_policy *policy, struct walsh_kv_cache **kv)
+{
+    struct walsh_error err = {0};
+    const struct walsh_kv_shape shape = {
+        .policy = *policy, .layers = 8, .kv_heads = 2, .head_dim = 128, .capacity = 32768};
+    const size_t before = resident();
+    assert_int_equal(walsh_kv_open(&shape, kv, &err), WALSH_OK);
+    assert_int_equal(walsh_kv_reserve(*kv, shape.capacity, &err), WALSH_OK);
+    return resident() - before;
+}
+
+static void a_packed_cache_takes_a_quarter_of_the_memory(void **state)
+{
+    (void)state;
+    struct walsh_kv_cache *packed, *half;
+    const size_t small_bytes =
+        held_by(&(struct walsh_kv_policy){.type = WALSH_KV_TURBO, .key_bits = 3, .value_bits = 4, .seed = 42},
+                &packed);
+    const size_t half_bytes = held_by(&(struct walsh_kv_policy){.type = WALSH_KV_F16}, &half);
+    printf("K3 V4: %zu bytes, f16: %zu bytes, ratio %.3f\n", small_bytes, half_bytes,
+           (double)half_bytes / (double)small_bytes);
+    assert_true(half_bytes >= walsh_kv_bytes(&half->shape)); /* nothing of it was there before */
+    assert_true((double)half_bytes >= 4.3 * (double)small_bytes);
+    walsh_kv_close(&packed);
+    walsh_kv_close(&half);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(bytes_count_whole_pages),
         cmocka_unit_test(pages_come_on_demand),
         cmocka_unit_test(a_full_cache_says_so),
+        cmocka_unit_test(a_packed_cache_takes_a_quarter_of_the_memory),
         cmocka_unit_test(empty_shapes_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -122,9 +122,9 @@ static void rotate_queries(const struct decode *t, const struct unit *u, struct 
         walsh_turbo_rotate_queries(t->q, u->row->kv->turbo, u->query, u->group, queries);
 }
 
-/* Chunk number `chunk` of the unit's own chunks. */
-static void attend_chunk(const struct decode *t, const struct unit *u, uint32_t chunk, struct scratch *s,
-                         const struct walsh_turbo_queries *queries, struct partial p)
+/* Chunk number `chunk` of the unit's own chunks; `in_order`: the thread goes on with the next one. */
+static void attend_chunk(const struct decode *t, const struct unit *u, uint32_t chunk, bool in_order,
+                         struct scratch *s, const struct walsh_turbo_queries *queries, struct partial p)
 {
     const struct walsh_kv_view *kv = u->row->kv;
     uint32_t begin = u->tokens.begin, end = u->tokens.split;
@@ -151,6 +151,7 @@ static void attend_chunk(const struct decode *t, const struct unit *u, uint32_t 
         .sum = p.sum,
         .out = p.out,
     };
+    if (in_order && c.end < end) c.next = c.end;
     if (packed)
         walsh_turbo_attend_chunk(t->q, &c, end, queries, &s->turbo);
     else
@@ -193,9 +194,9 @@ static void whole_units(void *argument, size_t begin, size_t end, unsigned worke
         struct partial run = {s->run[0], s->run[1], u.out}, part = {s->part[0], s->part[1], s->out};
         uint32_t chunks = chunks_of(t, u.row);
         rotate_queries(t, &u, s->queries);
-        attend_chunk(t, &u, 0, s, s->queries, run);
+        attend_chunk(t, &u, 0, true, s, s->queries, run);
         for (uint32_t c = 1; c < chunks; c++) {
-            attend_chunk(t, &u, c, s, s->queries, part);
+            attend_chunk(t, &u, c, true, s, s->queries, part);
             merge(&run, &part, u.group, t->shape->head_dim);
         }
         finish(t, &u, &run);
@@ -249,7 +250,7 @@ static void wave_pieces(void *argument, size_t begin, size_t end, unsigned worke
     for (size_t i = begin; i < end; i++) {
         struct unit u;
         uint32_t chunk = piece_at(t, t->wave_begin + i, &u);
-        attend_chunk(t, &u, chunk, scratch_of(t->q, worker), queries_of(t, &u), slot(t, i));
+        attend_chunk(t, &u, chunk, false, scratch_of(t->q, worker), queries_of(t, &u), slot(t, i));
     }
 }
 
