@@ -22,7 +22,7 @@ liblapacke-dev|pkg:lapacke|Cholesky factorization while quantizing
 '
 test_packages='
 libcmocka-dev|pkg:cmocka|the unit tests
-python3|python3|clients of the server's tests
+python3|python3|the clients in the tests of walsh serve
 '
 ci_packages='
 clang|clang|the second compiler
