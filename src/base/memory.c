@@ -28,8 +28,8 @@ static void *allocate(size_t count, size_t size, size_t *bytes)
     if (!walsh_add(total ? total : 1, alignment - 1, &padded)) return NULL;
     padded = padded / alignment * alignment;
     void *p = aligned_alloc(alignment, padded);
-    /* Whole pages only: of the last one a few bytes may be used. Advice: a kernel without huge pages refuses and
-     * nothing is lost. */
+    /* Whole pages only: of the last one a few bytes may be used. Advice: a kernel without huge pages refuses
+     * and nothing is lost. */
     if (p && total >= HUGE_BLOCK) (void)madvise(p, total / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
     return p;
 }

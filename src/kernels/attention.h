@@ -15,7 +15,8 @@
 struct walsh_attend_chunk {
     const struct walsh_kv_view *kv;
     uint32_t kv_head, begin, end;
-    uint32_t next; /* a hint: the call behind this one reads this head's tokens from here on; 0: it does not */
+    uint32_t
+        next; /* a hint: the call behind this one reads this head's tokens from here on; 0: it does not */
     uint32_t group, head_dim;
     float scale, soft_cap; /* score[j] becomes soft_cap * tanh(score[j] / soft_cap) where that is not 0 */
     const float *query;    /* [group][head_dim] */

@@ -38,9 +38,9 @@ struct walsh_memory {
                                          const char *what, struct walsh_rotation *out,
                                          struct walsh_error *err);
     void (*free_weights)(const struct walsh_queue *q, struct walsh_weights *w);
-    /* What is enqueued from `record` to `recorded` is kept instead of done; `replay` enqueues it again, as one
-     * graph, and reads and writes the same memory each time. Nothing between the two may allocate, upload or
-     * synchronize. *out belongs to the caller (forget). */
+    /* What is enqueued from `record` to `recorded` is kept instead of done; `replay` enqueues it again, as
+     * one graph, and reads and writes the same memory each time. Nothing between the two may allocate, upload
+     * or synchronize. *out belongs to the caller (forget). */
     enum walsh_status (*record)(const struct walsh_queue *q, struct walsh_error *err);
     enum walsh_status (*recorded)(const struct walsh_queue *q, void **out, struct walsh_error *err);
     enum walsh_status (*replay)(const struct walsh_queue *q, void *recording, struct walsh_error *err);

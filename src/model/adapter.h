@@ -67,7 +67,8 @@ struct walsh_adapter {
     uint64_t parameters; /* values of A and B as stored in the file; an A that two linears share once */
     uint64_t bytes;      /* of all A and B' in memory, padding included */
     struct walsh_arena arena;
-    /* where walsh_adapter_upload brought it to a device: what it allocated there, and the queue that knows it */
+    /* where walsh_adapter_upload brought it to a device: what it allocated there, and the queue that knows it
+     */
     const struct walsh_queue *device;
     void **device_blocks;
     size_t device_block_count;
@@ -89,8 +90,8 @@ enum walsh_status walsh_adapter_load(const char *name, const char *directory,
 enum walsh_status walsh_adapter_synthesize(const char *name, uint32_t rank, uint64_t seed,
                                            const struct walsh_model_graph *graph, enum walsh_format storage,
                                            struct walsh_adapter **out, struct walsh_error *err);
-/* Bring A and B' to the device of `queue`, which must outlive the adapter: from here on they are device memory.
- * Nothing where the queue is the CPU's. Before anybody else has a reference. */
+/* Bring A and B' to the device of `queue`, which must outlive the adapter: from here on they are device
+ * memory. Nothing where the queue is the CPU's. Before anybody else has a reference. */
 enum walsh_status walsh_adapter_upload(struct walsh_adapter *adapter, const struct walsh_queue *queue,
                                        struct walsh_error *err);
 struct walsh_adapter *walsh_adapter_retain(struct walsh_adapter *adapter);

@@ -390,8 +390,7 @@ void walsh_linear_products(const struct walsh_queue *q, struct walsh_workspace *
             list[i].ldy = walsh_z_stride(linear->weights.rows);
             z += a->rows * list[i].ldy;
         }
-        out[i] =
-            (struct walsh_unrotated){list[i].y, list[i].ldy, &linear->out_rotation, linear->bias};
+        out[i] = (struct walsh_unrotated){list[i].y, list[i].ldy, &linear->out_rotation, linear->bias};
     }
     struct walsh_low_rank_input input;
     q->ops->product(q, list, count, a,

@@ -92,8 +92,9 @@ static inline struct walsh_rotation walsh_linear_host_out(const struct walsh_lin
     return r;
 }
 
-/* The products of calls (at most WALSH_LINEAR_CALLS) that share the prepared `a` of x, with their adapters: into
- * the workspace where the output is rotated, else into calls[i].y; out[i] is what unrotate makes y of. */
+/* The products of calls (at most WALSH_LINEAR_CALLS) that share the prepared `a` of x, with their adapters:
+ * into the workspace where the output is rotated, else into calls[i].y; out[i] is what unrotate makes y of.
+ */
 void walsh_linear_products(const struct walsh_queue *q, struct walsh_workspace *ws,
                            const struct walsh_linear_call *const *calls, size_t count,
                            const struct walsh_activations *a, const float *x, size_t ldx,

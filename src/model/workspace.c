@@ -120,12 +120,10 @@ void walsh_workspace_close(struct walsh_workspace **ws)
     if (!ws || !*ws) return;
     struct walsh_workspace *w = *ws;
     void *const of_queue[] = {
-        w->mixed, w->normed, w->query,    w->key,           w->value,        w->attention,    w->gate,
-        w->up,    w->delta,  w->rows,     w->own_pages[0],  w->own_pages[1], w->activations,  w->scale,
-        w->sum,   w->z,      w->gathered, w->router_logits, w->expert_index, w->expert_weight,
-        w->h};
-    void *const of_host[] = {w->expert_begin, w->slot_row, w->row_slot,   w->downs,
-                             w->ups,          w->expert_sets};
+        w->mixed, w->normed, w->query,    w->key,           w->value,        w->attention,     w->gate,
+        w->up,    w->delta,  w->rows,     w->own_pages[0],  w->own_pages[1], w->activations,   w->scale,
+        w->sum,   w->z,      w->gathered, w->router_logits, w->expert_index, w->expert_weight, w->h};
+    void *const of_host[] = {w->expert_begin, w->slot_row, w->row_slot, w->downs, w->ups, w->expert_sets};
     for (size_t i = 0; i < sizeof of_queue / sizeof *of_queue; i++) walsh_queue_free(w->queue, of_queue[i]);
     for (size_t i = 0; i < sizeof of_host / sizeof *of_host; i++) walsh_free(of_host[i]);
     walsh_free(w);

@@ -136,7 +136,8 @@ static void draw(struct walsh_batch *b)
     uint32_t n = 0;
     for (uint32_t i = 0; i < b->limits.rows; i++)
         if (b->slots[i] && b->slots[i]->state == WALSH_BATCH_READY) b->rows[n++] = b->slots[i];
-    for (uint32_t i = 0; i < n; i++) walsh_session_read(b->rows[i]->session); /* one thread talks to a device */
+    for (uint32_t i = 0; i < n; i++)
+        walsh_session_read(b->rows[i]->session); /* one thread talks to a device */
     walsh_pool_run(b->runner->queue->pool, n, 1, draw_rows, b);
     for (uint32_t i = 0; i < n; i++) {
         struct walsh_batch_entry *entry = b->rows[i];

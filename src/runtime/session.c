@@ -93,7 +93,8 @@ static enum walsh_status fork_members(const struct walsh_session *from, struct w
     WALSH_TRY(walsh_alloc(vocab, sizeof(float), "a session's logits", &s->logits, err));
     /* reading changes where the logits are, not what they are */
     if (from->has_logits)
-        memcpy(s->logits, walsh_session_read((struct walsh_session *)(uintptr_t)from), vocab * sizeof *s->logits);
+        memcpy(s->logits, walsh_session_read((struct walsh_session *)(uintptr_t)from),
+               vocab * sizeof *s->logits);
     s->has_logits = from->has_logits;
     const struct walsh_adapter_set *set = from->adapters;
     return set ? walsh_runtime_set_adapters(s, set->choices, set->count, err) : WALSH_OK;
@@ -296,7 +297,8 @@ static struct walsh_row_sets order_rows(struct walsh_session *const *sessions, s
     return sets;
 }
 
-static void step_on_host(struct walsh_session *const *sessions, size_t count, const struct walsh_row_sets *sets)
+static void step_on_host(struct walsh_session *const *sessions, size_t count,
+                         const struct walsh_row_sets *sets)
 {
     struct walsh_runner *r = sessions[0]->runner;
     const size_t hidden = r->graph->config.hidden, vocab = r->graph->config.vocab;
@@ -312,7 +314,8 @@ static void step_on_host(struct walsh_session *const *sessions, size_t count, co
 }
 
 /* The logits stay on the device until somebody reads them. */
-static void step_on_device(struct walsh_session *const *sessions, size_t count, const struct walsh_row_sets *sets)
+static void step_on_device(struct walsh_session *const *sessions, size_t count,
+                           const struct walsh_row_sets *sets)
 {
     struct walsh_runner *r = sessions[0]->runner;
     for (size_t i = 0; i < count; i++) disown(sessions[i]);
@@ -358,8 +361,7 @@ enum walsh_status walsh_runtime_step(struct walsh_session *const *sessions, cons
     /* a device's rows have room for their logits there */
     const struct walsh_runner *r = sessions[0]->runner;
     const size_t most = r->queue->memory ? r->logit_rows : WALSH_CHUNK_ROWS;
-    for (size_t i = 0; i < count; i += most)
-        step_rows(sessions + i, ids + i, walsh_min(count - i, most));
+    for (size_t i = 0; i < count; i += most) step_rows(sessions + i, ids + i, walsh_min(count - i, most));
     return walsh_runner_check(sessions[0]->runner, err);
 }
 

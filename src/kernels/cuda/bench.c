@@ -297,8 +297,8 @@ static void call_attend(const struct bench *b, const void *argument, unsigned i)
     const struct attend *a = argument;
     const size_t width = (size_t)a->shape.heads * a->shape.head_dim;
     (void)i;
-    cuda_attention(b->d->stream, a->out, width, a->query, width, a->rows, a->count, 0, &a->shape, b->d->scratch,
-                   CUDA_SCRATCH_BYTES);
+    cuda_attention(b->d->stream, a->out, width, a->query, width, a->rows, a->count, 0, &a->shape,
+                   b->d->scratch, CUDA_SCRATCH_BYTES);
 }
 
 /* A batch of sequences of equal length with GQA 4 and f16 pages. */
