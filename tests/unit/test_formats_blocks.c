@@ -98,7 +98,7 @@ static void check_layout(unsigned t, uint32_t rows, uint32_t cols)
     for (size_t r = 0; r < rows; r++) {
         for (size_t k = 0; k < cols; k++) {
             const uint8_t byte = codes[r * row_bytes + (nibbles ? k / 2 : k)];
-            const uint8_t code = nibbles ? byte >> 4 * (k % 2) & 15u : byte;
+            const uint8_t code = (uint8_t)(nibbles ? byte >> 4 * (k % 2) & 15u : byte);
             const size_t g = w.block.group ? k / w.block.group : 0;
             assert_int_equal(walsh_block_code(&w, r, k), code);
             double value = (double)walsh_code_value(w.block.code, code);
