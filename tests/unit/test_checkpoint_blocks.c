@@ -86,7 +86,7 @@ static void unload(struct loaded *l)
 
 static float e2m1(size_t at)
 {
-    return walsh_code_value(WALSH_CODE_E2M1, codes[at / 2] >> 4 * (at % 2) & 15u);
+    return walsh_code_value(WALSH_CODE_E2M1, (unsigned)codes[at / 2] >> 4 * (at % 2) & 15u);
 }
 
 #define WEIGHT(l, r, k) walsh_block_weight(&(l).w, r, k)

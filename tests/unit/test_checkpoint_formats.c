@@ -60,7 +60,7 @@ static uint8_t byte_of(const struct walsh_tensor *t, size_t r, size_t k)
 static uint8_t code_of(const struct walsh_tensor *t, bool nibbles, size_t r, size_t k)
 {
     if (!nibbles) return byte_of(t, r, k);
-    return byte_of(t, r, k / 2) >> 4 * (k % 2) & 15u;
+    return (unsigned)byte_of(t, r, k / 2) >> 4 * (k % 2) & 15u;
 }
 
 static void check_mx(const char *name, enum walsh_code code, enum walsh_mx_rounding rounding)
