@@ -58,7 +58,9 @@ uint32_t walsh_kv_ring_pages(const struct walsh_kv_shape *shape)
     const uint32_t recent = shape->policy.type == WALSH_KV_TURBO ? shape->policy.recent : 0;
     if (recent == 0) return 0;
     const uint32_t span = recent + (shape->rows ? shape->rows : 1) - 1; /* tokens that one call reads */
-    return (uint32_t)walsh_div_up(span - 1, WALSH_KV_RING_PAGE) + 1;
+    const size_t wanted = walsh_div_up(span - 1, WALSH_KV_RING_PAGE) + 1;
+    /* no more than hold every token there can be */
+    return (uint32_t)walsh_min(wanted, walsh_div_up(shape->capacity, WALSH_KV_RING_PAGE));
 }
 
 size_t walsh_kv_f16_bytes(const struct walsh_kv_shape *shape, uint32_t tokens)

@@ -122,7 +122,7 @@ struct census {
     size_t count, capacity;
     uint64_t bytes; /* of blocks and temporaries */
     size_t foreign;
-    char named[FOREIGN_NAMED][64];
+    char named[FOREIGN_NAMED][80];
 };
 
 static enum walsh_status add_block(struct census *c, const char *name, const struct stat *info,
@@ -162,7 +162,7 @@ static enum walsh_status count_entry(const struct walsh_prefix_directory *d, con
     struct stat info;
     if (fstatat(d->fd, name, &info, AT_SYMLINK_NOFOLLOW) != 0) return WALSH_OK; /* evicted meanwhile */
     if (kind == FOREIGN || !S_ISREG(info.st_mode) || info.st_uid != geteuid()) {
-        if (c->foreign < FOREIGN_NAMED) snprintf(c->named[c->foreign], sizeof c->named[0], "%.60s", name);
+        if (c->foreign < FOREIGN_NAMED) snprintf(c->named[c->foreign], sizeof c->named[0], "%.79s", name);
         c->foreign++;
         return WALSH_OK;
     }
@@ -196,14 +196,29 @@ static int longest_unused_first(const void *a, const void *b)
     return strcmp(x->name, y->name);
 }
 
+static enum walsh_status no_room(const struct walsh_prefix_directory *d, uint64_t size, uint64_t stay,
+                                 struct walsh_error *err)
+{
+    return walsh_fail(err, WALSH_E_CAPACITY,
+                      "%s: no room for %llu bytes: its limit is %llu, and %llu are in use by running prompts",
+                      d->path, (unsigned long long)size, (unsigned long long)d->limit,
+                      (unsigned long long)stay);
+}
+
 static enum walsh_status evict(const struct walsh_prefix_directory *d, struct census *c, uint64_t size,
                                int64_t since, struct walsh_error *err)
 {
     if (size <= d->limit && c->bytes <= d->limit - size) return WALSH_OK;
     /* A time to come is a clock that was wrong: it must not keep a block for ever. */
     const int64_t latest = walsh_store_now() + SKEW;
-    for (size_t i = 0; i < c->count; i++)
+    uint64_t stay = c->bytes; /* what no eviction could free */
+    for (size_t i = 0; i < c->count; i++) {
         if (c->blocks[i].used > latest) c->blocks[i].used = 0;
+        if (c->blocks[i].used < since) stay -= c->blocks[i].size;
+    }
+    /* Nothing goes for a block that would not fit all the same. At opening there is no block: what can go
+     * goes. */
+    if (size > 0 && (size > d->limit || stay > d->limit - size)) return no_room(d, size, stay, err);
     qsort(c->blocks, c->count, sizeof *c->blocks, longest_unused_first);
     for (size_t i = 0; i < c->count && c->blocks[i].used < since; i++) {
         if (unlinkat(d->fd, c->blocks[i].name, 0) != 0 && errno != ENOENT)
@@ -211,10 +226,7 @@ static enum walsh_status evict(const struct walsh_prefix_directory *d, struct ce
         c->bytes -= c->blocks[i].size;
         if (size <= d->limit && c->bytes <= d->limit - size) return WALSH_OK;
     }
-    return walsh_fail(err, WALSH_E_CAPACITY,
-                      "%s: no room for %llu bytes: its limit is %llu, and %llu are in use by running prompts",
-                      d->path, (unsigned long long)size, (unsigned long long)d->limit,
-                      (unsigned long long)c->bytes);
+    return no_room(d, size, c->bytes, err);
 }
 
 static void warn_foreign(const struct walsh_prefix_directory *d, const struct census *c,

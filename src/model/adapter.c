@@ -54,6 +54,12 @@ static enum walsh_status catalogue_add_expert(struct catalogue *c, const struct 
         target->stack_out = i < 2 ? expert->gate.out + expert->up.out : expert->down.out;
         target->stack_row = i == 1 ? expert->gate.out : 0;
         target->stack_step = 1;
+        const struct walsh_fusion *fusion = &parts[i]->fusion;
+        if (!fusion->stack) continue;
+        /* One matrix of all experts is no linear of its own; of gpt-oss the rows of gate and up alternate. */
+        target->fused = NULL;
+        target->stack_row = fusion->row;
+        target->stack_step = fusion->step;
     }
     return WALSH_OK;
 }

@@ -187,7 +187,7 @@ static void decode(const struct merge *m, const struct walsh_weights *weights, f
     walsh_pool_run(m->queue->pool, walsh_div_up(weights->rows, WALSH_BLOCK_ROWS), 1, decode_rows, &t);
 }
 
-/* w [out][in] = crop(inverse_out W~ forward_in), of a linear that is rotated on both sides. */
+/* w [out][in] = crop(inverse_out W~ forward_in); an int8 head is rotated on its input side only. */
 static enum walsh_status decode_rotated(const struct merge *m, const struct walsh_linear *l, float *w,
                                         struct walsh_error *err)
 {
@@ -198,6 +198,11 @@ static enum walsh_status decode_rotated(const struct merge *m, const struct wals
     across = narrow + rows * in;
     decode(m, &l->weights, rotated);
     walsh_unrotate_rows(m->queue, &l->in_rotation, l->in_rotation.signs, rotated, rows, narrow);
+    if (l->out_rotation.kind == WALSH_ROTATION_NONE) {
+        memcpy(w, narrow, l->out * in * sizeof *w);
+        walsh_free(rotated);
+        return WALSH_OK;
+    }
     walsh_transpose(m->queue, narrow, rows, in, across);
     walsh_unrotate_rows(m->queue, &l->out_rotation, l->out_rotation.signs, across, in, narrow);
     walsh_transpose(m->queue, narrow, in, l->out, w);
@@ -340,7 +345,8 @@ static enum walsh_status write_tensors(struct merge *m, struct walsh_error *err)
         const char *suffix = "";
         const struct walsh_linear *l = find_linear(m, p->tensors[i].name, &suffix);
         if (l && strcmp(suffix, "weight") != 0) l = NULL;
-        if (!source || is_updated(m, p->tensors[i].name, l))
+        /* codes may stand under the name that the floats get */
+        if (!source || is_code(m, source) || is_updated(m, p->tensors[i].name, l))
             WALSH_TRY(write_weight(m, p->tensors[i].name, l, walsh_tensor_elements(&p->tensors[i]), err));
         else
             WALSH_TRY(copy_tensor(m, source, err));

@@ -10,11 +10,14 @@
 static enum walsh_status check_memory(const struct walsh_runner *runner, const struct walsh_batch_limits *l,
                                       struct walsh_error *err)
 {
-    const struct walsh_kv_shape one = walsh_session_kv_shape(runner->graph, WALSH_KV_PAGE, &l->kv),
-                                two = walsh_session_kv_shape(runner->graph, 2 * WALSH_KV_PAGE, &l->kv);
+    struct walsh_kv_policy pages_only = l->kv;
+    pages_only.recent = 0;
+    const struct walsh_kv_shape one = walsh_session_kv_shape(runner->graph, WALSH_KV_PAGE, &pages_only),
+                                whole = walsh_session_kv_shape(runner->graph, l->context, &l->kv),
+                                plain = walsh_session_kv_shape(runner->graph, l->context, &pages_only);
     WALSH_TRY(walsh_kv_check(&one, err));
-    WALSH_TRY(walsh_kv_check(&two, err));
-    const uint64_t page = walsh_kv_bytes(&two) - walsh_kv_bytes(&one), row = walsh_kv_bytes(&one) - page;
+    WALSH_TRY(walsh_kv_check(&whole, err));
+    const uint64_t page = walsh_kv_bytes(&one), row = walsh_kv_bytes(&whole) - walsh_kv_bytes(&plain);
     size_t bytes;
     if (!walsh_mul(page, l->kv_tokens / WALSH_KV_PAGE, &bytes) || !walsh_add(bytes, row * l->rows, &bytes))
         bytes = SIZE_MAX;

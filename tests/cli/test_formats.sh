@@ -41,7 +41,9 @@ grep -q '"quant_method": "walsh"' "$work/rotated/config.json" || fails "a rotate
 
 # An adapter on the packed model is the merged model.
 lora=$CLI_SOURCE/models/shakespeare-lora-8m
-for name in mxfp4 int4 rotated; do
+# The head in int8 has no update, is rotated on one side only, and its codes have the name that its floats get.
+works quantize "$model" "$work/head" --format fp8 --rotation block --head int8
+for name in mxfp4 int4 rotated head; do
     works merge "$work/$name" "$lora" "$work/$name-merged" --dtype f32
     works eval "$work/$name" --adapter "$lora" --activations f32 --kv f32 --text "$work/text" --max-tokens 1500 \
         --reference "$work/$name-merged" --json

@@ -166,6 +166,7 @@ soak() { # label, options...
 }
 soak "f16 cache"
 soak "packed cache" --kv turbo --kv-key-bits 4 --kv-value-bits 3
+soak "packed cache, recent tokens" --kv turbo --kv-key-bits 3 --kv-value-bits 2 --kv-recent 30 --kv-skip 1
 
 # --- training: gradients, perplexities after 200 steps in three formats, peft (with PYTHON); hours on two cores
 if TEXTS="$texts" GOLDEN="$golden" "$root/tests/proof/finetune.sh" "$build" "$models" >"$work/finetune" 2>&1; then

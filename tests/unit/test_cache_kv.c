@@ -27,6 +27,24 @@ static void bytes_count_whole_pages(void **state)
     assert_true(walsh_kv_bytes(&wide) == UINT64_MAX);
 }
 
+static void recent_tokens_are_bounded_by_the_context(void **state)
+{
+    (void)state;
+    struct walsh_kv_shape packed = {.policy = {.type = WALSH_KV_TURBO, .key_bits = 4, .value_bits = 4},
+                                    .layers = 3,
+                                    .kv_heads = 2,
+                                    .head_dim = 64,
+                                    .capacity = 512};
+    struct walsh_kv_shape half = packed;
+    half.policy = (struct walsh_kv_policy){.type = WALSH_KV_F16};
+    const uint64_t without = walsh_kv_bytes(&packed);
+    packed.policy.recent = 65536;
+    assert_int_equal(walsh_kv_bytes(&packed), without + walsh_kv_bytes(&half));
+    packed.policy.recent = 64;
+    assert_true(walsh_kv_bytes(&packed) > without &&
+                walsh_kv_bytes(&packed) < without + walsh_kv_bytes(&half));
+}
+
 static void pages_come_on_demand(void **state)
 {
     (void)state;
@@ -146,6 +164,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(bytes_count_whole_pages),
+        cmocka_unit_test(recent_tokens_are_bounded_by_the_context),
         cmocka_unit_test(pages_come_on_demand),
         cmocka_unit_test(a_full_cache_says_so),
         cmocka_unit_test(a_packed_cache_takes_a_quarter_of_the_memory),

@@ -338,6 +338,32 @@ static void foreign_files_are_told_and_left_alone(void **state)
 
 /* ---- the limit */
 
+static void what_cannot_fit_evicts_nothing(void **state)
+{
+    (void)state;
+    static uint8_t payload[4 * PAYLOAD];
+    struct walsh_prefix_store *store = open_store("large", 3 * FILE_BYTES);
+    for (uint32_t i = 0; i < 3; i++) assert_true(put(store, i));
+    struct sample large;
+    make_sample(&large, 3);
+    large.block.bytes = 4 * PAYLOAD; /* more than the limit */
+    assert_false(walsh_store_put(store, &large.block, payload, 0, INT64_MAX));
+    for (uint32_t i = 0; i < 3; i++) assert_true(get(store, i));
+
+    const int64_t since = walsh_store_now(); /* two in use, and one too small for what comes */
+    struct walsh_prefix_key used[2];
+    for (uint32_t i = 0; i < 2; i++) {
+        struct sample s;
+        make_sample(&s, i);
+        used[i] = s.block.key;
+    }
+    walsh_store_touch(store, used, 2);
+    large.block.bytes = 2 * PAYLOAD;
+    assert_false(walsh_store_put(store, &large.block, payload, 0, since));
+    for (uint32_t i = 0; i < 3; i++) assert_true(get(store, i));
+    walsh_store_close(&store);
+}
+
 static void age(const char *path, time_t seconds)
 {
     const struct timespec past = {time(NULL) - seconds, 0}, times[2] = {past, past};
@@ -729,6 +755,8 @@ int main(void)
         cmocka_unit_test(a_header_that_lies_is_a_miss),
         cmocka_unit_test(other_sizes_and_kinds_are_misses),
         cmocka_unit_test(foreign_files_are_told_and_left_alone),
+        cmocka_unit_test(what_cannot_fit_evicts_nothing),
+        cmocka_unit_test(what_cannot_fit_evicts_nothing),
         cmocka_unit_test(the_longest_unused_goes_first),
         cmocka_unit_test(a_chain_goes_from_its_end),
         cmocka_unit_test(what_is_in_use_stays),
