@@ -7,7 +7,6 @@ set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 walsh=${1:-$root/build/walsh}
 processes=${2:-5}
-repeat=25 # pairs of each
 work=$(mktemp -d "${TMPDIR:-/tmp}/walsh-cost.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' INT TERM
@@ -18,6 +17,7 @@ cd "$root"
 measure() {
     test=$1 bits=$2 bound=$3
     shift 3
+    repeat=25 # pairs
     [ "$test" = generate ] || repeat=9 # a prompt is a long run
     : >"$work/overheads"
     runs=
@@ -33,8 +33,8 @@ measure() {
     [ "$good" = true ] || missed=$((missed + 1))
     awk "BEGIN { printf \"%-9s %d bits, %s: %+.1f%% time, at most %.1f%% (%.2f tokens/s without adapters)\n\", \"$test\", $bits, \"$*\", \
         100 * $overhead, 100 * $bound, $rate }"
-    printf '%s{"test": "%s", "bits": %s, "options": "%s", "overhead": %s, "bound": %s, "within": %s, "processes": [%s]}' "$comma" "$test" \
-        "$bits" "$*" "$overhead" "$bound" "$good" "$runs" >>"$work/rows"
+    printf '%s{"test": "%s", "bits": %s, "options": "%s", "pairs": %s, "overhead": %s, "bound": %s, "within": %s, "processes": [%s]}' "$comma" "$test" \
+        "$bits" "$*" "$repeat" "$overhead" "$bound" "$good" "$runs" >>"$work/rows"
     comma=', '
 }
 comma=
@@ -47,6 +47,6 @@ mkdir -p "$root/bench/results"
 load=$(cut -d ' ' -f 1-3 /proc/loadavg)
 cpu=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)
 commit=$(git -C "$root" rev-parse HEAD 2>/dev/null || echo unknown)
-printf '{"commit": "%s", "cpu": "%s", "cpus": %s, "load": "%s", "pairs": %s, "rows": [%s]}\n' "$commit" "$cpu" "$(nproc)" "$load" \
-    "$repeat" "$(cat "$work/rows")" >"$root/bench/results/adapter-cost.json"
+printf '{"commit": "%s", "cpu": "%s", "cpus": %s, "load": "%s", "rows": [%s]}\n' "$commit" "$cpu" "$(nproc)" "$load" \
+    "$(cat "$work/rows")" >"$root/bench/results/adapter-cost.json"
 [ "$missed" -eq 0 ]
