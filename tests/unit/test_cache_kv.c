@@ -149,7 +149,7 @@ static size_t held_by(const struct walsh_kv_policy *policy, struct walsh_kv_cach
 {
     struct walsh_error err = {0};
     const struct walsh_kv_shape shape = {
-        .policy = *policy, .layers = 8, .kv_heads = 2, .head_dim = 128, .capacity = 32768};
+        .policy = *policy, .layers = 16, .kv_heads = 2, .head_dim = 128, .capacity = 32768};
     const size_t before = resident();
     assert_int_equal(walsh_kv_open(&shape, kv, &err), WALSH_OK);
     assert_int_equal(walsh_kv_reserve(*kv, shape.capacity, &err), WALSH_OK);
