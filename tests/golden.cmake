@@ -12,13 +12,15 @@ foreach(name ${architectures})
   add_test(NAME golden_tiny_${name} COMMAND golden ${fixtures}/golden/tiny-${name}
     ${fixtures}/golden/tiny-${name}.safetensors)
 endforeach()
-foreach(name qwen2 gemma2 phi3 lfm2)
+foreach(name qwen2 gemma2 phi3 lfm2 gpt-oss)
   add_test(NAME golden_tiny_${name}_lora COMMAND golden --adapter ${fixtures}/golden/tiny-${name}-lora
     ${fixtures}/golden/tiny-${name} ${fixtures}/golden/tiny-${name}.safetensors)
 endforeach()
 # The same weights as gpt-oss publishes them, experts in MXFP4.
 add_test(NAME golden_tiny_gpt-oss-mxfp4 COMMAND golden ${fixtures}/golden/tiny-gpt-oss-mxfp4
   ${fixtures}/golden/tiny-gpt-oss.safetensors)
+add_test(NAME golden_tiny_gpt-oss-mxfp4_lora COMMAND golden --adapter ${fixtures}/golden/tiny-gpt-oss-lora
+  ${fixtures}/golden/tiny-gpt-oss-mxfp4 ${fixtures}/golden/tiny-gpt-oss.safetensors)
 add_test(NAME golden_ablations COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/golden/ablations.sh $<TARGET_FILE:golden>
   ${fixtures}/golden)
 add_test(NAME golden_shakespeare_lora_8m COMMAND golden --adapter ${CMAKE_SOURCE_DIR}/models/shakespeare-lora-8m

@@ -66,7 +66,10 @@ MODELS = {
 }
 
 
-ADAPTED = ["qwen2", "gemma2", "phi3", "lfm2"]  # biases; norms of what a block adds; fused matrices; convolutions
+# biases; norms of what a block adds; fused matrices; convolutions; stacks of experts
+ADAPTED = ["qwen2", "gemma2", "phi3", "lfm2", "gpt-oss"]
+STACKS = {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
+          "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
 
 
 def make_model(name, seed):
@@ -150,8 +153,10 @@ def reference(directory):
 
 
 def adapt(directory, adapter, seed):
-    config = peft.LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    targets = STACKS if "gpt-oss" in directory else {"target_modules": "all-linear"}
+    config = peft.LoraConfig(r=2, lora_alpha=4, task_type="CAUSAL_LM", **targets)
     model = peft.get_peft_model(load(directory), config).eval()
+    routes = Margins(model)
     torch.manual_seed(seed)
     with torch.no_grad():
         for key, p in model.named_parameters():
@@ -166,7 +171,8 @@ def adapt(directory, adapter, seed):
         text = f.read()
     with open(config_path, "w", encoding="utf-8") as f:
         f.write(text.replace(directory, os.path.basename(directory)))
-    return outputs_of(model, "adapter_")
+    outputs, greedy_margin = outputs_of(model, "adapter_")
+    return outputs, min(greedy_margin, 10 * routes.least)
 
 
 def mxfp4(w):

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "base/random.h"
+#include "formats/blocks.h"
 #include "formats/e8p_planes.h"
 #include "model/adapter.h"
 #include "model/sites.h"
@@ -22,15 +23,31 @@
 #define SHARE 0.22 /* of an adapter's effect in the norm of a base output */
 enum { HIDDEN = 192, HEADS = 128, KV = 64, WIDE = 160, VOCAB = 80, EXPERTS = 2 };
 
-enum rotation { NONE, BLOCK, POW2, ROTATIONS };
-static const char *const rotation_names[] = {"none", "block", "pow2"};
+/* SHARDS: two parts that do not mix, where a dimension has them; INPUT: the outputs are not rotated, as those
+ * of a head in int8. */
+enum rotation { NONE, BLOCK, POW2, OVERLAP, SHARDS, INPUT, ROTATIONS };
+static const char *const rotation_names[] = {"none", "block", "pow2", "overlap", "shards", "input"};
 static const struct format {
     const char *name;
     enum walsh_format format;
-    unsigned bits;
-} formats[] = {{"f32", WALSH_FORMAT_F32, 0},   {"f16", WALSH_FORMAT_F16, 0},
-               {"bf16", WALSH_FORMAT_BF16, 0}, {"e8p-2", WALSH_FORMAT_E8P, 2},
-               {"e8p-3", WALSH_FORMAT_E8P, 3}, {"e8p-4", WALSH_FORMAT_E8P, 4}};
+    unsigned bits;                 /* e8p */
+    struct walsh_block_type block; /* block formats */
+    bool zeros;
+} formats[] = {
+    {"f32", WALSH_FORMAT_F32, 0, {0}, false},
+    {"f16", WALSH_FORMAT_F16, 0, {0}, false},
+    {"bf16", WALSH_FORMAT_BF16, 0, {0}, false},
+    {"e8p-2", WALSH_FORMAT_E8P, 2, {0}, false},
+    {"e8p-3", WALSH_FORMAT_E8P, 3, {0}, false},
+    {"e8p-4", WALSH_FORMAT_E8P, 4, {0}, false},
+    {"mxfp4", WALSH_FORMAT_MXFP4, 0, {WALSH_CODE_E2M1, WALSH_SCALE_E8M0, 32}, false},
+    {"nvfp4", WALSH_FORMAT_NVFP4, 0, {WALSH_CODE_E2M1, WALSH_SCALE_E4M3, 16}, false},
+    {"mxfp8", WALSH_FORMAT_MXFP8, 0, {WALSH_CODE_E4M3, WALSH_SCALE_E8M0, 32}, false},
+    {"fp8", WALSH_FORMAT_FP8, 0, {WALSH_CODE_E4M3, WALSH_SCALE_F32, 0}, false},
+    {"int8", WALSH_FORMAT_INT8, 0, {WALSH_CODE_U8, WALSH_SCALE_BF16, 64}, true},
+    {"int8 rows", WALSH_FORMAT_INT8, 0, {WALSH_CODE_U8, WALSH_SCALE_F32, 0}, false},
+    {"int4", WALSH_FORMAT_INT4, 0, {WALSH_CODE_U4, WALSH_SCALE_BF16, 32}, true},
+};
 enum { FORMATS = sizeof formats / sizeof *formats };
 static const uint32_t ranks[] = {1, 3, 8, 16, 17, 64, 256};
 enum { RANKS = sizeof ranks / sizeof *ranks };
@@ -57,7 +74,11 @@ struct effect {
     struct walsh_adapter adapter;
     const struct walsh_linear *linears[LINEARS];
     struct walsh_adapter_linear updates[LINEARS];
-    double *delta[LINEARS]; /* [ROWS][out], by index */
+    const float *a[LINEARS]; /* [rank][in], by index; NULL: that of the linear before */
+    const float *b[LINEARS]; /* [out][rank] */
+    double *delta[LINEARS];  /* [ROWS][out]: scale B (A x) */
+    float scale[LINEARS];
+    uint32_t rank;
 };
 
 static void *get(struct bench *t, size_t count, size_t size)
@@ -68,10 +89,12 @@ static void *get(struct bench *t, size_t count, size_t size)
     return p;
 }
 
-static float *normal(struct bench *t, size_t n, double scale)
+/* Uniform, of that deviation. */
+static float *draw(struct bench *t, size_t n, double deviation)
 {
     float *v = get(t, n, sizeof *v);
-    for (size_t i = 0; i < n; i++) v[i] = (float)(scale * walsh_random_normal(&t->random));
+    for (size_t i = 0; i < n; i++)
+        v[i] = (float)(deviation * sqrt(12) * (walsh_random_uniform(&t->random) - 0.5));
     return v;
 }
 
@@ -79,21 +102,29 @@ static void make_rotation(struct bench *t, enum rotation kind, uint32_t n, uint3
                           const float *signs, struct walsh_rotation *r)
 {
     *r = (struct walsh_rotation){.size = n, .blocks = {.padded = n}};
-    if (kind == NONE) return;
-    r->kind = WALSH_ROTATION_BLOCKS;
-    assert_int_equal((kind == POW2 ? walsh_blocks_pow2 : walsh_blocks_binary)(n, min_block, &r->blocks, NULL),
-                     WALSH_OK);
+    if (kind == NONE || (kind == INPUT && min_block == WALSH_MIN_BLOCK_ROWS)) return;
+    enum walsh_status status;
+    if (kind == OVERLAP) {
+        status = walsh_rotation_overlap_padded(n, min_block, NULL, r, NULL);
+    } else {
+        const bool halves = kind == SHARDS && n % (2 * min_block) == 0;
+        r->kind = WALSH_ROTATION_BLOCKS;
+        status = halves         ? walsh_blocks_parts(n, min_block, 2, &r->blocks, NULL)
+                 : kind == POW2 ? walsh_blocks_pow2(n, min_block, &r->blocks, NULL)
+                                : walsh_blocks_binary(n, min_block, &r->blocks, NULL);
+    }
+    assert_int_equal(status, WALSH_OK);
     r->signs = signs;
     if (signs) return;
-    float *own = get(t, r->blocks.padded, sizeof *own);
-    walsh_random_signs(walsh_random_u64(&t->random), "signs", own, r->blocks.padded);
+    float *own = get(t, walsh_rotation_signs(r), sizeof *own);
+    walsh_random_signs(walsh_random_u64(&t->random), "signs", own, (uint32_t)walsh_rotation_signs(r));
     r->signs = own;
 }
 
 static void fill_dense(struct bench *t, struct walsh_weights *w, double *plain)
 {
     const size_t n = (size_t)w->rows * w->cols;
-    float *wide = normal(t, n, 1 / sqrt(w->cols));
+    float *wide = draw(t, n, 1 / sqrt(w->cols));
     uint16_t *narrow = get(t, n, sizeof *narrow);
     for (size_t i = 0; i < n; i++) {
         narrow[i] =
@@ -137,6 +168,49 @@ static void fill_stages(struct bench *t, struct walsh_weights *w, unsigned bits,
     }
 }
 
+static uint32_t random_scale(struct bench *t, enum walsh_scale type)
+{
+    const unsigned step = (unsigned)(walsh_random_u64(&t->random) % 8);
+    switch (type) {
+    case WALSH_SCALE_E8M0:
+        return 127 - 4 + step / 2;
+    case WALSH_SCALE_E4M3:
+        return 0x38 + step; /* 1 to 1.875 */
+    case WALSH_SCALE_BF16:
+        return walsh_bf16_from_f32(1 + (float)step / 8);
+    case WALSH_SCALE_F32:
+        break;
+    }
+    return walsh_bits_from_float(1 + (float)step / 7);
+}
+
+static void fill_blocks(struct bench *t, struct walsh_weights *w, const struct format *f, double *plain)
+{
+    w->block = f->block;
+    w->tensor_scale = f->block.scale == WALSH_SCALE_E4M3 ? 0.0123f : 1;
+    const size_t row_bytes = w->cols * walsh_code_bits(w->block.code) / 8;
+    uint8_t *codes = get(t, w->rows * row_bytes, 1);
+    for (size_t i = 0; i < w->rows * row_bytes; i++) do
+            codes[i] = (uint8_t)walsh_random_u64(&t->random);
+        while (!walsh_code_is_number(w->block.code, codes[i]));
+    const size_t count = walsh_block_scale_count(w);
+    uint32_t *data = get(t, walsh_block_data_words(w), sizeof *data);
+    void *scales = get(t, count, walsh_scale_bytes(w->block.scale));
+    uint8_t *zeros = get(t, count, 1);
+    for (size_t i = 0; i < count; i++)
+        zeros[i] = (uint8_t)(walsh_random_u64(&t->random) % (1u << walsh_code_bits(w->block.code)));
+    for (size_t tile = 0; tile < walsh_block_tiles(w); tile++)
+        walsh_block_pack_codes(w, tile, codes + tile * WALSH_BLOCK_ROWS * row_bytes, row_bytes, 0, data);
+    for (size_t r = 0; r < w->rows; r++)
+        for (size_t g = 0; g < walsh_block_groups(w); g++)
+            walsh_block_put_scale(w, r, g, random_scale(t, w->block.scale), scales);
+    w->data = data;
+    w->scales = scales;
+    w->zeros = f->zeros ? zeros : NULL;
+    for (size_t r = 0; r < w->rows; r++)
+        for (size_t k = 0; k < w->cols; k++) plain[r * w->cols + k] = (double)walsh_block_weight(w, r, k);
+}
+
 /* base[row] = inverse_out(W^ forward_in(x[row])). */
 static void apply_base(struct bench *t, const struct walsh_linear *l, const double *plain)
 {
@@ -161,7 +235,7 @@ static void make_site(struct bench *t, const struct walsh_site *site, enum rotat
 {
     const struct walsh_linear *first = site->linears[0];
     const size_t ldx = first->index % 2 ? first->in + 5 : walsh_activations_stride(first->in);
-    float *x = normal(t, ROWS * ldx, 1);
+    float *x = draw(t, ROWS * ldx, 1);
     for (size_t row = 0; row < ROWS; row++) /* a stride of that width promises zeros behind the row */
         if (ldx == walsh_activations_stride(first->in))
             memset(x + row * ldx + first->in, 0, (ldx - first->in) * sizeof *x);
@@ -175,6 +249,8 @@ static void make_site(struct bench *t, const struct walsh_site *site, enum rotat
         double *plain = get(t, (size_t)l->weights.rows * l->weights.cols, sizeof *plain);
         if (f->format == WALSH_FORMAT_E8P)
             fill_stages(t, &l->weights, f->bits, plain);
+        else if (walsh_format_is_block(f->format))
+            fill_blocks(t, &l->weights, f, plain);
         else
             fill_dense(t, &l->weights, plain);
         l->activation = WALSH_ACTIVATION_F32;
@@ -240,26 +316,25 @@ static double norm(const double *v, size_t n)
     return sqrt(sum);
 }
 
-/* delta = s B (A x) of all rows; B is then scaled so that delta is SHARE of the base. */
-static void make_update(struct bench *t, const struct walsh_linear *l, uint32_t rank, double scale,
-                        const float *a, float *b, double *delta)
+/* delta = s B (A x) of all rows, with the scale s that makes it SHARE of the base. */
+static float make_update(struct bench *t, const struct walsh_linear *l, uint32_t rank, const float *a,
+                         const float *b, double *delta)
 {
     const size_t ldx = t->ldx[l->index], n = (size_t)ROWS * l->out;
-    for (unsigned pass = 0; pass < 2; pass++) {
-        for (size_t row = 0; row < ROWS; row++) {
-            double h[256] = {0};
-            for (size_t j = 0; j < rank; j++)
-                for (size_t i = 0; i < l->in; i++)
-                    h[j] += (double)a[j * l->in + i] * (double)t->x[l->index][row * ldx + i];
-            for (size_t o = 0; o < l->out; o++) {
-                double sum = 0;
-                for (size_t j = 0; j < rank; j++) sum += (double)b[o * rank + j] * h[j];
-                delta[row * l->out + o] = scale * sum;
-            }
+    for (size_t row = 0; row < ROWS; row++) {
+        double h[256] = {0};
+        for (size_t j = 0; j < rank; j++)
+            for (size_t i = 0; i < l->in; i++)
+                h[j] += (double)a[j * l->in + i] * (double)t->x[l->index][row * ldx + i];
+        for (size_t o = 0; o < l->out; o++) {
+            double sum = 0;
+            for (size_t j = 0; j < rank; j++) sum += (double)b[o * rank + j] * h[j];
+            delta[row * l->out + o] = sum;
         }
-        const double factor = SHARE * norm(t->base[l->index], n) / norm(delta, n);
-        for (size_t i = 0; pass == 0 && i < (size_t)l->out * rank; i++) b[i] = (float)(factor * (double)b[i]);
     }
+    const float scale = (float)(SHARE * norm(t->base[l->index], n) / norm(delta, n));
+    for (size_t i = 0; i < n; i++) delta[i] *= (double)scale;
+    return scale;
 }
 
 /* As walsh_adapter_find searches. */
@@ -277,34 +352,46 @@ static void sort_by_address(struct effect *e)
         }
 }
 
-static void effect_open(struct bench *t, struct effect *e, const char *name, uint32_t rank,
-                        enum walsh_format storage)
+static void effect_draw(struct bench *t, struct effect *e, uint32_t rank)
 {
     memset(e, 0, sizeof *e);
+    e->rank = rank;
+    const float *a = NULL;
+    for (size_t i = 0; i < LINEARS; i++) {
+        const struct walsh_linear *l = t->linears[i];
+        if (strcmp(l->name, "expert up") != 0) e->a[i] = a = draw(t, (size_t)rank * l->in, 1 / sqrt(l->in));
+        e->b[i] = draw(t, (size_t)l->out * rank, 1);
+        e->delta[i] = get(t, (size_t)ROWS * l->out, sizeof(double));
+        e->scale[i] = make_update(t, l, rank, a, e->b[i], e->delta[i]);
+    }
+}
+
+static void effect_build(struct bench *t, struct effect *e, const char *name, enum walsh_format storage)
+{
     e->adapter = (struct walsh_adapter){
         .name = name, .graph = &t->graph, .linears = e->linears, .updates = e->updates, .count = LINEARS};
     atomic_init(&e->adapter.references, 1);
-    const float *shared = NULL;
     for (size_t i = 0; i < LINEARS; i++) {
-        const struct walsh_linear *l = t->linears[i];
-        const bool same = strcmp(l->name, "expert up") == 0;
-        const float *a = same ? shared : normal(t, (size_t)rank * l->in, 1 / sqrt(l->in));
-        float *b = normal(t, (size_t)l->out * rank, 1);
-        e->delta[i] = get(t, (size_t)ROWS * l->out, sizeof(double));
-        make_update(t, l, rank, 2, a, b, e->delta[i]);
         const struct walsh_adapter_source source = {.convention = WALSH_ADAPTER_PEFT,
-                                                    .rank = rank,
-                                                    .scale = 2,
-                                                    .a = same ? NULL : a,
-                                                    .b = b,
-                                                    .same_a = same ? &e->updates[i - 1] : NULL};
+                                                    .rank = e->rank,
+                                                    .scale = e->scale[i],
+                                                    .a = e->a[i],
+                                                    .b = e->b[i],
+                                                    .same_a = e->a[i] ? NULL : &e->updates[i - 1]};
         struct walsh_error err = {0};
-        if (walsh_adapter_linear_build(l, &source, storage, &t->arena, &e->updates[i], &err) != WALSH_OK)
+        e->linears[i] = t->linears[i];
+        e->updates[i] = (struct walsh_adapter_linear){0};
+        if (walsh_adapter_linear_build(t->linears[i], &source, storage, &t->arena, &e->updates[i], &err) !=
+            WALSH_OK)
             fail_msg("%s", err.message);
-        e->linears[i] = l;
-        shared = a;
     }
     sort_by_address(e);
+}
+
+static void effect_open(struct bench *t, struct effect *e, const char *name, uint32_t rank)
+{
+    effect_draw(t, e, rank);
+    effect_build(t, e, name, WALSH_FORMAT_F32);
 }
 
 static struct walsh_adapter_set *open_set(struct bench *t, const struct walsh_adapter_choice *choices,
@@ -397,14 +484,13 @@ static void check_sites(struct bench *t, size_t rows, enum walsh_role role, cons
     }
 }
 
-static void check_rank(struct bench *t, uint32_t rank, enum walsh_format storage, const char *name)
+static void check_storage(struct bench *t, struct effect *e, enum walsh_format storage, const char *name)
 {
     static float all[SITES][SITE_ELEMENTS], some[SITE_ELEMENTS];
-    struct effect e;
     char what[80];
-    snprintf(what, sizeof what, "%s, rank %u in %s", name, rank, walsh_format_name(storage));
-    effect_open(t, &e, "a", rank, storage);
-    struct walsh_adapter_set *set = open_set(t, &(struct walsh_adapter_choice){&e.adapter, 1}, 1);
+    snprintf(what, sizeof what, "%s, rank %u in %s", name, e->rank, walsh_format_name(storage));
+    effect_build(t, e, "a", storage);
+    struct walsh_adapter_set *set = open_set(t, &(struct walsh_adapter_choice){&e->adapter, 1}, 1);
     struct walsh_site site;
     for (size_t rows = ROWS; rows > 0; rows--) {
         const struct walsh_row_set every = {set, 0, rows};
@@ -418,7 +504,7 @@ static void check_rank(struct bench *t, uint32_t rank, enum walsh_format storage
                 for (unsigned i = 0; i < site.count; i++) {
                     const size_t at = (size_t)i * ROWS * (HIDDEN + 3);
                     if (first)
-                        check_values(t, site.linears[i], rows, &m, (const struct effect *const[]){&e, NULL},
+                        check_values(t, site.linears[i], rows, &m, (const struct effect *const[]){e, NULL},
                                      storage == WALSH_FORMAT_F32 ? 1e-5 : 1e-3, what, all[n] + at);
                     else
                         check_again(site.linears[i], rows, role, what, all[n] + at, some + at);
@@ -432,7 +518,7 @@ static void check_rank(struct bench *t, uint32_t rank, enum walsh_format storage
 static void test_fused(void **state)
 {
     (void)state;
-    const uint64_t seed = 20260117;
+    const uint64_t seed = 20260118;
     print_message("seed %llu\n", (unsigned long long)seed);
     for (enum rotation kind = 0; kind < ROTATIONS; kind++)
         for (unsigned f = 0; f < FORMATS; f++) {
@@ -440,13 +526,18 @@ static void test_fused(void **state)
             char what[40];
             snprintf(what, sizeof what, "%s, %s", rotation_names[kind], formats[f].name);
             bench_open(&t, kind, &formats[f], seed + kind * FORMATS + f);
-            worst_error = 0;
-            for (unsigned r = 0; r < RANKS; r++) check_rank(&t, ranks[r], WALSH_FORMAT_F32, what);
-            const double wide = worst_error;
-            worst_error = 0;
-            for (unsigned r = 0; r < RANKS; r++) check_rank(&t, ranks[r], WALSH_FORMAT_BF16, what);
-            print_message("%s: worst error %.2g with f32 adapters, %.2g with bf16 ones\n", what, wide,
-                          worst_error);
+            double worst[2] = {0};
+            for (unsigned r = 0; r < RANKS; r++) {
+                struct effect e;
+                effect_draw(&t, &e, ranks[r]);
+                for (unsigned s = 0; s < 2; s++) {
+                    worst_error = worst[s];
+                    check_storage(&t, &e, s ? WALSH_FORMAT_BF16 : WALSH_FORMAT_F32, what);
+                    worst[s] = worst_error;
+                }
+            }
+            print_message("%s: worst error %.2g with f32 adapters, %.2g with bf16 ones\n", what, worst[0],
+                          worst[1]);
             bench_close(&t);
         }
 }
@@ -458,8 +549,8 @@ static void test_mixed(void **state)
     struct bench t;
     struct effect a, b;
     bench_open(&t, BLOCK, &formats[5], 77);
-    effect_open(&t, &a, "a", 16, WALSH_FORMAT_F32);
-    effect_open(&t, &b, "b", 3, WALSH_FORMAT_F32);
+    effect_open(&t, &a, "a", 16);
+    effect_open(&t, &b, "b", 3);
     struct walsh_adapter_set *one = open_set(&t, &(struct walsh_adapter_choice){&a.adapter, 1}, 1);
     struct walsh_adapter_set *other = open_set(&t, &(struct walsh_adapter_choice){&b.adapter, -0.5f}, 1);
     struct walsh_adapter_set *both =
@@ -495,7 +586,7 @@ static void test_plan(void **state)
     struct walsh_error err = {0};
     struct walsh_adapter_set *set;
     bench_open(&t, NONE, &formats[0], 5);
-    effect_open(&t, &e, "a", 8, WALSH_FORMAT_F32);
+    effect_open(&t, &e, "a", 8);
     const struct walsh_adapter_choice choice = {&e.adapter, 1};
     set = open_set(&t, &choice, 1);
     assert_int_equal(set->first[LINEARS], LINEARS);
