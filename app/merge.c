@@ -12,8 +12,8 @@
 
 struct merge_settings {
     struct command command;
-    const char *dtype, *format;
-    int64_t bits;
+    const char *dtype, *format, *rotation, *head;
+    int64_t bits, group_size;
     bool no_hessian;
     struct option_texts adapters;
 };
@@ -47,7 +47,27 @@ static const struct option merge_options[] = {
      .least = 2,
      .most = 8,
      .offset = AT(bits),
-     .help = "bits per weight of --format; default: 4"},
+     .help = "bits per weight of --format e8p; default: 4"},
+    {.name = "rotation",
+     .argument = "KIND",
+     .kind = OPTION_CHOICE,
+     .choices = "block|pow2|overlap|none",
+     .offset = AT(rotation),
+     .help = "with --format: as in walsh quantize; default: block for e8p, none for all others"},
+    {.name = "head",
+     .argument = "FORMAT",
+     .kind = OPTION_CHOICE,
+     .choices = "bf16|int8",
+     .offset = AT(head),
+     .help = "with --format: the head as it is, or rotated and in int8; default: bf16"},
+    {.name = "group-size",
+     .aliases = "group",
+     .argument = "N",
+     .kind = OPTION_INTEGER,
+     .least = 32,
+     .most = 128,
+     .offset = AT(group_size),
+     .help = "with --format int8, int4: weights that share a scale, as in walsh quantize"},
     {.name = "no-hessian",
      .kind = OPTION_FLAG,
      .offset = AT(no_hessian),
@@ -124,7 +144,13 @@ static enum walsh_status quantize(const struct merge_settings *settings, struct 
 {
     struct walsh_quantize_options options = WALSH_QUANTIZE_OPTIONS;
     options.format = settings->format;
-    options.bits = settings->bits == OPTION_UNSET ? 4 : (unsigned)settings->bits;
+    if (settings->bits != OPTION_UNSET)
+        options.bits = (unsigned)settings->bits;
+    else if (strcmp(settings->format, "e8p") == 0)
+        options.bits = 4;
+    options.rotation = settings->rotation;
+    options.head = settings->head;
+    if (settings->group_size != OPTION_UNSET) options.group_size = (uint32_t)settings->group_size;
     options.calibration = calibration;
     options.identity_hessian = settings->no_hessian;
     struct walsh_quantize_report done = {.struct_size = sizeof done};
@@ -181,10 +207,27 @@ static enum walsh_status check_options(const struct merge_settings *settings, st
 {
     if (settings->format && settings->dtype)
         return fail(err, WALSH_E_ARGUMENT, "--format and --dtype exclude each other");
-    if (!settings->format && settings->bits != OPTION_UNSET)
-        return fail(err, WALSH_E_ARGUMENT, "--bits needs a --format");
-    if (!settings->format && settings->no_hessian)
-        return fail(err, WALSH_E_ARGUMENT, "--no-hessian needs a --format");
+    const struct {
+        const char *name;
+        bool given;
+    } of_format[] = {{"bits", settings->bits != OPTION_UNSET},
+                     {"rotation", settings->rotation != NULL},
+                     {"head", settings->head != NULL},
+                     {"group-size", settings->group_size != OPTION_UNSET},
+                     {"no-hessian", settings->no_hessian}};
+    for (size_t i = 0; i < sizeof of_format / sizeof *of_format && !settings->format; i++)
+        if (of_format[i].given)
+            return fail(err, WALSH_E_ARGUMENT, "--%s needs a --format", of_format[i].name);
+    if (!settings->format) return WALSH_OK;
+    /* walsh_quantize says so too, but after the merge */
+    const bool e8p = strcmp(settings->format, "e8p") == 0,
+               integers = strncmp(settings->format, "int", 3) == 0;
+    if (!e8p && (settings->bits != OPTION_UNSET || settings->no_hessian))
+        return fail(err, WALSH_E_ARGUMENT, "--%s is an option of e8p; the format is %s",
+                    settings->no_hessian ? "no-hessian" : "bits", settings->format);
+    if (!integers && settings->group_size != OPTION_UNSET)
+        return fail(err, WALSH_E_ARGUMENT, "--group-size is an option of int8 and int4; the format is %s",
+                    settings->format);
     return WALSH_OK;
 }
 

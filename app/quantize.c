@@ -39,9 +39,8 @@ static const struct option quantize_options[] = {
      .argument = "MODE",
      .kind = OPTION_CHOICE,
      .choices = "floor|ceil|even|rceil",
-     .fallback = "floor",
      .offset = AT(scale_rounding),
-     .help = "mxfp4, mxfp8: how the power of two of a group comes from its largest weight"},
+     .help = "mxfp4, mxfp8: how the power of two of a group comes from its largest weight; default: floor"},
     {.name = "bits",
      .letter = 'b',
      .aliases = "bpw",
@@ -84,9 +83,8 @@ static const struct option quantize_options[] = {
      .kind = OPTION_INTEGER,
      .least = 1,
      .most = 1e6,
-     .fallback = "128",
      .offset = AT(samples),
-     .help = "calibration sequences"},
+     .help = "calibration sequences; default: 128"},
     {.name = "sample-tokens",
      .argument = "N",
      .kind = OPTION_INTEGER,
@@ -253,13 +251,13 @@ static enum walsh_status quantize(struct quantize_settings *settings, struct wid
     options.format = settings->format;
     qsort(widths.list, widths.count, sizeof *widths.list, compare_widths); /* as the reports come */
     options.bits_list = widths.list;
-    options.bits_count = widths.count;
+    options.bits_count = settings->bits || strcmp(settings->format, "e8p") == 0 ? widths.count : 0;
     options.rotation = settings->rotation;
     options.scale_rounding = settings->scale_rounding;
     options.group_size = settings->group_size == OPTION_UNSET ? 0 : (uint32_t)settings->group_size;
     options.calibration = calibration;
     options.identity_hessian = settings->no_hessian;
-    options.samples = (uint32_t)settings->samples;
+    options.samples = settings->samples == OPTION_UNSET ? 0 : (uint32_t)settings->samples;
     options.sample_tokens = settings->sample_tokens == OPTION_UNSET ? 0 : (uint32_t)settings->sample_tokens;
     if (settings->passes != OPTION_UNSET) options.passes = (int)settings->passes;
     options.seed = (uint64_t)settings->seed;

@@ -657,15 +657,16 @@ WALSH_API enum walsh_status walsh_eval_ids(const struct walsh_model *model, cons
 /* ------------------------------------------------------------------------------------------------ quantize
  */
 
+/* An option that another format has is WALSH_E_ARGUMENT. */
 struct walsh_quantize_options {
     size_t struct_size;
     const char *format; /* "e8p", or to the nearest: "mxfp4" | "nvfp4" | "mxfp8" | "fp8" | "int8" | "int4" */
-    unsigned bits;      /* 2..8 for e8p */
+    unsigned bits;      /* e8p: 2..8 */
     const char
         *rotation; /* "block" | "pow2" | "overlap" | "none"; NULL: block for e8p, none for all others */
     const char *calibration; /* e8p: path of a UTF-8 text; NULL together with identity_hessian only */
     bool identity_hessian;   /* no calibration: nearest rounding of the rotated weights (for measurements) */
-    uint32_t samples;        /* calibration sequences; 0: 128 */
+    uint32_t samples;        /* e8p: calibration sequences; 0: 128 */
     uint32_t sample_tokens;  /* tokens each; 0: the smaller of 1024 and the model's maximum */
     int passes;              /* coordinate-descent passes; -1 (set by the macro): the best measured */
     uint64_t seed;           /* signs; 0 counts */

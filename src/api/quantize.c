@@ -32,12 +32,43 @@ static enum walsh_status find_rounding(const char *name, enum walsh_mx_rounding 
                       name);
 }
 
+/* An option that the format does not have would do nothing, without a word. */
+static enum walsh_status check_format_options(const struct walsh_quantize_options *o,
+                                              enum walsh_format format, struct walsh_error *err)
+{
+    const bool e8p = format == WALSH_FORMAT_E8P;
+    const bool integers = format == WALSH_FORMAT_INT8 || format == WALSH_FORMAT_INT4;
+    const bool powers = format == WALSH_FORMAT_MXFP4 || format == WALSH_FORMAT_MXFP8;
+    const struct {
+        const char *name, *formats;
+        bool given, known;
+    } options[] = {
+        {"bits", "e8p", o->bits > 0 || o->bits_count > 0, e8p},
+        {"samples", "e8p", o->samples > 0, e8p},
+        {"sample_tokens", "e8p", o->sample_tokens > 0, e8p},
+        {"passes", "e8p", o->passes >= 0, e8p},
+        {"identity_hessian", "e8p", o->identity_hessian, e8p},
+        {"plain", "e8p", o->plain, e8p},
+        {"group_size", "int8 and int4", o->group_size > 0, integers},
+        {"scale_rounding", "mxfp4 and mxfp8", o->scale_rounding != NULL, powers},
+    };
+    if (!e8p && o->calibration)
+        return walsh_fail(err, WALSH_E_ARGUMENT,
+                          "%s rounds to the nearest and does not use a calibration text", o->format);
+    for (size_t i = 0; i < sizeof options / sizeof *options; i++)
+        if (options[i].given && !options[i].known)
+            return walsh_fail(err, WALSH_E_ARGUMENT, "%s is an option of %s; the format is %s",
+                              options[i].name, options[i].formats, o->format);
+    return WALSH_OK;
+}
+
 static enum walsh_status job_options(const struct walsh_quantize_options *o, struct walsh_job_options *out,
                                      struct walsh_error *err)
 {
     enum walsh_format format;
     enum walsh_mx_rounding rounding;
     WALSH_TRY(find_format(o->format, &format, err));
+    WALSH_TRY(check_format_options(o, format, err));
     WALSH_TRY(find_rounding(o->scale_rounding, &rounding, err));
     const bool e8p = format == WALSH_FORMAT_E8P;
     static const char *const rotations[] = {[WALSH_JOB_BLOCK] = "block",
@@ -66,9 +97,6 @@ static enum walsh_status job_options(const struct walsh_quantize_options *o, str
         if (o->group_size && o->group_size != 32 && o->group_size != 64 && o->group_size != 128)
             return walsh_fail(err, WALSH_E_ARGUMENT, "groups of %u; int8 and int4 know 32, 64 and 128",
                               o->group_size);
-        if (o->calibration)
-            return walsh_fail(err, WALSH_E_ARGUMENT,
-                              "%s rounds to the nearest and does not use a calibration text", o->format);
         *out = (struct walsh_job_options){.format = format,
                                           .group = o->group_size,
                                           .rounding = rounding,
@@ -144,8 +172,6 @@ static enum walsh_status read_bits(const struct walsh_quantize_options *o, struc
         job->outputs = 1;
         return WALSH_OK;
     }
-    if (job->format != WALSH_FORMAT_E8P)
-        return walsh_fail(err, WALSH_E_ARGUMENT, "several widths: only e8p has them");
     for (unsigned bits = 2; bits <= 8; bits++)
         for (size_t i = 0; i < o->bits_count; i++) {
             if (o->bits_list[i] != bits) continue;

@@ -102,6 +102,12 @@ refuses "WORK/taken.partial exists; merge --format works there, remove it or cho
     merge "$model" "$lora" "$work/taken" --format e8p --no-hessian
 [ -d "$work/taken.partial" ] || fails "what was there stays"
 misuse "--bits needs a --format" merge "$model" "$lora" "$work/none" --bits 2
+misuse "--rotation needs a --format" merge "$model" "$lora" "$work/none" --rotation none
+misuse "--head needs a --format" merge "$model" "$lora" "$work/none" --head int8
+misuse "--group-size needs a --format" merge "$model" "$lora" "$work/none" --group-size 32
+misuse "--bits is an option of e8p; the format is mxfp4" merge "$model" "$lora" "$work/none" --format mxfp4 --bits 3
+misuse "--group-size is an option of int8 and int4; the format is e8p" \
+    merge "$model" "$lora" "$work/none" --format e8p --group-size 64
 misuse "--no-hessian needs a --format" merge "$model" "$lora" "$work/none" --no-hessian
 misuse "--format and --dtype exclude each other" merge "$model" "$lora" "$work/none" --format e8p --dtype f32
 [ ! -e "$work/none" ] || fails "wrong usage writes nothing"

@@ -51,6 +51,11 @@ for name in mxfp4 int4 rotated head; do
 done
 works eval "$work/mxfp4" --activations f32 --kv f32 --text "$work/text" --max-tokens 1500 --reference "$work/mxfp4-merged" --json
 true_that "the adapter does something: KL $(value kl)" "$(value kl) > 0.01"
+# Merged and quantized again, as quantize would.
+works merge "$model" "$lora" "$work/again" --format int4 --rotation overlap --head int8 --group-size 64
+works merge "$model" "$lora" "$work/plain" --dtype f32
+works quantize "$work/plain" "$work/direct" --format int4 --rotation overlap --head int8 --group-size 64
+cmp -s "$work/again/model.safetensors" "$work/direct/model.safetensors" || fails "merge --format is not quantize's"
 
 # The rounding of scales is not without effect, threads are.
 works quantize "$model" "$work/even" --format mxfp4 --scale-rounding even --threads 1
@@ -62,6 +67,14 @@ works run "$work/mxfp4" "It was late" -n 8 --temp 0 --json
 
 misuse "mxfp4 rounds to the nearest and does not use a calibration text" \
     quantize "$model" "$work/x" --format mxfp4 --calibration "$work/text"
+misuse "bits is an option of e8p; the format is fp8" quantize "$model" "$work/x" --format fp8 --bits 3
+misuse "samples is an option of e8p; the format is int8" quantize "$model" "$work/x" --format int8 --samples 8
+misuse "passes is an option of e8p; the format is int8" quantize "$model" "$work/x" --format int8 --passes 0
+misuse "identity_hessian is an option of e8p; the format is int8" quantize "$model" "$work/x" --format int8 --no-hessian
+misuse "group_size is an option of int8 and int4; the format is mxfp4" \
+    quantize "$model" "$work/x" --format mxfp4 --group-size 32
+misuse "scale_rounding is an option of mxfp4 and mxfp8; the format is e8p" \
+    quantize "$model" "$work/x" --scale-rounding even --no-hessian
 misuse "groups of 48; int8 and int4 know 32, 64 and 128" \
     quantize "$model" "$work/x" --format int4 --group-size 48
 refuses "rotation none is not one that e8p is written with; known: block, pow2, overlap" \
