@@ -1,8 +1,9 @@
 # The front door. `make` builds, `make demo` shows what walsh does, `make test` tests it; each first installs the build
 # packages that are missing (tools/setup.sh).
-.PHONY: all demo test proof install clean format
+.PHONY: all demo test proof install uninstall clean format
 MODELS ?=
 PREFIX ?= /usr/local
+DESTDIR ?=
 
 all:
 	@tools/setup.sh build
@@ -26,8 +27,13 @@ proof:
 	@cmake --build --preset release
 	@tests/proof/run.sh build "$(MODELS)"
 
+# Program, library, headers, manual pages, completion, texts and the embedded model, below $(DESTDIR)$(PREFIX).
 install: all
-	@cmake --install build --prefix "$(PREFIX)"
+	@DESTDIR="$(DESTDIR)" cmake --install build --prefix "$(PREFIX)" >build/install.log
+	@echo "walsh is installed below $(DESTDIR)$(PREFIX)"
+
+uninstall:
+	@DESTDIR="$(DESTDIR)" cmake -DBUILD=build -DPREFIX="$(PREFIX)" -P cmake/uninstall.cmake
 
 format:
 	@git ls-files '*.c' '*.h' | xargs clang-format -i

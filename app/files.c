@@ -10,6 +10,8 @@
 
 #include "app.h"
 
+#define SHIPPED_PLACES 3
+
 enum walsh_status file_read(const char *path, struct text *out, struct walsh_error *err)
 {
     bool standard = strcmp(path, "-") == 0;
@@ -105,27 +107,6 @@ static enum walsh_status snapshot_find(const char *id, const char *repository, c
     return status;
 }
 
-enum walsh_status model_find(const char *model, char **path, struct walsh_error *err)
-{
-    *path = NULL;
-    if (access(model, F_OK) == 0 || !looks_like_id(model)) {
-        *path = format_path("%s", model);
-        return *path ? WALSH_OK : fail(err, WALSH_E_MEMORY, "out of memory");
-    }
-    char *hub = hub_directory(), *repository = hub ? repository_directory(hub, model) : NULL;
-    enum walsh_status status;
-    if (repository && access(repository, F_OK) == 0)
-        status = snapshot_find(model, repository, path, err);
-    else
-        status =
-            fail(err, WALSH_E_NOT_FOUND,
-                 "'%s' is neither a directory nor in the Hugging Face cache (%s); walsh does not download",
-                 model, hub ? hub : "no HF_HOME and no HOME");
-    free(repository);
-    free(hub);
-    return status;
-}
-
 /* The directory of the running program; false where /proc does not tell. */
 static bool program_directory(char *buffer, size_t size)
 {
@@ -138,31 +119,78 @@ static bool program_directory(char *buffer, size_t size)
     return true;
 }
 
-enum walsh_status data_find(const char *name, char **path, struct walsh_error *err)
+/* Where what ships with walsh may be, the likeliest first: $WALSH_DATA alone, or else what the running
+ * program and the build say. Returns their number; the caller frees them. */
+static size_t shipped_paths(const char *name, char *paths[SHIPPED_PLACES])
 {
     const char *given = getenv("WALSH_DATA");
     char program[PATH_MAX];
-    char *candidates[3] = {NULL, NULL, NULL};
     size_t count = 0;
     if (given && *given) {
-        candidates[count++] = format_path("%s/%s", given, name);
-    } else {
-        if (program_directory(program, sizeof program))
-            candidates[count++] = format_path("%s/" WALSH_DATA_FROM_PROGRAM "/%s", program, name);
-        candidates[count++] = format_path("%s/%s", WALSH_DATA_INSTALLED, name);
-        candidates[count++] = format_path("%s/%s", WALSH_DATA_SOURCE, name);
+        paths[count++] = format_path("%s/%s", given, name);
+        return count;
     }
-    enum walsh_status status =
-        fail(err, WALSH_E_NOT_FOUND, "%s, which ships with walsh, is not at %s; set WALSH_DATA", name,
-             candidates[count - 1] ? candidates[count - 1] : "?");
-    *path = NULL;
+    if (program_directory(program, sizeof program))
+        paths[count++] = format_path("%s/" WALSH_DATA_FROM_PROGRAM "/%s", program, name);
+    paths[count++] = format_path("%s/%s", WALSH_DATA_INSTALLED, name);
+    paths[count++] =
+        format_path("%s%s/%s", WALSH_DATA_SOURCE, strncmp(name, "models/", 7) == 0 ? "/.." : "", name);
+    return count;
+}
+
+/* The first that is there; NULL: none. *last, where not NULL, becomes the last place, for messages. */
+static char *shipped_find(const char *name, char **last)
+{
+    char *paths[SHIPPED_PLACES], *found = NULL;
+    const size_t count = shipped_paths(name, paths);
     for (size_t i = 0; i < count; i++) {
-        if (!*path && candidates[i] && access(candidates[i], R_OK) == 0) {
-            *path = candidates[i];
-            status = WALSH_OK;
-        } else {
-            free(candidates[i]);
-        }
+        if (!found && paths[i] && access(paths[i], R_OK) == 0)
+            found = paths[i];
+        else if (last && i + 1 == count)
+            *last = paths[i];
+        else
+            free(paths[i]);
     }
+    return found;
+}
+
+enum walsh_status data_find(const char *name, char **path, struct walsh_error *err)
+{
+    char *last = NULL;
+    *path = shipped_find(name, &last);
+    if (*path) {
+        free(last);
+        return WALSH_OK;
+    }
+    const enum walsh_status status =
+        fail(err, WALSH_E_NOT_FOUND, "%s, which ships with walsh, is not at %s; set WALSH_DATA", name,
+             last ? last : "?");
+    free(last);
+    return status;
+}
+
+enum walsh_status model_find(const char *model, char **path, struct walsh_error *err)
+{
+    *path = NULL;
+    if (access(model, F_OK) == 0 || !looks_like_id(model)) {
+        *path = format_path("%s", model);
+        return *path ? WALSH_OK : fail(err, WALSH_E_MEMORY, "out of memory");
+    }
+    char *hub = hub_directory(), *repository = hub ? repository_directory(hub, model) : NULL;
+    enum walsh_status status = WALSH_OK;
+    if (repository && access(repository, F_OK) == 0) {
+        status = snapshot_find(model, repository, path, err);
+    } else if (!strchr(model, '/')) {
+        char *shipped = format_path("models/%s", model);
+        if (shipped) *path = shipped_find(shipped, NULL);
+        free(shipped);
+    }
+    if (status == WALSH_OK && !*path)
+        status =
+            fail(err, WALSH_E_NOT_FOUND,
+                 "'%s' is neither a directory nor in the Hugging Face cache (%s); walsh does not download",
+                 model, hub ? hub : "no HF_HOME and no HOME");
+    free(repository);
+    free(hub);
     return status;
 }

@@ -11,7 +11,8 @@
 enum walsh_status file_read(const char *path, struct text *out, struct walsh_error *err);
 
 /* The directory (or file) that `model` names: a path that exists, or else a Hugging Face id ("org/name") in
- * the local cache ($HF_HUB_CACHE, $HF_HOME/hub or ~/.cache/huggingface/hub). *path is freed by the caller. */
+ * the local cache ($HF_HUB_CACHE, $HF_HOME/hub or ~/.cache/huggingface/hub), or else the name of a model that
+ * ships with walsh ("bookworm-8m"). *path is freed by the caller. */
 enum walsh_status model_find(const char *model, char **path, struct walsh_error *err);
 
 /* A text that ships with walsh ("calibration.txt"): in $WALSH_DATA, beside an installed program, or in the

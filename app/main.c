@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "app.h"
+#include "documents.h"
 #include "output.h"
 
 static enum walsh_status run_version(struct command *command, struct walsh_error *err)
@@ -57,15 +58,23 @@ static int finish(int code)
     return code ? code : 1;
 }
 
+/* walsh help [VERB]. What the build makes of the tables is here as well, and not in the overview: `--man
+ * [VERB]` and `--completion SHELL`. */
 static int help(int argc, char **argv)
 {
-    if (argc == 0) {
-        options_overview(stdout);
+    const bool man = argc > 0 && strcmp(argv[0], "--man") == 0;
+    if (argc == 2 && strcmp(argv[0], "--completion") == 0) {
+        if (documents_completion(argv[1], stdout)) return finish(0);
+        fprintf(stderr, "walsh: no completion for '%s', but for bash, zsh and fish\n", argv[1]);
+        return 2;
+    }
+    if (argc <= (int)man) {
+        man ? documents_man_overview(stdout) : options_overview(stdout);
         return finish(0);
     }
-    const struct verb *verb = find_verb(argv[0]);
-    if (!verb) return unknown_verb(argv[0]);
-    options_help(verb, stdout);
+    const struct verb *verb = find_verb(argv[man]);
+    if (!verb) return unknown_verb(argv[man]);
+    man ? documents_man(verb, stdout) : options_help(verb, stdout);
     return finish(0);
 }
 

@@ -19,8 +19,7 @@ static bool same_name(const char *a, size_t length, const char *b)
     return b[length] == 0;
 }
 
-/* The next word of a space-separated list: its length, *cursor behind it; 0 at the end. */
-static size_t next_word(const char **cursor, const char **word)
+size_t option_next_word(const char **cursor, const char **word)
 {
     while (**cursor == ' ') ++*cursor;
     *word = *cursor;
@@ -33,7 +32,7 @@ static bool has_alias(const struct option *option, const char *name, size_t leng
     if (!option->aliases) return false;
     const char *cursor = option->aliases, *word;
     char alias[64];
-    for (size_t n = next_word(&cursor, &word); n > 0; n = next_word(&cursor, &word)) {
+    for (size_t n = option_next_word(&cursor, &word); n > 0; n = option_next_word(&cursor, &word)) {
         snprintf(alias, sizeof alias, "%.*s", (int)n, word);
         if (same_name(name, length, alias)) return true;
     }
@@ -108,7 +107,7 @@ static const char *nearest_option(const struct verb *verb, const char *word)
         for (const struct option *o = tables[t]; o && o->name; o++) {
             consider(word, o->name, &best, &found);
             const char *cursor = o->aliases ? o->aliases : "", *alias;
-            for (size_t n = next_word(&cursor, &alias); n > 0; n = next_word(&cursor, &alias)) {
+            for (size_t n = option_next_word(&cursor, &alias); n > 0; n = option_next_word(&cursor, &alias)) {
                 char name[64];
                 const char *near = NULL;
                 snprintf(name, sizeof name, "%.*s", (int)n, alias);
@@ -370,38 +369,51 @@ static void print_wrapped(FILE *to, const char *text, size_t at, size_t indent)
     fputc('\n', to);
 }
 
-static void print_option(FILE *to, const struct option *option)
+void option_text(const struct option *option, struct option_words *out)
 {
-    char left[80], right[1200], range[80];
-    int n = option->letter ? snprintf(left, sizeof left, "  -%c, --%s", option->letter, option->name)
-                           : snprintf(left, sizeof left, "      --%s", option->name);
-    const char *argument =
-        option->choices && strlen(option->choices) < 16 ? option->choices : option->argument;
-    if (argument)
-        snprintf(left + n, sizeof left - (size_t)n, option->kind == OPTION_MAYBE ? "[=%s]" : " %s", argument);
-    n = snprintf(right, sizeof right, "%s", option->help);
-    if (option->choices && argument != option->choices)
-        n += snprintf(right + n, sizeof right - (size_t)n, ": %s", option->choices);
+    char range[80];
+    char *right = out->text;
+    const size_t size = sizeof out->text;
+    out->argument = option->choices && strlen(option->choices) < 16 ? option->choices : option->argument;
+    int n = snprintf(right, size, "%s", option->help);
+    if (option->choices && out->argument != option->choices)
+        n += snprintf(right + n, size - (size_t)n, ": %s", option->choices);
     bool number = option->kind == OPTION_INTEGER || option->kind == OPTION_REAL;
     if (number && option->most < UNBOUNDED)
-        n +=
-            snprintf(right + n, sizeof right - (size_t)n, "; %s", range_text(option, 0, range, sizeof range));
-    if (option->fallback) n += snprintf(right + n, sizeof right - (size_t)n, " [%s]", option->fallback);
-    if (option->environment) n += snprintf(right + n, sizeof right - (size_t)n, " (%s)", option->environment);
-    if (option->aliases) {
-        const char *cursor = option->aliases, *word;
-        const char *before = " (also ";
-        for (size_t length = next_word(&cursor, &word); length > 0; length = next_word(&cursor, &word)) {
-            n += snprintf(right + n, sizeof right - (size_t)n, "%s--%.*s", before, (int)length, word);
-            before = ", ";
-        }
-        snprintf(right + n, sizeof right - (size_t)n, ")");
+        n += snprintf(right + n, size - (size_t)n, "; %s", range_text(option, 0, range, sizeof range));
+    if (option->fallback) n += snprintf(right + n, size - (size_t)n, " [%s]", option->fallback);
+    if (option->environment) n += snprintf(right + n, size - (size_t)n, " (%s)", option->environment);
+    if (!option->aliases) return;
+    const char *cursor = option->aliases, *word;
+    const char *before = " (also ";
+    for (size_t length = option_next_word(&cursor, &word); length > 0;
+         length = option_next_word(&cursor, &word)) {
+        n += snprintf(right + n, size - (size_t)n, "%s--%.*s", before, (int)length, word);
+        before = ", ";
     }
+    snprintf(right + n, size - (size_t)n, ")");
+}
+
+static void print_option(FILE *to, const struct option *option)
+{
+    char left[80];
+    struct option_words words;
+    option_text(option, &words);
+    int n = option->letter ? snprintf(left, sizeof left, "  -%c, --%s", option->letter, option->name)
+                           : snprintf(left, sizeof left, "      --%s", option->name);
+    if (words.argument)
+        snprintf(left + n, sizeof left - (size_t)n, option->kind == OPTION_MAYBE ? "[=%s]" : " %s",
+                 words.argument);
     if (strlen(left) + 2 > HELP_COLUMN)
         fprintf(to, "%s\n%*s", left, HELP_COLUMN, "");
     else
         fprintf(to, "%-*s", HELP_COLUMN, left);
-    print_wrapped(to, right, HELP_COLUMN, HELP_COLUMN);
+    print_wrapped(to, words.text, HELP_COLUMN, HELP_COLUMN);
+}
+
+bool option_serves(const struct verb *verb, const struct option *option)
+{
+    return !option->uses || (option->uses & verb->uses);
 }
 
 void options_help(const struct verb *verb, FILE *to)
@@ -416,7 +428,7 @@ void options_help(const struct verb *verb, FILE *to)
     for (const struct option *o = verb->options; o && o->name; o++) print_option(to, o);
     fprintf(to, "\nOptions of every verb:\n");
     for (const struct option *o = common_options; o->name; o++)
-        if (!o->uses || (o->uses & verb->uses)) print_option(to, o);
+        if (option_serves(verb, o)) print_option(to, o);
 }
 
 void options_overview(FILE *to)

@@ -60,6 +60,17 @@ enum walsh_status options_parse(const struct verb *verb, int argc, char **argv, 
 void options_help(const struct verb *verb, FILE *to);
 void options_overview(FILE *to);
 
+/* One option in words, as the help and the manual pages have them. */
+struct option_words {
+    const char *argument; /* its name, or short choices; NULL for flags */
+    char text[1200];      /* the help, choices, range, fallback, environment and aliases */
+};
+void option_text(const struct option *option, struct option_words *out);
+/* False where an option of every verb means nothing to this one. */
+bool option_serves(const struct verb *verb, const struct option *option);
+/* The next word of a space-separated list, such as `aliases`: its length, *cursor behind it; 0 at the end. */
+size_t option_next_word(const char **cursor, const char **word);
+
 /* The entry of `names` (NULL at the end) nearest to `word`, or NULL where none is near. */
 const char *nearest_name(const char *word, const char *const *names);
 

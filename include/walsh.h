@@ -19,18 +19,14 @@
 
 #include "walsh_hooks.h"
 #include "walsh_status.h"
+#include "walsh_version.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-#if defined(__GNUC__)
-#define WALSH_API __attribute__((visibility("default")))
-#else
-#define WALSH_API
-#endif
-
-WALSH_API const char *walsh_version(void); /* "0.1.0" */
+/* The library's version at run time; WALSH_VERSION_STRING (walsh_version.h) is that of the headers. */
+WALSH_API const char *walsh_version(void);
 
 /* ------------------------------------------------------------------------------------------------ context */
 

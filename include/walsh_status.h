@@ -6,6 +6,13 @@
 extern "C" {
 #endif
 
+/* What the shared library exports; everything else is hidden in it. */
+#if defined(__GNUC__)
+#define WALSH_API __attribute__((visibility("default")))
+#else
+#define WALSH_API
+#endif
+
 /* What a call returns. Everything but WALSH_OK comes with a message in the caller's struct walsh_error. */
 enum walsh_status {
     WALSH_OK = 0,
@@ -30,7 +37,7 @@ struct walsh_error {
 };
 
 /* The enumerator's name without its prefix, lower case ("io", "format", ...); never NULL. */
-const char *walsh_status_name(enum walsh_status status);
+WALSH_API const char *walsh_status_name(enum walsh_status status);
 
 #ifdef __cplusplus
 }

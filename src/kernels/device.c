@@ -11,35 +11,61 @@
 #define MODULE_NAME "libwalsh-cuda.so"
 #define PATH_SIZE 4096
 
-/* Where this program is, with '/' at the end; false where the system does not say. */
-static bool program_directory(char *path)
+/* Cut the path behind its last '/'; false where there is none. */
+static bool directory_of(char *path)
 {
-    ssize_t length = readlink("/proc/self/exe", path, PATH_SIZE - 1);
-    if (length <= 0) return false;
-    path[length] = 0;
     char *slash = strrchr(path, '/');
     if (!slash) return false;
     slash[1] = 0;
     return true;
 }
 
-static void *open_beside_program(void)
+static bool program_directory(char *path)
 {
-    static const char *const places[] = {"", "../lib/", "../lib/walsh/"};
-    char directory[PATH_SIZE], path[PATH_SIZE + 64];
-    if (program_directory(directory))
-        for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
-            snprintf(path, sizeof path, "%s%s%s", directory, places[i], MODULE_NAME);
-            if (access(path, R_OK) == 0) return dlopen(path, RTLD_NOW | RTLD_LOCAL);
-        }
-    return dlopen(MODULE_NAME, RTLD_NOW | RTLD_LOCAL);
+    ssize_t length = readlink("/proc/self/exe", path, PATH_SIZE - 1);
+    if (length <= 0) return false;
+    path[length] = 0;
+    return directory_of(path);
+}
+
+/* Of what holds this code: libwalsh.so, or a program that was linked with the archive. */
+static bool library_directory(char *path)
+{
+    Dl_info info;
+    static const char here;
+    if (!dladdr(&here, &info) || !info.dli_fname || strlen(info.dli_fname) >= PATH_SIZE) return false;
+    strcpy(path, info.dli_fname);
+    return directory_of(path);
+}
+
+/* The first module in one of the places (NULL at the end) seen from `directory`; NULL: none is there. */
+static void *open_below(const char *directory, const char *const *places)
+{
+    char path[PATH_SIZE + 64];
+    for (; *places; places++) {
+        snprintf(path, sizeof path, "%s%s%s", directory, *places, MODULE_NAME);
+        if (access(path, R_OK) == 0) return dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    }
+    return NULL;
+}
+
+static void *open_installed(void)
+{
+    static const char *const of_library[] = {"", "walsh/", NULL};
+    static const char *const of_program[] = {"", "../lib/", "../lib/walsh/", "../" WALSH_MODULE_DIRECTORY "/",
+                                             NULL};
+    char directory[PATH_SIZE];
+    void *module = NULL;
+    if (library_directory(directory)) module = open_below(directory, of_library);
+    if (!module && program_directory(directory)) module = open_below(directory, of_program);
+    return module ? module : dlopen(MODULE_NAME, RTLD_NOW | RTLD_LOCAL);
 }
 
 enum walsh_status walsh_device_load(const char *path, const struct walsh_device_module **out,
                                     struct walsh_error *err)
 {
     *out = NULL;
-    void *library = path ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : open_beside_program();
+    void *library = path ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : open_installed();
     if (!library) {
         const char *why = dlerror();
         return walsh_fail(err, WALSH_E_UNSUPPORTED, "the CUDA module is not there: %s",

@@ -97,9 +97,10 @@ struct walsh_device_module {
 };
 typedef const struct walsh_device_module *walsh_device_module_function(void);
 
-/* The module of backend "cuda": beside the program, in ../lib or ../lib/walsh of it, or where the system
- * finds libraries; `path`: this file. WALSH_E_UNSUPPORTED where there is none or it is of another build. It
- * stays loaded for the life of the process. */
+/* The module of backend "cuda": beside libwalsh.so or in walsh/ there; beside the program, in ../lib,
+ * ../lib/walsh or the directory that the build installs it to, seen from there; or where the system finds
+ * libraries; `path`: this file. WALSH_E_UNSUPPORTED where there is none or it is of another build. It stays
+ * loaded for the life of the process. */
 enum walsh_status walsh_device_load(const char *path, const struct walsh_device_module **out,
                                     struct walsh_error *err);
 

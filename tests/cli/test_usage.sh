@@ -17,7 +17,7 @@ for verb in quantize run eval bench inspect merge serve devices version; do
     [ "$(awk 'length > 100' "$work/out" | wc -l)" -eq 0 ] || fails "a help line is longer than 100 columns"
 done
 works --version
-same version "$(cat "$work/out")" "walsh $(sed -n 's/^project(walsh VERSION \([0-9.]*\).*/\1/p' "$CLI_SOURCE/CMakeLists.txt")"
+same version "$(cat "$work/out")" "walsh $(sed -n 's/^#define WALSH_VERSION_STRING "\(.*\)"/\1/p' "$CLI_SOURCE/include/walsh_version.h")"
 works version --json
 has version
 
