@@ -108,11 +108,13 @@ static const struct option bench_options[] = {
     {.name = "prefill",
      .argument = "N",
      .kind = OPTION_INTEGER,
-     .least = 1,
+     .least = 0,
      .most = 512,
-     .fallback = "512",
+     .fallback = "0",
      .offset = AT(prefill),
-     .help = "prompt tokens that a step of the scheduler reads at most, beside the rows that decode"},
+     .help =
+         "prompt tokens that a step of the scheduler reads at most, beside the rows that decode; 0: as walsh "
+         "serve does without its --prefill"},
     KV_OPTIONS(AT(kv)),
     {.name = "adapter",
      .aliases = "lora",

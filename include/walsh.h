@@ -494,9 +494,10 @@ struct walsh_batch;
 struct walsh_batch_options {
     size_t struct_size;
     uint32_t max_rows; /* requests that run at a time, at most 512; 0: 32 */
-    /* Tokens of prompts that a step reads at most, of all requests together, at most 512; 0: 512. Fewer make
-     * steps shorter for the rows that decode, and prompts slower. No bit depends on it: a TURBO cache, which
-     * packs whole chunks, reads each chunk of 512 in one step whatever this says. */
+    /* Tokens of prompts that a step reads at most, of all requests together, at most 512. Fewer make
+     * steps shorter for the rows that decode, and prompts slower. 0: 512, and on a CPU 64 where rows decode.
+     * No bit depends on it: a TURBO cache, which packs whole chunks, reads each chunk of 512 in one step
+     * whatever this says. */
     uint32_t prefill_tokens;
     uint32_t context; /* tokens of one request at most, prompt and answer; 0: as of a session */
     /* Tokens that the caches of all running requests hold at most, each request's need rounded up to pages of

@@ -86,7 +86,9 @@ static const struct option serve_options[] = {
      .most = 512,
      .environment = "WALSH_PREFILL",
      .offset = AT(prefill),
-     .help = "tokens of prompts that are read beside one step of generation; default: 512"},
+     .help =
+         "tokens of prompts that are read beside one step of generation; default: on a CPU 64 where others "
+         "generate, else 512"},
     {.name = "kv-tokens",
      .argument = "N",
      .kind = OPTION_INTEGER,

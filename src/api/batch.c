@@ -4,6 +4,7 @@
 
 #define DEFAULT_ROWS 32u
 #define DEFAULT_QUEUED 1024u
+#define DEFAULT_PREFILL_BESIDE 64u /* about what a step of 32 rows takes once more (performance.md) */
 
 enum walsh_status walsh_batch_open(const struct walsh_model *model, const struct walsh_batch_options *options,
                                    struct walsh_batch **out, struct walsh_error *err)
@@ -14,6 +15,7 @@ enum walsh_status walsh_batch_open(const struct walsh_model *model, const struct
     struct walsh_batch_limits limits = {
         .rows = o.max_rows ? o.max_rows : DEFAULT_ROWS,
         .prefill_tokens = o.prefill_tokens ? o.prefill_tokens : WALSH_CHUNK_ROWS,
+        .prefill_beside = o.prefill_tokens || model->runner->queue->memory ? 0 : DEFAULT_PREFILL_BESIDE,
         .context = walsh_default_context(model, o.context),
         .kv_tokens = o.kv_tokens,
         .queued = o.max_queued ? o.max_queued : DEFAULT_QUEUED,

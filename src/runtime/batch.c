@@ -37,6 +37,9 @@ static enum walsh_status check_limits(const struct walsh_runner *runner, const s
     if (l->prefill_tokens < 1 || l->prefill_tokens > WALSH_CHUNK_ROWS)
         return walsh_fail(err, WALSH_E_ARGUMENT, "%u prompt tokens in a step, expected 1 to %d",
                           l->prefill_tokens, WALSH_CHUNK_ROWS);
+    if (l->prefill_beside > l->prefill_tokens)
+        return walsh_fail(err, WALSH_E_ARGUMENT, "%u prompt tokens beside decode, expected at most %u",
+                          l->prefill_beside, l->prefill_tokens);
     if (l->context < 1 || l->context > positions)
         return walsh_fail(err, WALSH_E_ARGUMENT, "context of %u tokens: the model has positions for 1 to %u",
                           l->context, positions);
@@ -81,6 +84,7 @@ enum walsh_status walsh_runtime_batch_open(struct walsh_runner *runner,
     WALSH_TRY(walsh_alloc_zero(1, sizeof *batch, "a batch", &batch, err));
     batch->runner = runner;
     batch->limits = *limits;
+    if (!limits->prefill_beside) batch->limits.prefill_beside = limits->prefill_tokens;
     const enum walsh_status status = allocate(batch, err);
     if (status != WALSH_OK) walsh_runtime_batch_close(&batch);
     *out = batch;

@@ -12,6 +12,7 @@
 struct walsh_batch_limits {
     uint32_t rows;           /* 1..WALSH_CHUNK_ROWS: requests that run at a time */
     uint32_t prefill_tokens; /* 1..WALSH_CHUNK_ROWS: prompt tokens of one step, of all requests together */
+    uint32_t prefill_beside; /* of one in which others decode, at most prefill_tokens; 0: the same */
     uint32_t context;   /* most tokens of one request, prompt and answer; at most the model's positions */
     uint64_t kv_tokens; /* of the caches of all running requests, each rounded up to pages of WALSH_KV_PAGE */
     uint32_t queued;    /* requests that wait at most */

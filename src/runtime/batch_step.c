@@ -53,29 +53,38 @@ static uint32_t next_prompt(const struct walsh_batch *b)
     return b->limits.rows;
 }
 
-/* Tokens of this prompt to read where `left` of the step's are left; 0: it comes first in the next step. A
- * packed cache reads the tokens of the chunk that it is about to pack more exactly than older ones, so that
- * its chunks must stay whole. */
-static uint32_t piece_size(const struct walsh_batch *b, const struct walsh_batch_entry *entry, uint32_t left)
+/* Prompt tokens that this step may read: fewer where others wait for their next token meanwhile. */
+static uint32_t prompt_budget(const struct walsh_batch *b)
+{
+    for (uint32_t i = 0; i < b->limits.rows; i++)
+        if (b->slots[i] && b->slots[i]->state == WALSH_BATCH_DECODE) return b->limits.prefill_beside;
+    return b->limits.prefill_tokens;
+}
+
+/* Tokens of this prompt to read where `left` of the step's are left, `first`: all of them; 0: it comes first
+ * in the next step. A packed cache reads the tokens of the chunk that it is about to pack more exactly than
+ * older ones, so that its chunks must stay whole. */
+static uint32_t piece_size(const struct walsh_batch *b, const struct walsh_batch_entry *entry, uint32_t left,
+                           bool first)
 {
     const uint32_t length = entry->session->kv->length;
     const size_t chunk = walsh_min(entry->count - length, WALSH_CHUNK_ROWS - length % WALSH_CHUNK_ROWS);
-    if (b->limits.kv.type == WALSH_KV_TURBO && chunk > left)
-        return left == b->limits.prefill_tokens ? (uint32_t)chunk : 0;
+    if (b->limits.kv.type == WALSH_KV_TURBO && chunk > left) return first ? (uint32_t)chunk : 0;
     return (uint32_t)walsh_min(chunk, left);
 }
 
-/* Up to prefill_tokens, a piece of each prompt in turn: a short prompt does not wait for the whole of a long
- * one, and those that decode wait for one chunk at most. */
+/* As many tokens as the step may read, a piece of each prompt in turn: a short prompt does not wait for the
+ * whole of a long one, and those that decode wait for one chunk at most. */
 static enum walsh_status read_prompts(struct walsh_batch *b, struct walsh_error *err)
 {
     uint32_t slot;
-    for (uint32_t left = b->limits.prefill_tokens; left > 0 && (slot = next_prompt(b)) < b->limits.rows;) {
+    const uint32_t budget = prompt_budget(b);
+    for (uint32_t left = budget; left > 0 && (slot = next_prompt(b)) < b->limits.rows;) {
         struct walsh_batch_entry *entry = b->slots[slot];
         b->turn = slot;
         take_over(b, entry);
         if (entry->state == WALSH_BATCH_READY) continue;
-        const uint32_t n = piece_size(b, entry, left);
+        const uint32_t n = piece_size(b, entry, left, left == budget);
         if (n == 0) break;
         const enum walsh_status status = read_piece(b, entry, n);
         if (status == WALSH_E_ABORTED) {

@@ -17,6 +17,7 @@ static enum walsh_status check(const char *name, double value, bool valid, const
 
 static enum walsh_status allocate(struct walsh_sampler *s, struct walsh_error *err)
 {
+    WALSH_TRY(walsh_alloc(s->vocab, sizeof *s->logits, "the sampler", &s->logits, err));
     WALSH_TRY(walsh_alloc(s->vocab, sizeof *s->candidates, "the sampler", &s->candidates, err));
     WALSH_TRY(walsh_alloc(s->vocab, sizeof *s->mass, "the sampler", &s->mass, err));
     WALSH_TRY(walsh_alloc(s->options.repeat_last, sizeof *s->recent, "the sampler", &s->recent, err));
@@ -97,6 +98,7 @@ void walsh_sampler_destroy(struct walsh_sampler **sampler)
 {
     if (!sampler || !*sampler) return;
     walsh_matcher_close(&(*sampler)->matcher);
+    walsh_free((*sampler)->logits);
     walsh_free((*sampler)->candidates);
     walsh_free((*sampler)->mass);
     walsh_free((*sampler)->recent);
@@ -124,7 +126,7 @@ static void penalize(struct walsh_sampler *s, const float *logits)
         int32_t id = s->recent[i];
         if (id < 0 || (uint32_t)id >= s->vocab) continue;
         double logit = (double)logits[id]; /* of the model: a second occurrence gives the same value again */
-        s->candidates[id].logit = (float)(logit > 0 ? logit / penalty : logit * penalty);
+        s->logits[id] = (float)(logit > 0 ? logit / penalty : logit * penalty);
     }
 }
 
@@ -135,9 +137,9 @@ static void shift(struct walsh_sampler *s)
     const struct walsh_sampling *o = &s->options;
     for (uint32_t i = 0; s->drawn && i < s->vocab; i++)
         if (s->drawn[i])
-            s->candidates[i].logit = (float)((double)s->candidates[i].logit - o->presence_penalty -
-                                             o->frequency_penalty * (double)s->drawn[i]);
-    for (size_t i = 0; i < o->bias_count; i++) s->candidates[s->bias_ids[i]].logit += s->biases[i];
+            s->logits[i] = (float)((double)s->logits[i] - o->presence_penalty -
+                                   o->frequency_penalty * (double)s->drawn[i]);
+    for (size_t i = 0; i < o->bias_count; i++) s->logits[s->bias_ids[i]] += s->biases[i];
 }
 
 /* a comes before b: a larger logit, or an equal one and a lower id. */
@@ -166,25 +168,100 @@ static struct walsh_candidate take_first(struct walsh_candidate *heap, size_t *n
     return top;
 }
 
+#define BUCKETS 256       /* of logits below the largest one, each a factor of e^(1/8) of probability wide */
+#define BUCKETS_PER_E 8.0 /* what lies further down than 32 is in the last one */
+#define BLOCK 256
+
+/* e^x for x <= 0, within 4e-7 for what counts; x below -87 counts as -87. Plain operations without a branch,
+ * so that the compiler takes several at a time: 2^(k + f) with k rounded, and the series of 2^f for |f| <=
+ * 1/2. */
+static float decay(float x)
+{
+    const float t = (x < -87 ? -87 : x) * 1.44269504f;
+    const float k = (t + 12582912.0f) - 12582912.0f, f = t - k;
+    const float series =
+        1 + f * (0.693147181f +
+                 f * (0.240226507f + f * (0.0555041087f + f * (0.00961812911f +
+                                                               f * (0.00133335581f + f * 0.000154035304f)))));
+    const int32_t bits = ((int32_t)k + 127) << 23;
+    float power;
+    memcpy(&power, &bits, sizeof power);
+    return series * power;
+}
+
+struct histogram {
+    double mass[BUCKETS];
+    uint32_t count[BUCKETS];
+    double whole; /* the sum of all masses */
+};
+
+static void fill_histogram(const struct walsh_sampler *s, float best, struct histogram *h)
+{
+    const float per_temperature = (float)(1 / s->options.temperature);
+    *h = (struct histogram){0};
+    for (uint32_t begin = 0; begin < s->vocab; begin += BLOCK) {
+        const uint32_t n = s->vocab - begin < BLOCK ? s->vocab - begin : BLOCK;
+        float mass[BLOCK];
+        int32_t bucket[BLOCK];
+        for (uint32_t i = 0; i < n; i++) {
+            const float x = (s->logits[begin + i] - best) * per_temperature,
+                        below = x * (float)-BUCKETS_PER_E;
+            bucket[i] = (int32_t)(below < BUCKETS - 1 ? below : BUCKETS - 1);
+            mass[i] = decay(x);
+        }
+        for (uint32_t i = 0; i < n; i++) {
+            h->mass[bucket[i]] += (double)mass[i];
+            h->count[bucket[i]]++;
+        }
+    }
+    for (uint32_t i = 0; i < BUCKETS; i++) h->whole += h->mass[i];
+}
+
+/* Put those that a draw can reach into a heap: whole buckets from the top until they have `count` candidates
+ * or more, or more than `mass`, or what follows has less than `share` of the first one's probability. Of a
+ * vocabulary these are few, and the rest is never sorted. */
+static size_t gather(struct walsh_sampler *s, float best, const struct histogram *h, uint32_t count,
+                     double mass, double share)
+{
+    const double slack = 1 + 1e-5; /* the masses are rounded */
+    const double deepest = share > 0 ? 1 - log(share) * BUCKETS_PER_E : BUCKETS;
+    uint32_t last = 0, seen = h->count[0];
+    double sum = h->mass[0];
+    while (last < BUCKETS - 1 && last < deepest && seen < count && sum < mass * slack) {
+        seen += h->count[++last];
+        sum += h->mass[last];
+    }
+    /* a little below the bucket's end, since the quotients were rounded */
+    const double depth = (last + 1.01) / BUCKETS_PER_E * s->options.temperature + 1e-6 * fabs((double)best);
+    const float least = last == BUCKETS - 1 ? -INFINITY : (float)((double)best - depth);
+    size_t n = 0;
+    for (uint32_t i = 0; i < s->vocab; i++) {
+        s->candidates[n] = (struct walsh_candidate){s->logits[i], (int32_t)i};
+        n += s->logits[i] >= least;
+    }
+    for (size_t i = n / 2; i-- > 0;) sift_down(s->candidates, n, i);
+    return n;
+}
+
 /* The candidates in descending order as far as the filters keep them: ids at the end of the array, masses
  * from the front. Returns how many; *total is their mass. Where nothing filters, *total is the mass of all,
  * and those behind the one where `share` of it is reached are left in the heap. */
 static size_t filter(struct walsh_sampler *s, float best, double share, double *total)
 {
     const struct walsh_sampling *o = &s->options;
-    size_t n = s->vocab, limit = o->top_k > 0 && o->top_k < s->vocab ? o->top_k : s->vocab;
-    for (size_t i = n / 2; i-- > 0;) sift_down(s->candidates, n, i);
-    double whole = 0; /* the mass that top-p is a share of: of what top-k keeps */
-    if (limit == s->vocab)
-        for (size_t i = 0; i < n; i++)
-            whole += exp(((double)s->candidates[i].logit - (double)best) / o->temperature);
+    const size_t limit = o->top_k > 0 && o->top_k < s->vocab ? o->top_k : s->vocab;
+    const bool need_whole = limit < s->vocab && o->top_p < 1;
+    const bool unfiltered = limit == s->vocab && o->top_p == 1 && o->min_p == 0;
+    struct histogram h;
+    fill_histogram(s, best, &h);
+    const double reach = limit < s->vocab ? INFINITY : (unfiltered ? share : o->top_p) * h.whole;
+    size_t n = gather(s, best, &h, (uint32_t)limit, reach, need_whole ? 0 : o->min_p);
+    double whole = h.whole; /* the mass that top-p is a share of: of what top-k keeps */
     size_t kept = 0;
     struct walsh_candidate *sorted =
         s->candidates + s->vocab; /* grows downwards into the room that the heap leaves */
-    bool need_whole = limit < s->vocab && o->top_p < 1;
-    bool unfiltered = limit == s->vocab && o->top_p == 1 && o->min_p == 0;
     *total = 0;
-    while (kept < limit) {
+    while (kept < limit && n > 0) {
         struct walsh_candidate c = take_first(s->candidates, &n);
         double mass = exp(((double)c.logit - (double)best) / o->temperature);
         if (kept > 0 && (mass < o->min_p || mass == 0) && !need_whole) break;
@@ -206,15 +283,32 @@ static size_t filter(struct walsh_sampler *s, float best, double share, double *
     return kept;
 }
 
+/* A number that is larger for a larger float: those of NaN lie beyond those of both infinities. */
+static int32_t order_of(float value)
+{
+    int32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits ^ ((bits >> 31) & INT32_MAX);
+}
+
 static enum walsh_status find_best(const struct walsh_sampler *s, struct walsh_candidate *best,
                                    struct walsh_error *err)
 {
-    *best = s->candidates[0];
+    int32_t most = INT32_MIN, least = INT32_MAX;
+    for (uint32_t i = 0; i < s->vocab;
+         i++) { /* integers, because a compiler takes several of them at a time */
+        const int32_t order = order_of(s->logits[i]);
+        most = order > most ? order : most;
+        least = order < least ? order : least;
+    }
+    const bool good = most < order_of(INFINITY) && least >= order_of(-INFINITY);
+    *best = (struct walsh_candidate){s->logits[0], 0};
     for (uint32_t i = 0; i < s->vocab; i++) {
-        float logit = s->candidates[i].logit;
-        if (isnan(logit) || logit == INFINITY)
+        const float logit = s->logits[i];
+        if (!good && (isnan(logit) || logit == INFINITY))
             return walsh_fail(err, WALSH_E_INTERNAL, "the logit of token %u is %g", i, (double)logit);
-        if (logit > best->logit) *best = s->candidates[i];
+        if (logit > best->logit) *best = (struct walsh_candidate){logit, (int32_t)i};
+        if (good && order_of(logit) == most) break;
     }
     if (best->logit == -INFINITY) return walsh_fail(err, WALSH_E_INTERNAL, "all logits are -inf");
     return WALSH_OK;
@@ -227,19 +321,17 @@ static enum walsh_status apply_grammar(struct walsh_sampler *s, struct walsh_err
     if (!s->matcher) return WALSH_OK;
     WALSH_TRY(walsh_matcher_mask(s->matcher, &mask, err));
     for (uint32_t i = 0; i < s->vocab; i++)
-        if (!(mask[i / 64] >> i % 64 & 1)) s->candidates[i].logit = -INFINITY;
+        if (!(mask[i / 64] >> i % 64 & 1)) s->logits[i] = -INFINITY;
     return WALSH_OK;
 }
 
 enum walsh_status walsh_sampler_choose(struct walsh_sampler *s, const float *logits, int32_t *id,
                                        struct walsh_error *err)
 {
-    for (uint32_t i = 0; i < s->vocab; i++)
-        s->candidates[i] = (struct walsh_candidate){logits[i], (int32_t)i};
+    memcpy(s->logits, logits, s->vocab * sizeof *logits);
     penalize(s, logits);
     shift(s);
-    for (size_t i = 0; i < s->options.excluded_count; i++)
-        s->candidates[s->options.excluded[i]].logit = -INFINITY;
+    for (size_t i = 0; i < s->options.excluded_count; i++) s->logits[s->options.excluded[i]] = -INFINITY;
     WALSH_TRY(apply_grammar(s, err));
     struct walsh_candidate best;
     WALSH_TRY(find_best(s, &best, err));

@@ -40,6 +40,7 @@ struct walsh_sampler {
     struct walsh_sampling options;
     uint32_t vocab;
     struct walsh_random random;
+    float *logits;                      /* [vocab], after penalties and biases */
     struct walsh_candidate *candidates; /* [vocab] */
     double *mass;                       /* [vocab]: unnormalised probabilities of the sorted candidates */
     int32_t *recent;                    /* ring [repeat_last] */

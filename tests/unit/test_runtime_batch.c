@@ -113,6 +113,36 @@ static void prompts_are_read_in_turn(void **state)
     walsh_runtime_batch_close(&batch);
 }
 
+/* Prompts are read in smaller pieces while somebody waits for a next token, in whole chunks where nobody
+ * does. */
+static void prompts_give_way_to_decode(void **state)
+{
+    (void)state;
+    struct walsh_error err;
+    struct walsh_batch *batch;
+    const struct walsh_batch_limits limits = {.rows = 4,
+                                              .prefill_tokens = 300,
+                                              .prefill_beside = 64,
+                                              .context = 1024,
+                                              .kv_tokens = 16384,
+                                              .queued = 8};
+    assert_int_equal(walsh_runtime_batch_open(runner, &limits, &batch, &err), WALSH_OK);
+    submit(batch, 290, 3);
+    step_reads(batch, 290, 0, 0);
+    submit(batch, 700, 20);
+    submit(batch, 10, 5);
+    step_reads(batch, 291, 64, 0);
+    step_reads(batch, 0, 118, 10); /* the first one's third and last token */
+    step_reads(batch, 0, 182, 11); /* beside the other one */
+    for (unsigned i = 0; i < 3; i++) step(batch);
+    step_reads(batch, 0, 674, 0); /* nobody decodes: 138 to the end of the chunk, and 162 of the next */
+    walsh_runtime_batch_close(&batch);
+    struct walsh_batch_limits wrong = limits;
+    wrong.prefill_beside = 301;
+    assert_int_equal(walsh_runtime_batch_open(runner, &wrong, &batch, &err), WALSH_E_ARGUMENT);
+    assert_string_equal(err.message, "301 prompt tokens beside decode, expected at most 300");
+}
+
 /* A packed cache takes whole chunks, one at least in a step. */
 static void chunks_of_packed_caches_stay_whole(void **state)
 {
@@ -236,9 +266,9 @@ static void limits_are_checked(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(prompts_are_read_in_turn),  cmocka_unit_test(chunks_of_packed_caches_stay_whole),
-        cmocka_unit_test(the_queue_keeps_its_order), cmocka_unit_test(a_row_that_fails_fails_alone),
-        cmocka_unit_test(limits_are_checked),
+        cmocka_unit_test(prompts_are_read_in_turn),           cmocka_unit_test(prompts_give_way_to_decode),
+        cmocka_unit_test(chunks_of_packed_caches_stay_whole), cmocka_unit_test(the_queue_keeps_its_order),
+        cmocka_unit_test(a_row_that_fails_fails_alone),       cmocka_unit_test(limits_are_checked),
     };
     return cmocka_run_group_tests(tests, open_runner, close_runner);
 }
