@@ -1,6 +1,6 @@
 # The front door. `make` builds, `make demo` shows what walsh does, `make test` tests it; each first installs the build
 # packages that are missing (tools/setup.sh).
-.PHONY: all demo test proof install uninstall clean format
+.PHONY: all demo test proof fuzz install uninstall clean format
 MODELS ?=
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -28,6 +28,14 @@ proof:
 	@tests/proof/run.sh build "$(MODELS)"
 
 # Program, library, headers, manual pages, completion, texts and the embedded model, below $(DESTDIR)$(PREFIX).
+# Every fuzz target for SECONDS: needs clang.
+SECONDS ?= 60
+fuzz:
+	@tools/setup.sh ci
+	@cmake --preset fuzz --log-level=WARNING >/dev/null
+	@cmake --build --preset fuzz
+	@tests/proof/fuzz.sh build-fuzz/tests $(SECONDS)
+
 install: all
 	@DESTDIR="$(DESTDIR)" cmake --install build --prefix "$(PREFIX)" >build/install.log
 	@echo "walsh is installed below $(DESTDIR)$(PREFIX)"
@@ -39,4 +47,4 @@ format:
 	@git ls-files '*.c' '*.h' | xargs clang-format -i
 
 clean:
-	@rm -rf build build-clang build-asan build-tsan
+	@rm -rf build build-clang build-asan build-tsan build-fuzz

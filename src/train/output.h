@@ -27,9 +27,11 @@ struct walsh_train_state {
 enum walsh_status walsh_checkpoint_save(const struct walsh_parameters *p, const struct walsh_train_state *s,
                                         const struct walsh_train_job *job, const char *identity,
                                         struct walsh_error *err);
-/* The newest checkpoint of the output into *s, whose arrays are there; *found false: there is none. */
+/* The newest checkpoint of the output into *s, whose arrays are there; *found false: there is none. A place
+ * behind the last of `pieces`, or steps that are not those of the directory's name, are errors. */
 enum walsh_status walsh_checkpoint_load(struct walsh_train_state *s, const struct walsh_train_job *job,
-                                        const char *identity, bool *found, struct walsh_error *err);
+                                        const char *identity, uint64_t pieces, bool *found,
+                                        struct walsh_error *err);
 /* Does the output hold an adapter or a checkpoint? */
 bool walsh_output_used(const char *output);
 

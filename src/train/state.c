@@ -254,7 +254,8 @@ enum walsh_status walsh_checkpoint_save(const struct walsh_parameters *p, const 
 }
 
 enum walsh_status walsh_checkpoint_load(struct walsh_train_state *s, const struct walsh_train_job *job,
-                                        const char *identity, bool *found, struct walsh_error *err)
+                                        const char *identity, uint64_t pieces, bool *found,
+                                        struct walsh_error *err)
 {
     size_t count;
     const uint64_t step = find_checkpoint(job->output, false, &count);
@@ -266,6 +267,11 @@ enum walsh_status walsh_checkpoint_load(struct walsh_train_state *s, const struc
     if (status == WALSH_OK) status = walsh_path_join(directory, STATE_FILE, &path, err);
     if (status == WALSH_OK) status = walsh_safetensors_open(path, false, &st, err);
     if (status == WALSH_OK) status = read_state(&st, s, identity, err);
+    if (status == WALSH_OK && (s->step != step || s->next > pieces))
+        status = walsh_fail(err, WALSH_E_FORMAT,
+                            "%s: it is of step %llu and piece %llu, expected step %llu and at most %llu pieces",
+                            path, (unsigned long long)s->step, (unsigned long long)s->next,
+                            (unsigned long long)step, (unsigned long long)pieces);
     walsh_safetensors_close(&st);
     walsh_free(path);
     walsh_free(directory);

@@ -11,6 +11,7 @@
 #define MOST_BYTES 65536
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+int LLVMFuzzerInitialize(int *argc, char ***argv) __attribute__((weak));
 
 static uint64_t state;
 
@@ -77,6 +78,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: %s DIRECTORY [ROUNDS [SEED]]\n", argv[0]);
         return 2;
     }
+    if (LLVMFuzzerInitialize) LLVMFuzzerInitialize(&argc, &argv);
     state = argc > 3 ? strtoull(argv[3], NULL, 10) : 1;
     printf("seed %llu\n", (unsigned long long)state);
     for (struct dirent *entry; (entry = readdir(directory));) {
