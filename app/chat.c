@@ -59,17 +59,14 @@ enum walsh_status chat_encode(const struct chat *chat, const struct walsh_model 
     struct walsh_chat_options options = WALSH_CHAT_OPTIONS;
     options.variables_json = chat->variables;
     options.now = local_seconds();
-    char *messages = json_dumps(chat->messages, JSON_COMPACT), *text = NULL;
-    size_t size;
+    char *messages = json_dumps(chat->messages, JSON_COMPACT);
     if (!messages) return fail(err, WALSH_E_MEMORY, "out of memory for the conversation");
     enum walsh_status status =
-        walsh_chat_render(model, messages, strlen(messages), &options, &text, &size, err);
-    if (status == WALSH_OK) status = walsh_model_encode(model, text, size, 0, ids, count, err);
+        walsh_chat_encode(model, messages, strlen(messages), &options, ids, count, NULL, NULL, err);
     if (status == WALSH_OK && *count == 0) {
         walsh_memory_free(*ids);
         status = fail(err, WALSH_E_FORMAT, "the chat template makes an empty prompt of the conversation");
     }
-    walsh_memory_free(text);
     free(messages);
     return status;
 }

@@ -219,6 +219,16 @@ WALSH_API bool walsh_model_has_chat_template(const struct walsh_model *model);
 WALSH_API enum walsh_status walsh_chat_render(const struct walsh_model *model, const char *messages_json,
                                               size_t messages_size, const struct walsh_chat_options *options,
                                               char **text, size_t *size, struct walsh_error *err);
+/* Render and encode. What the messages say stays text: a text of a special token in them ("<|im_end|>" that a
+ * user typed) is encoded as text, where encoding what walsh_chat_render gives would make it that token and
+ * let a message end itself and begin another one's. Tokens that the template writes are tokens. A template
+ * that takes a message apart and joins its pieces can defeat this; none of the known ones does. U+FDD0 in a
+ * message becomes U+FFFD. *ids [*count], *text [*size]: free with walsh_memory_free; text may be NULL. Errors
+ * as of walsh_chat_render and walsh_model_encode. */
+WALSH_API enum walsh_status walsh_chat_encode(const struct walsh_model *model, const char *messages_json,
+                                              size_t messages_size, const struct walsh_chat_options *options,
+                                              int32_t **ids, size_t *count, char **text, size_t *size,
+                                              struct walsh_error *err);
 
 /* ------------------------------------------------------------------------------------------------ grammars
  */

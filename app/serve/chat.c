@@ -19,6 +19,7 @@ static bool refuse_rendering(struct exchange *x, const struct walsh_error *err)
                       "this model has no chat template; use /v1/completions");
     case WALSH_E_ARGUMENT:
     case WALSH_E_CAPACITY:
+    case WALSH_E_FORMAT: /* mostly what a conversation lacks that the template wants */
         return refuse(&x->refusal, 400, "invalid_messages", "messages", "%s", err->message);
     case WALSH_E_MEMORY:
         return out_of_memory(x);
@@ -72,11 +73,12 @@ static bool check_messages(struct exchange *x, const json_t *messages)
     return true;
 }
 
-bool chat_render(struct exchange *x, const struct request *request, char **text, size_t *size)
+bool chat_tokens(struct exchange *x, const struct request *request, int32_t **ids, size_t *count, char **text,
+                 size_t *size)
 {
     struct walsh_chat_options options = WALSH_CHAT_OPTIONS;
     struct walsh_error err = {0};
-    *text = NULL;
+    *ids = NULL;
     if (!check_messages(x, request->messages)) return false;
     if (request->template_arguments && !json_is_object(request->template_arguments))
         return refuse(&x->refusal, 400, "invalid_type", "chat_template_kwargs",
@@ -88,8 +90,8 @@ bool chat_render(struct exchange *x, const struct request *request, char **text,
     if (!good) out_of_memory(x);
     options.variables_json = variables;
     options.add_generation_prompt = request->add_generation_prompt;
-    if (good && walsh_chat_render(x->server->model, messages, strlen(messages), &options, text, size, &err) !=
-                    WALSH_OK)
+    if (good && walsh_chat_encode(x->server->model, messages, strlen(messages), &options, ids, count, text,
+                                  size, &err) != WALSH_OK)
         good = refuse_rendering(x, &err);
     free(messages);
     free(variables);
@@ -107,21 +109,18 @@ static bool ends_in_thought(const char *text, size_t size)
 
 bool chat_prompt(struct exchange *x, struct request *request, bool *thinking)
 {
-    char *text;
-    size_t size;
-    struct walsh_error err = {0};
+    char *text = NULL;
+    size_t size = 0, count = 0;
     int32_t *ids = NULL;
     *thinking = false;
-    if (!chat_render(x, request, &text, &size)) return false;
+    if (!chat_tokens(x, request, &ids, &count, &text, &size)) return false;
     struct request_prompt *prompt = request->prompts = calloc(1, sizeof *prompt);
     bool good = prompt || out_of_memory(x);
     if (good) request->prompt_count = 1;
-    /* without WALSH_TEXT_SPECIAL: a template writes what begins a text itself */
-    if (good && walsh_model_encode(x->server->model, text, size, 0, &ids, &prompt->count, &err) != WALSH_OK)
-        good = refuse(&x->refusal, 400, "invalid_prompt", "messages", "%s", err.message);
-    if (good && !(prompt->ids = calloc(prompt->count + 1, sizeof *ids))) good = out_of_memory(x);
+    if (good && !(prompt->ids = calloc(count + 1, sizeof *ids))) good = out_of_memory(x);
     if (good) {
-        memcpy(prompt->ids, ids, prompt->count * sizeof *ids);
+        memcpy(prompt->ids, ids, count * sizeof *ids);
+        prompt->count = count;
         *thinking = ends_in_thought(text, size);
     }
     walsh_memory_free(ids);

@@ -4,8 +4,10 @@
 
 #include "server.h"
 
-/* The text of `messages` under the model's template; *text: walsh_memory_free. false: x->refusal. */
-bool chat_render(struct exchange *x, const struct request *request, char **text, size_t *size);
+/* `messages` under the model's template, what they say as plain text; *ids, and *text where it is not NULL:
+ * walsh_memory_free. false: x->refusal. */
+bool chat_tokens(struct exchange *x, const struct request *request, int32_t **ids, size_t *count, char **text,
+                 size_t *size);
 /* Render `messages` into the request's one prompt. *thinking: the prompt ends inside a thought. false:
  * x->refusal. */
 bool chat_prompt(struct exchange *x, struct request *request, bool *thinking);

@@ -64,14 +64,22 @@ static bool parse_body(struct exchange *x, struct request *request)
                          x->server->info.vocab, request, &x->refusal);
 }
 
-static bool put_tokens(struct exchange *x, const struct request *r, const char *prompt, size_t size,
-                       unsigned flags, json_t *answer)
+static bool encode(struct exchange *x, const struct request *r, int32_t **ids, size_t *count)
 {
     struct walsh_error err = {0};
-    int32_t *ids = NULL;
-    size_t count = 0;
-    if (walsh_model_encode(x->server->model, prompt, size, flags, &ids, &count, &err) != WALSH_OK)
+    if (!r->prompt_text == !r->messages)
+        return refuse(&x->refusal, 400, "missing_required_parameter", "prompt",
+                      "'prompt' or 'messages' is needed");
+    if (r->messages) return chat_tokens(x, r, ids, count, NULL, NULL);
+    if (walsh_model_encode(x->server->model, r->prompt_text, strlen(r->prompt_text),
+                           r->add_special ? WALSH_TEXT_SPECIAL : 0, ids, count, &err) != WALSH_OK)
         return refuse(&x->refusal, 400, "invalid_prompt", "prompt", "%s", err.message);
+    return true;
+}
+
+static void put_tokens(struct exchange *x, const struct request *r, const int32_t *ids, size_t count,
+                       json_t *answer)
+{
     json_t *tokens = json_array(), *strings = json_array();
     for (size_t i = 0; i < count; i++) {
         json_array_append_new(tokens, json_integer(ids[i]));
@@ -83,32 +91,22 @@ static bool put_tokens(struct exchange *x, const struct request *r, const char *
         json_array_append_new(strings, json_stringn(text, length));
         walsh_memory_free(text);
     }
-    walsh_memory_free(ids);
     json_put_integer(answer, "count", count);
     json_put_integer(answer, "max_model_len", x->server->context_tokens);
     json_object_set_new(answer, "tokens", tokens);
     json_object_set_new(answer, "token_strs", r->return_strings ? strings : json_null());
     if (!r->return_strings) json_decref(strings);
-    return true;
 }
 
 static enum MHD_Result answer_tokenize(struct exchange *x)
 {
     struct request r;
     json_t *answer = json_object();
-    char *text = NULL;
-    size_t size = 0;
-    bool good = parse_body(x, &r);
-    if (good && !r.prompt_text == !r.messages)
-        good = refuse(&x->refusal, 400, "missing_required_parameter", "prompt",
-                      "'prompt' or 'messages' is needed");
-    if (good && r.prompt_text) {
-        good = put_tokens(x, &r, r.prompt_text, strlen(r.prompt_text), r.add_special ? WALSH_TEXT_SPECIAL : 0,
-                          answer);
-    } else if (good) {
-        good = chat_render(x, &r, &text, &size) && put_tokens(x, &r, text, size, 0, answer);
-        walsh_memory_free(text);
-    }
+    int32_t *ids = NULL;
+    size_t count = 0;
+    const bool good = parse_body(x, &r) && encode(x, &r, &ids, &count);
+    if (good) put_tokens(x, &r, ids, count, answer);
+    walsh_memory_free(ids);
     request_free(&r);
     if (good) return answer_json(x, 200, answer);
     json_decref(answer);

@@ -40,6 +40,11 @@ struct walsh_model {
 
 /* WALSH_E_NOT_FOUND where the model has no tokenizer. */
 enum walsh_status walsh_model_needs_tokenizer(const struct walsh_model *model, struct walsh_error *err);
+/* Encode with WALSH_ENCODE_... flags; ids beyond the model's vocabulary are refused. The model has a
+ * tokenizer. */
+enum walsh_status walsh_encode_checked(const struct walsh_model *model, const char *text, size_t size,
+                                       unsigned encode, int32_t **ids, size_t *count,
+                                       struct walsh_error *err);
 
 /* Copy the caller's struct, whose first member is its size, over the defaults in *out of `size` bytes:
  * members that the caller's version does not have keep them. NULL: all defaults. A struct_size of 0 or beyond

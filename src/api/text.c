@@ -9,13 +9,9 @@ enum walsh_status walsh_model_needs_tokenizer(const struct walsh_model *model, s
                                                          : "this model is synthetic and has no tokenizer");
 }
 
-enum walsh_status walsh_model_encode(const struct walsh_model *model, const char *text, size_t size,
-                                     unsigned flags, int32_t **ids, size_t *count, struct walsh_error *err)
+enum walsh_status walsh_encode_checked(const struct walsh_model *model, const char *text, size_t size,
+                                       unsigned encode, int32_t **ids, size_t *count, struct walsh_error *err)
 {
-    WALSH_TRY(walsh_model_needs_tokenizer(model, err));
-    unsigned encode = 0;
-    if (flags & WALSH_TEXT_SPECIAL) encode |= WALSH_ENCODE_SPECIAL;
-    if (flags & WALSH_TEXT_PLAIN) encode |= WALSH_ENCODE_PLAIN;
     WALSH_TRY(walsh_tokenizer_encode(model->graph->tokenizer, text, size, encode, ids, count, err));
     const uint32_t vocab = model->graph->config.vocab;
     for (size_t i = 0; i < *count; i++) {
@@ -28,6 +24,16 @@ enum walsh_status walsh_model_encode(const struct walsh_model *model, const char
                           model->graph->checkpoint.directory, id, vocab - 1);
     }
     return WALSH_OK;
+}
+
+enum walsh_status walsh_model_encode(const struct walsh_model *model, const char *text, size_t size,
+                                     unsigned flags, int32_t **ids, size_t *count, struct walsh_error *err)
+{
+    WALSH_TRY(walsh_model_needs_tokenizer(model, err));
+    unsigned encode = 0;
+    if (flags & WALSH_TEXT_SPECIAL) encode |= WALSH_ENCODE_SPECIAL;
+    if (flags & WALSH_TEXT_PLAIN) encode |= WALSH_ENCODE_PLAIN;
+    return walsh_encode_checked(model, text, size, encode, ids, count, err);
 }
 
 enum walsh_status walsh_model_decode(const struct walsh_model *model, const int32_t *ids, size_t count,

@@ -51,6 +51,7 @@ enum walsh_status walsh_added_set_add(struct walsh_added_set *set, const uint8_t
                           (const char *)content);
     nodes_of(set)[node].token = (int32_t)(set->tokens.size / sizeof *token);
     set->any_single_word |= token->single_word;
+    set->any_special |= token->special;
     return walsh_buffer_append(&set->tokens, token, sizeof *token, err);
 }
 
@@ -96,6 +97,29 @@ static enum walsh_status touches_word(const struct walsh_added_scan *scan, size_
     return WALSH_OK;
 }
 
+bool walsh_added_special(const struct walsh_added_set *set, const uint8_t *text, size_t size)
+{
+    const struct walsh_added_token *tokens = (const struct walsh_added_token *)(const void *)set->tokens.data;
+    uint32_t node = 0;
+    for (size_t i = 0; i < size; i++) {
+        node = child_of(set, node, text[i]);
+        if (!node) return false;
+        const int32_t ends_here = nodes_of(set)[node].token;
+        if (ends_here >= 0 && tokens[ends_here].special) return true;
+    }
+    return false;
+}
+
+/* Whether a guard stands at the offset, which never falls from call to call. */
+static bool is_guarded(struct walsh_added_scan *scan, size_t at)
+{
+    while (scan->guard_count && *scan->guards < at) {
+        scan->guards++;
+        scan->guard_count--;
+    }
+    return scan->guard_count && *scan->guards == at;
+}
+
 enum walsh_status walsh_added_next(struct walsh_added_scan *scan, int32_t *id, size_t *start, size_t *end,
                                    struct walsh_error *err)
 {
@@ -108,7 +132,7 @@ enum walsh_status walsh_added_next(struct walsh_added_scan *scan, int32_t *id, s
             continue;
         }
         scan->at = to; /* a match that does not count is still used up */
-        if (scan->plain && token->special) continue;
+        if (token->special && (scan->plain || is_guarded(scan, from))) continue;
         if (token->single_word) {
             bool touches;
             WALSH_TRY(touches_word(scan, from, to, &touches, err));

@@ -43,6 +43,46 @@ static enum walsh_status name_reasoning(json_t *message, struct walsh_error *err
     return WALSH_OK;
 }
 
+/* Guards in a text; *out is a new reference. */
+static enum walsh_status guard_text(const struct walsh_tokenizer *t, const json_t *text, json_t **out,
+                                    struct walsh_error *err)
+{
+    char *guarded;
+    size_t size;
+    WALSH_TRY(
+        walsh_tokenizer_guard(t, json_string_value(text), json_string_length(text), &guarded, &size, err));
+    *out = json_stringn(guarded, size);
+    walsh_free(guarded);
+    return *out ? WALSH_OK : out_of_memory(err);
+}
+
+/* Guards in every text within a value, whose depth jansson bounds; names of members stay as they are. */
+static enum walsh_status guard_all(const struct walsh_tokenizer *t, json_t *value, struct walsh_error *err)
+{
+    const char *key;
+    void *next;
+    json_t *member, *guarded;
+    json_object_foreach_safe(value, next, key, member)
+    {
+        if (!json_is_string(member)) {
+            WALSH_TRY(guard_all(t, member, err));
+            continue;
+        }
+        WALSH_TRY(guard_text(t, member, &guarded, err));
+        if (json_object_set_new(value, key, guarded) != 0) return out_of_memory(err);
+    }
+    for (size_t i = 0; json_is_array(value) && i < json_array_size(value); i++) {
+        member = json_array_get(value, i);
+        if (!json_is_string(member)) {
+            WALSH_TRY(guard_all(t, member, err));
+            continue;
+        }
+        WALSH_TRY(guard_text(t, member, &guarded, err));
+        if (json_array_set_new(value, i, guarded) != 0) return out_of_memory(err);
+    }
+    return WALSH_OK;
+}
+
 static enum walsh_status parse_messages(const struct walsh_chat *chat, json_t **out, struct walsh_error *err)
 {
     WALSH_TRY(parse("messages", chat->messages, chat->messages_size, JSON_ARRAY, out, err));
@@ -71,6 +111,7 @@ static enum walsh_status fill_variables(const struct walsh_tokenizer *t, const s
     WALSH_TRY(put(variables, "tools", json_null(), err));
     WALSH_TRY(put(variables, "add_generation_prompt", json_boolean(chat->add_generation_prompt), err));
     enum walsh_status status = parse_messages(chat, &value, err);
+    if (status == WALSH_OK && chat->guarded) status = guard_all(t, value, err);
     if (status != WALSH_OK) {
         json_decref(value);
         return status;

@@ -11,7 +11,9 @@ struct walsh_chat {
     const char *variables;     /* a JSON object of further variables; NULL: none */
     const char *template_text; /* instead of the tokenizer's; NULL: the tokenizer's */
     bool add_generation_prompt;
-    int64_t now; /* for strftime_now: seconds since 1970-01-01 00:00 */
+    bool guarded; /* put guards into the messages' texts (walsh_tokenizer_guard): to be encoded with
+                     WALSH_ENCODE_GUARDED */
+    int64_t now;  /* for strftime_now: seconds since 1970-01-01 00:00 */
 };
 
 /* As Hugging Face's apply_chat_template. `where`: the model's directory, for messages. *text: NUL-terminated,

@@ -24,7 +24,8 @@ struct encoder {
     struct walsh_buffer path; /* of Unigram */
     struct walsh_regex_scratch *regex;
     struct walsh_pretokenizer_scratch rewritten;
-    bool starts_plain; /* the normalized text begins where the caller's did */
+    struct walsh_buffer guards; /* size_t[]: offsets in the text where guards stood */
+    bool starts_plain;          /* the normalized text begins where the caller's did */
 };
 
 /* A stretch of text that is ordinary (id -1) or was cut out as an added token. */
@@ -69,7 +70,7 @@ static enum walsh_status add_segment(struct walsh_buffer *segments, size_t offse
 /* Cut text[offset, +size) at the added tokens of `set` and append the parts to `segments`. */
 static enum walsh_status cut(struct encoder *e, const struct walsh_added_set *set, const uint8_t *text,
                              size_t offset, size_t size, bool plain, struct walsh_buffer *segments,
-                             struct walsh_error *err)
+                             const struct walsh_buffer *guards, struct walsh_error *err)
 {
     struct walsh_added_scan scan = {.set = set,
                                     .word = e->t->word,
@@ -77,6 +78,10 @@ static enum walsh_status cut(struct encoder *e, const struct walsh_added_set *se
                                     .text = text + offset,
                                     .size = size,
                                     .plain = plain};
+    if (guards) {
+        scan.guards = (const size_t *)(const void *)guards->data;
+        scan.guard_count = guards->size / sizeof *scan.guards;
+    }
     int32_t id;
     do {
         size_t start, end;
@@ -89,6 +94,32 @@ static enum walsh_status cut(struct encoder *e, const struct walsh_added_set *se
     return WALSH_OK;
 }
 
+/* Ordinary segments end where a guard stood. A normal form has no places that could be told from those before
+ * it; so nothing that is matched in it reaches across a guard. */
+static enum walsh_status break_at_guards(struct encoder *e, struct walsh_buffer *segments,
+                                         struct walsh_error *err)
+{
+    struct walsh_buffer fine = {0};
+    const struct segment *s = (const struct segment *)(const void *)segments->data;
+    const size_t *guards = (const size_t *)(const void *)e->guards.data,
+                 count = e->guards.size / sizeof *guards;
+    size_t next = 0;
+    enum walsh_status status = WALSH_OK;
+    for (size_t i = 0; i < segments->size / sizeof *s && status == WALSH_OK; i++) {
+        size_t begin = s[i].offset;
+        const size_t end = begin + s[i].size;
+        for (; next < count && guards[next] < end; next++) {
+            if (s[i].id >= 0 || guards[next] <= begin || status != WALSH_OK) continue;
+            status = add_segment(&fine, begin, guards[next] - begin, -1, err);
+            begin = guards[next];
+        }
+        if (status == WALSH_OK) status = add_segment(&fine, begin, end - begin, s[i].id, err);
+    }
+    walsh_buffer_free(segments);
+    *segments = fine;
+    return status;
+}
+
 /* The text in segments: the tokens that are matched as written are cut out first, the rest is normalized into
  * `normal`, and the tokens that are matched in normal form are cut out of that. */
 static enum walsh_status plan(struct encoder *e, const struct walsh_buffer *clean, bool plain,
@@ -96,7 +127,10 @@ static enum walsh_status plan(struct encoder *e, const struct walsh_buffer *clea
                               struct walsh_error *err)
 {
     struct walsh_buffer raw = {0};
-    enum walsh_status status = cut(e, &e->t->added, clean->data, 0, clean->size, plain, &raw, err);
+    enum walsh_status status =
+        cut(e, &e->t->added, clean->data, 0, clean->size, plain, &raw, &e->guards, err);
+    if (status == WALSH_OK && e->guards.size && e->t->added_normalized.any_special)
+        status = break_at_guards(e, &raw, err);
     const struct segment *s = (const struct segment *)(const void *)raw.data;
     /* Normalize everything before cutting further: the buffer moves while it grows. */
     for (size_t i = 0; i < raw.size / sizeof *s && status == WALSH_OK; i++) {
@@ -117,7 +151,8 @@ static enum walsh_status plan(struct encoder *e, const struct walsh_buffer *clea
         if (s[i].id >= 0)
             status = add_segment(&fine, s[i].offset, s[i].size, s[i].id, err);
         else
-            status = cut(e, &e->t->added_normalized, normal->data, s[i].offset, s[i].size, plain, &fine, err);
+            status = cut(e, &e->t->added_normalized, normal->data, s[i].offset, s[i].size, plain, &fine, NULL,
+                         err);
     }
     walsh_buffer_free(segments);
     *segments = fine;
@@ -153,6 +188,23 @@ static enum walsh_status encode_clean(struct encoder *e, const struct walsh_buff
     return status;
 }
 
+/* Take the guards out of the text, and note where they stood. */
+static enum walsh_status take_guards(struct encoder *e, struct walsh_buffer *clean, struct walsh_error *err)
+{
+    size_t to = 0;
+    for (size_t at = 0; at < clean->size;) {
+        if (clean->size - at >= WALSH_GUARD_SIZE &&
+            memcmp(clean->data + at, WALSH_GUARD, WALSH_GUARD_SIZE) == 0) {
+            WALSH_TRY(walsh_buffer_append(&e->guards, &to, sizeof to, err));
+            at += WALSH_GUARD_SIZE;
+        } else {
+            clean->data[to++] = clean->data[at++];
+        }
+    }
+    clean->size = to;
+    return WALSH_OK;
+}
+
 enum walsh_status walsh_tokenizer_encode(const struct walsh_tokenizer *t, const char *text, size_t size,
                                          unsigned flags, int32_t **ids, size_t *count,
                                          struct walsh_error *err)
@@ -165,12 +217,16 @@ enum walsh_status walsh_tokenizer_encode(const struct walsh_tokenizer *t, const 
     enum walsh_status status = walsh_buffer_reserve(&clean, clean_size + 1, err);
     if (status == WALSH_OK) {
         clean.size = walsh_utf8_clean((const uint8_t *)text, size, clean.data);
+        if (flags & WALSH_ENCODE_GUARDED) status = take_guards(&e, &clean, err);
+    }
+    if (status == WALSH_OK) {
         status = encode_clean(&e, &clean, flags, err);
     }
     walsh_buffer_free(&clean);
     walsh_buffer_free(&e.bpe.symbols);
     walsh_buffer_free(&e.bpe.heap);
     walsh_buffer_free(&e.path);
+    walsh_buffer_free(&e.guards);
     walsh_buffer_free(&e.rewritten.prefixed);
     for (size_t i = 0; i < WALSH_MAX_SPLITS; i++) walsh_buffer_free(&e.rewritten.rewritten[i]);
     walsh_regex_scratch_close(&e.regex);

@@ -41,8 +41,21 @@ const char *walsh_tokenizer_chat_template(const struct walsh_tokenizer *t); /* N
 
 enum {
     WALSH_ENCODE_SPECIAL = 1, /* run the post-processor: adds BOS and the like, as add_special_tokens=True */
-    WALSH_ENCODE_PLAIN = 2    /* the text of an added special token is plain text (untrusted input) */
+    WALSH_ENCODE_PLAIN = 2,   /* the text of an added special token is plain text (untrusted input) */
+    /* The text has guards (walsh_tokenizer_guard) among what is to be tokens: they are taken out, and what
+     * one stands before is no special token. */
+    WALSH_ENCODE_GUARDED = 4
 };
+/* A guard is the noncharacter U+FDD0, which Unicode keeps out of texts that are exchanged. */
+#define WALSH_GUARD "\xef\xb7\x90"
+#define WALSH_GUARD_SIZE ((size_t)3)
+/* *out (walsh_free, NUL-terminated): UTF-8 text that somebody else wrote, with a guard before each text of a
+ * special token in it, so that it may become a part of a text with special tokens. A guard that it has itself
+ * becomes U+FFFD. */
+enum walsh_status walsh_tokenizer_guard(const struct walsh_tokenizer *t, const char *text, size_t size,
+                                        char **out, size_t *out_size, struct walsh_error *err);
+/* Take the guards out of text [size], in place: its new size. */
+size_t walsh_tokenizer_unguard(char *text, size_t size);
 /* Encode size bytes of text. Invalid UTF-8 is replaced before encoding as Python's decode("utf-8", "replace")
  * does: one U+FFFD for each maximal ill-formed part (Unicode standard, 3.9). A byte or character that the
  * vocabulary has no token for is dropped where the model has no unk_token, as the package does. *ids

@@ -166,7 +166,7 @@ struct walsh_added_set {
     struct walsh_buffer nodes;  /* struct walsh_trie_node[] */
     struct walsh_buffer tokens; /* struct walsh_added_token[] */
     uint32_t first[256];        /* the root's children by byte; 0: none */
-    bool any_single_word;
+    bool any_single_word, any_special;
 };
 
 enum walsh_status walsh_added_set_add(struct walsh_added_set *set, const uint8_t *content, size_t size,
@@ -180,10 +180,14 @@ struct walsh_added_scan {
     struct walsh_regex_scratch *scratch;
     const uint8_t *text;
     size_t size;
-    bool plain;  /* special tokens do not count */
+    bool plain;           /* special tokens do not count */
+    const size_t *guards; /* [guard_count] ascending offsets in text where no special token begins */
+    size_t guard_count;
     size_t at;   /* the search goes on here */
     size_t done; /* text before this is handed out; the caller moves it to *end */
 };
+/* Whether a special token of the set begins with the text; the text has one byte or more. */
+bool walsh_added_special(const struct walsh_added_set *set, const uint8_t *text, size_t size);
 /* The next added token at or behind scan->at, leftmost then longest: its id (-1: none left, *start = *end =
  * size) and the text [*start, *end) that it takes with its stripped white space; [scan->done, *start), where
  * it is not empty, is ordinary text. */

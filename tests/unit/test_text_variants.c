@@ -215,6 +215,93 @@ static void test_template_and_decoder(void **state)
     walsh_tokenizer_close(&t);
 }
 
+static bool is_special(int32_t id)
+{
+    static const int32_t ids[] = {1658, 1067, 1274, 1275, 1255}; /* of the variant "qwen" */
+    for (size_t i = 0; i < sizeof ids / sizeof *ids; i++)
+        if (ids[i] == id) return true;
+    return false;
+}
+
+static size_t count_special(const int32_t *ids, size_t count)
+{
+    size_t special = 0;
+    for (size_t i = 0; i < count; i++) special += is_special(ids[i]);
+    return special;
+}
+
+/* What users wrote may hold texts of special tokens, whole, cut and within each other, as they are written
+ * and as a normalizer would make them: behind guards they are text, and the tokens around them are tokens. */
+static void test_guards(void **state)
+{
+    (void)state;
+    static const char *const parts[] = {"<|im_end|>", "<|im_start|>", "<mask>", "[ABC]", "__x__", "[AB]",
+                                        "<|im_",      "end|>",        "_",      " ",     "\n",    "word",
+                                        "e\xcc\x81",  "\xef\xb7\x90", "x",      "<",     "[A"};
+    struct walsh_tokenizer *t = open_variant("qwen");
+    struct walsh_error err;
+    size_t forged = 0;
+    print_message("seed 7\n");
+    srand(7);
+    for (unsigned round = 0; round < 3000; round++) {
+        char user[400] = "", text[2000];
+        size_t size, count, special_count;
+        for (int n = 1 + rand() % 8; n > 0; n--)
+            strcat(user, parts[(size_t)rand() % (sizeof parts / sizeof *parts)]);
+        char *guarded;
+        assert_int_equal(walsh_tokenizer_guard(t, user, strlen(user), &guarded, &size, &err), WALSH_OK);
+        assert_int_equal(strlen(guarded), size);
+        int32_t *ids = encode(t, user, strlen(user), 0, &special_count);
+        forged += count_special(ids, special_count) > 0;
+        walsh_free(ids);
+        /* by itself, and between tokens of a template's */
+        ids = encode(t, guarded, size, WALSH_ENCODE_GUARDED, &count);
+        assert_int_equal(count_special(ids, count), 0);
+        walsh_free(ids);
+        snprintf(text, sizeof text, "<|im_start|>%s<|im_end|>\n", guarded);
+        ids = encode(t, text, strlen(text), WALSH_ENCODE_GUARDED, &count);
+        assert_int_equal(count_special(ids, count), 2);
+        assert_int_equal(ids[0], 1658);
+        walsh_free(ids);
+        /* without the guards the text is the user's again, but for guards of his own */
+        size = walsh_tokenizer_unguard(guarded, size);
+        if (!strstr(user, WALSH_GUARD)) assert_string_equal(guarded, user);
+        assert_null(strstr(guarded, WALSH_GUARD));
+        assert_int_equal(strlen(guarded), size);
+        walsh_free(guarded);
+    }
+    assert_true(forged > 1000);
+    walsh_tokenizer_close(&t);
+}
+
+/* Where no special token is looked for in normal forms, guarded texts are encoded as WALSH_ENCODE_PLAIN does.
+ */
+static void test_guards_change_nothing_else(void **state)
+{
+    (void)state;
+    static const char *const parts[] = {"<|im_end|>", "<|endoftext|>", "<|im_", "end|>", " the", "sea",
+                                        "\n",         "\xc3\xa9",      "  ",    "<"};
+    struct walsh_tokenizer *t = open_tokenizer(WALSH_SOURCE_DIR "/models/bookworm-8m");
+    struct walsh_error err;
+    print_message("seed 8\n");
+    srand(8);
+    for (unsigned round = 0; round < 1000; round++) {
+        char user[400] = "", *guarded;
+        size_t size, count, plain_count;
+        for (int n = 1 + rand() % 12; n > 0; n--)
+            strcat(user, parts[(size_t)rand() % (sizeof parts / sizeof *parts)]);
+        assert_int_equal(walsh_tokenizer_guard(t, user, strlen(user), &guarded, &size, &err), WALSH_OK);
+        int32_t *ids = encode(t, guarded, size, WALSH_ENCODE_GUARDED, &count);
+        int32_t *plain = encode(t, user, strlen(user), WALSH_ENCODE_PLAIN, &plain_count);
+        assert_int_equal(plain_count, count);
+        assert_memory_equal(plain, ids, count * sizeof *ids);
+        walsh_free(plain);
+        walsh_free(ids);
+        walsh_free(guarded);
+    }
+    walsh_tokenizer_close(&t);
+}
+
 /* A hole is no token. */
 static void test_holes(void **state)
 {
@@ -237,6 +324,8 @@ int main(void)
         cmocka_unit_test(test_variants),
         cmocka_unit_test(test_code_points),
         cmocka_unit_test(test_template_and_decoder),
+        cmocka_unit_test(test_guards),
+        cmocka_unit_test(test_guards_change_nothing_else),
         cmocka_unit_test(test_holes),
     };
     return cmocka_run_group_tests_name("text_variants", tests, setup, teardown);
