@@ -338,7 +338,10 @@ WALSH_API bool walsh_kv_split_bits(double total, unsigned *key_bits, unsigned *v
 
 struct walsh_session_options {
     size_t struct_size;
-    uint32_t context; /* capacity in tokens, at most 131072; 0: the model's maximum, at most 4096 */
+    /* capacity in tokens, at most 131072; 0: the model's maximum, at most 4096. Of a model with longrope
+     * (Phi-3) it decides which factors all positions of the session use: the long ones where it is above
+     * original_max_position_embeddings */
+    uint32_t context;
     struct walsh_kv_options kv;
 };
 #define WALSH_SESSION_OPTIONS                                                                                \

@@ -7,11 +7,15 @@ add_test(NAME golden_bookworm_8m COMMAND golden ${CMAKE_SOURCE_DIR}/models/bookw
   ${fixtures}/golden/bookworm-8m.safetensors ${CMAKE_SOURCE_DIR}/data/valid.txt 8192 25.9852)
 add_test(NAME golden_tiny_qwen3_moe COMMAND golden ${fixtures}/golden/tiny-qwen3-moe
   ${fixtures}/golden/tiny-qwen3-moe.safetensors)
-set(architectures gpt-oss llama2 llama3 smollm2 mistral mixtral qwen2 qwen3 smollm3 gemma2 gemma3 phi3 lfm2)
+set(architectures gpt-oss llama2 llama3 smollm2 mistral mixtral qwen2 qwen3 smollm3 gemma2 gemma3 phi3
+  phi3-longrope lfm2)
 foreach(name ${architectures})
   add_test(NAME golden_tiny_${name} COMMAND golden ${fixtures}/golden/tiny-${name}
     ${fixtures}/golden/tiny-${name}.safetensors)
 endforeach()
+# Longrope in a context that uses the short factors.
+add_test(NAME golden_tiny_phi3-longrope-short COMMAND golden ${fixtures}/golden/tiny-phi3-longrope
+  ${fixtures}/golden/tiny-phi3-longrope-short.safetensors)
 foreach(name qwen2 gemma2 phi3 lfm2 gpt-oss)
   add_test(NAME golden_tiny_${name}_lora COMMAND golden --adapter ${fixtures}/golden/tiny-${name}-lora
     ${fixtures}/golden/tiny-${name} ${fixtures}/golden/tiny-${name}.safetensors)

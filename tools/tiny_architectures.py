@@ -21,7 +21,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-PROMPT, TOKENS, GREEDY = 16, 64, 48
+PROMPT, TOKENS = 16, 64
+SHORT = 32  # tokens of a sequence that uses longrope's short factors
 POSITIONS = [0, 1, 7, 8, 20, 41, 63]
 TEXT = "It was a bright cold day in the mountains, and the two of them had walked since the first light."
 SHAPE = dict(vocab_size=256, hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2,
@@ -59,6 +60,10 @@ MODELS = {
                          "full_attention": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 8.0}})),
     "phi3": ("Phi3Config", dict(num_hidden_layers=2, sliding_window=8, rope_parameters={
         "rope_type": "default", "rope_theta": 1000.0, "partial_rotary_factor": 0.5})),
+    "phi3-longrope": ("Phi3Config", dict(
+        num_hidden_layers=2, original_max_position_embeddings=SHORT, rope_parameters={
+            "rope_type": "longrope", "rope_theta": 1000.0, "partial_rotary_factor": 0.75,
+            "short_factor": [1.0, 1.3, 1.9], "long_factor": [1.5, 3.0, 6.0]})),
     "lfm2": ("Lfm2Config", dict(
         num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"], conv_bias=True, block_multiple_of=16,
         block_ffn_dim_multiplier=1.5, tie_word_embeddings=True,
@@ -115,26 +120,32 @@ class Margins:
         self.least = min(self.least, (order[:, 1] - order[:, 2]).min().item())
 
 
-def input_ids():
+def input_ids(tokens=TOKENS):
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     order = {b: i for i, b in enumerate(printable + [b for b in range(256) if b not in printable])}
-    return torch.tensor([order[b] for b in TEXT.encode()[:TOKENS]])
+    return torch.tensor([order[b] for b in TEXT.encode()[:tokens]])
 
 
-def outputs_of(model, prefix):
+def outputs_of(model, prefix, tokens=TOKENS):
     """What the model gives, and the least margin of a greedy token."""
-    ids, least = input_ids(), float("inf")
+    ids, least = input_ids(tokens), float("inf")
+    positions = [p for p in POSITIONS if p < tokens]
     with torch.no_grad():
         logits = model(input_ids=ids[None]).logits[0]
         greedy = ids[:PROMPT].tolist()
-        for _ in range(GREEDY):
+        if model.config.rope_parameters.get("rope_type") == "longrope" and tokens > SHORT:
+            # walsh decides by what the sequence may grow to: long factors from the first token on
+            model.config.rope_parameters["short_factor"] = model.config.rope_parameters["long_factor"]
+            weights, model = model.state_dict(), model.__class__(model.config).eval()
+            model.load_state_dict(weights)
+        for _ in range(tokens - PROMPT):
             top = model(input_ids=torch.tensor([greedy])).logits[0, -1].topk(2)
             least = min(least, (top.values[0] - top.values[1]).item())
             greedy.append(top.indices[0].item())
     log_p = logits.log_softmax(-1)
     return {
-        prefix + "logits": logits[POSITIONS].contiguous(),
-        prefix + "target_logprobs": log_p[torch.arange(TOKENS - 1), ids[1:]].contiguous(),
+        prefix + "logits": logits[positions].contiguous(),
+        prefix + "target_logprobs": log_p[torch.arange(tokens - 1), ids[1:]].contiguous(),
         prefix + "greedy_ids": torch.tensor(greedy, dtype=torch.int32),
     }, least
 
@@ -143,12 +154,12 @@ def load(directory):
     return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
 
 
-def reference(directory):
+def reference(directory, tokens=TOKENS):
     model = load(directory)
     margins = Margins(model)
-    outputs, greedy_margin = outputs_of(model, "")
-    outputs["input_ids"] = input_ids().to(torch.int32)
-    outputs["positions"] = torch.tensor(POSITIONS, dtype=torch.int32)
+    outputs, greedy_margin = outputs_of(model, "", tokens)
+    outputs["input_ids"] = input_ids(tokens).to(torch.int32)
+    outputs["positions"] = torch.tensor([p for p in POSITIONS if p < tokens], dtype=torch.int32)
     return outputs, margins.least, greedy_margin
 
 
@@ -224,6 +235,9 @@ def make(name, out):
         packed = round_experts(model) if name == "gpt-oss" else None
         model.save_pretrained(directory)
         outputs, route_margin, greedy_margin = reference(directory)
+        if name == "phi3-longrope":
+            short, _, margin = reference(directory, SHORT)
+            greedy_margin = min(greedy_margin, margin)
         if route_margin > 1e-3 and greedy_margin > 1e-2:
             break
     else:
@@ -241,6 +255,8 @@ def make(name, out):
                 break
         outputs.update(adapted)
     save_file(outputs, f"{out}/tiny-{name}.safetensors")
+    if name == "phi3-longrope":
+        save_file(short, f"{out}/tiny-{name}-short.safetensors")
     print(f"{name}: seed {seed}, smallest margin of a route {route_margin:.2e}, of a greedy token {greedy_margin:.2e}, "
           f"largest logit {outputs['logits'].abs().max():.1f}", flush=True)
 

@@ -87,7 +87,7 @@ const struct walsh_architecture_info walsh_architectures[WALSH_ARCH_COUNT] = {
                            .rms_epsilon = 1e-6},
     [WALSH_ARCH_PHI3] = {.name = "Phi3ForCausalLM",
                          .partial_rotary = true,
-                         .no_yarn = true,
+                         .phi3 = true,
                          .windows = WALSH_WINDOWS_ALL,
                          .rope_theta = 10000,
                          .rms_epsilon = 1e-5},

@@ -32,7 +32,14 @@ enum walsh_architecture {
     WALSH_ARCH_COUNT
 };
 
-enum walsh_rope_type { WALSH_ROPE_DEFAULT, WALSH_ROPE_LINEAR, WALSH_ROPE_LLAMA3, WALSH_ROPE_YARN };
+enum walsh_rope_type {
+    WALSH_ROPE_DEFAULT,
+    WALSH_ROPE_LINEAR,
+    WALSH_ROPE_LLAMA3,
+    WALSH_ROPE_YARN,
+    WALSH_ROPE_LONGROPE
+};
+#define WALSH_MAX_ROPE_PAIRS 128 /* of a longrope's lists */
 
 /* config.json: rope_theta at the top level, rope_scaling {rope_type|type, ...}, or rope_parameters
  * {rope_theta, rope_type, ...}. */
@@ -41,11 +48,14 @@ struct walsh_rope_config {
     double theta;
     double factor;                                      /* linear, llama3, yarn */
     double low_frequency_factor, high_frequency_factor; /* llama3 */
-    uint32_t original_max_positions;                    /* llama3, yarn */
+    uint32_t original_max_positions;                    /* llama3, yarn, longrope */
     double beta_fast,
         beta_slow;           /* yarn: turns within the original context that keep, that slow a frequency */
     bool truncate;           /* yarn: the pairs where those lie are rounded outwards */
-    double attention_factor; /* yarn: of cosine and sine; 0: 1 */
+    double attention_factor; /* yarn, longrope: of cosine and sine; 0: 1 */
+    /* longrope: what each pair's frequency is divided by in sequences of at most original_max_positions
+     * tokens, and in longer ones */
+    float short_factor[WALSH_MAX_ROPE_PAIRS], long_factor[WALSH_MAX_ROPE_PAIRS];
 };
 
 /* What one layer has that others of the model may not; walsh_config.layer_flags. */
@@ -146,7 +156,7 @@ struct walsh_architecture_info {
     bool partial_rotary; /* partial_rotary_factor */
     bool gpt_oss;    /* biases of everything, attention sinks, its gate; YaRN where the file says nothing */
     bool local_rope; /* windowed layers have a rope of their own */
-    bool no_yarn;    /* its files mean something else by that name */
+    bool phi3;       /* "su" and "yarn" are older names of its longrope; original_max_position_embeddings */
     bool lfm2;       /* convolutions, and the keys that are spelt otherwise */
     enum walsh_window_rule windows;
     bool window_switch; /* windows are only on where use_sliding_window is true */

@@ -92,7 +92,7 @@ static enum walsh_status upload_layer(struct upload *u, struct walsh_layer *laye
 
 static enum walsh_status upload_rope(struct upload *u, struct walsh_rope_table *rope)
 {
-    const size_t angles = (size_t)u->graph->config.max_positions * (rope->dim / 2);
+    const size_t angles = (size_t)rope->rows * (rope->dim / 2);
     const float *cosine = rope->cosine, *sine = rope->sine;
     WALSH_TRY(upload_vector(u, &cosine, angles, "the rope tables"));
     WALSH_TRY(upload_vector(u, &sine, angles, "the rope tables"));
@@ -125,6 +125,9 @@ static enum walsh_status check(const struct upload *u)
                           g->checkpoint.directory ? g->checkpoint.directory : "shape");
     if (g->config.conv_taps)
         return walsh_fail(u->err, WALSH_E_UNSUPPORTED, "%s: short convolutions run on the CPU only",
+                          g->checkpoint.directory ? g->checkpoint.directory : "shape");
+    if (g->rope.short_positions)
+        return walsh_fail(u->err, WALSH_E_UNSUPPORTED, "%s: longrope runs on the CPU only",
                           g->checkpoint.directory ? g->checkpoint.directory : "shape");
     double bytes = 4.0 * g->config.max_positions * (g->config.head_dim / 2) * sizeof(float);
     for (size_t i = 0; i < g->tensor_count; i++) {

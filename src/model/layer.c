@@ -94,10 +94,11 @@ static void attention_block(const struct walsh_model_graph *graph, const struct 
     if (layer->k_norm) norm_heads(graph, q, ws->key, layer->k_norm, n * c->kv_heads);
     if (layer->rope) {
         const struct walsh_rope_table *rope = layer->rope;
-        q->ops->rope(q, ws->query, q_width, rows->positions, n, c->heads, c->head_dim, rope->dim,
-                     rope->cosine, rope->sine);
-        q->ops->rope(q, ws->key, kv_width, rows->positions, n, c->kv_heads, c->head_dim, rope->dim,
-                     rope->cosine, rope->sine);
+        const uint32_t *at = rows->rope_rows && rope->short_positions ? rows->rope_rows : rows->positions;
+        q->ops->rope(q, ws->query, q_width, at, n, c->heads, c->head_dim, rope->dim, rope->cosine,
+                     rope->sine);
+        q->ops->rope(q, ws->key, kv_width, at, n, c->kv_heads, c->head_dim, rope->dim, rope->cosine,
+                     rope->sine);
     }
 
     attend(graph, q, layer, kv_layer, rows, ws);

@@ -16,10 +16,13 @@
 struct walsh_expert {
     struct walsh_linear gate, up, down;
 };
-/* Rotary positions: the first `dim` elements of a head are rotated, cosine and sine [max_positions][dim/2].
- */
+/* Rotary positions: the first `dim` elements of a head are rotated, cosine and sine [rows][dim/2], row p
+ * those of position p; of a longrope in a sequence of at most short_positions tokens, and row
+ * config.max_positions + p those in a longer one. */
 struct walsh_rope_table {
     uint32_t dim;
+    uint32_t rows;            /* config.max_positions; of a longrope twice as many */
+    uint32_t short_positions; /* 0: no longrope */
     float *cosine, *sine;
 };
 struct walsh_layer {
@@ -104,6 +107,9 @@ void walsh_graph_close(struct walsh_model_graph **graph);
  * WALSH_E_MEMORY with both figures before the first byte is copied. */
 enum walsh_status walsh_graph_upload(struct walsh_model_graph *graph, const struct walsh_queue *queue,
                                      struct walsh_error *err);
+/* What is added to a position to have its row of the rope tables in a sequence that may grow to `capacity`
+ * tokens: 0, or config.max_positions in a longrope's long sequences. */
+uint32_t walsh_graph_rope_offset(const struct walsh_model_graph *graph, uint32_t capacity);
 /* An end-of-sequence id of generation_config.json or of config.json. */
 bool walsh_graph_is_eos(const struct walsh_model_graph *graph, int32_t id);
 
@@ -114,6 +120,7 @@ struct walsh_rows {
     const struct walsh_kv_view *const
         *kv; /* [count] view of the layer being run is kv[i] + layer index (views are [layers]) */
     const uint32_t *positions; /* [count], memory of the queue */
+    const uint32_t *rope_rows; /* [count] of the rope tables; NULL: positions */
     /* [count] where the queue is a device's: kv there, in its memory; else NULL */
     const struct walsh_kv_view *const *op_kv;
     struct walsh_row_sets sets; /* the rows' adapters */

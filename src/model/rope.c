@@ -40,7 +40,8 @@ static double kept_share(const struct walsh_rope_config *rope, uint32_t dim, uin
     return 1 - fmin(fmax((i - first) / (last - first), 0), 1);
 }
 
-void walsh_rope_frequencies(const struct walsh_rope_config *rope, uint32_t dim, double *frequency)
+void walsh_rope_frequencies(const struct walsh_rope_config *rope, uint32_t dim, bool longer,
+                            double *frequency)
 {
     for (uint32_t i = 0; i < dim / 2; i++) {
         double f = pow(rope->theta, -2.0 * i / dim);
@@ -50,8 +51,16 @@ void walsh_rope_frequencies(const struct walsh_rope_config *rope, uint32_t dim, 
             const double keep = kept_share(rope, dim, i);
             f = keep * f + (1 - keep) * f / rope->factor;
         }
+        if (rope->type == WALSH_ROPE_LONGROPE)
+            f /= (double)(longer ? rope->long_factor[i] : rope->short_factor[i]);
         frequency[i] = f;
     }
+}
+
+uint32_t walsh_graph_rope_offset(const struct walsh_model_graph *graph, uint32_t capacity)
+{
+    const uint32_t most = graph->rope.short_positions;
+    return most != 0 && capacity > most ? graph->config.max_positions : 0;
 }
 
 struct table_task {
@@ -78,22 +87,27 @@ enum walsh_status walsh_rope_fill(const struct walsh_rope_config *rope, uint32_t
                                   struct walsh_pool *pool, struct walsh_arena *arena,
                                   struct walsh_rope_table *table, struct walsh_error *err)
 {
-    uint32_t half = dim / 2;
+    const uint32_t half = dim / 2, sets = rope->type == WALSH_ROPE_LONGROPE ? 2 : 1;
     size_t count;
-    if (!walsh_mul(positions, half, &count))
+    if (!walsh_mul((size_t)positions * sets, half, &count))
         return walsh_fail(err, WALSH_E_MEMORY, "rope tables of %u positions do not fit", positions);
     WALSH_TRY(walsh_memory_check("the rope tables of max_position_embeddings positions",
                                  count * 2 * sizeof(float), err));
     table->dim = dim;
+    table->rows = positions * sets;
+    table->short_positions = sets == 2 ? rope->original_max_positions : 0;
     double *frequency;
     WALSH_TRY(walsh_arena_alloc(arena, half, sizeof *frequency, "rope frequencies", &frequency, err));
     WALSH_TRY(
         walsh_arena_alloc_uninitialised(arena, count, sizeof(float), "the rope tables", &table->cosine, err));
     WALSH_TRY(
         walsh_arena_alloc_uninitialised(arena, count, sizeof(float), "the rope tables", &table->sine, err));
-    walsh_rope_frequencies(rope, dim, frequency);
-    struct table_task task = {frequency, half, rope->attention_factor != 0 ? rope->attention_factor : 1,
-                              table->cosine, table->sine};
-    walsh_pool_run(pool, positions, 256, fill_positions, &task);
+    for (uint32_t s = 0; s < sets; s++) {
+        const size_t at = (size_t)s * positions * half;
+        walsh_rope_frequencies(rope, dim, s == 1, frequency);
+        struct table_task task = {frequency, half, rope->attention_factor != 0 ? rope->attention_factor : 1,
+                                  table->cosine + at, table->sine + at};
+        walsh_pool_run(pool, positions, 256, fill_positions, &task);
+    }
     return WALSH_OK;
 }

@@ -100,12 +100,15 @@ static enum walsh_status open_scratch(struct walsh_calibration *c, struct walsh_
     WALSH_TRY(walsh_alloc(c->tokens, config->hidden * sizeof *c->scratch, "a calibration sequence",
                           &c->scratch, err));
     WALSH_TRY(walsh_alloc(c->tokens, sizeof *c->positions, "calibration positions", &c->positions, err));
+    WALSH_TRY(walsh_alloc(c->tokens, sizeof *c->rope_rows, "calibration positions", &c->rope_rows, err));
     WALSH_TRY(walsh_alloc(c->tokens, sizeof(void *), "calibration rows", &c->views, err));
     WALSH_TRY(walsh_kv_open(&shape, &c->kv, err));
     WALSH_TRY(walsh_kv_reserve(c->kv, c->tokens, err));
     WALSH_TRY(walsh_workspace_open(c->graph, c->queue, c->tokens, &c->workspace, err));
+    const uint32_t offset = walsh_graph_rope_offset(c->graph, c->tokens);
     for (uint32_t i = 0; i < c->tokens; i++) {
         c->positions[i] = i;
+        c->rope_rows[i] = offset + i;
         c->views[i] = c->kv->views;
     }
     return WALSH_OK;
@@ -138,6 +141,7 @@ void walsh_calibration_close(struct walsh_calibration *c)
     walsh_free(c->x);
     walsh_free(c->scratch);
     walsh_free(c->positions);
+    walsh_free(c->rope_rows);
     walsh_free((void *)c->views);
     walsh_kv_close(&c->kv);
     walsh_workspace_close(&c->workspace);
@@ -149,8 +153,11 @@ void walsh_calibration_close(struct walsh_calibration *c)
 static void run_sequence(struct walsh_calibration *c, const struct walsh_layer *layer, float *x,
                          const struct walsh_tap *tap)
 {
-    const struct walsh_rows rows = {
-        .role = WALSH_PREFILL, .count = c->tokens, .kv = c->views, .positions = c->positions};
+    const struct walsh_rows rows = {.role = WALSH_PREFILL,
+                                    .count = c->tokens,
+                                    .kv = c->views,
+                                    .positions = c->positions,
+                                    .rope_rows = c->rope_rows};
     walsh_layer_forward(c->graph, c->queue, layer, layer->conv_weight ? 1 : 0, x, &rows, c->workspace, tap);
 }
 

@@ -29,8 +29,8 @@ struct walsh_calibration {
     struct walsh_kv_cache *kv; /* one layer */
     struct walsh_workspace *workspace;
     const struct walsh_kv_view **views;
-    uint32_t *positions;
-    float *scratch; /* [tokens][hidden] */
+    uint32_t *positions, *rope_rows; /* [tokens] */
+    float *scratch;                  /* [tokens][hidden] */
     double forward_seconds, hessian_seconds;
 };
 /* Encode the text and embed `samples` sequences of `tokens` tokens spread evenly over it; fewer where the

@@ -143,6 +143,7 @@ enum walsh_status walsh_prefix_root_key(const struct walsh_prefix_root *root, st
     walsh_prefix_digest_number(d, "chunk", WALSH_CHUNK_ROWS);
     add_linears(d, root->graph);
     add_cache(d, root->shape);
+    walsh_prefix_digest_number(d, "rope rows", walsh_graph_rope_offset(root->graph, root->shape->capacity));
     add_device(d, root->queue);
     walsh_prefix_digest_number(d, "adapters", set ? set->count : 0);
     for (size_t i = 0; set && i < set->count; i++) add_adapter(d, &set->choices[i]);

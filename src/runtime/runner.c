@@ -47,6 +47,7 @@ static enum walsh_status allocate(struct walsh_runner *r, struct walsh_error *er
     WALSH_TRY(walsh_alloc(WALSH_CHUNK_ROWS, sizeof *r->kv, "the rows of a chunk", &r->kv, err));
     WALSH_TRY(walsh_alloc(WALSH_CHUNK_ROWS, sizeof *r->op_kv, "the rows of a chunk", &r->op_kv, err));
     WALSH_TRY(walsh_alloc(WALSH_CHUNK_ROWS, sizeof *r->positions, "the rows of a chunk", &r->positions, err));
+    WALSH_TRY(walsh_alloc(WALSH_CHUNK_ROWS, sizeof *r->rope_rows, "the rows of a chunk", &r->rope_rows, err));
     WALSH_TRY(walsh_alloc(WALSH_CHUNK_ROWS, sizeof *r->ids, "the rows of a chunk", &r->ids, err));
     WALSH_TRY(walsh_alloc(WALSH_CHUNK_ROWS, sizeof *r->order, "the rows of a chunk", &r->order, err));
     WALSH_TRY(walsh_alloc(WALSH_CHUNK_ROWS, sizeof *r->sets, "the rows of a chunk", &r->sets, err));
@@ -94,6 +95,7 @@ void walsh_runner_close(struct walsh_runner **runner)
         walsh_free((void *)d->owners);
     }
     walsh_free((*runner)->positions);
+    walsh_free((*runner)->rope_rows);
     walsh_free((*runner)->ids);
     walsh_free((*runner)->order);
     walsh_free((*runner)->sets);
@@ -195,8 +197,12 @@ static void note(struct walsh_runner *r, const struct walsh_error *failure)
 void walsh_runner_forward(struct walsh_runner *runner, const int32_t *ids, size_t count, enum walsh_role role,
                           const struct walsh_row_sets *sets, float *x)
 {
-    struct walsh_rows rows = {
-        .role = role, .count = count, .kv = runner->kv, .positions = runner->positions, .sets = *sets};
+    struct walsh_rows rows = {.role = role,
+                              .count = count,
+                              .kv = runner->kv,
+                              .positions = runner->positions,
+                              .rope_rows = runner->rope_rows,
+                              .sets = *sets};
     struct walsh_error err;
     if (!runner->queue->memory)
         run_layers(runner, ids, &rows, x);

@@ -21,6 +21,7 @@ struct walsh_runner {
     float *x;                         /* [WALSH_CHUNK_ROWS][hidden] */
     const struct walsh_kv_view **kv;  /* [WALSH_CHUNK_ROWS] */
     uint32_t *positions;              /* [WALSH_CHUNK_ROWS] */
+    uint32_t *rope_rows;              /* [WALSH_CHUNK_ROWS] */
     int32_t *ids;                     /* [WALSH_CHUNK_ROWS]: of a step, in the order of its rows */
     uint32_t *order;                  /* [WALSH_CHUNK_ROWS]: which session of a step a row belongs to */
     struct walsh_row_set *sets;       /* [WALSH_CHUNK_ROWS] */
@@ -57,8 +58,8 @@ enum walsh_status walsh_runner_open(const struct walsh_model_graph *graph, const
 void walsh_runner_close(struct walsh_runner **runner);
 
 /* x [count][hidden] <- all layers of the embedded ids; count <= WALSH_CHUNK_ROWS. The caller has filled
- * runner->kv, runner->op_kv and runner->positions, reserved the caches and the workspace and checked the ids.
- * sets: the rows' adapters. */
+ * runner->kv, runner->op_kv, runner->positions and runner->rope_rows, reserved the caches and the workspace
+ * and checked the ids. sets: the rows' adapters. */
 void walsh_runner_forward(struct walsh_runner *runner, const int32_t *ids, size_t count, enum walsh_role role,
                           const struct walsh_row_sets *sets, float *x);
 

@@ -76,6 +76,7 @@ enum walsh_status walsh_runtime_session_open_shape(struct walsh_runner *runner,
     struct walsh_session *session;
     WALSH_TRY(walsh_alloc_zero(1, sizeof *session, "a session", &session, err));
     session->runner = runner;
+    session->rope_offset = walsh_graph_rope_offset(runner->graph, capacity);
     enum walsh_status status = open_members(session, &placed, err);
     if (status != WALSH_OK) {
         walsh_runtime_session_close(&session);
@@ -107,6 +108,7 @@ enum walsh_status walsh_runtime_fork(const struct walsh_session *session, struct
     struct walsh_session *fork;
     WALSH_TRY(walsh_alloc_zero(1, sizeof *fork, "a session", &fork, err));
     fork->runner = session->runner;
+    fork->rope_offset = session->rope_offset;
     const enum walsh_status status = fork_members(session, fork, err);
     if (status != WALSH_OK) {
         walsh_runtime_session_close(&fork);
@@ -191,6 +193,7 @@ static void run_chunk(struct walsh_session *s, const int32_t *ids, size_t n, enu
         s->runner->kv[i] = s->kv->views;
         s->runner->op_kv[i] = s->kv->op_views;
         s->runner->positions[i] = s->kv->length + (uint32_t)i;
+        s->runner->rope_rows[i] = s->rope_offset + s->runner->positions[i];
     }
     struct walsh_row_set room;
     const struct walsh_row_sets sets = walsh_session_sets(s, n, &room);
@@ -341,6 +344,7 @@ static void step_rows(struct walsh_session *const *sessions, const int32_t *ids,
         r->kv[i] = s->kv->views;
         r->op_kv[i] = s->kv->op_views;
         r->positions[i] = s->kv->length;
+        r->rope_rows[i] = s->rope_offset + s->kv->length;
     }
     if (r->queue->memory)
         step_on_device(sessions, count, &sets);

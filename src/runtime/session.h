@@ -8,8 +8,9 @@
 struct walsh_session {
     struct walsh_runner *runner;
     struct walsh_kv_cache *kv;
-    float *logits; /* [vocab]; read through walsh_session_read */
-    bool away;     /* the logits are those of a row of runner->device.step_logits */
+    uint32_t rope_offset; /* walsh_graph_rope_offset of its capacity */
+    float *logits;        /* [vocab]; read through walsh_session_read */
+    bool away;            /* the logits are those of a row of runner->device.step_logits */
     size_t away_row;
     bool has_logits;                    /* of the token at kv->length - 1 */
     bool stepping;                      /* seen in the list of the step that runs */

@@ -49,6 +49,12 @@ static enum walsh_status check_job(const struct train *t)
     if (j->context < 2 || j->context > most)
         return walsh_fail(err, WALSH_E_ARGUMENT, "a context of %u tokens, expected 2 to %u", j->context,
                           most);
+    if (t->graph->rope.short_positions && j->context > t->graph->rope.short_positions)
+        return walsh_fail(
+            err, WALSH_E_UNSUPPORTED,
+            "a context of %u tokens: training uses the short factors of longrope, which are for "
+            "at most %u",
+            j->context, t->graph->rope.short_positions);
     if (j->batch < 1 || j->accumulation < 1)
         return walsh_fail(err, WALSH_E_ARGUMENT, "batch size and gradient accumulation must be at least 1");
     if (j->steps == 0 && !(j->epochs > 0))
@@ -221,8 +227,11 @@ static enum walsh_status open_train(struct train *t)
         return walsh_fail(t->err, WALSH_E_UNSUPPORTED,
                           "%s: training does not know the gates and attention sinks of gpt-oss",
                           t->graph->checkpoint.directory);
-    if (t->job.context == 0)
+    if (t->job.context == 0) {
+        const uint32_t short_positions = t->graph->rope.short_positions;
         t->job.context = (uint32_t)walsh_min(DEFAULT_CONTEXT, t->graph->config.max_positions);
+        if (short_positions) t->job.context = (uint32_t)walsh_min(t->job.context, short_positions);
+    }
     WALSH_TRY(check_job(t));
     WALSH_TRY(check_memory(t));
     WALSH_TRY(open_data(t));

@@ -27,6 +27,7 @@ each smollm3 SmolLM3ForCausalLM 21
 each gemma2 Gemma2ForCausalLM 14
 each gemma3 Gemma3ForCausalLM 21
 each phi3 Phi3ForCausalLM 14
+each phi3-longrope Phi3ForCausalLM 14
 each lfm2 Lfm2ForCausalLM 17
 
 merged() { # name: the merged model is the model with its adapter, dense and quantized
@@ -55,6 +56,10 @@ grep -aq '"model.layers.1.self_attn.qkv_proj.weight"' "$work/phi3-again/model.sa
 ! grep -aq '"model.layers.1.self_attn.q_proj.weight"' "$work/phi3-again/model.safetensors" || fails "no matrix of q alone"
 # Quantized it is in a layout of walsh's own.
 grep -q '"quant_method": "walsh"' "$work/phi3/config.json" || fails "marked as walsh's"
+
+# Training knows the short factors of a longrope.
+refuses "a context of 64 tokens: training uses the short factors of longrope, which are for at most 32" \
+    finetune "$fixtures/tiny-phi3-longrope" --data "$text" --output "$work/no" --steps 1 --context 64
 
 refuses "SOURCE/tests/fixtures/golden/tiny-lfm2: training does not know short convolutions" \
     finetune "$fixtures/tiny-lfm2" --data "$text" --output "$work/no" --steps 1

@@ -80,11 +80,12 @@ static const void *tensor(const struct walsh_safetensors *st, bool adapter, cons
     return t->data;
 }
 
-static struct walsh_session *open_session(const struct subject *s)
+/* A context of just these tokens: a longrope goes by it. */
+static struct walsh_session *open_session(const struct subject *s, size_t tokens)
 {
     struct walsh_error err;
     struct walsh_session *session;
-    const struct walsh_session_options options = {.struct_size = sizeof options, .context = 128};
+    const struct walsh_session_options options = {.struct_size = sizeof options, .context = (uint32_t)tokens};
     need(walsh_session_open(s->model, &options, &session, &err), &err);
     const struct walsh_adapter_use use = {s->adapter, 1};
     need(walsh_session_set_adapters(session, &use, s->adapter ? 1 : 0, &err), &err);
@@ -107,7 +108,7 @@ static void check_logits(const struct subject *s, const struct walsh_safetensors
     const int32_t *position = tensor(st, false, "positions", WALSH_I32, &positions);
     const float *expected = tensor(st, s->adapter, "logits", WALSH_F32, &count);
     const float *log_probabilities = tensor(st, s->adapter, "target_logprobs", WALSH_F32, &count);
-    struct walsh_session *session = open_session(s);
+    struct walsh_session *session = open_session(s, n);
     float *logits = malloc(n * vocab * sizeof *logits);
     if (!logits) exit(1);
     need(walsh_session_prompt_logits(session, ids, n, logits, &err), &err);
@@ -134,7 +135,7 @@ static void check_decode(const struct subject *s, const struct walsh_safetensors
     const int32_t *ids = tensor(st, false, "input_ids", WALSH_I32, &n);
     const int32_t *position = tensor(st, false, "positions", WALSH_I32, &positions);
     const float *expected = tensor(st, s->adapter, "logits", WALSH_F32, &count);
-    struct walsh_session *session = open_session(s);
+    struct walsh_session *session = open_session(s, n);
     double worst = 0;
     for (size_t i = 0; i < n && next < positions; i++) {
         need(walsh_step(&session, &ids[i], 1, &err), &err);
@@ -155,7 +156,7 @@ static void check_greedy(const struct subject *s, const struct walsh_safetensors
     struct walsh_error err;
     size_t n, wrong = 0;
     const int32_t *ids = tensor(st, s->adapter, "greedy_ids", WALSH_I32, &n);
-    struct walsh_session *session = open_session(s);
+    struct walsh_session *session = open_session(s, n);
     struct walsh_sampler *sampler;
     const struct walsh_sampler_options greedy = WALSH_SAMPLER_OPTIONS;
     need(walsh_sampler_open(&greedy, (uint32_t)vocab, &sampler, &err), &err);

@@ -145,7 +145,8 @@ static void test_rope(void **state)
     assert_true(r.theta == 1e6 && r.type == WALSH_ROPE_LLAMA3 && r.factor == 32);
 
     refuse("{" LLAMA ",'rope_scaling':{'type':'dynamic','factor':2}}", WALSH_E_UNSUPPORTED,
-           "config.json: rope type \"dynamic\" is not supported; known: default, linear, llama3, yarn");
+           "config.json: rope type \"dynamic\" is not supported; known: default, linear, llama3, yarn, "
+           "longrope");
     refuse("{" LLAMA ",'rope_scaling':{'type':'linear'}}", WALSH_E_FORMAT,
            "config.json: rope_scaling.factor is missing");
     refuse("{" LLAMA ",'rope_scaling':{'rope_type':'linear','factor':0}}", WALSH_E_FORMAT,

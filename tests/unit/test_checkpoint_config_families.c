@@ -1,5 +1,6 @@
 /* What config.json says of the families beside Llama: windows, positions, biases, caps; and what is refused.
  */
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -129,10 +130,6 @@ static void positions(void **state)
     assert_int_equal(c.rotary_dim, 16);
     refuse("Phi3ForCausalLM", "'head_dim':32,'partial_rotary_factor':0.1", WALSH_E_FORMAT,
            "config.json: partial_rotary_factor 0.1 of head_dim 32 is 3 elements, expected an even number");
-    refuse("Phi3ForCausalLM", "'rope_scaling':{'type':'yarn','factor':2}", WALSH_E_UNSUPPORTED,
-           "config.json: rope type \"yarn\" is not supported; known: default, linear, llama3");
-    refuse("Phi3ForCausalLM", "'rope_scaling':{'type':'longrope'}", WALSH_E_UNSUPPORTED,
-           "config.json: rope type \"longrope\" is not supported; known: default, linear, llama3");
 
     struct walsh_rope_config r = accept("Qwen3ForCausalLM", "'rope_scaling':{'rope_type':'yarn','factor':4.0,"
                                                             "'original_max_position_embeddings':512}")
@@ -225,12 +222,53 @@ static void convolutions(void **state)
            "config.json: head_dim 32 times num_attention_heads 4 is not hidden_size 64");
 }
 
+/* Phi-3's long contexts: the key of the original context stands beside the set or in it. */
+static void longrope(void **state)
+{
+    (void)state;
+    const char *const names[] = {"longrope", "su", "yarn"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char keys[300];
+        snprintf(keys, sizeof keys,
+                 "'head_dim':8,'partial_rotary_factor':0.5,'original_max_position_embeddings':256,"
+                 "'rope_scaling':{'type':'%s','short_factor':[1,1.5],'long_factor':[2,8]}",
+                 names[i]);
+        const struct walsh_rope_config r = accept("Phi3ForCausalLM", keys).rope;
+        assert_true(r.type == WALSH_ROPE_LONGROPE && r.original_max_positions == 256 && r.factor == 4);
+        assert_true(r.short_factor[0] == 1 && r.short_factor[1] == 1.5f && r.long_factor[1] == 8);
+        assert_float_equal(r.attention_factor, sqrt(1.25), 1e-12); /* 1 + ln 4 / ln 256 */
+    }
+#define LONGROPE "'head_dim':4,'rope_parameters':{'rope_type':'longrope',"
+#define FACTORS "'short_factor':[1,1.5],'long_factor':[2,8]}"
+    struct walsh_rope_config r =
+        accept("Phi3ForCausalLM", LONGROPE "'factor':16,'original_max_position_embeddings':256,"
+                                           "'attention_factor':1.25," FACTORS)
+            .rope;
+    assert_true(r.factor == 16 && r.attention_factor == 1.25);
+    r = accept("Phi3ForCausalLM", LONGROPE FACTORS).rope; /* the model's context is the shorter one */
+    assert_true(r.original_max_positions == 4096 && r.attention_factor == 1);
+    refuse("LlamaForCausalLM", LONGROPE FACTORS, WALSH_E_FORMAT,
+           "config.json: rope_parameters.original_max_position_embeddings is missing");
+    refuse("Phi3ForCausalLM", LONGROPE "'short_factor':[1],'long_factor':[1,1]}", WALSH_E_FORMAT,
+           "config.json: rope_parameters.short_factor is not a list of 2 numbers, one for each pair");
+    refuse("Phi3ForCausalLM", LONGROPE "'short_factor':[1,0],'long_factor':[1,1]}", WALSH_E_FORMAT,
+           "config.json: rope_parameters.short_factor[1] is no number of 1e-6 to 1e+06");
+    refuse("Phi3ForCausalLM", LONGROPE "'short_factor':[1,1],'long_factor':[1,'x']}", WALSH_E_FORMAT,
+           "config.json: rope_parameters.long_factor[1] is no number of 1e-6 to 1e+06");
+    refuse(
+        "Gemma3ForCausalLM", "'rope_parameters':{'sliding_attention':{'rope_type':'longrope'}}",
+        WALSH_E_UNSUPPORTED,
+        "config.json: rope_parameters.sliding_attention.rope_type longrope is for layers without a window");
+#undef LONGROPE
+#undef FACTORS
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(windows),      cmocka_unit_test(refused_windows), cmocka_unit_test(positions),
         cmocka_unit_test(scales),       cmocka_unit_test(biases),          cmocka_unit_test(mixtral),
-        cmocka_unit_test(convolutions),
+        cmocka_unit_test(convolutions), cmocka_unit_test(longrope),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
