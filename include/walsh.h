@@ -244,6 +244,14 @@ struct walsh_grammar;
 WALSH_API enum walsh_status walsh_grammar_open(const struct walsh_model *model, const char *schema_json,
                                                size_t size, struct walsh_grammar **out,
                                                struct walsh_error *err);
+/* Before anything uses the grammar: a thought may come before the document. `opens`: the text of the token
+ * that begins one, as the very first ("<think>"); NULL: the prompt has begun it already. `ends` [end_count],
+ * 1 or 2 texts of up to 32 bytes ("</think>"): the document begins behind the last of them; anything may
+ * stand between. Until then every token may come but those that end an answer. WALSH_E_NOT_FOUND: `opens` is
+ * no token of the model's. */
+WALSH_API enum walsh_status walsh_grammar_set_thought(struct walsh_grammar *grammar, const char *opens,
+                                                      const char *const *ends, size_t end_count,
+                                                      struct walsh_error *err);
 /* Samplers and requests that use the grammar keep it. */
 WALSH_API void walsh_grammar_close(struct walsh_grammar **grammar);
 

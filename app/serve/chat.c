@@ -142,6 +142,30 @@ static bool open_grammar(struct exchange *x, const json_t *schema, struct walsh_
                   "response_format", "%s", err.message);
 }
 
+/* Is the word one token? */
+static bool is_token(const struct walsh_model *model, const char *word)
+{
+    int32_t *ids = NULL;
+    size_t count = 0;
+    if (walsh_model_encode(model, word, strlen(word), 0, &ids, &count, NULL) != WALSH_OK) return false;
+    walsh_memory_free(ids);
+    return count == 1;
+}
+
+/* The answers of models that think: what is thought comes before the document, and is free. */
+static bool allow_thought(struct exchange *x, bool thinking, struct walsh_grammar *grammar)
+{
+    static const char *const think[] = {"</think>"}, *const channels[] = {"<|channel|>final", "<|message|>"};
+    struct walsh_error err = {0};
+    enum walsh_status status = WALSH_OK;
+    if (x->server->reasoning == REASONING_CHANNELS)
+        status = walsh_grammar_set_thought(grammar, NULL, channels, 2, &err);
+    else if (thinking || is_token(x->server->model, "<think>"))
+        status = walsh_grammar_set_thought(grammar, thinking ? NULL : "<think>", think, 1, &err);
+    return status == WALSH_OK ||
+           refuse(&x->refusal, 500, "internal_error", "response_format", "%s", err.message);
+}
+
 /* {"name", "schema", and what changes nothing here} of a json_schema. */
 static bool read_schema(struct exchange *x, const json_t *object, const json_t **schema)
 {
@@ -164,7 +188,7 @@ static bool read_schema(struct exchange *x, const json_t *object, const json_t *
     return true;
 }
 
-bool response_format_open(struct exchange *x, const struct request *request, struct walsh_grammar **grammar)
+static bool open_format(struct exchange *x, const struct request *request, struct walsh_grammar **grammar)
 {
     const json_t *format = request->response_format, *schema = NULL;
     const char *type = json_string_value(json_object_get(format, "type"));
@@ -180,14 +204,11 @@ bool response_format_open(struct exchange *x, const struct request *request, str
         type ? type : "");
 }
 
-/* Is the word one token? */
-static bool is_token(const struct walsh_model *model, const char *word)
+bool response_format_open(struct exchange *x, const struct request *request, bool chat, bool thinking,
+                          struct walsh_grammar **grammar)
 {
-    int32_t *ids = NULL;
-    size_t count = 0;
-    if (walsh_model_encode(model, word, strlen(word), 0, &ids, &count, NULL) != WALSH_OK) return false;
-    walsh_memory_free(ids);
-    return count == 1;
+    if (!open_format(x, request, grammar)) return false;
+    return !*grammar || !chat || allow_thought(x, thinking, *grammar);
 }
 
 enum reasoning_style chat_reasoning(const struct walsh_model *model)

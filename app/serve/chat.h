@@ -11,8 +11,10 @@ bool chat_tokens(struct exchange *x, const struct request *request, int32_t **id
 /* Render `messages` into the request's one prompt. *thinking: the prompt ends inside a thought. false:
  * x->refusal. */
 bool chat_prompt(struct exchange *x, struct request *request, bool *thinking);
-/* The grammar of `response_format`, *grammar NULL for any text. false: x->refusal. */
-bool response_format_open(struct exchange *x, const struct request *request, struct walsh_grammar **grammar);
+/* The grammar of `response_format`, *grammar NULL for any text; ours, also where it fails. chat, thinking: an
+ * answer of a chat may think first, or has begun to in the prompt. false: x->refusal. */
+bool response_format_open(struct exchange *x, const struct request *request, bool chat, bool thinking,
+                          struct walsh_grammar **grammar);
 /* How this model marks its thoughts. */
 enum reasoning_style chat_reasoning(const struct walsh_model *model);
 

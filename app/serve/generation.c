@@ -155,7 +155,7 @@ struct job *generation_open(struct exchange *x)
         good = refuse(&x->refusal, 404, "model_not_found", "model",
                       "there is no model \"%.100s\"; see /v1/models", request.model);
     if (good && chat) good = chat_prompt(x, &request, &thinking);
-    if (good) good = response_format_open(x, &request, &grammar);
+    if (good) good = response_format_open(x, &request, chat, thinking, &grammar);
     if (good) job = make_job(x, &request, chat, entry, thinking);
     if (job) {
         job->grammar = grammar;

@@ -31,6 +31,13 @@ enum walsh_status walsh_grammar_open(const struct walsh_model *model, const char
     return walsh_grammar_compile(tokens, schema_json, size, out, err);
 }
 
+enum walsh_status walsh_grammar_set_thought(struct walsh_grammar *grammar, const char *opens,
+                                            const char *const *ends, size_t end_count,
+                                            struct walsh_error *err)
+{
+    return walsh_grammar_put_thought(grammar, opens, ends, end_count, err);
+}
+
 void walsh_grammar_close(struct walsh_grammar **grammar)
 {
     if (!grammar) return;

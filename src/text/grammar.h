@@ -26,6 +26,13 @@ struct walsh_grammar;
  * walsh_grammar_open in walsh.h. */
 enum walsh_status walsh_grammar_compile(const struct walsh_token_bytes *tokens, const char *schema,
                                         size_t size, struct walsh_grammar **out, struct walsh_error *err);
+/* Before the grammar has a matcher: a thought may come before the document. `opens`: the text of the token
+ * that begins one, as the first of all; NULL: the prompt has begun it. `ends` [end_count], 1 or 2 texts of up
+ * to 32 bytes: the document begins behind the last of them, which come in this order with anything between.
+ * Until then every token fits but those that end an answer. WALSH_E_NOT_FOUND: `opens` is no token. */
+enum walsh_status walsh_grammar_put_thought(struct walsh_grammar *grammar, const char *opens,
+                                            const char *const *ends, size_t end_count,
+                                            struct walsh_error *err);
 uint32_t walsh_grammar_vocab(const struct walsh_grammar *grammar); /* ids that its masks have */
 void walsh_grammar_retain(const struct walsh_grammar *grammar);
 void walsh_grammar_release(const struct walsh_grammar *grammar); /* NULL is fine */

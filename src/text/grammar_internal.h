@@ -56,6 +56,22 @@ enum {
     GRAMMAR_NODE_FIRST
 };
 
+/* ---- grammar_thought.c: what may come before the document ---- */
+
+enum { WALSH_GRAMMAR_ENDS = 2, WALSH_GRAMMAR_END_BYTES = 32 };
+struct walsh_grammar_thought {
+    int32_t opens; /* the token that may begin it; -1: it has begun already */
+    uint8_t ends[WALSH_GRAMMAR_ENDS][WALSH_GRAMMAR_END_BYTES]; /* texts that must come, one after the other */
+    uint8_t sizes[WALSH_GRAMMAR_ENDS], end_count;              /* 0: there is no thought */
+};
+/* Where one answer stands. */
+struct walsh_grammar_thinking {
+    enum { THOUGHT_MAY_BEGIN, THOUGHT_GOES_ON, THOUGHT_OVER } phase;
+    uint8_t ends_met;
+    uint8_t tail[WALSH_GRAMMAR_END_BYTES],
+        tail_size; /* the last bytes, as many as the next end has at most */
+};
+
 struct walsh_grammar {
     atomic_uint references;
     const struct walsh_token_bytes *tokens;
@@ -63,7 +79,15 @@ struct walsh_grammar {
     struct walsh_grammar_node *nodes; /* [count] */
     uint32_t count, capacity;
     uint32_t root;
+    struct walsh_grammar_thought thought;
 };
+
+void walsh_grammar_begin_thought(const struct walsh_grammar *g, struct walsh_grammar_thinking *thinking);
+/* More bytes of a thought that goes on. What stands behind its end in the same token is not of the document.
+ */
+void walsh_grammar_think(const struct walsh_grammar *g, struct walsh_grammar_thinking *thinking,
+                         const uint8_t *bytes, size_t size);
+const struct walsh_tokenizer *walsh_token_bytes_tokenizer(const struct walsh_token_bytes *tokens);
 
 /* ---- grammar_match.c: the automaton over bytes ---- */
 

@@ -27,6 +27,7 @@ struct walsh_token_bytes {
     struct entry *plain, *other; /* each in the order of their bytes */
     size_t plain_count, other_count;
     uint64_t *plain_mask, *eos_mask; /* [words] */
+    uint64_t *thought_mask;          /* [words]: all but those that end an answer */
     uint32_t longest;                /* bytes of a token */
     bool whole_characters; /* some byte of UTF-8 has no token: tokens that end within a character are out */
 };
@@ -75,6 +76,8 @@ static void collect(struct walsh_token_bytes *t, bool (*is_eos)(const void *user
             t->eos_mask[id / 64] |= (uint64_t)1 << id % 64;
             continue;
         }
+        if (walsh_tokenizer_has(t->tokenizer, (int32_t)id))
+            t->thought_mask[id / 64] |= (uint64_t)1 << id % 64;
         if (!walsh_tokenizer_has(t->tokenizer, (int32_t)id) || (v->tokens[id].flags & WALSH_TOKEN_SPECIAL))
             continue;
         const struct walsh_span span = v->tokens[id].decoded;
@@ -113,6 +116,8 @@ static enum walsh_status allocate(struct walsh_token_bytes *t, struct walsh_erro
     WALSH_TRY(walsh_alloc(t->vocab, sizeof *t->plain, "the bytes of tokens", &t->plain, err));
     WALSH_TRY(walsh_alloc(t->vocab, sizeof *t->other, "the bytes of tokens", &t->other, err));
     WALSH_TRY(walsh_alloc_zero(t->words, sizeof *t->plain_mask, "the bytes of tokens", &t->plain_mask, err));
+    WALSH_TRY(
+        walsh_alloc_zero(t->words, sizeof *t->thought_mask, "the bytes of tokens", &t->thought_mask, err));
     return walsh_alloc_zero(t->words, sizeof *t->eos_mask, "the bytes of tokens", &t->eos_mask, err);
 }
 
@@ -147,6 +152,7 @@ void walsh_token_bytes_close(struct walsh_token_bytes **tokens)
     walsh_free((*tokens)->other);
     walsh_free((*tokens)->plain_mask);
     walsh_free((*tokens)->eos_mask);
+    walsh_free((*tokens)->thought_mask);
     walsh_free(*tokens);
     *tokens = NULL;
 }
@@ -154,6 +160,11 @@ void walsh_token_bytes_close(struct walsh_token_bytes **tokens)
 uint32_t walsh_grammar_vocab(const struct walsh_grammar *grammar)
 {
     return grammar->tokens->vocab;
+}
+
+const struct walsh_tokenizer *walsh_token_bytes_tokenizer(const struct walsh_token_bytes *tokens)
+{
+    return tokens->tokenizer;
 }
 
 /* ---- the matcher ---- */
@@ -170,6 +181,7 @@ struct walsh_matcher {
     struct walsh_grammar_levels levels;
     struct walsh_grammar_state *both; /* of now and next, which change places */
     struct walsh_grammar_states now, next;
+    struct walsh_grammar_thinking thinking;
     bool ended;      /* an end-of-sequence id was drawn */
     uint64_t *masks; /* [CACHED_MASKS + 1][words]; the last one for states that are not kept */
     struct cached cache[CACHED_MASKS];
@@ -207,6 +219,7 @@ enum walsh_status walsh_matcher_open(const struct walsh_grammar *grammar, struct
     m->next.items = m->both + WALSH_GRAMMAR_STATES;
     for (size_t i = 0; i < CACHED_MASKS; i++) m->cache[i].mask = m->masks + i * words;
     walsh_grammar_start(grammar, &m->now);
+    walsh_grammar_begin_thought(grammar, &m->thinking);
     *out = m;
     return WALSH_OK;
 }
@@ -338,7 +351,8 @@ static enum walsh_status compute(struct walsh_matcher *m, uint64_t *mask, struct
     return status;
 }
 
-enum walsh_status walsh_matcher_mask(struct walsh_matcher *m, const uint64_t **mask, struct walsh_error *err)
+static enum walsh_status document_mask(struct walsh_matcher *m, const uint64_t **mask,
+                                       struct walsh_error *err)
 {
     const struct walsh_token_bytes *t = m->grammar->tokens;
     uint64_t *unkept = m->masks + CACHED_MASKS * t->words;
@@ -370,6 +384,21 @@ enum walsh_status walsh_matcher_mask(struct walsh_matcher *m, const uint64_t **m
     return WALSH_OK;
 }
 
+enum walsh_status walsh_matcher_mask(struct walsh_matcher *m, const uint64_t **mask, struct walsh_error *err)
+{
+    const struct walsh_token_bytes *t = m->grammar->tokens;
+    *mask = t->thought_mask;
+    if (m->thinking.phase == THOUGHT_GOES_ON) return WALSH_OK;
+    WALSH_TRY(document_mask(m, mask, err));
+    if (m->thinking.phase == THOUGHT_OVER) return WALSH_OK;
+    uint64_t *unkept = m->masks + CACHED_MASKS * t->words;
+    const uint32_t opens = (uint32_t)m->grammar->thought.opens;
+    if (*mask != unkept) memcpy(unkept, *mask, t->words * sizeof *unkept);
+    if (opens < t->vocab) unkept[opens / 64] |= (uint64_t)1 << opens % 64;
+    *mask = unkept;
+    return WALSH_OK;
+}
+
 static enum walsh_status refuse(int32_t id, struct walsh_error *err)
 {
     return walsh_fail(err, WALSH_E_ARGUMENT, "structured output: token %d does not continue the answer", id);
@@ -378,13 +407,23 @@ static enum walsh_status refuse(int32_t id, struct walsh_error *err)
 enum walsh_status walsh_matcher_advance(struct walsh_matcher *m, int32_t id, struct walsh_error *err)
 {
     const struct walsh_token_bytes *t = m->grammar->tokens;
+    const struct walsh_vocabulary *v = &t->tokenizer->vocabulary;
     if (id < 0 || (uint32_t)id >= t->vocab) return refuse(id, err);
+    if (m->thinking.phase == THOUGHT_GOES_ON) {
+        if (!(t->thought_mask[id / 64] >> id % 64 & 1)) return refuse(id, err);
+        const struct walsh_span said = v->tokens[id].decoded;
+        walsh_grammar_think(m->grammar, &m->thinking, v->blob.data + said.offset, said.size);
+        return WALSH_OK;
+    }
+    if (m->thinking.phase == THOUGHT_MAY_BEGIN && id == m->grammar->thought.opens) {
+        m->thinking.phase = THOUGHT_GOES_ON;
+        return WALSH_OK;
+    }
     if (t->eos_mask[id / 64] >> id % 64 & 1) {
         if (!m->ended && !walsh_matcher_complete(m)) return refuse(id, err);
         m->ended = true;
         return WALSH_OK;
     }
-    const struct walsh_vocabulary *v = &t->tokenizer->vocabulary;
     if (m->ended || !walsh_tokenizer_has(t->tokenizer, id) || (v->tokens[id].flags & WALSH_TOKEN_SPECIAL))
         return refuse(id, err);
     const struct walsh_span span = v->tokens[id].decoded;
@@ -399,7 +438,10 @@ enum walsh_status walsh_matcher_advance(struct walsh_matcher *m, int32_t id, str
         m->now = m->next;
         m->next = swap;
     }
-    if (m->now.count > 0) return WALSH_OK;
+    if (m->now.count > 0) {
+        m->thinking.phase = THOUGHT_OVER;
+        return WALSH_OK;
+    }
     memcpy(m->now.items, before, count * sizeof *before);
     m->now.count = count;
     m->levels.used = levels;
@@ -408,5 +450,5 @@ enum walsh_status walsh_matcher_advance(struct walsh_matcher *m, int32_t id, str
 
 bool walsh_matcher_complete(const struct walsh_matcher *m)
 {
-    return walsh_grammar_is_complete(m->grammar, &m->now);
+    return m->thinking.phase != THOUGHT_GOES_ON && walsh_grammar_is_complete(m->grammar, &m->now);
 }

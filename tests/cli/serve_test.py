@@ -237,6 +237,31 @@ def answers_are_json_where_asked():
     refused({**CHAT, "response_format": "json_object"}, 400, "unsupported_value", "response_format", path)
 
 
+def thoughts_are_told_apart():
+    """A model whose template opens a thought: it is no part of the answer, and of no grammar's document."""
+    model = WORK + "/thinker"
+    os.mkdir(model)
+    for name in os.listdir(MODEL):
+        if name != "chat_template.jinja":
+            os.symlink(MODEL + "/" + name, model + "/" + name)
+    with open(model + "/chat_template.jinja", "w") as f:
+        f.write("{% for m in messages %}{{ m.content }}\n{% endfor %}<think>\n")
+    s = Server("--max-batch", "2", model=model)
+    try:
+        free = s.post("/v1/chat/completions", CHAT)[1]["choices"][0]
+        assert free["message"]["content"] == "" and len(free["message"]["reasoning_content"]) > 10, free
+        form = {"type": "json_object"}
+        status, got = s.post("/v1/chat/completions", {**CHAT, "response_format": form})
+        choice = got["choices"][0]
+        assert status == 200 and choice["finish_reason"] == "length" and choice["message"]["content"] == "", got
+        # the grammar forbids the end of the answer alone, so that the thought is as without it
+        assert choice["message"]["reasoning_content"].startswith(free["message"]["reasoning_content"][:10]), (choice, free)
+        text = s.post("/v1/completions", {**BASE, "response_format": form})[1]["choices"][0]["text"]
+        assert text.startswith("{"), "a completion has no thoughts"
+    finally:
+        assert s.stop() == 0
+
+
 def conversations_that_are_none():
     chat = lambda m, **o: {**CHAT, "messages": m, **o}
     path = "/v1/chat/completions"
@@ -577,7 +602,8 @@ def tls():
 
 cases.run(the_small_endpoints, tokens_and_text, completions_are_those_of_run, many_at_once_are_those_of_run,
           several_choices_and_prompts, ids_are_prompts_too, echo_and_stop, characters_arrive_whole, log_probabilities,
-          chats_are_completions_of_the_template, answers_are_json_where_asked, conversations_that_are_none, every_wrong_field_is_named, bodies_that_are_not_json, adapters_come_and_go, hosts_and_origins,
+          chats_are_completions_of_the_template, answers_are_json_where_asked, thoughts_are_told_apart,
+          conversations_that_are_none, every_wrong_field_is_named, bodies_that_are_not_json, adapters_come_and_go, hosts_and_origins,
           who_leaves_is_not_served, the_queue_is_bounded, slow_requests_are_cut_off, prompts_are_remembered,
           the_metrics_are_prometheus, the_log_is_json, it_ends_in_order, keys_guard_every_route,
           one_row_is_shared_fairly, deadlines, tls)

@@ -614,6 +614,90 @@ static void depth_ends(void **state)
     walsh_grammar_release(grammar);
 }
 
+/* Admitted now? */
+static bool fits(struct walsh_matcher *m, int32_t id)
+{
+    struct walsh_error err;
+    const uint64_t *mask;
+    assert_int_equal(walsh_matcher_mask(m, &mask, &err), WALSH_OK);
+    return mask[id / 64] >> id % 64 & 1;
+}
+
+/* Draw the text's tokens, each of which must fit. */
+static void say(struct walsh_matcher *m, const char *text)
+{
+    struct walsh_error err;
+    int32_t *ids;
+    size_t count;
+    assert_int_equal(walsh_tokenizer_encode(tokenizer, text, strlen(text), 0, &ids, &count, &err), WALSH_OK);
+    for (size_t i = 0; i < count; i++) {
+        if (!fits(m, ids[i])) fail_msg("token %zu of %s does not fit", i, text);
+        assert_int_equal(walsh_matcher_advance(m, ids[i], &err), WALSH_OK);
+    }
+    walsh_free(ids);
+}
+
+static int32_t first_token(const char *text)
+{
+    struct walsh_error err;
+    int32_t *ids;
+    size_t count;
+    assert_int_equal(walsh_tokenizer_encode(tokenizer, text, strlen(text), 0, &ids, &count, &err), WALSH_OK);
+    const int32_t id = ids[0];
+    walsh_free(ids);
+    return id;
+}
+
+/* A thought is free, cannot end the answer, and behind it stands a document as ever. Special tokens count as
+ * their texts; ends may be cut into tokens in any way. */
+static void thoughts_come_before_documents(void **state)
+{
+    (void)state;
+    static const char *const one[] = {"</think>"}, *const two[] = {"<|im_start|>final", "<|endoftext|>"};
+    struct walsh_error err;
+    struct walsh_grammar *g;
+    struct walsh_matcher *m;
+    const int32_t letter = first_token("x"), brace = first_token("{"), open = first_token("<|im_start|>");
+    for (unsigned begun = 0; begun < 2; begun++) {
+        assert_int_equal(walsh_grammar_compile(tokens, NULL, 0, &g, &err), WALSH_OK);
+        assert_int_equal(walsh_grammar_put_thought(g, begun ? NULL : "<|im_start|>", one, 1, &err), WALSH_OK);
+        assert_int_equal(walsh_matcher_open(g, &m, &err), WALSH_OK);
+        if (!begun) {
+            assert_true(fits(m, open) && fits(m, brace) && !fits(m, letter) && !fits(m, EOS));
+            assert_int_equal(walsh_matcher_advance(m, letter, &err), WALSH_E_ARGUMENT);
+            say(m, "<|im_start|>");
+        }
+        say(m, "Let me see: {\"a\": <</think <|im_start|>");
+        assert_true(fits(m, letter) && !fits(m, EOS) && !walsh_matcher_complete(m));
+        assert_int_equal(walsh_matcher_advance(m, EOS, &err), WALSH_E_ARGUMENT);
+        say(m, "</think>");
+        assert_true(fits(m, brace) && !fits(m, letter) && !fits(m, EOS) && !fits(m, open));
+        say(m, "{\"a\": [1, true]}");
+        assert_true(fits(m, EOS) && walsh_matcher_complete(m));
+        walsh_matcher_close(&m);
+        if (!begun) { /* it may be left out */
+            assert_int_equal(walsh_matcher_open(g, &m, &err), WALSH_OK);
+            say(m, "{");
+            assert_false(fits(m, open));
+            say(m, "}");
+            assert_true(walsh_matcher_complete(m));
+            walsh_matcher_close(&m);
+        }
+        walsh_grammar_release(g);
+    }
+    assert_int_equal(walsh_grammar_compile(tokens, NULL, 0, &g, &err), WALSH_OK);
+    assert_int_equal(walsh_grammar_put_thought(g, NULL, two, 2, &err), WALSH_OK);
+    assert_int_equal(walsh_matcher_open(g, &m, &err), WALSH_OK);
+    say(m, "<|endoftext|>first<|im_start|>other<|endoftext|>x<|im_start|>final to<|im_start|>");
+    assert_true(fits(m, letter));
+    say(m, "<|endoftext|>");
+    assert_true(fits(m, brace) && !fits(m, letter));
+    walsh_matcher_close(&m);
+    assert_int_equal(walsh_grammar_put_thought(g, "no token of it", two, 2, &err), WALSH_E_NOT_FOUND);
+    assert_int_equal(walsh_grammar_put_thought(g, NULL, two, 3, &err), WALSH_E_ARGUMENT);
+    walsh_grammar_release(g);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -623,6 +707,7 @@ int main(void)
         cmocka_unit_test(what_is_not_known_is_refused_by_name),
         cmocka_unit_test(large_and_endless_schemas_are_refused),
         cmocka_unit_test(depth_ends),
+        cmocka_unit_test(thoughts_come_before_documents),
     };
     return cmocka_run_group_tests(tests, open_tokens, close_tokens);
 }
