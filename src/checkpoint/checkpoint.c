@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "checkpoint/json.h"
+#include "checkpoint/shell.h"
 
 #define MAX_CONFIG ((size_t)16 << 20) /* bytes of config.json and generation_config.json */
 #define MAX_INDEX ((size_t)256 << 20) /* bytes of model.safetensors.index.json */
@@ -282,6 +283,8 @@ enum walsh_status walsh_checkpoint_open(const char *directory, bool use_mmap, st
         status = read_configs(out, err);
     }
     if (status == WALSH_OK) status = open_weights(out, use_mmap, err);
+    if (status == WALSH_OK && strcmp(out->config.quant.codebook, "e8_shell") == 0)
+        status = walsh_shell_points_open(out, &out->shell, err);
     if (status != WALSH_OK) walsh_checkpoint_close(out);
     return status;
 }
@@ -291,6 +294,7 @@ void walsh_checkpoint_close(struct walsh_checkpoint *ck)
     for (size_t i = 0; i < ck->file_count; i++) walsh_safetensors_close(&ck->files[i]);
     walsh_free(ck->files);
     walsh_free(ck->tensors);
+    walsh_shell_points_close(&ck->shell);
     walsh_free(ck->config_json);
     walsh_free(ck->directory);
     *ck = (struct walsh_checkpoint){0};

@@ -7,6 +7,13 @@
 #include "checkpoint/config.h"
 #include "checkpoint/safetensors.h"
 
+/* The points of GLQ's codebook e8_shell, times two: small integers, of one point all even or all odd. */
+struct walsh_shell_points {
+    uint32_t count; /* 1..65536; 0: none */
+    int most;       /* the largest magnitude of a coordinate, 0..127 */
+    int8_t (*twice)[8];
+};
+
 struct walsh_checkpoint {
     char *directory;
     char *config_json; /* the text of config.json, NUL-terminated: what a quantized copy of the model starts
@@ -18,7 +25,8 @@ struct walsh_checkpoint {
     size_t file_count;
     struct walsh_tensor **tensors; /* of all files, sorted by name; each points into its file's table */
     size_t tensor_count;
-    uint64_t bytes; /* of all safetensors files */
+    uint64_t bytes;                  /* of all safetensors files */
+    struct walsh_shell_points shell; /* of codebook e8_shell; checkpoint/shell.h */
 };
 /* Open and validate all of it. A GGUF file, a directory without config.json, a shard that is missing, a
  * tensor in two shards or not where the index says: errors that say what to do. */

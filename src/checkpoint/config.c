@@ -297,9 +297,10 @@ static enum walsh_status read_glq(const struct walsh_json_object *q, struct wals
     out->method = WALSH_QUANT_GLQ;
     const char *codebook = NULL;
     WALSH_TRY(walsh_json_string(q, "codebook", true, &codebook, err));
-    if (strcmp(codebook, "e8p") != 0)
+    if (strcmp(codebook, "e8p") != 0 && strcmp(codebook, "e8_shell") != 0)
         return walsh_fail(err, WALSH_E_UNSUPPORTED,
-                          "%s: GLQ codebook \"%.100s\" is not supported; known: e8p", q->where, codebook);
+                          "%s: GLQ codebook \"%.100s\" is not supported; known: e8p, e8_shell", q->where,
+                          codebook);
     snprintf(out->codebook, sizeof out->codebook, "%s", codebook);
     return WALSH_OK;
 }

@@ -73,7 +73,7 @@ enum walsh_gate { WALSH_GATE_SILU, WALSH_GATE_GELU_TANH, WALSH_GATE_CLAMPED };
 /* BLOCKS: compressed-tensors, ModelOpt, gpt-oss's mxfp4, DeepSeek's fp8; the tensors say what a linear is
  * (checkpoint/blocks.h) */
 enum walsh_quant_method { WALSH_QUANT_NONE, WALSH_QUANT_GLQ, WALSH_QUANT_WALSH, WALSH_QUANT_BLOCKS };
-/* config.json "quantization_config": quant_method "glq" with codebook "e8p", "walsh" with version 1 and the
+/* config.json "quantization_config": quant_method "glq" with codebook "e8p" or "e8_shell", "walsh" with version 1 and the
  * codebook "e8p" or a block format's name, or one of those programs' */
 struct walsh_quant_config {
     enum walsh_quant_method method;

@@ -177,9 +177,8 @@ static enum walsh_status take_residuals(const struct walsh_checkpoint *ck, const
     return WALSH_OK;
 }
 
-/* A scale: F32 of rank 0, or of one element as some writers store it */
-static enum walsh_status take_scalar(const struct walsh_checkpoint *ck, const char *name, float *out,
-                                     struct walsh_error *err)
+enum walsh_status walsh_glq_take_scalar(const struct walsh_checkpoint *ck, const char *name, float *out,
+                                        struct walsh_error *err)
 {
     const struct walsh_tensor *t = walsh_checkpoint_find(ck, name);
     const uint64_t one = 1;
@@ -191,8 +190,9 @@ static enum walsh_status take_scalar(const struct walsh_checkpoint *ck, const ch
     return WALSH_OK;
 }
 
-static enum walsh_status take_signs(const struct walsh_checkpoint *ck, const char *module, const char *which,
-                                    uint64_t size, const struct walsh_tensor **out, struct walsh_error *err)
+enum walsh_status walsh_glq_take_signs(const struct walsh_checkpoint *ck, const char *module,
+                                       const char *which, uint64_t size, const struct walsh_tensor **out,
+                                       struct walsh_error *err)
 {
     char name[NAME_BYTES];
     snprintf(name, sizeof name, "%s.%s", module, which);
@@ -222,13 +222,13 @@ enum walsh_status walsh_glq_take(const struct walsh_checkpoint *ck, const char *
     WALSH_TRY(walsh_checkpoint_take_rank(ck, name, 1u << WALSH_I64, 4, &out->stage[0].codes, err));
     WALSH_TRY(infer_sizes(out->stage[0].codes, out_features, in_features, out, err));
     WALSH_TRY(take_residuals(ck, module, out, err));
-    WALSH_TRY(take_signs(ck, module, "SU", out->m_pad, &out->su, err));
-    WALSH_TRY(take_signs(ck, module, "SV", out->n_pad, &out->sv, err));
+    WALSH_TRY(walsh_glq_take_signs(ck, module, "SU", out->m_pad, &out->su, err));
+    WALSH_TRY(walsh_glq_take_signs(ck, module, "SV", out->n_pad, &out->sv, err));
     snprintf(name, sizeof name, "%s.Wscale", module);
-    WALSH_TRY(take_scalar(ck, name, &out->wscale, err));
+    WALSH_TRY(walsh_glq_take_scalar(ck, name, &out->wscale, err));
     for (unsigned i = 1; i < out->stages; i++) {
         walsh_glq_scale_name(module, i, name, sizeof name);
-        WALSH_TRY(take_scalar(ck, name, &out->inv_resid_scale[i], err));
+        WALSH_TRY(walsh_glq_take_scalar(ck, name, &out->inv_resid_scale[i], err));
     }
     return WALSH_OK;
 }

@@ -54,6 +54,14 @@ bool walsh_glq_present(const struct walsh_checkpoint *ck, const char *module);
 enum walsh_status walsh_glq_take(const struct walsh_checkpoint *ck, const char *module, uint32_t out_features,
                                  uint32_t in_features, struct walsh_glq_linear *out, struct walsh_error *err);
 
+/* A scale: F32 of rank 0, or of one element as some writers store it; finite. */
+enum walsh_status walsh_glq_take_scalar(const struct walsh_checkpoint *ck, const char *name, float *out,
+                                        struct walsh_error *err);
+/* MODULE.SU or SV (`which`): F16 [size] or [2, size], all finite. */
+enum walsh_status walsh_glq_take_signs(const struct walsh_checkpoint *ck, const char *module,
+                                       const char *which, uint64_t size, const struct walsh_tensor **out,
+                                       struct walsh_error *err);
+
 /* "MODULE.Qidxs2_e81b" of stage 0..3, "MODULE.inv_resid_scale" of stage 1..3, into buffer; returns buffer. */
 const char *walsh_glq_codes_name(const char *module, unsigned stage, enum walsh_stage_kind kind, char *buffer,
                                  size_t size);

@@ -8,9 +8,11 @@
 #include "base/scalar.h"
 #include "checkpoint/blocks.h"
 #include "checkpoint/glq.h"
+#include "checkpoint/shell.h"
 #include "formats/e8p_planes.h"
 #include "model/adapter_products.h"
 #include "model/build.h"
+#include "model/linear_parts.h"
 #include "model/workspace.h"
 
 #define FLOAT_DTYPES (1u << WALSH_F32 | 1u << WALSH_F16 | 1u << WALSH_BF16)
@@ -116,11 +118,10 @@ static enum walsh_status repack_stages(struct walsh_linear *linear, const struct
     return status;
 }
 
-/* The blocks follow from the stored, padded size: its binary expansion (of each part), which for a power of
- * two is one block; two vectors of signs are those of an overlap. */
-static enum walsh_status load_rotation(struct walsh_rotation *rotation, const struct walsh_tensor *signs,
-                                       uint32_t size, uint32_t stored, uint32_t min_block, uint32_t parts,
-                                       struct walsh_arena *arena, struct walsh_error *err)
+enum walsh_status walsh_linear_load_rotation(struct walsh_rotation *rotation,
+                                             const struct walsh_tensor *signs, uint32_t size, uint32_t stored,
+                                             uint32_t min_block, uint32_t parts, struct walsh_arena *arena,
+                                             struct walsh_error *err)
 {
     *rotation = (struct walsh_rotation){.kind = WALSH_ROTATION_BLOCKS, .size = size};
     const uint64_t elements = walsh_tensor_elements(signs);
@@ -148,10 +149,11 @@ static enum walsh_status load_glq(struct walsh_linear *linear, const struct wals
     struct walsh_glq_linear glq;
     WALSH_TRY(walsh_glq_take(ck, name, linear->out, linear->in, &glq, err));
     const uint32_t parts = linear->split.parts;
-    WALSH_TRY(load_rotation(&linear->in_rotation, glq.sv, linear->in, glq.n_pad, WALSH_MIN_BLOCK_COLUMNS,
-                            linear->split.inputs ? parts : 1, arena, err));
-    WALSH_TRY(load_rotation(&linear->out_rotation, glq.su, linear->out, glq.m_pad, WALSH_MIN_BLOCK_ROWS,
-                            linear->split.inputs ? 1 : parts, arena, err));
+    WALSH_TRY(walsh_linear_load_rotation(&linear->in_rotation, glq.sv, linear->in, glq.n_pad,
+                                         WALSH_MIN_BLOCK_COLUMNS, linear->split.inputs ? parts : 1, arena,
+                                         err));
+    WALSH_TRY(walsh_linear_load_rotation(&linear->out_rotation, glq.su, linear->out, glq.m_pad,
+                                         WALSH_MIN_BLOCK_ROWS, linear->split.inputs ? 1 : parts, arena, err));
     linear->weights = (struct walsh_weights){
         .format = WALSH_FORMAT_E8P, .rows = glq.m_pad, .cols = glq.n_pad, .stages = glq.stages};
     return repack_stages(linear, &glq, pool, arena, err);
@@ -175,6 +177,23 @@ static void repack_block_tiles(void *argument, size_t begin, size_t end, unsigne
         atomic_store_explicit(&r->broken, true, memory_order_relaxed);
 }
 
+enum walsh_status walsh_linear_alloc_blocks(struct walsh_linear *linear, struct walsh_arena *arena,
+                                            uint32_t **data, void **scales, uint8_t **zeros,
+                                            struct walsh_error *err)
+{
+    struct walsh_weights *w = &linear->weights;
+    const size_t count = walsh_block_scale_count(w);
+    WALSH_TRY(walsh_arena_alloc_uninitialised(arena, walsh_block_data_words(w), sizeof **data, linear->name,
+                                              data, err));
+    WALSH_TRY(walsh_arena_alloc_uninitialised(arena, count, walsh_scale_bytes(w->block.scale), linear->name,
+                                              scales, err));
+    if (zeros) WALSH_TRY(walsh_arena_alloc_uninitialised(arena, count, 1, linear->name, zeros, err));
+    w->data = *data;
+    w->scales = *scales;
+    w->zeros = zeros ? *zeros : NULL;
+    return WALSH_OK;
+}
+
 /* One side's signs, MODULE.SV or MODULE.SU, F16 [padded] or [2][padded]; none: no rotation. */
 static enum walsh_status load_signs(const struct walsh_checkpoint *ck, const char *name, const char *suffix,
                                     uint32_t size, uint32_t min_block, uint32_t parts,
@@ -193,7 +212,7 @@ static enum walsh_status load_signs(const struct walsh_checkpoint *ck, const cha
     if (stored < size || stored > UINT32_MAX)
         return walsh_fail(err, WALSH_E_FORMAT, "%s: tensor %s has %llu elements, expected at least %u",
                           signs->file, tensor, (unsigned long long)stored, size);
-    WALSH_TRY(load_rotation(out, signs, size, (uint32_t)stored, min_block, parts, arena, err));
+    WALSH_TRY(walsh_linear_load_rotation(out, signs, size, (uint32_t)stored, min_block, parts, arena, err));
     for (size_t i = 0; i < walsh_rotation_signs(out); i++)
         if (!isfinite(out->signs[i]) || out->signs[i] == 0)
             return walsh_fail(err, WALSH_E_FORMAT, "%s: tensor %s: element %zu is %g, expected a sign",
@@ -217,19 +236,10 @@ static enum walsh_status load_blocks(struct walsh_linear *linear, const struct w
     struct walsh_weights *w = &linear->weights;
     *w = walsh_blocks_weights(&source);
     struct repack_blocks r = {.source = &source};
-    const size_t count = walsh_block_scale_count(w);
-    WALSH_TRY(walsh_arena_alloc_uninitialised(arena, walsh_block_data_words(w), sizeof *r.data, linear->name,
-                                              &r.data, err));
-    WALSH_TRY(walsh_arena_alloc_uninitialised(arena, count, walsh_scale_bytes(w->block.scale), linear->name,
-                                              &r.scales, err));
-    if (source.zeros)
-        WALSH_TRY(walsh_arena_alloc_uninitialised(arena, count, 1, linear->name, &r.zeros, err));
+    WALSH_TRY(
+        walsh_linear_alloc_blocks(linear, arena, &r.data, &r.scales, source.zeros ? &r.zeros : NULL, err));
     walsh_pool_run(pool, walsh_block_tiles(w), 4, repack_block_tiles, &r);
-    if (atomic_load(&r.broken)) return walsh_blocks_fail(&source, err);
-    w->data = r.data;
-    w->scales = r.scales;
-    w->zeros = r.zeros;
-    return WALSH_OK;
+    return atomic_load(&r.broken) ? walsh_blocks_fail(&source, err) : WALSH_OK;
 }
 
 /* --- stacks: gpt-oss's experts --- */
@@ -293,6 +303,7 @@ static enum walsh_status load_weights(struct walsh_linear *linear, const struct 
 {
     const struct walsh_fusion *f = &linear->fusion;
     if (walsh_glq_present(ck, linear->name)) return load_glq(linear, ck, linear->name, pool, arena, err);
+    if (walsh_shell_present(ck, linear->name)) return walsh_linear_load_shell(linear, ck, pool, arena, err);
     if (walsh_blocks_present(ck, linear->name, false))
         return load_blocks(linear, ck, linear->name, NULL, pool, arena, err);
     if (f->name && walsh_blocks_present(ck, f->name, f->stack != 0)) {

@@ -55,6 +55,8 @@ static enum walsh_status add_model(digest *d, const struct walsh_model_graph *gr
         return walsh_fail(err, WALSH_E_UNSUPPORTED,
                           "a synthetic model has no files to know it by: no prefix store");
     walsh_prefix_digest_add(d, "config.json", ck->config_json, ck->config_size);
+    if (ck->shell.count > 0)
+        walsh_prefix_digest_add(d, "codebook", ck->shell.twice, ck->shell.count * sizeof *ck->shell.twice);
     for (size_t i = 0; i < ck->file_count; i++) WALSH_TRY(add_file(d, &ck->files[i].file, queue, err));
     return WALSH_OK;
 }

@@ -6,9 +6,12 @@
 #include "base/memory.h"
 #include "checkpoint/safetensors.h"
 
-#define SMALL_CONFIG                                                                                         \
+/* The smallest config.json, with further keys: "" or ",\"key\":value" */
+#define SMALL_CONFIG_WITH(keys)                                                                              \
     "{\"architectures\":[\"LlamaForCausalLM\"],\"hidden_size\":4,\"intermediate_size\":8,"                   \
-    "\"num_hidden_layers\":1,\"num_attention_heads\":2,\"vocab_size\":16,\"max_position_embeddings\":32}"
+    "\"num_hidden_layers\":1,\"num_attention_heads\":2,\"vocab_size\":16,\"max_position_embeddings\":"       \
+    "32" keys "}"
+#define SMALL_CONFIG SMALL_CONFIG_WITH("")
 
 /* One tensor of a file that a test writes */
 struct planned {

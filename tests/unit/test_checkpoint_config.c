@@ -277,7 +277,7 @@ static void test_quantization(void **state)
            "mxfp4, fp8");
     refuse(Q("'bits':4"), WALSH_E_FORMAT, "config.json: quantization_config.quant_method is missing");
     refuse(Q("'quant_method':'glq','codebook':'trellis'"), WALSH_E_UNSUPPORTED,
-           "config.json: GLQ codebook \"trellis\" is not supported; known: e8p");
+           "config.json: GLQ codebook \"trellis\" is not supported; known: e8p, e8_shell");
     refuse(Q("'quant_method':'glq'"), WALSH_E_FORMAT, "config.json: quantization_config.codebook is missing");
     refuse(Q("'quant_method':'walsh','version':2"), WALSH_E_UNSUPPORTED,
            "config.json: version 2 of quantization method \"walsh\" is not supported; known: 1");

@@ -1,0 +1,87 @@
+#!/usr/bin/env python3
+"""Make tests/fixtures/checkpoint/glq-gpu.safetensors and e8_codebook.pt: linears of models/bookworm-8m that GLQ quantized, with
+what GLQ's own kernels compute from them on a GPU.
+
+    python3 -m venv V && V/bin/pip install torch==2.11.0 transformers==5.17.0 glq==0.8.16      (CUDA 13 and nvcc)
+    V/bin/python3 tools/glq_gpu_fixtures.py WORK tests/fixtures/checkpoint [NAME=DIRECTORY]...
+
+quantizes into WORK and keeps layer 0's k_proj of each: NAME.* as GLQ stores it, NAME.x [4][320] its input in a forward pass, NAME.y
+[4][64] its output for the rows together, NAME.y1 [1][64] for the first row alone (GLQ has kernels of their own for that). A
+NAME=DIRECTORY is a directory that walsh wrote, for GLQ to load; the committed file has e8p3 so (quantize --bits 3 --samples 1
+--sample-tokens 512). GLQ's wheel was built for another PyTorch than 2.11: where its extension refuses CUDA tensors, remove
+glq/_C*.so and GLQ compiles it anew. The calibration text is the repository's in the place of the one that GLQ would download.
+"""
+import importlib.machinery
+import json
+import os
+import sys
+import types
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+MODEL, LINEAR, ROWS = f"{ROOT}/models/bookworm-8m", "model.layers.0.self_attn.k_proj", 4
+CONFIGS = {  # codebook, bits, environment, entries of the codebook
+    "e8p2": ("e8p", 2, {}, None),
+    "e8p4": ("e8p", 4, {}, None),
+    "pow2": ("e8p", 2, {"GLQ_E8P_POW2": "1"}, None),
+    "shell": ("e8_shell", 2, {}, 4096),
+    "trellis": ("trellis", 2, {"GLQ_TRELLIS_VARIANT": "3inst"}, None),
+}
+
+
+def read(path):
+    with open(f"{ROOT}/{path}", encoding="utf-8") as f:
+        return f.read()
+
+
+def stub_datasets():
+    datasets = types.ModuleType("datasets")
+    datasets.__spec__ = importlib.machinery.ModuleSpec("datasets", None)
+    datasets.load_dataset = lambda *_, **__: {"text": [read("data/calibration.txt")]}
+    sys.modules["datasets"] = datasets
+
+
+def outputs(directory):
+    """The kept linear's tensors, and what it reads and gives in a forward pass of GLQ."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval().to("cuda")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(MODEL)
+    ids = torch.tensor([tokenizer(read("data/valid.txt")[:4000]).input_ids[:128]]).to("cuda")
+    linear, kept = model.get_submodule(LINEAR), {}
+    linear.register_forward_hook(lambda _, x, y: kept.update(x=x[0], y=y))
+    with torch.no_grad():
+        model(ids)
+        x, y = (kept[k].reshape(-1, kept[k].shape[-1])[:ROWS] for k in "xy")
+        out = {"x": x, "y": y, "y1": linear(x[:1])}
+    stored = load_file(f"{directory}/model.safetensors")
+    out |= {k[len(LINEAR) + 1:]: v for k, v in stored.items() if k.startswith(LINEAR + ".")}
+    return {k: v.cpu().contiguous() for k, v in out.items()}
+
+
+def main():
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    stub_datasets()
+    import glq.hf_integration  # noqa: F401 (registers the quantizer)
+    from glq.quantize_model import quantize
+    work, out, tensors = sys.argv[1], sys.argv[2], {}
+    for name, (codebook, bits, environment, entries) in CONFIGS.items():
+        os.environ.update(environment)
+        quantize(MODEL, f"{work}/{name}", bpw=bits, nsamples=16, seqlen=512, device="cuda", codebook_type=codebook,
+                 codebook_size=entries)
+        for key in environment:
+            del os.environ[key]
+    directories = {name: f"{work}/{name}" for name in CONFIGS} | dict(a.split("=", 1) for a in sys.argv[3:])
+    for name, directory in directories.items():
+        tensors |= {f"{name}.{k}": v for k, v in outputs(directory).items()}
+        with open(f"{directory}/config.json", encoding="utf-8") as f:
+            print(name, json.load(f)["quantization_config"]["codebook"])
+    save_file(tensors, f"{out}/glq-gpu.safetensors")
+    with open(f"{work}/shell/e8_codebook.pt", "rb") as f, open(f"{out}/e8_codebook.pt", "wb") as g:
+        g.write(f.read())
+
+
+if __name__ == "__main__":
+    main()
