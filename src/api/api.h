@@ -19,6 +19,7 @@ struct walsh_context {
         queue; /* what models run on; a device's keeps the CPU's pool and kernels for host work */
     const struct walsh_device_module *module; /* of the queue's device; NULL: the CPU */
     struct walsh_hooks hooks;
+    pthread_mutex_t ops_lock; /* of the calls of walsh_ops.h, which take turns on the pool */
 };
 /* WALSH_E_UNSUPPORTED where the context's device is not the CPU; `what` begins the message. */
 enum walsh_status walsh_context_needs_cpu(const struct walsh_context *context, const char *what,

@@ -83,6 +83,7 @@ enum walsh_status walsh_context_open(const struct walsh_context_options *options
     WALSH_TRY(walsh_options_read(&o, sizeof o, options, "walsh_context_options", err));
     struct walsh_context *context;
     WALSH_TRY(walsh_alloc_zero(1, sizeof *context, "a context", &context, err));
+    pthread_mutex_init(&context->ops_lock, NULL); /* of the default kind, which cannot fail */
     enum walsh_status status = open_members(context, &o, err);
     if (status != WALSH_OK) {
         walsh_context_close(&context);
@@ -98,6 +99,7 @@ void walsh_context_close(struct walsh_context **context)
     if ((*context)->module) (*context)->module->close(&(*context)->queue);
     walsh_queue_close(&(*context)->queue);
     walsh_pool_close(&(*context)->pool);
+    pthread_mutex_destroy(&(*context)->ops_lock);
     walsh_free(*context);
     *context = NULL;
 }

@@ -14,7 +14,7 @@ quietly() { "$@" >"$work/log" 2>&1 || { cat "$work/log" && failed "$*"; }; }
 
 prefix=$work/prefix
 quietly cmake --install "$build" --prefix "$prefix"
-for file in bin/walsh lib*/libwalsh.so.0 lib*/libwalsh.so lib*/libwalsh.a include/walsh.h include/walsh_status.h \
+for file in bin/walsh lib*/libwalsh.so.0 lib*/libwalsh.so lib*/libwalsh.a include/walsh.h include/walsh_ops.h include/walsh_status.h \
     lib*/pkgconfig/walsh.pc lib*/cmake/walsh/walshConfig.cmake share/man/man1/walsh.1 share/man/man1/walsh-quantize.1 \
     share/bash-completion/completions/walsh share/zsh/vendor-completions/_walsh share/fish/vendor_completions.d/walsh.fish \
     share/walsh/calibration.txt share/walsh/models/bookworm-8m/config.json; do
@@ -50,6 +50,10 @@ check_examples() { # directory of programs, suffix of their names
 check_more_examples() { # directory
     "$1/batch" "$model" "It was late in the evening" "It was early" >"$work/out" || failed "$1/batch"
     [ "$(wc -l <"$work/out")" -ge 2 ] || failed "$1/batch says: $(cat "$work/out")"
+    "$1/quantize_tensor" >"$work/out" || failed "$1/quantize_tensor"
+    grep -q "^4 bits: .*relative error 0\.0" "$work/out" || failed "$1/quantize_tensor says: $(cat "$work/out")"
+    "$1/packed_linear" >"$work/out" || failed "$1/packed_linear"
+    grep -q "^96 x 320 by 4 bits, relative error 0\.0" "$work/out" || failed "$1/packed_linear says: $(cat "$work/out")"
 }
 export PKG_CONFIG_PATH="$(echo "$prefix"/lib*/pkgconfig)"
 libraries=$(dirname "$PKG_CONFIG_PATH")

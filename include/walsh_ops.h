@@ -1,0 +1,391 @@
+/* walsh_ops: the kernels of walsh for other engines, on tensors that the caller owns: the randomized Hadamard
+ * transform, the rotated E8P linear with LoRA updates, and attention over plain or packed keys and values in
+ * pages.
+ *
+ * Conventions, beyond those of walsh.h:
+ *
+ * Views. A tensor is a struct walsh_view: borrowed data, element type, shape, strides, device. What a call
+ * reads and writes is exactly what its views say; nothing keeps a view beyond its call but where a comment
+ * says so. "[.., n]" is a view of one or more dimensions whose last has n elements that lie together (stride
+ * 1); those in front of it are rows at one stride (as of a slice of columns, or of a [batch][tokens] tensor),
+ * which is at least n. Strides that are negative, 0 or so small that rows overlap, leading dimensions without
+ * one common stride, data that is not aligned to its element, sizes that do not fit into memory:
+ * WALSH_E_ARGUMENT with the call, the argument, what was found and what was expected; never a hidden copy.
+ * FLOAT below: WALSH_ELEMENT_F32, _F16 or _BF16, each argument as it likes. All arithmetic is that of f32;
+ * what is stored as F16 or BF16 is rounded to nearest even, F16 saturated at
+ * +-65504. Inputs and outputs do not overlap unless a comment says that they may be the same view.
+ *
+ * Queues. A call runs on a queue: the pool of its context. Any number of threads may call on one queue, or on
+ * several of one context; they take turns. Calls on the models of that context do not take part in that: do
+ * not let them overlap, or use a context of its own. A call on the CPU has finished when it returns.
+ *
+ * Memory. Calls marked "no allocation" take what they need from the caller's workspace:
+ * WALSH_OPS_ALIGNMENT-aligned memory of the queue's device, of at least the bytes that a query gives, its
+ * content of no importance before and after; calls at the same time need different ones. Those that open a
+ * handle, and encoding, allocate.
+ *
+ * Bits. The same inputs give the same bits with any number of threads; of a decode row with any rows beside
+ * it.
+ */
+#ifndef WALSH_OPS_H
+#define WALSH_OPS_H
+
+#include "walsh.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ------------------------------------------------------------------------------------------------ views */
+
+enum walsh_element {
+    WALSH_ELEMENT_F32 = 0,
+    WALSH_ELEMENT_F16,  /* IEEE binary16 */
+    WALSH_ELEMENT_BF16, /* bfloat16 */
+    WALSH_ELEMENT_U8,
+    WALSH_ELEMENT_U16,
+    WALSH_ELEMENT_I32,
+    WALSH_ELEMENT_I64
+};
+/* DLPack's numbers. */
+enum walsh_view_device {
+    WALSH_VIEW_CPU = 1, /* the host's memory */
+    WALSH_VIEW_CUDA = 2
+};
+
+#define WALSH_VIEW_RANK 8
+struct walsh_view {
+    void *data; /* of the first element; never written through where the argument is an input */
+    enum walsh_element element;
+    enum walsh_view_device device;
+    int32_t device_id; /* of CUDA devices; 0 of the CPU */
+    uint32_t rank;     /* dimensions, 1 to WALSH_VIEW_RANK */
+    int64_t shape[WALSH_VIEW_RANK];
+    int64_t strides[WALSH_VIEW_RANK]; /* in elements; of a dimension of one element without meaning */
+};
+
+/* A dense row-major view of host memory. rank beyond WALSH_VIEW_RANK, or a shape whose size overflows, gives
+ * a view of rank 0, which every call refuses. */
+WALSH_API struct walsh_view walsh_view_dense(void *data, enum walsh_element element, uint32_t rank,
+                                             const int64_t *shape);
+/* From and to DLPack: `tensor` points to a DLTensor (dlpack.h, versions 0.6 to 1.x; its layout is frozen).
+ * From: the strides may be NULL (dense); float of 32 and 16 bits, bfloat, unsigned integers of 8 and 16 and
+ * signed ones of 32 and 64 bits with one lane, on the CPU, pinned host memory or CUDA, else
+ * WALSH_E_UNSUPPORTED. To: the DLTensor's shape and strides point into *view, which must outlive it;
+ * ownership stays where it was. */
+WALSH_API enum walsh_status walsh_view_from_dlpack(const void *tensor, struct walsh_view *out,
+                                                   struct walsh_error *err);
+WALSH_API enum walsh_status walsh_view_to_dlpack(struct walsh_view *view, void *tensor,
+                                                 struct walsh_error *err);
+
+/* ------------------------------------------------------------------------------------------------ queues */
+
+#define WALSH_OPS_ALIGNMENT 64 /* bytes, of workspaces and of pages of packed keys and values */
+
+struct walsh_ops_queue;
+struct walsh_ops_queue_options {
+    size_t struct_size;
+    void *stream; /* the caller's cudaStream_t, of a context on a CUDA device; NULL: the context's own, or the
+                     CPU's pool */
+};
+#define WALSH_OPS_QUEUE_OPTIONS                                                                              \
+    {                                                                                                        \
+        .struct_size = sizeof(struct walsh_ops_queue_options)                                                \
+    }
+/* A queue of the context, which outlives it; it borrows its threads, its kernel table and its device. options
+ * NULL: the defaults. WALSH_E_ARGUMENT: a stream for the CPU. WALSH_E_UNSUPPORTED: the context's device is
+ * not the CPU (the ops of this header run there only, so far). */
+WALSH_API enum walsh_status walsh_ops_queue_open(struct walsh_context *context,
+                                                 const struct walsh_ops_queue_options *options,
+                                                 struct walsh_ops_queue **out, struct walsh_error *err);
+WALSH_API void walsh_ops_queue_close(struct walsh_ops_queue **queue);
+
+/* ------------------------------------------------------------------------------------------------ rotations
+ */
+
+/* The randomized Hadamard transform of vectors of `size` elements (Ailon and Chazelle 2009; in quantization
+ * Chee et al. 2023, "QuIP"; Tseng et al. 2024, "QuIP#"): forward(x) = H (s * pad(x))       inverse(y) =
+ * crop(s * (H y))        elementwise products with the signs s H: orthonormal Walsh-Hadamard matrices in
+ * Sylvester's order, one per block. The blocks of a dimension are the powers of two of its binary expansion,
+ * largest first, padded to a multiple of min_block. With signs of +-1 the two undo each other; signs may also
+ * carry a scale, as SU and SV of checkpoints do. Immutable; any threads may share one. */
+struct walsh_ops_rotation;
+struct walsh_ops_rotation_options {
+    size_t struct_size;
+    uint32_t size; /* elements of a vector, 1 to 262144 */
+    /* NULL, "block": as above. "pow2": one block, padded to the next power of two. "overlap": two Hadamards
+     * on the first and the last m elements, m the largest power of two below the padded size; nothing else is
+     * padded: forward(x) = H_last (t * H_first (s * pad(x))), with two vectors of signs (s, t); one block of
+     * a power of two */
+    const char *kind;
+    uint32_t
+        min_block; /* a power of two up to 65536; 0: 64, as inputs of GLQ checkpoints have; outputs have 16 */
+    uint32_t parts; /* "block": equal parts that are not mixed, each with blocks of its own, for tensor
+                       parallelism; size is a multiple of parts * min_block. 0: 1 */
+    /* FLOAT [padded], or [2, padded] of an overlap of two blocks; finite; copied. data NULL: +-1, drawn from
+     * `seed` and `name` as walsh quantize does, the same on every machine */
+    struct walsh_view signs;
+    uint64_t seed;
+    const char *name; /* NULL: "" */
+};
+#define WALSH_OPS_ROTATION_OPTIONS                                                                           \
+    {                                                                                                        \
+        .struct_size = sizeof(struct walsh_ops_rotation_options)                                             \
+    }
+WALSH_API enum walsh_status walsh_ops_rotation_open(struct walsh_ops_queue *queue,
+                                                    const struct walsh_ops_rotation_options *options,
+                                                    struct walsh_ops_rotation **out, struct walsh_error *err);
+WALSH_API void walsh_ops_rotation_close(struct walsh_ops_rotation **rotation);
+
+#define WALSH_OPS_BLOCKS 24
+struct walsh_ops_rotation_info {
+    size_t struct_size;
+    uint32_t size, padded; /* elements of x and of forward(x) */
+    uint32_t sign_vectors; /* 1; 2 of an overlap of two blocks */
+    uint32_t block_count;
+    uint32_t blocks[WALSH_OPS_BLOCKS]; /* elements of each, in order; of an overlap the two that overlap */
+};
+WALSH_API void walsh_ops_rotation_get_info(const struct walsh_ops_rotation *rotation,
+                                           struct walsh_ops_rotation_info *info);
+/* Its signs into FLOAT [padded] or [2, padded]: what a checkpoint stores as SU or SV. */
+WALSH_API enum walsh_status walsh_ops_rotation_get_signs(const struct walsh_ops_rotation *rotation,
+                                                         const struct walsh_view *signs,
+                                                         struct walsh_error *err);
+
+/* y = forward(x), row by row: x FLOAT [.., size], y FLOAT [.., padded] of as many rows. y may be x where no
+ * element is padded. No allocation. The f32 butterfly is fixed bit for bit: every machine gives the same. */
+WALSH_API enum walsh_status walsh_ops_rotate(struct walsh_ops_queue *queue,
+                                             const struct walsh_ops_rotation *rotation,
+                                             const struct walsh_view *x, const struct walsh_view *y,
+                                             struct walsh_error *err);
+/* x = inverse(y), row by row: y FLOAT [.., padded], x FLOAT [.., size]. x may be y where no element is
+ * padded. No allocation. */
+WALSH_API enum walsh_status walsh_ops_unrotate(struct walsh_ops_queue *queue,
+                                               const struct walsh_ops_rotation *rotation,
+                                               const struct walsh_view *y, const struct walsh_view *x,
+                                               struct walsh_error *err);
+/* Fold a rotation into a matrix that reads rotated vectors: folded x = a forward(x) for all x. a FLOAT [..,
+ * padded], folded FLOAT [.., size]. In double precision, rounded once. No allocation. */
+WALSH_API enum walsh_status walsh_ops_fold_rows(struct walsh_ops_queue *queue,
+                                                const struct walsh_ops_rotation *rotation,
+                                                const struct walsh_view *a, const struct walsh_view *folded,
+                                                struct walsh_error *err);
+/* Fold it into a matrix whose outputs are to be rotated: folded h = forward(b h) for all h. b FLOAT [size,
+ * n], folded FLOAT [padded, n]. In double precision, rounded once. No allocation. */
+WALSH_API enum walsh_status walsh_ops_fold_columns(struct walsh_ops_queue *queue,
+                                                   const struct walsh_ops_rotation *rotation,
+                                                   const struct walsh_view *b,
+                                                   const struct walsh_view *folded, struct walsh_error *err);
+
+/* ------------------------------------------------------------------------------------------------ E8P codes
+ */
+
+/* A matrix in the codes of QuIP# (Tseng et al. 2024), 8 weights to a code, in one or more stages:
+ *   W^[rows][cols] = sum over stages k of scale[k] * decode(codes[k])
+ * U16 codes are E8P (2 bits per weight), U8 codes E81B (1 bit). W^ lives in rotated space: rows and cols are
+ * the padded sizes of the rotations, rows a multiple of 16, cols of 64 and at most 65536. The views are the
+ * caller's. */
+#define WALSH_OPS_STAGES 4
+struct walsh_ops_codes {
+    uint32_t stages;                           /* 1 to WALSH_OPS_STAGES */
+    struct walsh_view codes[WALSH_OPS_STAGES]; /* U16 or U8 [rows, cols / 8], dense */
+    float scale[WALSH_OPS_STAGES];
+};
+/* The stages of `bits` per weight, 2 to 8: how many, and the element of each one's codes (2: U16; 3: U16, U8;
+ * 4: U16, U16; and so on). */
+WALSH_API enum walsh_status walsh_ops_code_stages(unsigned bits, uint32_t *stages,
+                                                  enum walsh_element elements[WALSH_OPS_STAGES],
+                                                  struct walsh_error *err);
+
+struct walsh_ops_encode_options {
+    size_t struct_size;
+    unsigned bits; /* 2 to 8; 0: 4 */
+    int passes;    /* of coordinate descent; -1 (set by the macro): the best measured */
+    bool plain;    /* the published method: scale from the rms, no search */
+    /* F32 [in, in], dense: X^T X / rows of the inputs X that the linear sees; data NULL: the identity, which
+     * rounds each group of eight to the nearest */
+    struct walsh_view hessian;
+};
+#define WALSH_OPS_ENCODE_OPTIONS                                                                             \
+    {                                                                                                        \
+        .struct_size = sizeof(struct walsh_ops_encode_options), .passes = -1                                 \
+    }
+/* Quantize w, FLOAT [out, in]: codes and scales of W^ so that  y = inverse_out(W^ forward_in(x))  is near w
+ * x, by LDLQ and coordinate descent (Chee et al. 2023; Tseng et al. 2024). `in` and `out` are rotations of
+ * these sizes whose signs are not 0. The caller sets codes->codes, one view per stage of
+ * walsh_ops_code_stages; this call writes what they show, codes->stages and codes->scale. *error (NULL: not
+ * wanted): tr(E H E^T) / tr(W H W^T), the relative squared error of the outputs. Allocates about in^2 + 4 in
+ * * out floats, and takes long: milliseconds per row. WALSH_E_ARGUMENT also where w is not finite. */
+WALSH_API enum walsh_status walsh_ops_encode(struct walsh_ops_queue *queue,
+                                             const struct walsh_ops_rotation *in,
+                                             const struct walsh_ops_rotation *out, const struct walsh_view *w,
+                                             const struct walsh_ops_encode_options *options,
+                                             struct walsh_ops_codes *codes, double *error,
+                                             struct walsh_error *err);
+/* The weights that codes stand for, FLOAT: with both rotations NULL W^ itself, w [rows, cols]; else what the
+ * linear computes with, w [out, in] = inverse_out W^ forward_in. Allocates 3 matrices of f32. */
+WALSH_API enum walsh_status walsh_ops_decode(struct walsh_ops_queue *queue,
+                                             const struct walsh_ops_rotation *in,
+                                             const struct walsh_ops_rotation *out,
+                                             const struct walsh_ops_codes *codes, const struct walsh_view *w,
+                                             struct walsh_error *err);
+/* Codes in the order of GLQ checkpoints, the tensors Qidxs*_e8p, I64 [rows / 16, cols / 64, 8, 4], or
+ * Qidxs*_e81b, I64 [rows, cols / 64], both dense, from and to plain codes U16 or U8 [rows, cols / 8]. No
+ * allocation. */
+WALSH_API enum walsh_status walsh_ops_codes_from_glq(const struct walsh_view *stored,
+                                                     const struct walsh_view *codes, struct walsh_error *err);
+WALSH_API enum walsh_status walsh_ops_codes_to_glq(const struct walsh_view *codes,
+                                                   const struct walsh_view *stored, struct walsh_error *err);
+
+/* ------------------------------------------------------------------------------------------------ linears */
+
+/* y = inverse_out(W^ round(forward_in(x))) + bias, W^ in codes: the rotated low-bit linear. Opening it
+ * repacks the codes into the layout of the kernels, once; bytes: bits / 8 per padded weight. Immutable; any
+ * threads may share it. */
+struct walsh_ops_linear;
+struct walsh_ops_linear_options {
+    size_t struct_size;
+    const struct walsh_ops_rotation *in, *out; /* outlive the linear; NULL: that side is not rotated */
+    struct walsh_view bias;                    /* FLOAT [out]; copied; data NULL: none */
+    /* How x is rounded behind its rotation: AUTO and INT8: to int8 with one scale per row (0.01% of
+     * perplexity), which is several times faster; F32 and BF16: not at all */
+    enum walsh_activation_mode activations;
+};
+#define WALSH_OPS_LINEAR_OPTIONS                                                                             \
+    {                                                                                                        \
+        .struct_size = sizeof(struct walsh_ops_linear_options)                                               \
+    }
+/* The codes may be released afterwards. options NULL: an unrotated linear of W^ itself. */
+WALSH_API enum walsh_status walsh_ops_linear_open(struct walsh_ops_queue *queue,
+                                                  const struct walsh_ops_codes *codes,
+                                                  const struct walsh_ops_linear_options *options,
+                                                  struct walsh_ops_linear **out, struct walsh_error *err);
+WALSH_API void walsh_ops_linear_close(struct walsh_ops_linear **linear);
+
+/* A LoRA update of one linear: y += scale B (A x), with x and y as the linear has them. Folded into the
+ * rotation of its output when it is opened, so that it costs its own two products and no more. The linear
+ * outlives it. */
+struct walsh_ops_adapter;
+/* a FLOAT [rank, in], b FLOAT [out, rank], both finite and copied; rank 1 to 256; storage AUTO: bf16. */
+WALSH_API enum walsh_status walsh_ops_adapter_open(const struct walsh_ops_linear *linear,
+                                                   const struct walsh_view *a, const struct walsh_view *b,
+                                                   float scale, enum walsh_adapter_storage storage,
+                                                   struct walsh_ops_adapter **out, struct walsh_error *err);
+WALSH_API void walsh_ops_adapter_close(struct walsh_ops_adapter **adapter);
+
+/* What rows are for; it selects the arithmetic, so that a decode row has the same bits in any batch. */
+enum walsh_ops_role {
+    WALSH_OPS_DECODE = 0, /* each row the newest token of a sequence of its own */
+    WALSH_OPS_PREFILL     /* consecutive tokens of one prompt; fastest from 16 rows on */
+};
+struct walsh_ops_call {
+    size_t struct_size;
+    enum walsh_ops_role role;
+    const struct walsh_ops_adapter *const
+        *adapters; /* [adapter_count] of this linear, for all rows; at most 16 */
+    size_t adapter_count;
+    void *workspace;
+    size_t workspace_size; /* bytes */
+};
+#define WALSH_OPS_CALL                                                                                       \
+    {                                                                                                        \
+        .struct_size = sizeof(struct walsh_ops_call)                                                         \
+    }
+/* Bytes of workspace for so many rows with these adapters, whatever the role and the elements; 0: no such
+ * size. About 4 (in + out) * rows. */
+WALSH_API size_t walsh_ops_linear_workspace(const struct walsh_ops_linear *linear, size_t rows,
+                                            const struct walsh_ops_adapter *const *adapters,
+                                            size_t adapter_count);
+/* x FLOAT [.., in], y FLOAT [.., out] of as many rows. No allocation. WALSH_E_ARGUMENT with both figures for
+ * a workspace that is too small. */
+WALSH_API enum walsh_status walsh_ops_linear_apply(struct walsh_ops_queue *queue,
+                                                   const struct walsh_ops_linear *linear,
+                                                   const struct walsh_view *x, const struct walsh_view *y,
+                                                   const struct walsh_ops_call *call,
+                                                   struct walsh_error *err);
+
+/* ------------------------------------------------------------------------------------------------ attention
+ */
+
+/* How packed keys and values are coded: rotated, rounded to the optimal scalar quantizer of a coordinate of a
+ * random unit vector, with one f16 norm each (Zandieh et al. 2025, "TurboQuant"; docs/kv-cache.md). */
+struct walsh_ops_kv_codec;
+struct walsh_ops_kv_codec_options {
+    size_t struct_size;
+    uint32_t head_dim;             /* a multiple of 16 up to 1024 */
+    unsigned key_bits, value_bits; /* 1 to 8; 0: 4 */
+    uint64_t seed;                 /* of the rotations; 42 (set by the macro) */
+};
+#define WALSH_OPS_KV_CODEC_OPTIONS                                                                           \
+    {                                                                                                        \
+        .struct_size = sizeof(struct walsh_ops_kv_codec_options), .seed = 42                                 \
+    }
+WALSH_API enum walsh_status walsh_ops_kv_codec_open(struct walsh_ops_queue *queue,
+                                                    const struct walsh_ops_kv_codec_options *options,
+                                                    struct walsh_ops_kv_codec **out, struct walsh_error *err);
+WALSH_API void walsh_ops_kv_codec_close(struct walsh_ops_kv_codec **codec);
+/* Bytes of one page of packed keys, or of values; 0 where page_tokens is not a multiple of 64. */
+WALSH_API size_t walsh_ops_kv_page_bytes(const struct walsh_ops_kv_codec *codec, bool values,
+                                         uint32_t kv_heads, uint32_t page_tokens);
+
+/* The caller's pool of pages of one layer. Without a codec keys and values are F16 or F32
+ * [pages, kv_heads, page_tokens, head_dim], alike, a page (all but the first dimension) dense; the pages may
+ * stand apart, as where keys and values of a page alternate. With one they are U8 [pages, bytes], bytes as
+ * walsh_ops_kv_page_bytes has it, page_tokens a multiple of 64, each page on a multiple of
+ * WALSH_OPS_ALIGNMENT; the layout within a page is walsh's own. Page 0 of a sequence holds its tokens [0,
+ * page_tokens), and so on. */
+struct walsh_ops_kv {
+    struct walsh_view keys, values;
+    const struct walsh_ops_kv_codec *codec; /* NULL: F16 or F32 */
+    uint32_t page_tokens, kv_heads, head_dim;
+};
+/* A row of a call: token `position` of the sequence whose pages are `pages`, numbers in the pool in the order
+ * of the tokens. */
+struct walsh_ops_row {
+    const int32_t *pages; /* [page_count] */
+    uint32_t page_count;
+    uint32_t position;
+};
+struct walsh_ops_attention_call {
+    size_t struct_size;
+    enum walsh_ops_role
+        role;           /* PREFILL: rows of one sequence at consecutive positions, with the same `pages` */
+    uint32_t heads;     /* of queries: a multiple of kv_heads, at most 256 times as many */
+    float scale;        /* of q k; 0: 1 / sqrt(head_dim) */
+    uint32_t window;    /* the newest tokens that a row sees, its own included; 0: all */
+    float soft_cap;     /* a scaled score s becomes soft_cap * tanh(s / soft_cap); 0: it stays */
+    const float *sinks; /* [heads] exp(sinks[h]) joins the sum of head h's weights; NULL: none */
+    void *workspace;
+    size_t workspace_size; /* bytes */
+};
+#define WALSH_OPS_ATTENTION_CALL                                                                             \
+    {                                                                                                        \
+        .struct_size = sizeof(struct walsh_ops_attention_call)                                               \
+    }
+/* Bytes of workspace for `count` rows whose page tables have at most page_count entries, of either call
+ * below; 0: no such size. `heads` as in the call, or kv_heads for appending. */
+WALSH_API size_t walsh_ops_attention_workspace(const struct walsh_ops_kv *kv, uint32_t heads, size_t count,
+                                               uint32_t page_count);
+/* Store keys and values of `count` rows, FLOAT [count, kv_heads * head_dim] or [count, kv_heads, head_dim]
+ * with the last two dense, at their positions: F16 saturated, packed ones coded. Rows that share a page of
+ * packed values may be of one call; no two rows are the same token. Only scale, heads, window, soft_cap,
+ * sinks and role of the call are without meaning here. No allocation. */
+WALSH_API enum walsh_status walsh_ops_kv_append(struct walsh_ops_queue *queue, const struct walsh_ops_kv *kv,
+                                                const struct walsh_ops_row *rows, size_t count,
+                                                const struct walsh_view *k, const struct walsh_view *v,
+                                                const struct walsh_ops_attention_call *call,
+                                                struct walsh_error *err);
+/* out[i] = softmax(cap(scale q[i] K^T)) V over the tokens [max(0, position + 1 - window), position] of row i,
+ * which have all been stored. q and out FLOAT [count, heads * head_dim] or [count, heads, head_dim] with the
+ * last two dense; head h reads head h / (heads / kv_heads) of the keys and values. (Vaswani et al. 2017;
+ * tiles with a running softmax, Dao et al. 2022.) No allocation. */
+WALSH_API enum walsh_status walsh_ops_attention(struct walsh_ops_queue *queue, const struct walsh_ops_kv *kv,
+                                                const struct walsh_ops_row *rows, size_t count,
+                                                const struct walsh_view *q, const struct walsh_view *out,
+                                                const struct walsh_ops_attention_call *call,
+                                                struct walsh_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
