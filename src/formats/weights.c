@@ -106,20 +106,32 @@ static void decode_span(const struct walsh_weights *w, size_t r, size_t k, size_
     }
 }
 
+void walsh_weights_decode_part_f32(const struct walsh_weights *w, size_t row, size_t rows, size_t col,
+                                   size_t cols, float *out, size_t ld)
+{
+    for (size_t r = 0; r < rows; r++) decode_span(w, row + r, col, cols, out + r * ld);
+}
+
+void walsh_weights_decode_part_bf16(const struct walsh_weights *w, size_t row, size_t rows, size_t col,
+                                    size_t cols, uint16_t *out, size_t ld)
+{
+    float wide[SPAN];
+    for (size_t r = 0; r < rows; r++) {
+        for (size_t k = 0; k < cols; k += SPAN) {
+            const size_t n = walsh_min(SPAN, cols - k);
+            decode_span(w, row + r, col + k, n, wide);
+            for (size_t i = 0; i < n; i++) out[r * ld + k + i] = walsh_bf16_from_f32(wide[i]);
+        }
+    }
+}
+
 void walsh_weights_decode_f32(const struct walsh_weights *w, size_t row, size_t rows, float *out, size_t ld)
 {
-    for (size_t r = 0; r < rows; r++) decode_span(w, row + r, 0, w->cols, out + r * ld);
+    walsh_weights_decode_part_f32(w, row, rows, 0, w->cols, out, ld);
 }
 
 void walsh_weights_decode_bf16(const struct walsh_weights *w, size_t row, size_t rows, uint16_t *out,
                                size_t ld)
 {
-    float wide[SPAN];
-    for (size_t r = 0; r < rows; r++) {
-        for (size_t k = 0; k < w->cols; k += SPAN) {
-            const size_t n = walsh_min(SPAN, w->cols - k);
-            decode_span(w, row + r, k, n, wide);
-            for (size_t i = 0; i < n; i++) out[r * ld + k + i] = walsh_bf16_from_f32(wide[i]);
-        }
-    }
+    walsh_weights_decode_part_bf16(w, row, rows, 0, w->cols, out, ld);
 }

@@ -75,5 +75,10 @@ size_t walsh_weights_bytes(const struct walsh_weights *w); /* what a decode step
 void walsh_weights_decode_f32(const struct walsh_weights *w, size_t row, size_t rows, float *out, size_t ld);
 void walsh_weights_decode_bf16(const struct walsh_weights *w, size_t row, size_t rows, uint16_t *out,
                                size_t ld);
+/* Columns [col, col + cols) of them alone; col is a multiple of 16, and col + cols one or w->cols. */
+void walsh_weights_decode_part_f32(const struct walsh_weights *w, size_t row, size_t rows, size_t col,
+                                   size_t cols, float *out, size_t ld);
+void walsh_weights_decode_part_bf16(const struct walsh_weights *w, size_t row, size_t rows, size_t col,
+                                    size_t cols, uint16_t *out, size_t ld);
 
 #endif

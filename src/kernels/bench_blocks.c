@@ -90,9 +90,9 @@ static void run(void *argument)
     if (t->product)
         t->product(&(struct walsh_product_part){w, &t->a, 0, w->rows, t->out, w->rows, t->scratch});
     else if (t->f32)
-        t->f32(w, 0, w->rows, t->out, w->cols);
+        t->f32(w, 0, w->rows, 0, w->cols, t->out, w->cols);
     else
-        t->bf16(w, 0, w->rows, t->out, w->cols);
+        t->bf16(w, 0, w->rows, 0, w->cols, t->out, w->cols);
 }
 
 static void bench(struct walsh_bench *b, struct block_case t, const struct kind *kind, uint32_t rows,

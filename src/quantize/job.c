@@ -311,7 +311,7 @@ static void widen_rows(void *argument, size_t begin, size_t end, unsigned worker
     (void)worker;
     for (size_t tile = begin; tile < end; tile++) {
         const size_t row = tile * WALSH_BLOCK_ROWS;
-        t->kernels->decode_weights_f32(w, row, walsh_min(WALSH_BLOCK_ROWS, w->rows - row),
+        t->kernels->decode_weights_f32(w, row, walsh_min(WALSH_BLOCK_ROWS, w->rows - row), 0, w->cols,
                                        t->out + row * w->cols, w->cols);
     }
 }

@@ -177,7 +177,7 @@ static void decode_rows(void *argument, size_t begin, size_t end, unsigned worke
     const struct walsh_weights *w = t->weights;
     for (size_t row = begin * WALSH_BLOCK_ROWS; row < walsh_min(end * WALSH_BLOCK_ROWS, w->rows);
          row += WALSH_BLOCK_ROWS)
-        t->kernels->decode_weights_f32(w, row, walsh_min(WALSH_BLOCK_ROWS, w->rows - row),
+        t->kernels->decode_weights_f32(w, row, walsh_min(WALSH_BLOCK_ROWS, w->rows - row), 0, w->cols,
                                        t->out + row * w->cols, w->cols);
 }
 

@@ -100,9 +100,9 @@ static void decode_rows(void *argument, size_t begin, size_t end, unsigned worke
     const struct decoding *t = argument;
     const size_t cols = t->from->cols;
     if (t->bf16)
-        t->kernels->decode_weights_bf16(t->from, begin, end - begin, (uint16_t *)t->to + begin * cols, cols);
+        t->kernels->decode_weights_bf16(t->from, begin, end - begin, 0, cols, (uint16_t *)t->to + begin * cols, cols);
     else
-        t->kernels->decode_weights_f32(t->from, begin, end - begin, (float *)t->to + begin * cols, cols);
+        t->kernels->decode_weights_f32(t->from, begin, end - begin, 0, cols, (float *)t->to + begin * cols, cols);
 }
 
 /* The weights as a dense matrix: in place, or decoded into p->dense. */

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "block_data.h"
+#include "product_data.h"
 
 typedef void product_kernel(const struct walsh_product_part *);
 
@@ -66,48 +67,58 @@ void check_product_block_prefill(struct check *c, product_kernel *reference, pro
     check_product(c, reference, candidate);
 }
 
-/* Rows of a part of a matrix, into wider rows. */
-static void check_rows(struct check *c, const struct walsh_weights *w,
-                       walsh_kernel_decode_weights_f32 *const f32[2],
-                       walsh_kernel_decode_weights_bf16 *const bf16[2])
+/* The reference and the candidate, of one of the two kernels. */
+struct decoders {
+    walsh_kernel_decode_weights_f32 *f32[2];
+    walsh_kernel_decode_weights_bf16 *bf16[2];
+};
+
+/* A part of a matrix, into wider rows. */
+static void check_rows(struct check *c, const struct walsh_weights *w, const struct decoders *d)
 {
     const size_t row = check_below(c, (w->rows + 15) / 16) * 16, rows = 1 + check_below(c, w->rows - row);
-    const size_t ld = w->cols + check_below(c, 20), n = rows * ld,
-                 size = f32 ? sizeof(float) : sizeof(uint16_t);
+    const size_t col = check_below(c, (w->cols + 15) / 16) * 16, left = w->cols - col,
+                 part = (1 + check_below(c, (left + 15) / 16)) * 16, cols = part < left ? part : left;
+    const size_t ld = cols + check_below(c, 20), n = rows * ld,
+                 size = d->f32[0] ? sizeof(float) : sizeof(uint16_t);
     void *expected = check_alloc(c, n * size, check_misalign(c, size)),
          *got = check_alloc(c, n * size, check_misalign(c, size));
     for (unsigned i = 0; i < 2; i++) {
-        if (f32)
-            f32[i](w, row, rows, i ? got : expected, ld);
+        if (d->f32[0])
+            d->f32[i](w, row, rows, col, cols, i ? got : expected, ld);
         else
-            bf16[i](w, row, rows, i ? got : expected, ld);
+            d->bf16[i](w, row, rows, col, cols, i ? got : expected, ld);
     }
     check_exact_bytes(c, "decoded rows", expected, got, n * size);
 }
 
-static void check_decode(struct check *c, walsh_kernel_decode_weights_f32 *const f32[2],
-                         walsh_kernel_decode_weights_bf16 *const bf16[2])
+static void check_decode(struct check *c, const struct decoders *d)
 {
+    static const char *const stages[] = {"P", "PB", "PP", "BB"};
     for (size_t k = 0; k < BLOCK_KINDS; k++) {
         for (size_t s = 0; s < SHAPES; s++) {
             const struct walsh_weights w = block_weights(c, &block_kinds[k], shapes[s][0], shapes[s][1]);
-            check_rows(c, &w, f32, bf16);
+            check_rows(c, &w, d);
         }
     }
+    for (size_t k = 0; k < 4; k++)
+        for (size_t s = 0; s < 3; s++) {
+            const struct product_shape shape = {WALSH_FORMAT_E8P, stages[k], 16 + 32 * s, 64 + 216 * s};
+            const struct walsh_weights w = product_weights(c, &shape);
+            check_rows(c, &w, d);
+        }
 }
 
 void check_decode_weights_f32(struct check *c, walsh_kernel_decode_weights_f32 *reference,
                               walsh_kernel_decode_weights_f32 *candidate)
 {
-    walsh_kernel_decode_weights_f32 *const both[2] = {reference, candidate};
-    check_decode(c, both, NULL);
+    check_decode(c, &(struct decoders){.f32 = {reference, candidate}});
 }
 
 void check_decode_weights_bf16(struct check *c, walsh_kernel_decode_weights_bf16 *reference,
                                walsh_kernel_decode_weights_bf16 *candidate)
 {
-    walsh_kernel_decode_weights_bf16 *const both[2] = {reference, candidate};
-    check_decode(c, NULL, both);
+    check_decode(c, &(struct decoders){.bf16 = {reference, candidate}});
 }
 
 static void compare_groups(struct check *c, walsh_kernel_quantize_groups_i8 *reference,

@@ -84,9 +84,9 @@ static void run_decoded(const struct walsh_queue *q, const struct walsh_product_
     for (size_t r = part->begin; r < part->end; r += rows) {
         dense.rows = (uint32_t)walsh_min(rows, part->end - r);
         if (narrow)
-            k->decode_weights_bf16(w, r, dense.rows, decoded, w->cols);
+            k->decode_weights_bf16(w, r, dense.rows, 0, w->cols, decoded, w->cols);
         else
-            k->decode_weights_f32(w, r, dense.rows, decoded, w->cols);
+            k->decode_weights_f32(w, r, dense.rows, 0, w->cols, decoded, w->cols);
         piece.end = dense.rows;
         piece.y = part->y + r;
         choose(k, dense.format, part->a->type, role)(&piece);

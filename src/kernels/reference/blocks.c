@@ -46,14 +46,14 @@ void walsh_product_block_prefill_reference(const struct walsh_product_part *p)
     block_int8(p);
 }
 
-void walsh_decode_weights_f32_reference(const struct walsh_weights *w, size_t row, size_t rows, float *out,
-                                        size_t ld)
+void walsh_decode_weights_f32_reference(const struct walsh_weights *w, size_t row, size_t rows, size_t col,
+                                        size_t cols, float *out, size_t ld)
 {
-    walsh_weights_decode_f32(w, row, rows, out, ld);
+    walsh_weights_decode_part_f32(w, row, rows, col, cols, out, ld);
 }
 
-void walsh_decode_weights_bf16_reference(const struct walsh_weights *w, size_t row, size_t rows,
-                                         uint16_t *out, size_t ld)
+void walsh_decode_weights_bf16_reference(const struct walsh_weights *w, size_t row, size_t rows, size_t col,
+                                         size_t cols, uint16_t *out, size_t ld)
 {
-    walsh_weights_decode_bf16(w, row, rows, out, ld);
+    walsh_weights_decode_part_bf16(w, row, rows, col, cols, out, ld);
 }
