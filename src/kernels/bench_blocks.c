@@ -31,6 +31,7 @@ struct block_case {
     walsh_kernel_decode_weights_bf16 *bf16;
     struct walsh_weights ring[RING_MOST];
     size_t count, next;
+    size_t outputs; /* 0: the rows of the weights */
     struct walsh_activations a;
     void *out;
     void *scratch;
@@ -87,8 +88,9 @@ static void run(void *argument)
     struct block_case *t = argument;
     const struct walsh_weights *w = &t->ring[t->next];
     t->next = (t->next + 1) % t->count;
+    const size_t outputs = t->outputs ? t->outputs : w->rows;
     if (t->product)
-        t->product(&(struct walsh_product_part){w, &t->a, 0, w->rows, t->out, w->rows, t->scratch});
+        t->product(&(struct walsh_product_part){w, &t->a, 0, outputs, t->out, outputs, t->scratch});
     else if (t->f32)
         t->f32(w, 0, w->rows, 0, w->cols, t->out, w->cols);
     else
@@ -130,6 +132,41 @@ void walsh_bench_product_block_prefill(struct walsh_bench *b, product_kernel *f)
 {
     for (size_t k = 0; k < INTEGER_KINDS; k++)
         bench(b, (struct block_case){.product = f}, &kinds[k], 192, 1024, 512, 0);
+}
+
+/* MXFP4 by bf16 activations, and back. */
+static void bench_mxfp4(struct walsh_bench *b, product_kernel *f, bool transposed)
+{
+    for (size_t rows = 1; rows <= 256; rows *= 16) {
+        char size[96];
+        struct block_case t = {.product = f};
+        const uint32_t outputs = 192, inner = 2048, w_rows = transposed ? inner : outputs,
+                       w_cols = transposed ? outputs : inner;
+        t.a = (struct walsh_activations){.type = WALSH_ACTIVATION_BF16,
+                                         .rows = rows,
+                                         .cols = inner,
+                                         .stride = walsh_activations_stride(inner)};
+        t.a.data = walsh_bench_alloc(b, rows * t.a.stride * sizeof(uint16_t));
+        t.out = walsh_bench_alloc(b, rows * outputs * sizeof(float));
+        t.scratch = walsh_bench_alloc(b, WALSH_PRODUCT_SCRATCH);
+        if (!t.a.data || !t.out || !t.scratch || !make_weights(b, &kinds[0], w_rows, w_cols, &t.ring[0]))
+            return;
+        t.count = 1;
+        t.outputs = outputs;
+        snprintf(size, sizeof size, "%ux%u rows=%zu", w_rows, w_cols, rows);
+        walsh_bench_run(b, size, (double)walsh_weights_bytes(&t.ring[0]),
+                        2.0 * (double)rows * inner * outputs, WALSH_CEILING_BF16, run, &t);
+    }
+}
+
+void walsh_bench_product_mxfp4_prefill(struct walsh_bench *b, product_kernel *f)
+{
+    bench_mxfp4(b, f, false);
+}
+
+void walsh_bench_product_mxfp4_transposed(struct walsh_bench *b, product_kernel *f)
+{
+    bench_mxfp4(b, f, true);
 }
 
 void walsh_bench_decode_weights_f32(struct walsh_bench *b, walsh_kernel_decode_weights_f32 *f)

@@ -46,6 +46,34 @@ void walsh_product_block_prefill_reference(const struct walsh_product_part *p)
     block_int8(p);
 }
 
+/* y = W a, or W^T a where `transposed`; every weight rounded to bf16, sums in double. */
+static void mxfp4(const struct walsh_product_part *p, bool transposed)
+{
+    const struct walsh_weights *w = p->weights;
+    for (size_t i = 0; i < p->a->rows; i++) {
+        const uint16_t *a = (const uint16_t *)p->a->data + i * p->a->stride;
+        for (size_t n = p->begin; n < p->end; n++) {
+            double sum = 0;
+            for (size_t k = 0; k < p->a->cols; k++) {
+                const float v = transposed ? walsh_block_weight(w, k, n) : walsh_block_weight(w, n, k);
+                sum +=
+                    (double)walsh_f32_from_bf16(walsh_bf16_from_f32(v)) * (double)walsh_f32_from_bf16(a[k]);
+            }
+            p->y[i * p->ldy + n] = (float)sum;
+        }
+    }
+}
+
+void walsh_product_mxfp4_prefill_reference(const struct walsh_product_part *p)
+{
+    mxfp4(p, false);
+}
+
+void walsh_product_mxfp4_transposed_reference(const struct walsh_product_part *p)
+{
+    mxfp4(p, true);
+}
+
 void walsh_decode_weights_f32_reference(const struct walsh_weights *w, size_t row, size_t rows, size_t col,
                                         size_t cols, float *out, size_t ld)
 {

@@ -1,6 +1,6 @@
-/* Rows of E8P weights decoded, 16 rows by 256 columns at a time: nibbles as e8p_block.h unpacks them, then the
- * stages' sum in double, which is the scalar definition's arithmetic (each product is exact). Other formats are
- * left to the scalar definition. */
+/* Rows of E8P weights decoded, 16 rows by 256 columns at a time: nibbles as e8p_block.h unpacks them, then
+ * the stages' sum in double, which is the scalar definition's arithmetic (each product is exact). Other
+ * formats are left to the scalar definition. */
 #include "base/memory.h"
 #include "base/scalar.h"
 #include "kernels/table.h"
@@ -43,9 +43,10 @@ INLINE __m256 eight(const struct tiles *t, size_t at)
         const __m256i u =
             _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(t->nibbles[k] + at)));
         const __m256d factor = _mm256_set1_pd(t->factor[k]), zero = _mm256_set1_pd(t->zero[k]);
-        low = _mm256_fmadd_pd(_mm256_sub_pd(_mm256_cvtepi32_pd(_mm256_castsi256_si128(u)), zero), factor, low);
-        high =
-            _mm256_fmadd_pd(_mm256_sub_pd(_mm256_cvtepi32_pd(_mm256_extracti128_si256(u, 1)), zero), factor, high);
+        low =
+            _mm256_fmadd_pd(_mm256_sub_pd(_mm256_cvtepi32_pd(_mm256_castsi256_si128(u)), zero), factor, low);
+        high = _mm256_fmadd_pd(_mm256_sub_pd(_mm256_cvtepi32_pd(_mm256_extracti128_si256(u, 1)), zero),
+                               factor, high);
     }
     return _mm256_set_m128(_mm256_cvtpd_ps(high), _mm256_cvtpd_ps(low));
 }

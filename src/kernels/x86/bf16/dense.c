@@ -4,27 +4,11 @@
  * Decode: each output has one accumulator of 16 lanes over column pairs in order, then a fixed tree. Prefill:
  * one chain per output over all columns in pairs, in blocks of BLOCK columns that are summed in order.
  * Transposed: the same over rows. */
-#include <immintrin.h>
-
-typedef __m512 tile_sum;
-
-static inline __m512 tile_zero(void)
-{
-    return _mm512_setzero_ps();
-}
-
-static inline __m512 tile_step(__m512 sum, __m512i weights, __m512i activation)
-{
-    return _mm512_dpbf16_ps(sum, (__m512bh)weights, (__m512bh)activation);
-}
-
 #include "base/memory.h"
 #include "kernels/table.h"
-#include "kernels/x86/avx512/store_f32.h"
+#include "kernels/x86/bf16/tile.h"
 
-#define BLOCK 1024        /* prefill: columns per panel */
-#define PANEL_OUTPUTS 192 /* prefill: outputs whose panels share the L2: 192 * 1024 * 2 = 393 KB */
-#define OUTPUTS 4         /* decode: outputs at once; streams that the machine prefetches better alone */
+#define OUTPUTS 4 /* decode: outputs at once; streams that the machine prefetches better alone */
 
 /* The 32 elements from x[k] on, of which `count` exist. */
 INLINE __m512i load(const uint16_t *x, size_t k, size_t count)

@@ -1,6 +1,6 @@
-/* Rows of E8P weights decoded, 16 rows by 256 columns at a time: nibbles as e8p_block.h unpacks them, then the
- * stages' sum in double by tables of 16 values, which is the scalar definition's arithmetic. Other formats are
- * left to AVX-512. */
+/* Rows of E8P weights decoded, 16 rows by 256 columns at a time: nibbles as e8p_block.h unpacks them, then
+ * the stages' sum in double by tables of 16 values, which is the scalar definition's arithmetic. Other
+ * formats are left to AVX-512. */
 #include "base/memory.h"
 #include "kernels/table.h"
 #include "kernels/x86/vnni/e8p_block.h"

@@ -1,0 +1,247 @@
+/* MXFP4 weights by bf16 activations, decoded inside the product: codes go straight into the panels of the
+ * VDPBF16PS tile, whose lanes are rows as the layout's are. The bits are those of the product with the matrix
+ * that decode_weights_bf16 gives: the same values in the same panels.
+ *
+ * A word of 8 columns of a row becomes four pairs of columns: two bytes are moved to the halves of a lane,
+ * VPERMW finds their values by the low four bits (its table holds them twice, for bit 4 is the other
+ * nibble's), and the scale's exponent is added where the value is not zero. That is exact for scale bytes 2
+ * to 252; groups with others, and a matrix's padding rows, take the arithmetic of the definition. */
+#include <string.h>
+
+#include "base/memory.h"
+#include "kernels/table.h"
+#include "kernels/x86/bf16/tile.h"
+
+#include "kernels/x86/avx512/blocks.h"
+
+#define GROUP 32      /* columns */
+#define TILES 4       /* of few rows, side by side */
+#define PREFETCH 2048 /* bytes ahead, of few rows */
+
+/* Round to nearest even, into the upper halves; numbers only. */
+INLINE __m512i round_bf16(__m512 x)
+{
+    const __m512i bits = _mm512_castps_si512(x),
+                  odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    return _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff));
+}
+
+/* 16 columns by the definition: pairs p of their 8 pairs. */
+static void pairs_defined(const uint32_t *words, __m512 scale, __m512i pairs[8])
+{
+    __m512 v[16];
+    block_values(WALSH_CODE_E2M1, words, _mm512_setzero_si512(), v);
+    for (int p = 0; p < 8; p++) {
+        const __m512i low = round_bf16(_mm512_mul_ps(v[2 * p], scale)),
+                      high = round_bf16(_mm512_mul_ps(v[2 * p + 1], scale));
+        pairs[p] = _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(low, 16), high);
+    }
+}
+
+/* The 16 pairs of columns of a group of a tile: pairs[p] holds columns 2p and 2p + 1 of the 16 rows. */
+INLINE void group_pairs(const uint32_t *words, const uint8_t *scales, __m512i pairs[16])
+{
+    const __m512i values = _mm512_set_epi16(
+        (short)0xc0c0, (short)0xc080, (short)0xc040, (short)0xc000, (short)0xbfc0, (short)0xbf80,
+        (short)0xbf00, (short)0x8000, 0x40c0, 0x4080, 0x4040, 0x4000, 0x3fc0, 0x3f80, 0x3f00, 0,
+        (short)0xc0c0, (short)0xc080, (short)0xc040, (short)0xc000, (short)0xbfc0, (short)0xbf80,
+        (short)0xbf00, (short)0x8000, 0x40c0, 0x4080, 0x4040, 0x4000, 0x3fc0, 0x3f80, 0x3f00, 0);
+    const __m128i bytes = _mm_load_si128((const __m128i *)(const void *)scales);
+    if (_mm_cmpgt_epu8_mask(_mm_sub_epi8(bytes, _mm_set1_epi8(2)), _mm_set1_epi8((char)250))) {
+        const __m512 scale = block_scales(WALSH_SCALE_E8M0, scales, 0);
+        pairs_defined(words, scale, pairs);
+        pairs_defined(words + 2 * WALSH_BLOCK_ROWS, scale, pairs + 8);
+        return;
+    }
+    const __m512i low = _mm512_broadcast_i32x4(
+                      _mm_setr_epi8(0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1)),
+                  high = _mm512_broadcast_i32x4(
+                      _mm_setr_epi8(2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15, -1));
+    const __m512i exponent =
+        _mm512_slli_epi32(_mm512_sub_epi32(_mm512_cvtepu8_epi32(bytes), _mm512_set1_epi32(127)), 7);
+    const __m512i add = _mm512_mask_blend_epi16(0xaaaaaaaau, exponent, _mm512_slli_epi32(exponent, 16));
+    const __m512i magnitude = _mm512_set1_epi16(0x7fff);
+#pragma GCC unroll 4
+    for (int n = 0; n < 4; n++) {
+        const __m512i word = _mm512_load_si512(words + n * WALSH_BLOCK_ROWS),
+                      above = _mm512_srli_epi32(word, 4);
+        const __m512i index[4] = {_mm512_shuffle_epi8(word, low), _mm512_shuffle_epi8(word, high),
+                                  _mm512_shuffle_epi8(above, low), _mm512_shuffle_epi8(above, high)};
+#pragma GCC unroll 4
+        for (int p = 0; p < 4; p++) {
+            const __m512i v = _mm512_permutexvar_epi16(index[p], values);
+            pairs[4 * n + p] = _mm512_mask_add_epi16(v, _mm512_test_epi16_mask(v, magnitude), v, add);
+        }
+    }
+}
+
+/* Words and scales of group `group` of tile `tile`. */
+INLINE const uint32_t *group_words(const struct walsh_weights *w, size_t tile, size_t group)
+{
+    return (const uint32_t *)w->data + (tile * walsh_block_words(w) + group * (GROUP / 8)) * WALSH_BLOCK_ROWS;
+}
+INLINE const uint8_t *group_scales(const struct walsh_weights *w, size_t tile, size_t group)
+{
+    return (const uint8_t *)w->scales + (tile * walsh_block_groups(w) + group) * WALSH_BLOCK_ROWS;
+}
+
+/* Outputs [row, row + outputs), columns [k, k + cols), as panels; returns the steps. */
+static size_t pack(const struct walsh_weights *w, size_t row, size_t outputs, size_t k, size_t cols,
+                   uint32_t *panels)
+{
+    const size_t groups = walsh_div_up(cols, GROUP), steps = groups * (GROUP / 2);
+    for (size_t done = 0; done < outputs; done += WALSH_BLOCK_ROWS) {
+        const size_t within = done % TILE_OUTPUTS, width = panel_vectors(done, outputs) * 16;
+        uint32_t *to = panels + (done - within) * steps + within;
+        for (size_t g = 0; g < groups; g++) {
+            const size_t tile = (row + done) / WALSH_BLOCK_ROWS, group = k / GROUP + g;
+            __m512i pairs[16];
+            group_pairs(group_words(w, tile, group), group_scales(w, tile, group), pairs);
+#pragma GCC unroll 16
+            for (int p = 0; p < 16; p++, to += width) _mm512_store_si512(to, pairs[p]);
+        }
+    }
+    return steps;
+}
+
+/* Few rows: `tiles` tiles of outputs from row r on by `rows` rows, both constant, groups [first, end),
+ * without panels. A tile's chain of products waits for itself, so that several go on side by side. */
+INLINE void direct_block(const struct walsh_product_part *p, const unsigned rows, const unsigned tiles,
+                         size_t r, size_t first, size_t end)
+{
+    const struct walsh_weights *w = p->weights;
+    const size_t tile = r / WALSH_BLOCK_ROWS;
+    const struct block_output to = {p->y, p->ldy, first == 0};
+    __m512 sum[3][TILES];
+#pragma GCC unroll 3
+    for (unsigned m = 0; m < rows; m++) {
+#pragma GCC unroll 4
+        for (unsigned t = 0; t < tiles; t++) sum[m][t] = tile_zero();
+    }
+    for (size_t g = first; g < end; g++) {
+#pragma GCC unroll 4
+        for (unsigned t = 0; t < tiles; t++) {
+            __m512i pairs[16];
+            const uint32_t *words = group_words(w, tile + t, g);
+#pragma GCC unroll 4
+            for (unsigned line = 0; line < 4; line++)
+                _mm_prefetch((const char *)(words + line * 16) + PREFETCH, _MM_HINT_T0);
+            group_pairs(words, group_scales(w, tile + t, g), pairs);
+#pragma GCC unroll 3
+            for (unsigned m = 0; m < rows; m++) {
+                const uint16_t *a = (const uint16_t *)p->a->data + m * p->a->stride + g * GROUP;
+#pragma GCC unroll 16
+                for (unsigned n = 0; n < 16; n++) {
+                    int32_t element;
+                    memcpy(&element, a + 2 * n, sizeof element);
+                    sum[m][t] = tile_step(sum[m][t], pairs[n], _mm512_set1_epi32(element));
+                }
+            }
+        }
+    }
+#pragma GCC unroll 3
+    for (unsigned m = 0; m < rows; m++) {
+#pragma GCC unroll 4
+        for (unsigned t = 0; t < tiles; t++) {
+            const size_t output = r + t * WALSH_BLOCK_ROWS;
+            store_block(&to, m, output, first_lanes(p->end - output), sum[m][t]);
+        }
+    }
+}
+
+INLINE void direct(const struct walsh_product_part *p, const unsigned rows)
+{
+    const size_t groups = walsh_block_groups(p->weights), step = BLOCK / GROUP, most = TILES;
+    for (size_t r = p->begin, next; r < p->end; r = next) {
+        const bool several = r + most * WALSH_BLOCK_ROWS <= p->end;
+        next = r + (several ? most : 1) * WALSH_BLOCK_ROWS;
+        for (size_t g = 0; g < groups; g += step) {
+            if (several)
+                direct_block(p, rows, TILES, r, g, walsh_min(g + step, groups));
+            else
+                direct_block(p, rows, 1, r, g, walsh_min(g + step, groups));
+        }
+    }
+}
+
+void walsh_product_mxfp4_prefill_bf16(const struct walsh_product_part *p)
+{
+    const struct walsh_weights *w = p->weights;
+    switch (p->a->rows) {
+    case 1:
+        direct(p, 1);
+        return;
+    case 2:
+        direct(p, 2);
+        return;
+    case 3:
+        direct(p, 3);
+        return;
+    default:
+        break;
+    }
+    uint32_t *panels = p->scratch;
+    for (size_t r = p->begin; r < p->end; r += PANEL_OUTPUTS) {
+        const size_t outputs = walsh_min(PANEL_OUTPUTS, p->end - r);
+        for (size_t k = 0; k < w->cols; k += BLOCK) {
+            const size_t steps = pack(w, r, outputs, k, walsh_min(BLOCK, w->cols - k), panels);
+            const struct tile_rows a = {(const uint16_t *)p->a->data + k, p->a->stride * sizeof(uint16_t),
+                                        p->a->rows};
+            multiply_block(p, 0, panels, &a, steps, r, outputs, k == 0);
+        }
+    }
+}
+
+/* The 16 rows of a group, transposed: row r's columns come so that the halves of a pair of rows, interleaved
+ * within 128 bits, are 16 columns in order. */
+INLINE void group_rows(const uint32_t *words, const uint8_t *scales, __m512i rows[16])
+{
+    __m512i pairs[16];
+    group_pairs(words, scales, pairs);
+#pragma GCC unroll 16
+    for (int n = 0; n < 16; n++) rows[n] = pairs[n % 4 < 2 ? n / 4 * 2 + n % 4 : 8 + n / 4 * 2 + n % 4 - 2];
+    transpose_16x16(rows);
+}
+
+/* Rows [first, first + rows) in pairs, outputs (columns) [c, c + outputs), as panels. */
+static void pack_transposed(const struct walsh_weights *w, size_t first, size_t rows, size_t c,
+                            size_t outputs, uint32_t *panels)
+{
+    const size_t steps = (rows + 1) / 2;
+    for (size_t r = 0; r < rows; r += WALSH_BLOCK_ROWS)
+        for (size_t group = c / GROUP; group * GROUP < c + outputs; group++) {
+            const size_t tile = (first + r) / WALSH_BLOCK_ROWS;
+            __m512i row[16];
+            group_rows(group_words(w, tile, group), group_scales(w, tile, group), row);
+#pragma GCC unroll 2
+            for (size_t half = 0; half < 2; half++) {
+                const size_t col = group * GROUP + half * 16, done = col - c;
+                if (col < c || done >= outputs) continue;
+                const size_t within = done % TILE_OUTPUTS, width = panel_vectors(done, outputs) * 16;
+                uint32_t *to = panels + (done - within) * steps + r / 2 * width + within;
+                const size_t exist = walsh_min(8, steps - r / 2);
+#pragma GCC unroll 8
+                for (size_t s = 0; s < 8; s++)
+                    if (s < exist)
+                        _mm512_store_si512(to + s * width,
+                                           half ? _mm512_unpackhi_epi16(row[2 * s], row[2 * s + 1])
+                                                : _mm512_unpacklo_epi16(row[2 * s], row[2 * s + 1]));
+            }
+        }
+}
+
+void walsh_product_mxfp4_transposed_bf16(const struct walsh_product_part *p)
+{
+    const struct walsh_weights *w = p->weights;
+    uint32_t *panels = p->scratch;
+    for (size_t c = p->begin; c < p->end; c += PANEL_OUTPUTS) {
+        const size_t outputs = walsh_min(PANEL_OUTPUTS, p->end - c);
+        for (size_t k = 0; k < w->rows; k += BLOCK) {
+            const size_t rows = walsh_min(BLOCK, w->rows - k);
+            pack_transposed(w, k, rows, c, outputs, panels);
+            const struct tile_rows a = {(const uint16_t *)p->a->data + k, p->a->stride * sizeof(uint16_t),
+                                        p->a->rows};
+            multiply_block(p, 0, panels, &a, (rows + 1) / 2, c, outputs, k == 0);
+        }
+    }
+}
