@@ -95,32 +95,59 @@ static void collect(void *argument, size_t begin, size_t end, unsigned worker)
     }
 }
 
+/* One linear of an expert, as a member of struct walsh_expert. */
+typedef const struct walsh_linear *linear_of(const struct walsh_expert *expert);
+static const struct walsh_linear *gate_of(const struct walsh_expert *expert)
+{
+    return &expert->gate;
+}
+static const struct walsh_linear *up_of(const struct walsh_expert *expert)
+{
+    return &expert->up;
+}
+static const struct walsh_linear *down_of(const struct walsh_expert *expert)
+{
+    return &expert->down;
+}
+
+/* The sites of the experts that have slots, in l->sites: y of a call is its slots' rows of `y`. */
+static size_t active(struct walsh_layers *l, const struct walsh_layer *layer, size_t calls,
+                     linear_of *const linear[], float *const y[], size_t ldy)
+{
+    size_t count = 0;
+    for (uint32_t e = 0; e < l->graph->config.experts; e++) {
+        const size_t begin = l->slots.begin[e], rows = l->slots.begin[e + 1] - begin;
+        if (rows == 0) continue;
+        struct walsh_frozen_site *site = &l->sites[count++];
+        *site = (struct walsh_frozen_site){.count = calls, .begin = begin, .rows = rows};
+        for (size_t i = 0; i < calls; i++)
+            site->calls[i] =
+                (struct walsh_frozen_call){linear[i](&layer->experts[e]), y[i] + begin * ldy, ldy};
+    }
+    return count;
+}
+
+static linear_of *const gate_up[] = {gate_of, up_of}, *const down[] = {down_of};
+
 void walsh_train_experts_forward(struct walsh_layers *l, const struct walsh_layer *layer, size_t rows,
                                  const float *normed, struct walsh_tape *t, float *delta)
 {
     const struct walsh_config *c = &l->graph->config;
     const struct walsh_queue *q = l->queue;
     const size_t wide = c->expert_intermediate, hidden = c->hidden;
-    const struct walsh_frozen_call router = {&layer->router, t->router_logits, c->experts};
-    walsh_train_linears(l, &router, 1, normed, hidden, rows);
+    const struct walsh_frozen_site router = {
+        .calls = {{&layer->router, t->router_logits, c->experts}}, .count = 1, .rows = rows};
+    walsh_train_linears(l, &router, 1, normed, hidden);
     q->ops->route(q, t->expert_index, t->expert_weight, t->router_logits, rows, c->experts,
                   c->experts_per_token, c->normalize_topk);
     sort_slots(c, t, rows, &l->slots);
     struct mixture m = {q->kernels, &l->slots, t, normed, l->gathered, NULL, hidden, c->experts_per_token};
     walsh_pool_run(q->pool, rows * m.k, 64, gather, &m);
-    for (uint32_t e = 0; e < c->experts; e++) {
-        const size_t begin = l->slots.begin[e], n = l->slots.begin[e + 1] - begin;
-        const struct walsh_frozen_call calls[] = {{&layer->experts[e].gate, t->gate + begin * wide, wide},
-                                                  {&layer->experts[e].up, t->up + begin * wide, wide}};
-        if (n > 0) walsh_train_linears(l, calls, 2, l->gathered + begin * hidden, hidden, n);
-    }
+    size_t sites = active(l, layer, 2, gate_up, (float *const[]){t->gate, t->up}, wide);
+    walsh_train_linears(l, l->sites, sites, l->gathered, hidden);
     walsh_train_gate(l, t, l->wide, rows * m.k, wide);
-    for (uint32_t e = 0; e < c->experts; e++) {
-        const size_t begin = l->slots.begin[e], n = l->slots.begin[e + 1] - begin;
-        const struct walsh_frozen_call down = {&layer->experts[e].down, t->expert_output + begin * hidden,
-                                               hidden};
-        if (n > 0) walsh_train_linears(l, &down, 1, l->wide + begin * wide, wide, n);
-    }
+    sites = active(l, layer, 1, down, &t->expert_output, hidden);
+    walsh_train_linears(l, l->sites, sites, l->wide, wide);
     m.to = delta;
     walsh_pool_run(q->pool, rows, 16, combine, &m);
 }
@@ -136,30 +163,20 @@ void walsh_train_experts_backward(struct walsh_layers *l, const struct walsh_lay
     const size_t slots = rows * m.k;
     walsh_pool_run(q->pool, rows, 16, spread, &m);
     walsh_train_gate(l, t, l->wide, slots, wide);
-    for (uint32_t e = 0; e < c->experts; e++) {
-        const size_t begin = l->slots.begin[e], n = l->slots.begin[e + 1] - begin;
-        const struct walsh_frozen_call down = {&layer->experts[e].down, l->dgathered + begin * hidden,
-                                               hidden};
-        if (n > 0)
-            walsh_train_linears_backward(l, &down, 1, l->wide + begin * wide, wide, n,
-                                         l->dgate + begin * wide, wide);
-    }
+    size_t sites = active(l, layer, 1, down, &l->dgathered, hidden);
+    walsh_train_linears_backward(l, l->sites, sites, l->wide, wide, l->dgate, wide);
     walsh_gate_backward(q, c->gate, l->dgate, l->dup, l->dgate, t->gate, t->up, slots, wide);
     m.from = normed;
     m.to = l->gathered;
     walsh_pool_run(q->pool, slots, 64, gather, &m);
-    for (uint32_t e = 0; e < c->experts; e++) {
-        const size_t begin = l->slots.begin[e], n = l->slots.begin[e + 1] - begin;
-        const struct walsh_frozen_call calls[] = {{&layer->experts[e].gate, l->dgate + begin * wide, wide},
-                                                  {&layer->experts[e].up, l->dup + begin * wide, wide}};
-        if (n > 0)
-            walsh_train_linears_backward(l, calls, 2, l->gathered + begin * hidden, hidden, n,
-                                         l->dgathered + begin * hidden, hidden);
-    }
+    sites = active(l, layer, 2, gate_up, (float *const[]){l->dgate, l->dup}, wide);
+    walsh_train_linears_backward(l, l->sites, sites, l->gathered, hidden, l->dgathered, hidden);
     m.from = l->dgathered;
     m.to = dnormed;
     walsh_pool_run(q->pool, rows, 16, collect, &m);
     walsh_route_backward(q, l->dlogits, l->dweight, t->router_logits, t->expert_index, t->expert_weight, rows,
                          c->experts, c->experts_per_token, c->normalize_topk);
-    walsh_frozen_backward(&l->products, &layer->router, l->dlogits, c->experts, rows, dnormed, hidden, true);
+    const struct walsh_frozen_site router = {
+        .calls = {{&layer->router, l->dlogits, c->experts}}, .count = 1, .rows = rows};
+    walsh_frozen_backward(&l->products, &router, 1, dnormed, hidden, true);
 }

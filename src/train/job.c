@@ -123,7 +123,8 @@ static enum walsh_status check_memory(struct train *t)
     size_t parameters;
     WALSH_TRY(walsh_parameters_count(t->graph, &t->job.parameters, &parameters, t->err));
     const struct walsh_pass_options options = pass_options(t);
-    const uint64_t activations = walsh_pass_bytes(t->graph, &options), adapter = adapter_bytes(t, parameters);
+    const uint64_t activations = walsh_pass_bytes(t->graph, t->queue, &options),
+                   adapter = adapter_bytes(t, parameters);
     t->report->parameters = parameters;
     t->report->memory_bytes = activations + adapter;
     walsh_log(t->hooks, WALSH_LOG_INFO,

@@ -12,6 +12,12 @@ static size_t slots_per_row(const struct walsh_config *c)
     return c->experts > 0 ? c->experts_per_token : 1;
 }
 
+/* Lists of linears that run together. */
+static size_t sites_of(const struct walsh_config *c)
+{
+    return c->experts > 0 ? c->experts : 1;
+}
+
 static size_t wide_of(const struct walsh_config *c)
 {
     return c->experts > 0 ? c->expert_intermediate : c->intermediate;
@@ -101,6 +107,8 @@ static void buffers_of(struct room *room, struct walsh_layers *l)
     const struct walsh_config *c = &l->graph->config;
     const size_t q_width = (size_t)c->heads * c->head_dim, kv_width = (size_t)c->kv_heads * c->head_dim;
     const size_t rows = l->max_rows, slots = rows * slots_per_row(c);
+    l->sites = take(room, sites_of(c), sizeof *l->sites, "lists of linears");
+    l->updates = take(room, sites_of(c), sizeof *l->updates, "lists of linears");
     l->normed = floats(room, rows, c->hidden);
     l->dnormed = floats(room, rows, c->hidden);
     l->delta = floats(room, rows, c->hidden);
@@ -121,18 +129,27 @@ static void buffers_of(struct room *room, struct walsh_layers *l)
         l->slots.of_row = take(room, slots, sizeof(uint32_t), "slots");
     }
     const struct walsh_attention_shape shape = attention_shape(c, NULL);
-    l->scratch =
-        floats(room, 1,
-               walsh_max(walsh_attention_scratch(&shape, rows), 3 * walsh_lora_scratch(l->max_rank, slots)));
+    l->scratch = floats(room, 1,
+                        walsh_max(walsh_attention_scratch(&shape, rows),
+                                  3 * walsh_lora_scratch(l->max_rank, slots, sites_of(c))));
 }
 
-size_t walsh_layers_bytes(const struct walsh_model_graph *graph, const struct walsh_layers_options *options)
+static struct walsh_products_options products_options(const struct walsh_model_graph *graph,
+                                                      const struct walsh_layers_options *o)
+{
+    return (struct walsh_products_options){.compute = o->compute,
+                                           .strategy = o->strategy,
+                                           .max_rows = o->max_rows * slots_per_row(&graph->config)};
+}
+
+size_t walsh_layers_bytes(const struct walsh_model_graph *graph, const struct walsh_queue *queue,
+                          const struct walsh_layers_options *options)
 {
     struct walsh_layers l = {.graph = graph, .max_rows = options->max_rows, .max_rank = options->max_rank};
     struct room room = {.arena = NULL};
     buffers_of(&room, &l);
-    return room.bytes + walsh_products_bytes(graph, false, options->compute,
-                                             options->max_rows * slots_per_row(&graph->config));
+    const struct walsh_products_options products = products_options(graph, options);
+    return room.bytes + walsh_products_bytes(graph, queue, &products);
 }
 
 /* Sines of the positions of one sequence, negated. */
@@ -154,15 +171,14 @@ enum walsh_status walsh_layers_open(const struct walsh_model_graph *graph, const
                                  .loras = options->loras,
                                  .max_rows = options->max_rows,
                                  .max_rank = options->max_rank};
+    const struct walsh_products_options products = products_options(graph, options);
     struct room room = {.arena = &out->arena, .err = err};
     buffers_of(&room, out);
     enum walsh_status status = room.status;
     if (status == WALSH_OK) status = negate_sines(out, &graph->rope, options->max_rows, &out->sine[0], err);
     if (status == WALSH_OK && graph->config.has_local_rope)
         status = negate_sines(out, &graph->local_rope, options->max_rows, &out->sine[1], err);
-    if (status == WALSH_OK)
-        status = walsh_products_open(graph, false, queue, options->compute,
-                                     options->max_rows * slots_per_row(&graph->config), &out->products, err);
+    if (status == WALSH_OK) status = walsh_products_open(graph, queue, &products, &out->products, err);
     if (status != WALSH_OK) walsh_layers_close(out);
     return status;
 }
@@ -176,34 +192,37 @@ void walsh_layers_close(struct walsh_layers *l)
 
 /* --- pieces that dense layers and experts share --- */
 
-static size_t lora_calls(const struct walsh_layers *l, const struct walsh_frozen_call *calls, size_t count,
-                         struct walsh_lora_call *out)
+/* The updates of the sites' linears; returns how many there are. */
+static size_t updates_of(const struct walsh_layers *l, const struct walsh_frozen_site *sites, size_t count)
 {
     size_t used = 0;
     for (size_t i = 0; i < count; i++) {
-        const struct walsh_lora *lora = l->loras[calls[i].linear->index];
-        out[i] = (struct walsh_lora_call){lora, calls[i].y, calls[i].ldy};
-        used += lora != NULL;
+        struct walsh_lora_site *to = &l->updates[i];
+        *to =
+            (struct walsh_lora_site){.count = sites[i].count, .begin = sites[i].begin, .rows = sites[i].rows};
+        for (size_t c = 0; c < sites[i].count; c++) {
+            const struct walsh_frozen_call *call = &sites[i].calls[c];
+            const struct walsh_lora *lora = l->loras[call->linear->index];
+            to->calls[c] = (struct walsh_lora_call){lora, call->y, call->ldy};
+            used += lora != NULL;
+        }
     }
     return used;
 }
 
-void walsh_train_linears(struct walsh_layers *l, const struct walsh_frozen_call *calls, size_t count,
-                         const float *x, size_t ldx, size_t rows)
+void walsh_train_linears(struct walsh_layers *l, const struct walsh_frozen_site *sites, size_t count,
+                         const float *x, size_t ldx)
 {
-    struct walsh_lora_call updates[WALSH_LORA_CALLS];
-    walsh_frozen_forward(&l->products, calls, count, x, ldx, rows);
-    if (lora_calls(l, calls, count, updates) > 0) walsh_lora_forward(l->queue, updates, count, x, ldx, rows);
+    walsh_frozen_forward(&l->products, sites, count, x, ldx);
+    if (updates_of(l, sites, count) > 0) walsh_lora_forward(l->queue, l->updates, count, x, ldx);
 }
 
-void walsh_train_linears_backward(struct walsh_layers *l, const struct walsh_frozen_call *calls, size_t count,
-                                  const float *x, size_t ldx, size_t rows, float *dx, size_t lddx)
+void walsh_train_linears_backward(struct walsh_layers *l, const struct walsh_frozen_site *sites, size_t count,
+                                  const float *x, size_t ldx, float *dx, size_t lddx)
 {
-    struct walsh_lora_call updates[WALSH_LORA_CALLS];
-    for (size_t i = 0; dx && i < count; i++)
-        walsh_frozen_backward(&l->products, calls[i].linear, calls[i].y, calls[i].ldy, rows, dx, lddx, i > 0);
-    if (lora_calls(l, calls, count, updates) > 0)
-        walsh_lora_backward(l->queue, updates, count, x, ldx, rows, dx, lddx, l->scratch);
+    if (dx) walsh_frozen_backward(&l->products, sites, count, dx, lddx, false);
+    if (updates_of(l, sites, count) > 0)
+        walsh_lora_backward(l->queue, l->updates, count, x, ldx, dx, lddx, l->scratch);
 }
 
 void walsh_train_gate(struct walsh_layers *l, const struct walsh_tape *tape, float *y, size_t slots, size_t n)
@@ -247,11 +266,13 @@ static void attention_forward(struct walsh_layers *l, const struct walsh_layer *
                  kv_width = (size_t)c->kv_heads * c->head_dim;
     const struct walsh_attention_shape shape = attention_shape(c, layer);
     norm(l, l->normed, x, layer->input_norm, n, c->hidden);
-    const struct walsh_frozen_call projections[] = {
-        {&layer->q, t->raw_query ? t->raw_query : t->query, q_width},
-        {&layer->k, t->raw_key ? t->raw_key : t->key, kv_width},
-        {&layer->v, t->value, kv_width}};
-    walsh_train_linears(l, projections, 3, l->normed, c->hidden, n);
+    const struct walsh_frozen_site projections = {
+        .calls = {{&layer->q, t->raw_query ? t->raw_query : t->query, q_width},
+                  {&layer->k, t->raw_key ? t->raw_key : t->key, kv_width},
+                  {&layer->v, t->value, kv_width}},
+        .count = 3,
+        .rows = n};
+    walsh_train_linears(l, &projections, 1, l->normed, c->hidden);
     if (t->raw_query) norm(l, t->query, t->raw_query, layer->q_norm, n * c->heads, c->head_dim);
     if (t->raw_key) norm(l, t->key, t->raw_key, layer->k_norm, n * c->kv_heads, c->head_dim);
     if (layer->rope) {
@@ -262,9 +283,11 @@ static void attention_forward(struct walsh_layers *l, const struct walsh_layer *
                      r->sine);
     }
     walsh_attention_forward(q, &shape, &rows->documents, t->query, t->key, t->value, t->attention, t->lse);
-    const struct walsh_frozen_call output = {&layer->o, t->attention_delta ? t->attention_delta : l->delta,
-                                             c->hidden};
-    walsh_train_linears(l, &output, 1, t->attention, q_width, n);
+    const struct walsh_frozen_site output = {
+        .calls = {{&layer->o, t->attention_delta ? t->attention_delta : l->delta, c->hidden}},
+        .count = 1,
+        .rows = n};
+    walsh_train_linears(l, &output, 1, t->attention, q_width);
     if (t->attention_delta) norm(l, l->delta, t->attention_delta, layer->attention_output_norm, n, c->hidden);
     add_to(l, t->middle, x, l->delta, n * c->hidden);
 }
@@ -281,11 +304,13 @@ void walsh_train_layer_forward(struct walsh_layers *l, const struct walsh_layer 
     if (layer->experts) {
         walsh_train_experts_forward(l, layer, n, l->normed, t, delta);
     } else {
-        const struct walsh_frozen_call gate_up[] = {{&layer->gate, t->gate, wide}, {&layer->up, t->up, wide}};
-        walsh_train_linears(l, gate_up, 2, l->normed, c->hidden, n);
+        const struct walsh_frozen_site gate_up = {
+            .calls = {{&layer->gate, t->gate, wide}, {&layer->up, t->up, wide}}, .count = 2, .rows = n};
+        walsh_train_linears(l, &gate_up, 1, l->normed, c->hidden);
         walsh_train_gate(l, t, l->wide, n, wide);
-        const struct walsh_frozen_call down = {&layer->down, delta, c->hidden};
-        walsh_train_linears(l, &down, 1, l->wide, wide, n);
+        const struct walsh_frozen_site down = {
+            .calls = {{&layer->down, delta, c->hidden}}, .count = 1, .rows = n};
+        walsh_train_linears(l, &down, 1, l->wide, wide);
     }
     if (t->mlp_delta) norm(l, l->delta, t->mlp_delta, layer->mlp_output_norm, n, c->hidden);
     add_to(l, y, t->middle, l->delta, n * c->hidden);
@@ -308,13 +333,14 @@ static void mlp_backward(struct walsh_layers *l, const struct walsh_layer *layer
     if (layer->experts) {
         walsh_train_experts_backward(l, layer, n, l->normed, t, dy, l->dnormed);
     } else {
-        const struct walsh_frozen_call down = {&layer->down, dy, c->hidden};
+        const struct walsh_frozen_site down = {
+            .calls = {{&layer->down, dy, c->hidden}}, .count = 1, .rows = n};
         walsh_train_gate(l, t, l->wide, n, wide);
-        walsh_train_linears_backward(l, &down, 1, l->wide, wide, n, l->dgate, wide);
+        walsh_train_linears_backward(l, &down, 1, l->wide, wide, l->dgate, wide);
         walsh_gate_backward(l->queue, c->gate, l->dgate, l->dup, l->dgate, t->gate, t->up, n, wide);
-        const struct walsh_frozen_call gate_up[] = {{&layer->gate, l->dgate, wide},
-                                                    {&layer->up, l->dup, wide}};
-        walsh_train_linears_backward(l, gate_up, 2, l->normed, c->hidden, n, l->dnormed, c->hidden);
+        const struct walsh_frozen_site gate_up = {
+            .calls = {{&layer->gate, l->dgate, wide}, {&layer->up, l->dup, wide}}, .count = 2, .rows = n};
+        walsh_train_linears_backward(l, &gate_up, 1, l->normed, c->hidden, l->dnormed, c->hidden);
     }
     norm_back(l, d, l->dnormed, t->middle, layer->mlp_norm, n, c->hidden, true);
 }
@@ -359,15 +385,18 @@ void walsh_train_layer_backward(struct walsh_layers *l, const struct walsh_layer
         dy = l->delta;
         norm_back(l, dy, d, t->attention_delta, layer->attention_output_norm, n, c->hidden, false);
     }
-    const struct walsh_frozen_call output = {&layer->o, dy, c->hidden};
-    walsh_train_linears_backward(l, &output, 1, t->attention, q_width, n, l->dattention, q_width);
+    const struct walsh_frozen_site output = {.calls = {{&layer->o, dy, c->hidden}}, .count = 1, .rows = n};
+    walsh_train_linears_backward(l, &output, 1, t->attention, q_width, l->dattention, q_width);
     walsh_attention_backward(l->queue, &shape, &rows->documents, t->query, t->key, t->value, t->attention,
                              t->lse, l->dattention, l->dquery, l->dkey, l->dvalue, l->scratch);
     position_backward(l, layer, rows, t);
     norm(l, l->normed, x, layer->input_norm, n, c->hidden);
-    const struct walsh_frozen_call projections[] = {
-        {&layer->q, l->dquery, q_width}, {&layer->k, l->dkey, kv_width}, {&layer->v, l->dvalue, kv_width}};
-    walsh_train_linears_backward(l, projections, 3, l->normed, c->hidden, n, last ? NULL : l->dnormed,
+    const struct walsh_frozen_site projections = {.calls = {{&layer->q, l->dquery, q_width},
+                                                            {&layer->k, l->dkey, kv_width},
+                                                            {&layer->v, l->dvalue, kv_width}},
+                                                  .count = 3,
+                                                  .rows = n};
+    walsh_train_linears_backward(l, &projections, 1, l->normed, c->hidden, last ? NULL : l->dnormed,
                                  c->hidden);
     if (!last) norm_back(l, d, l->dnormed, x, layer->input_norm, n, c->hidden, true);
 }

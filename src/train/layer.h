@@ -55,11 +55,14 @@ struct walsh_layers {
     float *gathered, *dgathered; /* [slots][hidden] */
     float *dweight, *dlogits;    /* [max_rows][k], [max_rows][experts] */
     struct walsh_slots slots;
-    float *scratch; /* of attention's and the updates' backward */
+    struct walsh_frozen_site *sites; /* [experts, or 1]: of a list of linears */
+    struct walsh_lora_site *updates; /* theirs */
+    float *scratch;                  /* of attention's and the updates' backward */
     struct walsh_arena arena;
 };
 struct walsh_layers_options {
     enum walsh_activation_type compute;
+    enum walsh_strategy strategy; /* of products with packed weights */
     size_t max_rows;
     uint32_t max_rank;
     const struct walsh_lora *const *loras; /* borrowed */
@@ -68,7 +71,8 @@ enum walsh_status walsh_layers_open(const struct walsh_model_graph *graph, const
                                     const struct walsh_layers_options *options, struct walsh_layers *out,
                                     struct walsh_error *err);
 void walsh_layers_close(struct walsh_layers *l); /* safe on a zeroed struct */
-size_t walsh_layers_bytes(const struct walsh_model_graph *graph, const struct walsh_layers_options *options);
+size_t walsh_layers_bytes(const struct walsh_model_graph *graph, const struct walsh_queue *queue,
+                          const struct walsh_layers_options *options);
 
 /* A tape for max_rows rows, in the arena; its bytes. */
 enum walsh_status walsh_tape_open(const struct walsh_model_graph *graph, size_t max_rows,
@@ -85,12 +89,12 @@ void walsh_train_layer_backward(struct walsh_layers *l, const struct walsh_layer
                                 const struct walsh_train_rows *rows, const float *x, struct walsh_tape *tape,
                                 float *d, bool last);
 
-/* For layer.c and experts.c: the linears of a list read x[rows][ldx]; with their updates. */
-void walsh_train_linears(struct walsh_layers *l, const struct walsh_frozen_call *calls, size_t count,
-                         const float *x, size_t ldx, size_t rows);
-/* The same back: y of a call is its dy. dx = the sum over the list, or is left alone where NULL. */
-void walsh_train_linears_backward(struct walsh_layers *l, const struct walsh_frozen_call *calls, size_t count,
-                                  const float *x, size_t ldx, size_t rows, float *dx, size_t lddx);
+/* For layer.c and experts.c: the linears of a list of sites read x[.][ldx]; with their updates. */
+void walsh_train_linears(struct walsh_layers *l, const struct walsh_frozen_site *sites, size_t count,
+                         const float *x, size_t ldx);
+/* The same back: y of a call is its dy. dx = the sum over a site's calls, or is left alone where NULL. */
+void walsh_train_linears_backward(struct walsh_layers *l, const struct walsh_frozen_site *sites, size_t count,
+                                  const float *x, size_t ldx, float *dx, size_t lddx);
 /* y [slots][n] = gate(tape->gate) * tape->up. */
 void walsh_train_gate(struct walsh_layers *l, const struct walsh_tape *tape, float *y, size_t slots,
                       size_t n);

@@ -26,16 +26,26 @@ struct walsh_lora_call {
     size_t ldy;
 };
 #define WALSH_LORA_CALLS 4
-/* Scratch of one call: [count of different A][2][rank][rows rounded up] f32. */
-size_t walsh_lora_scratch(uint32_t rank, size_t rows);
+/* The linears that read rows [begin, begin + rows) of the same x: those of a layer, or of one of its experts.
+ */
+struct walsh_lora_site {
+    struct walsh_lora_call calls[WALSH_LORA_CALLS];
+    size_t count, begin, rows;
+    /* the op's own */
+    size_t first, first_gradient; /* its first unit */
+    size_t ld;                    /* of its inner values */
+    float *inner[WALSH_LORA_CALLS];
+};
+/* f32 elements of scratch for each A of `sites` sites of `rows` rows together. */
+size_t walsh_lora_scratch(uint32_t rank, size_t rows, size_t sites);
 
-/* y_i += s_i B_i (A_i x) for up to WALSH_LORA_CALLS linears that read x [rows][ldx]. */
-void walsh_lora_forward(const struct walsh_queue *q, const struct walsh_lora_call *calls, size_t count,
-                        const float *x, size_t ldx, size_t rows);
+/* y_i += s_i B_i (A_i x) for the linears of all sites that read x [.][ldx], in one dispatch. */
+void walsh_lora_forward(const struct walsh_queue *q, struct walsh_lora_site *sites, size_t count,
+                        const float *x, size_t ldx);
 /* With y the gradient dy: dx += s A^T (B^T dy), grad_a += s (B^T dy) x^T, grad_b += s dy (A x)^T, summed over
- * the rows in fixed blocks in their order. dx NULL: nobody wants it. `scratch`: count times
- * walsh_lora_scratch of the largest rank. */
-void walsh_lora_backward(const struct walsh_queue *q, const struct walsh_lora_call *calls, size_t count,
-                         const float *x, size_t ldx, size_t rows, float *dx, size_t lddx, float *scratch);
+ * a site's rows in fixed blocks in their order. dx NULL: nobody wants it. `scratch`: walsh_lora_scratch of
+ * the largest rank times the most As of a site. */
+void walsh_lora_backward(const struct walsh_queue *q, struct walsh_lora_site *sites, size_t count,
+                         const float *x, size_t ldx, float *dx, size_t lddx, float *scratch);
 
 #endif

@@ -13,6 +13,12 @@ static size_t head_rows_of(const struct walsh_model_graph *graph, size_t max_row
     return walsh_min(max_rows, walsh_max(fit / LEAST_HEAD_ROWS * LEAST_HEAD_ROWS, LEAST_HEAD_ROWS));
 }
 
+static struct walsh_products_options head_options(const struct walsh_pass_options *o, size_t rows)
+{
+    return (struct walsh_products_options){
+        .compute = o->layers.compute, .strategy = o->layers.strategy, .max_rows = rows, .head = true};
+}
+
 static size_t tape_count(const struct walsh_model_graph *graph, const struct walsh_pass_options *o)
 {
     return o->checkpoint || o->forward_only ? 1 : graph->config.layers;
@@ -23,13 +29,15 @@ static size_t state_count(const struct walsh_model_graph *graph, const struct wa
     return o->forward_only ? 2 : graph->config.layers + (size_t)1;
 }
 
-size_t walsh_pass_bytes(const struct walsh_model_graph *graph, const struct walsh_pass_options *o)
+size_t walsh_pass_bytes(const struct walsh_model_graph *graph, const struct walsh_queue *queue,
+                        const struct walsh_pass_options *o)
 {
     const size_t rows = o->layers.max_rows, hidden = graph->config.hidden,
                  head_rows = head_rows_of(graph, rows);
-    return walsh_layers_bytes(graph, &o->layers) + tape_count(graph, o) * walsh_tape_bytes(graph, rows) +
-           state_count(graph, o) * rows * hidden * sizeof(float) +
-           walsh_products_bytes(graph, true, o->layers.compute, head_rows) +
+    const struct walsh_products_options head = head_options(o, head_rows);
+    return walsh_layers_bytes(graph, queue, &o->layers) +
+           tape_count(graph, o) * walsh_tape_bytes(graph, rows) +
+           state_count(graph, o) * rows * hidden * sizeof(float) + walsh_products_bytes(graph, queue, &head) +
            head_rows * (2 * hidden + graph->config.vocab) * sizeof(float) +
            rows * (2 * sizeof(uint32_t) + sizeof(int32_t) + sizeof(double));
 }
@@ -76,9 +84,9 @@ enum walsh_status walsh_pass_open(const struct walsh_model_graph *graph, const s
                                .checkpoint = o->checkpoint,
                                .forward_only = o->forward_only,
                                .head_rows = head_rows_of(graph, o->layers.max_rows)};
+    const struct walsh_products_options head = head_options(o, out->head_rows);
     enum walsh_status status = walsh_layers_open(graph, queue, &o->layers, &out->layers, err);
-    if (status == WALSH_OK)
-        status = walsh_products_open(graph, true, queue, o->layers.compute, out->head_rows, &out->head, err);
+    if (status == WALSH_OK) status = walsh_products_open(graph, queue, &head, &out->head, err);
     if (status == WALSH_OK) status = allocate(out, o, err);
     if (status != WALSH_OK) walsh_pass_close(out);
     return status;
@@ -117,13 +125,13 @@ static void head_block(struct walsh_pass *p, size_t first, size_t count, float *
     for (size_t i = 0; i < count; i++)
         memcpy(p->last + i * hidden, states + p->selected[first + i] * hidden, hidden * sizeof *states);
     q->ops->rms_norm(q, p->normed, hidden, p->last, hidden, norm, count, hidden, eps);
-    const struct walsh_frozen_call head = {&p->graph->head, p->logits, c->vocab};
-    walsh_frozen_forward(&p->head, &head, 1, p->normed, hidden, count);
+    const struct walsh_frozen_site head = {{{&p->graph->head, p->logits, c->vocab}}, 1, 0, count};
+    walsh_frozen_forward(&p->head, &head, 1, p->normed, hidden);
     if (c->logit_cap != 0) q->ops->soft_cap(q, p->logits, (float)c->logit_cap, count * c->vocab);
     walsh_cross_entropy(q, p->logits, p->targets + first, count, c->vocab, weight, (float)c->logit_cap,
                         !p->forward_only, p->losses + first);
     if (p->forward_only) return;
-    walsh_frozen_backward(&p->head, &p->graph->head, p->logits, c->vocab, count, p->normed, hidden, false);
+    walsh_frozen_backward(&p->head, &head, 1, p->normed, hidden, false);
     walsh_rms_norm_backward(q, p->normed, hidden, p->normed, hidden, p->last, hidden, norm, count, hidden,
                             eps, false);
     for (size_t i = 0; i < count; i++)

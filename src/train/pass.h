@@ -37,7 +37,8 @@ enum walsh_status walsh_pass_open(const struct walsh_model_graph *graph, const s
                                   struct walsh_error *err);
 void walsh_pass_close(struct walsh_pass *pass); /* safe on a zeroed struct */
 /* Bytes that walsh_pass_open will allocate. */
-size_t walsh_pass_bytes(const struct walsh_model_graph *graph, const struct walsh_pass_options *options);
+size_t walsh_pass_bytes(const struct walsh_model_graph *graph, const struct walsh_queue *queue,
+                        const struct walsh_pass_options *options);
 
 /* *loss: the sum of the negative log-likelihoods (nats) of the rows with a target, *count how many. Unless
  * the pass is forward_only, the gradient of weight * *loss is added to the updates' gradients. Ids and

@@ -1,77 +1,171 @@
 #include "train/products.h"
 
+#include <string.h>
+
 #include "base/memory.h"
+#include "formats/blocks.h"
+#include "kernels/cpu/cpu_ops.h"
 #include "kernels/table.h"
 #include "model/sites.h"
 
 #define PIECE_OUTPUTS 192 /* of a product: a multiple of the widest tile, as in prefill */
 #define TILE_OUTPUTS 48
+#define PIECE_ROWS 128 /* at least, where rows are cut too: each piece makes its panels again */
 #define PIECES_PER_THREAD 8
+#define DECODED_BYTES ((size_t)128 << 20) /* of several experts' decoded weights together, at most */
+
+/* Of a worker's scratch, what the dense kernels take for their panels; decoded weights stand behind it. */
+#define PANEL_SCRATCH ((size_t)1 << 20)
+
+/* One product of a dispatch. */
+struct walsh_products_item {
+    const struct walsh_weights *stored;
+    struct walsh_weights dense; /* stored, or its decoded copy */
+    struct walsh_activations a;
+    float *y;
+    size_t ldy, outputs;
+    size_t piece_outputs, piece_rows, first; /* number of its first piece */
+    bool decoded, fused;                     /* neither: the weights are dense */
+};
 
 static bool is_dense(enum walsh_format format)
 {
     return format == WALSH_FORMAT_F32 || format == WALSH_FORMAT_F16 || format == WALSH_FORMAT_BF16;
 }
 
+/* How the other side of a product with this linear is rounded. A router's input never is: its activation type
+ * says F32 whatever the format. */
+static enum walsh_activation_type type_of(enum walsh_activation_type compute,
+                                          const struct walsh_linear *linear)
+{
+    if (compute != WALSH_ACTIVATION_BF16) return WALSH_ACTIVATION_F32;
+    if (is_dense(linear->weights.format)) return linear->activation;
+    return WALSH_ACTIVATION_BF16;
+}
+
+/* --- the choice --- */
+
+/* MXFP4 goes straight into panels, where the kernels that do it are those of the dense products. */
+static bool has_panels(const struct walsh_kernels *k, const struct walsh_weights *w,
+                       enum walsh_activation_type type)
+{
+    const char *dense = k->chosen[WALSH_KERNEL_ID_product_bf16_prefill],
+               *panels = k->chosen[WALSH_KERNEL_ID_product_mxfp4_prefill];
+    return type == WALSH_ACTIVATION_BF16 && w->format == WALSH_FORMAT_MXFP4 && w->tensor_scale == 1 &&
+           strcmp(dense, panels) == 0;
+}
+
+/* Columns of all rows that fit into a worker's scratch, decoded. */
+static size_t scratch_columns(const struct walsh_weights *w, enum walsh_activation_type type)
+{
+    return (WALSH_SCRATCH_BYTES - PANEL_SCRATCH) / (w->rows * walsh_activation_size(type)) / 16 * 16;
+}
+
+static bool can_fuse(const struct walsh_kernels *k, const struct walsh_weights *w,
+                     enum walsh_activation_type type)
+{
+    return has_panels(k, w, type) || scratch_columns(w, type) > 0;
+}
+
+/* Measured by `walsh bench --experts` (docs/performance.md): panels of MXFP4 cost what packing a dense matrix
+ * costs, so that fused wins at any number of rows. Elsewhere a piece's decoding is hidden behind few pieces
+ * of rows only: a weight that meets many rows is cut into several, and each would decode it again. */
+#define FUSED_ROWS 512
+bool walsh_products_fused(const struct walsh_queue *queue, enum walsh_activation_type compute,
+                          const struct walsh_weights *w, size_t rows)
+{
+    if (is_dense(w->format) || !can_fuse(queue->kernels, w, compute)) return false;
+    return has_panels(queue->kernels, w, compute) || rows <= FUSED_ROWS;
+}
+
+static bool choose(enum walsh_strategy strategy, const struct walsh_queue *q, const struct walsh_weights *w,
+                   enum walsh_activation_type type, size_t rows)
+{
+    if (strategy == WALSH_STRATEGY_AUTO) return walsh_products_fused(q, type, w, rows);
+    return strategy == WALSH_STRATEGY_FUSED && can_fuse(q->kernels, w, type);
+}
+
+/* --- memory --- */
+
 /* What the linears of the layers, or the head, need. */
 struct need {
-    size_t widest;  /* padded dimension */
-    size_t decoded; /* elements of the largest weight that must be decoded */
-    bool rotated, head;
-    size_t dense_bytes; /* of one element of a decoded weight */
+    size_t widest;   /* padded dimension */
+    size_t largest;  /* elements of the largest weight that may have to be decoded */
+    size_t together; /* of those of a layer's experts that one dispatch may meet */
+    bool rotated;
 };
 
-static struct need measure(const struct walsh_model_graph *graph, bool head,
-                           enum walsh_activation_type compute)
+static struct need measure(const struct walsh_model_graph *graph, const struct walsh_queue *queue,
+                           const struct walsh_products_options *o)
 {
-    struct need need = {.head = head,
-                        .dense_bytes = compute == WALSH_ACTIVATION_BF16 ? sizeof(uint16_t) : sizeof(float)};
+    struct need need = {0};
     struct walsh_site_walk walk = {.graph = graph};
     struct walsh_site site;
     while (walsh_site_next(&walk, &site))
         for (unsigned i = 0; i < site.count; i++) {
             const struct walsh_linear *linear = site.linears[i];
             const struct walsh_weights *w = &linear->weights;
-            if ((linear == &graph->head) != head) continue;
+            if ((linear == &graph->head) != o->head) continue;
             need.widest = walsh_max(need.widest, walsh_max(w->rows, w->cols));
-            if (!is_dense(w->format)) need.decoded = walsh_max(need.decoded, (size_t)w->rows * w->cols);
+            if (!is_dense(w->format) &&
+                !choose(o->strategy, queue, w, type_of(o->compute, linear), o->max_rows))
+                need.largest = walsh_max(need.largest, (size_t)w->rows * w->cols);
             need.rotated = need.rotated || linear->in_rotation.kind != WALSH_ROTATION_NONE ||
                            linear->out_rotation.kind != WALSH_ROTATION_NONE;
         }
+    const size_t experts = o->head ? 0 : 2 * (size_t)graph->config.experts;
+    need.together = walsh_max(
+        need.largest, walsh_min(need.largest * experts, DECODED_BYTES / walsh_activation_size(o->compute)));
     return need;
 }
 
 /* f32 elements of a row of all buffers. */
-static size_t row_elements(const struct need *need)
+static size_t row_elements(const struct need *need, bool head)
 {
     return walsh_activations_stride(need->widest) + (need->rotated ? need->widest : 0) +
-           (need->head ? 0 : need->widest);
+           (head ? 0 : need->widest);
 }
 
-size_t walsh_products_bytes(const struct walsh_model_graph *graph, bool head,
-                            enum walsh_activation_type compute, size_t max_rows)
+static size_t most_items(const struct walsh_model_graph *graph)
 {
-    const struct need need = measure(graph, head, compute);
-    return max_rows * row_elements(&need) * sizeof(float) + need.decoded * need.dense_bytes;
+    return WALSH_SITE_CALLS * walsh_max((size_t)graph->config.experts, 1);
 }
 
-enum walsh_status walsh_products_open(const struct walsh_model_graph *graph, bool head,
-                                      const struct walsh_queue *queue, enum walsh_activation_type compute,
-                                      size_t max_rows, struct walsh_products *out, struct walsh_error *err)
+size_t walsh_products_bytes(const struct walsh_model_graph *graph, const struct walsh_queue *queue,
+                            const struct walsh_products_options *o)
 {
-    const struct need need = measure(graph, head, compute);
-    *out = (struct walsh_products){.queue = queue, .compute = compute, .max_rows = max_rows};
+    const struct need need = measure(graph, queue, o);
+    return o->max_rows * row_elements(&need, o->head) * sizeof(float) +
+           need.together * walsh_activation_size(o->compute) +
+           most_items(graph) * sizeof(struct walsh_products_item);
+}
+
+enum walsh_status walsh_products_open(const struct walsh_model_graph *graph, const struct walsh_queue *queue,
+                                      const struct walsh_products_options *o, struct walsh_products *out,
+                                      struct walsh_error *err)
+{
+    const struct need need = measure(graph, queue, o);
+    *out = (struct walsh_products){.queue = queue,
+                                   .compute = o->compute,
+                                   .strategy = o->strategy,
+                                   .max_rows = o->max_rows,
+                                   .widest = need.widest,
+                                   .dense_elements = need.together,
+                                   .max_items = most_items(graph)};
     size_t all;
-    if (!walsh_mul(max_rows, row_elements(&need), &all))
-        return walsh_fail(err, WALSH_E_MEMORY, "%zu rows of a product do not fit", max_rows);
-    enum walsh_status status = walsh_alloc(max_rows * walsh_activations_stride(need.widest), sizeof(float),
+    if (!walsh_mul(o->max_rows, row_elements(&need, o->head), &all))
+        return walsh_fail(err, WALSH_E_MEMORY, "%zu rows of a product do not fit", o->max_rows);
+    enum walsh_status status = walsh_alloc(o->max_rows * walsh_activations_stride(need.widest), sizeof(float),
                                            "prepared activations", &out->activations, err);
     if (status == WALSH_OK && need.rotated)
-        status = walsh_alloc(max_rows * need.widest, sizeof(float), "rotated products", &out->z, err);
-    if (status == WALSH_OK && !head)
-        status = walsh_alloc(max_rows * need.widest, sizeof(float), "a gradient", &out->extra, err);
-    if (status == WALSH_OK && need.decoded > 0)
-        status = walsh_alloc(need.decoded, need.dense_bytes, "a decoded weight", &out->dense, err);
+        status = walsh_alloc(o->max_rows * need.widest, sizeof(float), "rotated products", &out->z, err);
+    if (status == WALSH_OK && !o->head)
+        status = walsh_alloc(o->max_rows * need.widest, sizeof(float), "a gradient", &out->extra, err);
+    if (status == WALSH_OK && need.together > 0)
+        status = walsh_alloc(need.together, walsh_activation_size(o->compute), "decoded weights", &out->dense,
+                             err);
+    if (status == WALSH_OK)
+        status = walsh_alloc_zero(out->max_items, sizeof *out->items, "products", &out->items, err);
     if (status != WALSH_OK) walsh_products_close(out);
     return status;
 }
@@ -82,120 +176,296 @@ void walsh_products_close(struct walsh_products *p)
     walsh_free(p->z);
     walsh_free(p->extra);
     walsh_free(p->dense);
+    walsh_free(p->items);
     *p = (struct walsh_products){0};
 }
 
-/* --- decoded weights --- */
+/* --- a dispatch --- */
 
-struct decoding {
-    const struct walsh_kernels *kernels;
-    const struct walsh_weights *from;
-    void *to;
-    bool bf16;
+struct dispatch {
+    const struct walsh_queue *queue;
+    struct walsh_products_item *items;
+    size_t count, pieces;
+    bool transposed;
 };
 
-static void decode_rows(void *argument, size_t begin, size_t end, unsigned worker)
+/* The item that piece number `piece` belongs to. */
+static const struct walsh_products_item *item_of(const struct dispatch *d, size_t piece)
+{
+    size_t low = 0, high = d->count - 1;
+    while (low < high) {
+        const size_t middle = (low + high + 1) / 2;
+        if (d->items[middle].first <= piece)
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    return &d->items[low];
+}
+
+static void decode(const struct walsh_kernels *k, const struct walsh_weights *w, bool narrow, size_t row,
+                   size_t rows, size_t col, size_t cols, void *out)
+{
+    if (narrow)
+        k->decode_weights_bf16(w, row, rows, col, cols, out, cols);
+    else
+        k->decode_weights_f32(w, row, rows, col, cols, out, cols);
+}
+
+/* Piece: 16 rows of a weight. */
+static void decode_pieces(void *argument, size_t begin, size_t end, unsigned worker)
 {
     (void)worker;
-    const struct decoding *t = argument;
-    const size_t cols = t->from->cols;
-    if (t->bf16)
-        t->kernels->decode_weights_bf16(t->from, begin, end - begin, 0, cols, (uint16_t *)t->to + begin * cols, cols);
-    else
-        t->kernels->decode_weights_f32(t->from, begin, end - begin, 0, cols, (float *)t->to + begin * cols, cols);
-}
-
-/* The weights as a dense matrix: in place, or decoded into p->dense. */
-static struct walsh_weights dense_weights(struct walsh_products *p, const struct walsh_weights *w)
-{
-    if (is_dense(w->format)) return *w;
-    const bool bf16 = p->compute == WALSH_ACTIVATION_BF16;
-    struct decoding t = {p->queue->kernels, w, p->dense, bf16};
-    walsh_pool_run(p->queue->pool, w->rows, 16, decode_rows, &t);
-    return (struct walsh_weights){.format = bf16 ? WALSH_FORMAT_BF16 : WALSH_FORMAT_F32,
-                                  .rows = w->rows,
-                                  .cols = w->cols,
-                                  .data = p->dense};
-}
-
-/* --- products --- */
-
-/* How the other side of a product with this linear is rounded. A router's input never is: its activation type
- * says F32 whatever the format. */
-static enum walsh_activation_type type_of(const struct walsh_products *p, const struct walsh_linear *linear)
-{
-    const enum walsh_format format = linear->weights.format;
-    if (p->compute != WALSH_ACTIVATION_BF16) return WALSH_ACTIVATION_F32;
-    if (is_dense(format)) return linear->activation;
-    return WALSH_ACTIVATION_BF16;
-}
-
-struct product {
-    const struct walsh_queue *queue;
-    struct walsh_product_part part;
-    size_t outputs, piece;
-    void (*kernel)(const struct walsh_product_part *);
-};
-
-static void run_pieces(void *argument, size_t begin, size_t end, unsigned worker)
-{
-    const struct product *t = argument;
+    const struct dispatch *d = argument;
     for (size_t i = begin; i < end; i++) {
-        struct walsh_product_part part = t->part;
-        part.begin = i * t->piece;
-        part.end = walsh_min(part.begin + t->piece, t->outputs);
-        part.scratch = t->queue->scratch[worker];
-        t->kernel(&part);
+        const struct walsh_products_item *item = item_of(d, i);
+        const struct walsh_weights *w = item->stored;
+        const bool narrow = item->dense.format == WALSH_FORMAT_BF16;
+        const size_t row = (i - item->first) * WALSH_BLOCK_ROWS, at = row * w->cols;
+        uint8_t *to =
+            (uint8_t *)(uintptr_t)item->dense.data + at * (narrow ? sizeof(uint16_t) : sizeof(float));
+        decode(d->queue->kernels, w, narrow, row, walsh_min(WALSH_BLOCK_ROWS, w->rows - row), 0, w->cols, to);
     }
 }
 
-static void multiply(const struct walsh_products *p, const struct walsh_weights *w,
-                     const struct walsh_activations *a, bool transposed, float *y, size_t ldy)
+typedef void product_kernel(const struct walsh_product_part *);
+
+static product_kernel *dense_kernel(const struct walsh_kernels *k, enum walsh_activation_type type,
+                                    bool transposed)
 {
-    const struct walsh_kernels *k = p->queue->kernels;
-    const bool bf16 = a->type == WALSH_ACTIVATION_BF16;
-    struct product t = {.queue = p->queue, .part = {.weights = w, .a = a, .y = y, .ldy = ldy}};
-    t.outputs = transposed ? w->cols : w->rows;
-    if (transposed)
-        t.kernel = bf16 ? k->product_bf16_transposed : k->product_dense_transposed;
-    else
-        t.kernel = bf16 ? k->product_bf16_prefill : k->product_dense_prefill;
-    const size_t balanced = t.outputs / (walsh_pool_threads(p->queue->pool) * PIECES_PER_THREAD);
-    t.piece = walsh_round_up(walsh_min(walsh_max(balanced, 1), PIECE_OUTPUTS), TILE_OUTPUTS);
-    walsh_pool_run(p->queue->pool, walsh_div_up(t.outputs, t.piece), 1, run_pieces, &t);
+    if (type == WALSH_ACTIVATION_BF16)
+        return transposed ? k->product_bf16_transposed : k->product_bf16_prefill;
+    return transposed ? k->product_dense_transposed : k->product_dense_prefill;
 }
 
-static struct walsh_activations prepare(struct walsh_products *p, const struct walsh_rotation *rotation,
-                                        enum walsh_activation_type type, const float *x, size_t ldx,
-                                        size_t rows)
+/* Rows of W, or columns where `transposed`, are decoded into the scratch and meet the activations there. */
+static void run_slabs(const struct dispatch *d, const struct walsh_product_part *part)
 {
-    const size_t cols = rotation->blocks.padded;
-    struct walsh_activations a = {.type = type,
-                                  .rows = rows,
-                                  .cols = cols,
-                                  .stride = walsh_activations_stride(cols),
-                                  .data = p->activations};
-    p->queue->ops->prepare(p->queue, &a, x, ldx, rotation);
-    return a;
+    const struct walsh_weights *w = part->weights;
+    const struct walsh_kernels *k = d->queue->kernels;
+    const bool narrow = part->a->type == WALSH_ACTIVATION_BF16;
+    void *slab = (uint8_t *)part->scratch + PANEL_SCRATCH;
+    const size_t fit = (WALSH_SCRATCH_BYTES - PANEL_SCRATCH) /
+                       (w->cols * walsh_activation_size(part->a->type)) / WALSH_BLOCK_ROWS * WALSH_BLOCK_ROWS;
+    const size_t step = d->transposed ? scratch_columns(w, part->a->type) : walsh_max(fit, WALSH_BLOCK_ROWS);
+    for (size_t at = part->begin; at < part->end; at += step) {
+        const size_t n = walsh_min(step, part->end - at);
+        struct walsh_weights dense = {.format = narrow ? WALSH_FORMAT_BF16 : WALSH_FORMAT_F32,
+                                      .rows = d->transposed ? w->rows : (uint32_t)n,
+                                      .cols = d->transposed ? (uint32_t)n : w->cols,
+                                      .data = slab};
+        if (d->transposed)
+            decode(k, w, narrow, 0, w->rows, at, n, slab);
+        else
+            decode(k, w, narrow, at, n, 0, w->cols, slab);
+        struct walsh_product_part piece = *part;
+        piece.weights = &dense;
+        piece.begin = 0;
+        piece.end = n;
+        piece.y = part->y + at;
+        dense_kernel(k, part->a->type, d->transposed)(&piece);
+    }
 }
 
-void walsh_frozen_forward(struct walsh_products *p, const struct walsh_frozen_call *calls, size_t count,
-                          const float *x, size_t ldx, size_t rows)
+static void product_pieces(void *argument, size_t begin, size_t end, unsigned worker)
 {
-    if (rows == 0) return;
-    struct walsh_activations a = {0};
+    const struct dispatch *d = argument;
+    const struct walsh_kernels *k = d->queue->kernels;
+    for (size_t i = begin; i < end; i++) {
+        const struct walsh_products_item *item = item_of(d, i);
+        const size_t wide = walsh_div_up(item->outputs, item->piece_outputs), number = i - item->first,
+                     row = number / wide * item->piece_rows;
+        struct walsh_activations a = item->a;
+        a.rows = walsh_min(item->piece_rows, item->a.rows - row);
+        a.data = (uint8_t *)item->a.data + row * a.stride * walsh_activation_size(a.type);
+        struct walsh_product_part part = {.weights = item->fused ? item->stored : &item->dense,
+                                          .a = &a,
+                                          .begin = number % wide * item->piece_outputs,
+                                          .y = item->y + row * item->ldy,
+                                          .ldy = item->ldy,
+                                          .scratch = d->queue->scratch[worker]};
+        part.end = walsh_min(part.begin + item->piece_outputs, item->outputs);
+        if (!item->fused)
+            dense_kernel(k, a.type, d->transposed)(&part);
+        else if (has_panels(k, item->stored, a.type))
+            (d->transposed ? k->product_mxfp4_transposed : k->product_mxfp4_prefill)(&part);
+        else
+            run_slabs(d, &part);
+    }
+}
+
+/* Cut every item into pieces of about the same work, first along its outputs, then along its rows: enough for
+ * all threads, few enough that making panels (and decoding) stays a small share. */
+static void cut(struct dispatch *d)
+{
+    const size_t threads = walsh_pool_threads(d->queue->pool);
+    size_t work = 0;
+    for (size_t i = 0; i < d->count; i++) work += d->items[i].a.rows * d->items[i].outputs;
+    const size_t target = work / (threads * PIECES_PER_THREAD) + 1;
+    d->pieces = 0;
+    for (size_t i = 0; i < d->count; i++) {
+        struct walsh_products_item *item = &d->items[i];
+        const size_t rows = item->a.rows;
+        item->piece_outputs =
+            walsh_min(walsh_round_up(walsh_max(target / rows, 1), TILE_OUTPUTS), PIECE_OUTPUTS);
+        item->piece_rows = rows;
+        if (item->piece_outputs == TILE_OUTPUTS && TILE_OUTPUTS * rows > 2 * target)
+            item->piece_rows = walsh_max(walsh_round_up(2 * target / TILE_OUTPUTS, 8), PIECE_ROWS);
+        item->first = d->pieces;
+        d->pieces += walsh_div_up(item->outputs, item->piece_outputs) * walsh_div_up(rows, item->piece_rows);
+    }
+}
+
+static void run_items(struct walsh_products *p, struct walsh_products_item *items, size_t count,
+                      bool transposed)
+{
+    struct dispatch d = {.queue = p->queue, .items = items, .count = count, .transposed = transposed};
+    size_t tiles = 0;
     for (size_t i = 0; i < count; i++) {
-        const struct walsh_linear *linear = calls[i].linear, *before = i > 0 ? calls[i - 1].linear : NULL;
-        const enum walsh_activation_type type = type_of(p, linear);
-        if (!before || type != a.type || !walsh_rotation_equal(&before->in_rotation, &linear->in_rotation))
-            a = prepare(p, &linear->in_rotation, type, x, ldx, rows);
-        const struct walsh_weights w = dense_weights(p, &linear->weights);
-        const bool rotated = linear->out_rotation.kind != WALSH_ROTATION_NONE;
-        float *z = rotated ? p->z : calls[i].y;
-        const size_t ldz = rotated ? w.rows : calls[i].ldy;
-        multiply(p, &w, &a, false, z, ldz);
-        p->queue->ops->unrotate(p->queue, calls[i].y, calls[i].ldy, z, ldz, &linear->out_rotation,
-                                linear->bias, rows);
+        items[i].first = tiles;
+        if (items[i].decoded) tiles += walsh_block_tiles(items[i].stored);
+    }
+    if (tiles > 0) walsh_pool_run(p->queue->pool, tiles, 1, decode_pieces, &d);
+    cut(&d);
+    walsh_pool_run(p->queue->pool, d.pieces, 1, product_pieces, &d);
+}
+
+/* Decode what is not fused, as much at a time as the buffer holds, and multiply. */
+static void multiply(struct walsh_products *p, size_t count, bool transposed)
+{
+    size_t rows = 0, begin = 0, used = 0;
+    for (size_t i = 0; i < count; i++) rows += p->items[i].a.rows;
+    for (size_t i = 0; i < count; i++) {
+        struct walsh_products_item *item = &p->items[i];
+        const struct walsh_weights *w = item->stored;
+        item->outputs = transposed ? w->cols : w->rows;
+        item->dense = *w;
+        item->decoded = item->fused = false;
+        if (is_dense(w->format)) continue;
+        item->fused = choose(p->strategy, p->queue, w, item->a.type, rows / count);
+        if (item->fused) {
+            p->fused++;
+            continue;
+        }
+        const size_t elements = (size_t)w->rows * w->cols, size = walsh_activation_size(item->a.type);
+        if (used + elements > p->dense_elements) {
+            run_items(p, p->items + begin, i - begin, transposed);
+            begin = i;
+            used = 0;
+        }
+        item->dense = (struct walsh_weights){
+            .format = item->a.type == WALSH_ACTIVATION_BF16 ? WALSH_FORMAT_BF16 : WALSH_FORMAT_F32,
+            .rows = w->rows,
+            .cols = w->cols,
+            .data = (uint8_t *)p->dense + used * size};
+        item->decoded = true;
+        used += elements;
+        p->decoded++;
+    }
+    if (count > begin) run_items(p, p->items + begin, count - begin, transposed);
+}
+
+/* --- around it --- */
+
+static const struct walsh_rotation *side(const struct walsh_frozen_site *site, size_t call, bool transposed)
+{
+    const struct walsh_linear *linear = site->calls[call].linear;
+    return transposed ? &linear->out_rotation : &linear->in_rotation;
+}
+
+/* Do call `c` of site `a` and call `d` of site `b` want the same preparation of the same rows? */
+static bool same_input(const struct walsh_products *p, const struct walsh_frozen_site *a, size_t c,
+                       const struct walsh_frozen_site *b, size_t d, bool transposed)
+{
+    return type_of(p->compute, a->calls[c].linear) == type_of(p->compute, b->calls[d].linear) &&
+           walsh_rotation_equal(side(a, c, transposed), side(b, d, transposed));
+}
+
+/* Prepare what call `c` of every site reads, rows x + begin * ldx, into the items of their numbers. */
+static void prepare(struct walsh_products *p, const struct walsh_frozen_site *sites, size_t count, size_t c,
+                    const float *x, size_t ldx, bool transposed)
+{
+    size_t widest = 0, last = count - 1;
+    bool together = true;
+    for (size_t i = 0; i < count; i++) {
+        widest = walsh_max(widest, side(&sites[i], c, transposed)->blocks.padded);
+        together = together && same_input(p, &sites[0], c, &sites[i], c, transposed);
+    }
+    const size_t stride = walsh_activations_stride(widest), first = sites[0].begin;
+    for (size_t i = 0; i < count; i++) {
+        const enum walsh_activation_type type = type_of(p->compute, sites[i].calls[c].linear);
+        const size_t element = together ? walsh_activation_size(type) : sizeof(float);
+        p->items[i].a = (struct walsh_activations){.type = type,
+                                                   .rows = sites[i].rows,
+                                                   .cols = side(&sites[i], c, transposed)->blocks.padded,
+                                                   .stride = stride,
+                                                   .data = (uint8_t *)p->activations +
+                                                           (sites[i].begin - first) * stride * element};
+    }
+    for (size_t i = 0; i < (together ? 1 : count); i++) {
+        struct walsh_activations a = p->items[i].a;
+        if (together) a.rows = sites[last].begin + sites[last].rows - first;
+        p->queue->ops->prepare(p->queue, &a, x + sites[i].begin * ldx, ldx, side(&sites[i], c, transposed));
+    }
+}
+
+/* Describe the product of call `c` of site `i`; its result is `to`, or still rotated in z. */
+static void describe(struct walsh_products *p, const struct walsh_frozen_site *sites, size_t i, size_t c,
+                     struct walsh_products_item *item, float *to, size_t ldto, bool transposed)
+{
+    const struct walsh_linear *linear = sites[i].calls[c].linear;
+    const struct walsh_rotation *rotation = transposed ? &linear->in_rotation : &linear->out_rotation;
+    const bool rotated = rotation->kind != WALSH_ROTATION_NONE;
+    item->stored = &linear->weights;
+    item->y = rotated ? p->z + (sites[i].begin - sites[0].begin) * p->widest : to;
+    item->ldy = rotated ? p->widest : ldto;
+}
+
+static void unrotate(struct walsh_products *p, const struct walsh_frozen_site *site, size_t c,
+                     const struct walsh_products_item *item, float *to, size_t ldto, bool transposed)
+{
+    const struct walsh_linear *linear = site->calls[c].linear;
+    p->queue->ops->unrotate(p->queue, to, ldto, item->y, item->ldy,
+                            transposed ? &linear->in_rotation : &linear->out_rotation,
+                            transposed ? NULL : linear->bias, site->rows);
+}
+
+/* How many calls from `c` on can share a dispatch: the same input, and outputs that need no z. */
+static size_t run_of(const struct walsh_products *p, const struct walsh_frozen_site *sites, size_t count,
+                     size_t c)
+{
+    size_t end = c;
+    for (; end < sites[0].count; end++)
+        for (size_t i = 0; i < count; i++) {
+            const bool rotated = sites[i].calls[end].linear->out_rotation.kind != WALSH_ROTATION_NONE;
+            if (end > c && (rotated || !same_input(p, &sites[i], c, &sites[i], end, false))) return end - c;
+            if (rotated) return 1;
+        }
+    return end - c;
+}
+
+void walsh_frozen_forward(struct walsh_products *p, const struct walsh_frozen_site *sites, size_t count,
+                          const float *x, size_t ldx)
+{
+    if (count == 0) return;
+    for (size_t c = 0, run; c < sites[0].count; c += run) {
+        bool ready = c > 0;
+        for (size_t i = 0; ready && i < count; i++)
+            ready = same_input(p, &sites[i], c - 1, &sites[i], c, false);
+        if (!ready) prepare(p, sites, count, c, x, ldx, false);
+        run = run_of(p, sites, count, c);
+        for (size_t n = 0; n < run; n++)
+            for (size_t i = 0; i < count; i++) {
+                const struct walsh_frozen_call *call = &sites[i].calls[c + n];
+                p->items[n * count + i].a = p->items[i].a;
+                describe(p, sites, i, c + n, &p->items[n * count + i], call->y, call->ldy, false);
+            }
+        multiply(p, run * count, false);
+        for (size_t n = 0; n < run; n++)
+            for (size_t i = 0; i < count; i++) {
+                const struct walsh_frozen_call *call = &sites[i].calls[c + n];
+                unrotate(p, &sites[i], c + n, &p->items[n * count + i], call->y, call->ldy, false);
+            }
     }
 }
 
@@ -214,18 +484,27 @@ static void add_rows(void *argument, size_t begin, size_t end, unsigned worker)
         t->kernels->add_f32(t->to + r * t->ldto, t->from + r * t->ldfrom, t->n);
 }
 
-void walsh_frozen_backward(struct walsh_products *p, const struct walsh_linear *linear, const float *dy,
-                           size_t lddy, size_t rows, float *dx, size_t lddx, bool add)
+void walsh_frozen_backward(struct walsh_products *p, const struct walsh_frozen_site *sites, size_t count,
+                           float *dx, size_t lddx, bool add)
 {
-    if (rows == 0) return;
-    const struct walsh_activations a = prepare(p, &linear->out_rotation, type_of(p, linear), dy, lddy, rows);
-    const struct walsh_weights w = dense_weights(p, &linear->weights);
-    const bool rotated = linear->in_rotation.kind != WALSH_ROTATION_NONE;
-    float *to = add ? p->extra : dx, *z = rotated ? p->z : to;
-    const size_t ldto = add ? linear->in : lddx, ldz = rotated ? w.cols : ldto;
-    multiply(p, &w, &a, true, z, ldz);
-    p->queue->ops->unrotate(p->queue, to, ldto, z, ldz, &linear->in_rotation, NULL, rows);
-    if (!add) return;
-    struct add_rows t = {p->queue->kernels, dx, to, lddx, ldto, linear->in};
-    walsh_pool_run(p->queue->pool, rows, 16, add_rows, &t);
+    if (count == 0) return;
+    const struct walsh_frozen_site *last = &sites[count - 1];
+    const size_t first = sites[0].begin, rows = last->begin + last->rows - first;
+    for (size_t c = 0; c < sites[0].count; c++) {
+        const struct walsh_frozen_call *call = &sites[0].calls[c];
+        const size_t in = call->linear->in;
+        const bool sum = add || c > 0;
+        float *to = sum ? p->extra : dx + first * lddx;
+        const size_t ldto = sum ? in : lddx;
+        /* the sites' dy are rows of one matrix */
+        prepare(p, sites, count, c, call->y - first * call->ldy, call->ldy, true);
+        for (size_t i = 0; i < count; i++)
+            describe(p, sites, i, c, &p->items[i], to + (sites[i].begin - first) * ldto, ldto, true);
+        multiply(p, count, true);
+        for (size_t i = 0; i < count; i++)
+            unrotate(p, &sites[i], c, &p->items[i], to + (sites[i].begin - first) * ldto, ldto, true);
+        if (!sum) continue;
+        struct add_rows t = {p->queue->kernels, dx + first * lddx, to, lddx, ldto, in};
+        walsh_pool_run(p->queue->pool, rows, 16, add_rows, &t);
+    }
 }

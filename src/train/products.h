@@ -7,34 +7,20 @@
  * forward, and that of forward is inverse, with any s. So a gradient passes through the same `prepare` and
  * `unrotate`, their roles exchanged.
  *
- * A weight in a packed format is first decoded, whole, into one buffer that all linears use in turn (Strategy
- * A: its cost is shared by all rows of the call), and multiplied by the kernels of dense weights. May use
- * model and below. */
+ * Weights in a packed format take one of two ways. *Decoded*: the weights that a dispatch needs, of active
+ * experts only, are decoded into one buffer, then multiplied by the kernels of dense weights. *Fused*: each
+ * piece of a product decodes what it reads, MXFP4 straight into the panels of the bf16 tile, other formats as
+ * rows or columns in the thread's scratch; nothing is expanded in memory. Both give the same bits, forward
+ * and back, because a decoded value is the same wherever it is decoded, and an output's chain of sums depends
+ * on its own row (or column) of W alone. Which one runs follows from the rows that an active weight meets
+ * (walsh_products_fused). May use model and below. */
 #ifndef WALSH_TRAIN_PRODUCTS_H
 #define WALSH_TRAIN_PRODUCTS_H
 
 #include "kernels/kernels.h"
 #include "model/model.h"
 
-struct walsh_products {
-    const struct walsh_queue *queue; /* the CPU's; borrowed */
-    enum walsh_activation_type
-        compute; /* F32; or BF16: both sides of a product with weights that bf16 holds are bf16 */
-    size_t max_rows;
-    void *activations; /* one set of prepared activations */
-    float *z;          /* [max_rows][widest]: what a rotation still has to undo; NULL: no linear is rotated */
-    float *extra;      /* [max_rows][widest]: a dx that is added to another */
-    void *dense;       /* a decoded weight; NULL: no linear needs it */
-};
-/* Room for max_rows rows of any linear of the layers of the graph or, with `head`, of its head. compute BF16
- * needs a queue that has it (walsh_queue_has_bf16). */
-enum walsh_status walsh_products_open(const struct walsh_model_graph *graph, bool head,
-                                      const struct walsh_queue *queue, enum walsh_activation_type compute,
-                                      size_t max_rows, struct walsh_products *out, struct walsh_error *err);
-void walsh_products_close(struct walsh_products *p); /* safe on a zeroed struct */
-/* Bytes that walsh_products_open will allocate. */
-size_t walsh_products_bytes(const struct walsh_model_graph *graph, bool head,
-                            enum walsh_activation_type compute, size_t max_rows);
+enum walsh_strategy { WALSH_STRATEGY_AUTO, WALSH_STRATEGY_DECODED, WALSH_STRATEGY_FUSED };
 
 /* y[rows][ldy] of one of the linears that read the same x. */
 struct walsh_frozen_call {
@@ -42,12 +28,54 @@ struct walsh_frozen_call {
     float *y;
     size_t ldy;
 };
-/* y_i = linear_i(x[rows][ldx]) for each of the list. Neighbours with equal input rotations share one
- * preparation of x. */
-void walsh_frozen_forward(struct walsh_products *p, const struct walsh_frozen_call *calls, size_t count,
-                          const float *x, size_t ldx, size_t rows);
-/* dx[rows][lddx] = or, with `add`, += W^T dy; the bias has no part in it. */
-void walsh_frozen_backward(struct walsh_products *p, const struct walsh_linear *linear, const float *dy,
-                           size_t lddy, size_t rows, float *dx, size_t lddx, bool add);
+#define WALSH_SITE_CALLS 4
+/* Linears that read rows [begin, begin + rows) of the same x: those of a layer, or of one of its experts. */
+struct walsh_frozen_site {
+    struct walsh_frozen_call calls[WALSH_SITE_CALLS];
+    size_t count, begin, rows;
+};
+
+struct walsh_products_options {
+    enum walsh_activation_type
+        compute; /* F32; or BF16: both sides of a product with weights that bf16 holds are bf16 */
+    enum walsh_strategy strategy; /* of packed weights; one that cannot be fused is decoded anyway */
+    size_t max_rows;
+    bool head; /* the graph's head alone; else the linears of the layers */
+};
+struct walsh_products {
+    const struct walsh_queue *queue; /* the CPU's; borrowed */
+    enum walsh_activation_type compute;
+    enum walsh_strategy strategy;
+    size_t max_rows;
+    void *activations; /* one set of prepared activations */
+    float *z;          /* [max_rows][widest]: what a rotation still has to undo; NULL: no linear is rotated */
+    float *extra;      /* [max_rows][widest]: a dx that is added to another */
+    void *dense;       /* decoded weights; NULL: every packed one is fused */
+    size_t widest, dense_elements, max_items;
+    struct walsh_products_item *items; /* of a dispatch */
+    size_t decoded, fused;             /* packed weights that went either way so far, for tests */
+};
+/* Room for max_rows rows of any linear. compute BF16 needs a queue that has it (walsh_queue_has_bf16). */
+enum walsh_status walsh_products_open(const struct walsh_model_graph *graph, const struct walsh_queue *queue,
+                                      const struct walsh_products_options *options,
+                                      struct walsh_products *out, struct walsh_error *err);
+void walsh_products_close(struct walsh_products *p); /* safe on a zeroed struct */
+/* Bytes that walsh_products_open will allocate. */
+size_t walsh_products_bytes(const struct walsh_model_graph *graph, const struct walsh_queue *queue,
+                            const struct walsh_products_options *options);
+
+/* True where `auto` decodes packed weights of which each meets `rows` rows inside the product. */
+bool walsh_products_fused(const struct walsh_queue *queue, enum walsh_activation_type compute,
+                          const struct walsh_weights *w, size_t rows);
+
+/* y_i = linear_i(x[.][ldx]) for all calls of all sites, whose rows are disjoint, ascending and without gaps,
+ * and whose calls have the same shapes: in one dispatch, its pieces cut out of the sites' rows and outputs.
+ * Neighbouring calls with equal input rotations share one preparation of x. */
+void walsh_frozen_forward(struct walsh_products *p, const struct walsh_frozen_site *sites, size_t count,
+                          const float *x, size_t ldx);
+/* The same back: y of a call is its dy, and those of the sites are rows of one matrix. dx [.][lddx] = or,
+ * with `add`, += the sum of W^T dy over a site's calls; a bias has no part in it. */
+void walsh_frozen_backward(struct walsh_products *p, const struct walsh_frozen_site *sites, size_t count,
+                           float *dx, size_t lddx, bool add);
 
 #endif

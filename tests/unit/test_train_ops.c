@@ -444,7 +444,8 @@ static void test_lora(void **state)
     a[2] = a[0];
     grad_a[2] = grad_a[0];
     struct walsh_lora loras[3];
-    struct walsh_lora_call calls[4];
+    struct walsh_lora_site site = {.count = 4, .rows = rows};
+    struct walsh_lora_call *calls = site.calls;
     for (size_t l = 0; l < 3; l++) {
         b[l] = normals(t.rank[l] * t.out[l], 1);
         a_t[l] = turn(a[l], t.rank[l], n);
@@ -466,8 +467,8 @@ static void test_lora(void **state)
     calls[1] = (struct walsh_lora_call){NULL, NULL, 0};
     calls[2] = (struct walsh_lora_call){&loras[1], dy[1], t.out[1]};
     calls[3] = (struct walsh_lora_call){&loras[2], dy[2], t.out[2]};
-    float *scratch = malloc(3 * walsh_lora_scratch(16, rows) * sizeof *scratch);
-    walsh_lora_backward(&queue, calls, 4, x, n, rows, dx, n, scratch);
+    float *scratch = malloc(3 * walsh_lora_scratch(16, rows, 1) * sizeof *scratch);
+    walsh_lora_backward(&queue, &site, 1, x, n, dx, n, scratch);
     struct problem p = {lora_objective,
                         &t,
                         {x, a[0], a[1], b[0], b[1], b[2]},
@@ -478,8 +479,8 @@ static void test_lora(void **state)
     check(&p, 2, grad_a[1], "lora, A");
     for (size_t l = 0; l < 3; l++) check(&p, 3 + l, grad_b[l], "lora, B");
 
-    const struct walsh_lora_call forward = {&loras[0], y, t.out[0]};
-    walsh_lora_forward(&queue, &forward, 1, x, n, rows);
+    struct walsh_lora_site forward = {.calls = {{&loras[0], y, t.out[0]}}, .count = 1, .rows = rows};
+    walsh_lora_forward(&queue, &forward, 1, x, n);
     for (size_t i = 0; i < 50; i++) {
         const size_t r = (size_t)(walsh_random_u64(&rng) % rows),
                      o = (size_t)(walsh_random_u64(&rng) % t.out[0]);

@@ -150,10 +150,12 @@ static void check_linear(struct walsh_linear *linear, enum walsh_activation_type
     reference_back(linear, w, dy, want_dx);
 
     struct walsh_products products;
-    assert_int_equal(walsh_products_open(&graph, true, &queue, compute, ROWS, &products, NULL), WALSH_OK);
-    const struct walsh_frozen_call call = {linear, y, OUT};
-    walsh_frozen_forward(&products, &call, 1, x, IN, ROWS);
-    walsh_frozen_backward(&products, linear, dy, OUT, ROWS, dx, IN, false);
+    const struct walsh_products_options options = {.compute = compute, .max_rows = ROWS, .head = true};
+    assert_int_equal(walsh_products_open(&graph, &queue, &options, &products, NULL), WALSH_OK);
+    struct walsh_frozen_site site = {.calls = {{linear, y, OUT}}, .count = 1, .rows = ROWS};
+    walsh_frozen_forward(&products, &site, 1, x, IN);
+    site.calls[0].y = dy;
+    walsh_frozen_backward(&products, &site, 1, dx, IN, false);
     walsh_products_close(&products);
     const double forward = error_of(y, want_y, ROWS * OUT), backward = error_of(dx, want_dx, ROWS * IN);
     printf("%s: %.2g forward, %.2g back\n", what, forward, backward);
