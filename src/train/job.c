@@ -205,8 +205,7 @@ static enum walsh_status open_output(struct train *t)
                           "%s: it holds an adapter or checkpoints already; resume, or choose another",
                           output);
     if (!t->job.resume) return WALSH_OK;
-    WALSH_TRY(walsh_checkpoint_load(&t->state, &t->job, t->identity, t->data.piece_count, &found,
-                                    t->err));
+    WALSH_TRY(walsh_checkpoint_load(&t->state, &t->job, t->identity, t->data.piece_count, &found, t->err));
     if (!found) {
         walsh_log(t->hooks, WALSH_LOG_INFO,
                   "%s: there is no checkpoint to go on with; beginning at the first step", output);

@@ -268,10 +268,11 @@ enum walsh_status walsh_checkpoint_load(struct walsh_train_state *s, const struc
     if (status == WALSH_OK) status = walsh_safetensors_open(path, false, &st, err);
     if (status == WALSH_OK) status = read_state(&st, s, identity, err);
     if (status == WALSH_OK && (s->step != step || s->next > pieces))
-        status = walsh_fail(err, WALSH_E_FORMAT,
-                            "%s: it is of step %llu and piece %llu, expected step %llu and at most %llu pieces",
-                            path, (unsigned long long)s->step, (unsigned long long)s->next,
-                            (unsigned long long)step, (unsigned long long)pieces);
+        status =
+            walsh_fail(err, WALSH_E_FORMAT,
+                       "%s: it is of step %llu and piece %llu, expected step %llu and at most %llu pieces",
+                       path, (unsigned long long)s->step, (unsigned long long)s->next,
+                       (unsigned long long)step, (unsigned long long)pieces);
     walsh_safetensors_close(&st);
     walsh_free(path);
     walsh_free(directory);
