@@ -527,6 +527,107 @@ def keys_guard_every_route():
     assert code == 0, code
 
 
+def idle_connection(s):
+    c = socket.create_connection(("127.0.0.1", s.port), PATIENCE)
+    c.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n")  # never ends
+    return c
+
+
+def answers_on(c):
+    """What comes on a connection that asks for /health: the answer's first bytes, "" where it is closed; None: nothing yet."""
+    try:
+        c.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        return c.recv(12).decode()
+    except socket.timeout:
+        return None
+    except OSError:
+        return ""
+
+
+def connections_are_counted():
+    s = Server("--max-connections", "3")
+    try:
+        held = [idle_connection(s) for _ in range(3)]
+        late = socket.create_connection(("127.0.0.1", s.port), 0.3)
+        assert answers_on(late) is None, "one more than --max-connections waits"
+        held.pop().close()
+        late.settimeout(PATIENCE)
+        assert late.recv(12) == b"HTTP/1.1 200", "and is answered when another one has gone"
+        late.close()
+        for c in held:
+            c.close()
+    finally:
+        assert s.stop() == 0
+    s = Server("--max-connections-client", "2")
+    try:
+        held = [idle_connection(s) for _ in range(2)]
+        fresh = lambda: answers_on(socket.create_connection(("127.0.0.1", s.port), PATIENCE))
+        assert fresh() == "", "one more of an address than --max-connections-client is closed"
+        held.pop().close()
+        wait_for("an answer when another one has gone", lambda: fresh() == "HTTP/1.1 200")
+        held.pop().close()
+    finally:
+        assert s.stop() == 0
+
+
+def lines_and_headers_are_bounded():
+    head = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+    fits = head + b"".join(b"X-%d: %s\r\n" % (i, b"y" * 100) for i in range(100)) + b"\r\n"
+    assert server.raw(fits, half_close=True).startswith(b"HTTP/1.1 200"), "10 KiB of headers are fine"
+    for beyond in (b"GET /" + b"x" * 40000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",  # a line
+                   head + b"X-Long: " + b"y" * 40000 + b"\r\n\r\n",  # a header
+                   head + b"A: b\r\n" * 10000 + b"\r\n"):  # their number
+        got = server.raw(beyond, half_close=True)
+        assert got == b"" or got[:12] in (b"HTTP/1.1 414", b"HTTP/1.1 431", b"HTTP/1.1 400", b"HTTP/1.1 413"), got[:80]
+    # announced, and refused before it is sent; a number that is none; two lengths; a body where there should be none
+    post = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    assert b" 413 " in server.raw(post + b"Content-Length: 99999999\r\n\r\n", half_close=True)[:20]
+    for length in (b"-1", b"1e3", b"99999999999999999999999", b"0x10", b"5, 6", b""):
+        got = server.raw(post + b"Content-Length: " + length + b"\r\n\r\n{}", half_close=True)
+        assert got == b"" or got[9:10] == b"4", (length, got[:80])
+    got = server.raw(b"POST /v1/models HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+    assert got[9:12] == b"405", got[:80]
+    assert server.ask("GET", "/health", body=b"{}")[0] == 400
+    assert server.ask("GET", "/health")[0] == 200
+
+
+def who_does_not_read_is_dropped():
+    """A stream whose client takes nothing: it is ended when too much of it waits, or after --read-timeout without progress,
+    whichever comes first; the server's memory is not its client's."""
+    dropped = lambda: server.metric("stalled_total") + server.metric("disconnects_total")
+    before = dropped()
+    c = socket.socket()
+    c.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    c.settimeout(PATIENCE)
+    c.connect(("127.0.0.1", server.port))
+    data = json.dumps({**BASE, "max_tokens": 900, "n": 24, "logprobs": 20, "ignore_eos": True, "stream": True}).encode()
+    c.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+              b"Content-Length: %d\r\n\r\n" % len(data) + data)
+    wait_for("the end of a stream that nobody reads", lambda: dropped() == before + 1)
+    wait_for("no sequence left", lambda: server.metric("sequences_decoding") + server.metric("sequences_waiting") == 0)
+    c.close()
+
+
+def who_leaves_the_queue_is_gone():
+    """While one request has the only row, those who wait leave: they are gone before it ends."""
+    s = Server("--max-batch", "1", "--drain-timeout", "0.1", "--max-queue", "200")
+    try:
+        long = {**BASE, "max_tokens": 1000, "ignore_eos": True}
+        first = s.begin({**long, "n": 60, "stream": True})
+        first.recv(100)
+        waiting = [s.begin(BASE) for _ in range(5)]
+        wait_for("a queue", lambda: s.metric("sequences_waiting") >= 59 + 5 - s.metric("sequences_finished_total"))
+        for c in waiting:
+            c.close()
+        wait_for("gone", lambda: s.metric("disconnects_total") == 5)
+        wait_for("out of the queue", lambda: len([l for l in s.log("request") if l.get("disconnected")]) == 5)
+        assert s.metric("sequences_waiting") > 0 and s.metric("sequences_decoding") + s.metric("sequences_prefilling") == 1, \
+            "the first one still runs"
+        first.close()
+    finally:
+        assert s.stop() == 0
+
+
 def one_row_is_shared_fairly():
     """A client with many requests does not hold up one with a few; one that waits too long is told so."""
     with open(WORK + "/keys2", "w") as f:
@@ -604,7 +705,8 @@ cases.run(the_small_endpoints, tokens_and_text, completions_are_those_of_run, ma
           several_choices_and_prompts, ids_are_prompts_too, echo_and_stop, characters_arrive_whole, log_probabilities,
           chats_are_completions_of_the_template, answers_are_json_where_asked, thoughts_are_told_apart,
           conversations_that_are_none, every_wrong_field_is_named, bodies_that_are_not_json, adapters_come_and_go, hosts_and_origins,
-          who_leaves_is_not_served, the_queue_is_bounded, slow_requests_are_cut_off, prompts_are_remembered,
+          who_leaves_is_not_served, who_leaves_the_queue_is_gone,
+          connections_are_counted, lines_and_headers_are_bounded, who_does_not_read_is_dropped, the_queue_is_bounded, slow_requests_are_cut_off, prompts_are_remembered,
           the_metrics_are_prometheus, the_log_is_json, it_ends_in_order, keys_guard_every_route,
           one_row_is_shared_fairly, deadlines, tls)
 shutil.rmtree(WORK, ignore_errors=True)
