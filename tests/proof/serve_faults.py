@@ -188,6 +188,25 @@ def at_rest():
     return int(re.search(r"VmRSS:\s+(\d+)", open("/proc/%d/status" % server.process.pid).read()).group(1)) / 1024
 
 
+def leave_the_queue():
+    """Seconds from when the clients of requests that wait close their sockets until the queue is without them; the median of 5."""
+    seconds = []
+    for _ in range(5):
+        busy = [server.begin({**plan(0), "max_tokens": 950, "stream": True, "ignore_eos": True}) for _ in range(8)]
+        wait_for("a full batch", lambda: server.metric("sequences_decoding") + server.metric("sequences_prefilling") == 8)
+        waiting = [server.begin({**plan(1), "max_tokens": 9}) for _ in range(4)]
+        wait_for("a queue", lambda: server.metric("sequences_waiting") == 4)
+        begin = time.monotonic()
+        for s in waiting:
+            s.close()
+        wait_for("an empty queue", lambda: server.metric("sequences_waiting") == 0)
+        seconds.append(time.monotonic() - begin)
+        for s in busy:
+            s.close()
+        wait_for("a server at rest", lambda: server.metric("sequences_decoding") == 0)
+    return sorted(seconds)[2]
+
+
 problems = []
 started = time.monotonic()
 server = listening("--prefix-store", WORK + "/prefixes", "--prefix-store-limit", "64M")
@@ -200,6 +219,9 @@ while counts["attempts"] < ATTEMPTS:
     attempt(random.Random(2))
 if server.ask("GET", "/health")[0] != 200:
     problems.append("no answer after %d connection attempts" % counts["attempts"])
+left = leave_the_queue()
+if left > 1:
+    problems.append("requests whose clients had left waited %.2f s" % left)
 if not SANITIZED and memory[-1] > memory[0] * 1.1 + 16:
     problems.append("memory grew: %r MiB" % memory)
 
@@ -252,7 +274,7 @@ for word in ("AddressSanitizer", "LeakSanitizer", "runtime error", "ThreadSaniti
         problems.append("the log has %s: %s" % (word, log[log.index(word):][:2000]))
 if wrong:
     problems.append("%d wrong answers, the first: %r" % (len(wrong), wrong[0]))
-print(json.dumps({"seconds": round(time.monotonic() - started), "sanitizer": SANITIZED, "memory_mib": [round(m, 1) for m in memory],
+print(json.dumps({"seconds": round(time.monotonic() - started), "sanitizer": SANITIZED, "seconds_to_leave_the_queue": round(left, 3), "memory_mib": [round(m, 1) for m in memory],
                   "disk": disk, **counts, "problems": problems}))
 shutil.rmtree(WORK, ignore_errors=True)
 sys.exit(1 if problems else 0)
