@@ -150,11 +150,14 @@ def it_fits_a_phone_and_the_night():
 
 
 def screenshot(path):
-    b = open_page(900, 620)
+    b = open_page(1000, 860)
     try:
         prepare(b, mode="text", seed="5", temperature="0.8", max_tokens="90", model="bookworm-8m")
         b.type("It was late in the evening when" + ENTER)
         wait_for("an answer", lambda: idle(b) and answers(b))
+        prepare(b, seed="8", model="bard")
+        b.type("\n\nKING. Who goes there?\n\n".replace("\n", "\ue008" + ENTER + "\ue000") + ENTER)
+        wait_for("another answer", lambda: idle(b) and len(answers(b)) == 2)
         b.picture(path)
     finally:
         b.close()
