@@ -75,7 +75,8 @@ enum walsh_status adapter_random(const struct walsh_model *model, const char *op
     if (!is_random(option)) return WALSH_OK;
     unsigned rank = 0;
     int length = 0;
-    if (sscanf(option, "random:r=%3u%n", &rank, &length) != 1 || option[length] || rank < 1 || rank > 256)
+    if (sscanf(option, "random:r=%3u%n", &rank, &length) != 1 || option[length] || rank < 1 || rank > 256 ||
+        strspn(option + 9, "0123456789") != strlen(option + 9))
         return fail(err, WALSH_E_ARGUMENT, "--adapter '%s': expected random:r=N with N from 1 to 256",
                     option);
     char name[32];

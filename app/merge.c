@@ -138,12 +138,14 @@ static void remove_written(const char *directory, const struct written *written)
     (void)rmdir(directory);
 }
 
+/* calibration: NULL for a format without, or with dry_run. */
 static enum walsh_status quantize(const struct merge_settings *settings, struct walsh_context *context,
                                   const char *source, const char *destination, const char *calibration,
-                                  uint64_t *bytes, struct walsh_error *err)
+                                  bool dry_run, uint64_t *bytes, struct walsh_error *err)
 {
     struct walsh_quantize_options options = WALSH_QUANTIZE_OPTIONS;
     options.format = settings->format;
+    options.dry_run = dry_run;
     if (settings->bits != OPTION_UNSET)
         options.bits = (unsigned)settings->bits;
     else if (strcmp(settings->format, "e8p") == 0)
@@ -160,6 +162,19 @@ static enum walsh_status quantize(const struct merge_settings *settings, struct 
     return status;
 }
 
+/* What walsh_quantize would refuse, before the work of merging: the model has the merged one's shapes. */
+static enum walsh_status rehearse(const struct merge_settings *settings, struct walsh_context *context,
+                                  const char *destination, struct walsh_error *err)
+{
+    char *source;
+    uint64_t bytes;
+    TRY(model_find(settings->command.arguments[0], &source, err));
+    const enum walsh_status status =
+        quantize(settings, context, source, destination, NULL, true, &bytes, err);
+    free(source);
+    return status;
+}
+
 /* By way of DST.merged, which goes away. An unfinished DST.partial goes with it, because nobody could go on
  * with a job whose source is gone. Its files are those of its source and the job's record. */
 static enum walsh_status merge_and_quantize(struct merge_settings *settings, struct walsh_context *context,
@@ -168,18 +183,21 @@ static enum walsh_status merge_and_quantize(struct merge_settings *settings, str
     const char *argument = settings->command.arguments[2];
     size_t size = strlen(argument);
     while (size > 1 && argument[size - 1] == '/') size--;
-    char destination[PATH_MAX - 16], merged[PATH_MAX], partial[PATH_MAX], *calibration = NULL;
+    char destination[PATH_MAX - 16], merged[PATH_MAX], partial[PATH_MAX], merging[PATH_MAX];
+    char *calibration = NULL;
     if (size >= sizeof destination) return fail(err, WALSH_E_ARGUMENT, "%s: the path is too long", argument);
     snprintf(destination, sizeof destination, "%.*s", (int)size, argument);
     snprintf(merged, sizeof merged, "%s.merged", destination);
+    snprintf(merging, sizeof merging, "%s.merged.partial", destination);
     snprintf(partial, sizeof partial, "%s.partial", destination);
-    const char *const names[] = {destination, merged, partial};
+    const char *const names[] = {destination, merged, merging, partial};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (access(names[i], F_OK) == 0)
             return fail(err, WALSH_E_EXISTS,
                         i ? "%s exists; merge --format works there, remove it or choose another name"
                           : "%s exists; merge writes a new directory",
                         names[i]);
+    TRY(rehearse(settings, context, destination, err));
     if (!settings->no_hessian && strcmp(settings->format, "e8p") == 0)
         TRY(data_find("calibration.txt", &calibration, err));
     struct written written = {0};
@@ -188,7 +206,7 @@ static enum walsh_status merge_and_quantize(struct merge_settings *settings, str
         written.count = scandir(merged, &written.files, is_file_name, NULL);
         status = written.count < 0
                      ? fail_errno(err, "%s: cannot list it", merged)
-                     : quantize(settings, context, merged, destination, calibration, bytes, err);
+                     : quantize(settings, context, merged, destination, calibration, false, bytes, err);
         remove_written(merged, &written);
     }
     /* WALSH_E_EXISTS: another job has begun to write there */
@@ -218,16 +236,6 @@ static enum walsh_status check_options(const struct merge_settings *settings, st
     for (size_t i = 0; i < sizeof of_format / sizeof *of_format && !settings->format; i++)
         if (of_format[i].given)
             return fail(err, WALSH_E_ARGUMENT, "--%s needs a --format", of_format[i].name);
-    if (!settings->format) return WALSH_OK;
-    /* walsh_quantize says so too, but after the merge */
-    const bool e8p = strcmp(settings->format, "e8p") == 0,
-               integers = strncmp(settings->format, "int", 3) == 0;
-    if (!e8p && (settings->bits != OPTION_UNSET || settings->no_hessian))
-        return fail(err, WALSH_E_ARGUMENT, "--%s is an option of e8p; the format is %s",
-                    settings->no_hessian ? "no-hessian" : "bits", settings->format);
-    if (!integers && settings->group_size != OPTION_UNSET)
-        return fail(err, WALSH_E_ARGUMENT, "--group-size is an option of int8 and int4; the format is %s",
-                    settings->format);
     return WALSH_OK;
 }
 

@@ -16,7 +16,7 @@ endforeach()
 # Longrope in a context that uses the short factors.
 add_test(NAME golden_tiny_phi3-longrope-short COMMAND golden ${fixtures}/golden/tiny-phi3-longrope
   ${fixtures}/golden/tiny-phi3-longrope-short.safetensors)
-foreach(name qwen2 gemma2 phi3 lfm2 gpt-oss)
+foreach(name qwen2 gemma2 phi3 lfm2 gpt-oss mixtral llama2)
   add_test(NAME golden_tiny_${name}_lora COMMAND golden --adapter ${fixtures}/golden/tiny-${name}-lora
     ${fixtures}/golden/tiny-${name} ${fixtures}/golden/tiny-${name}.safetensors)
 endforeach()

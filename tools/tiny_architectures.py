@@ -71,10 +71,13 @@ MODELS = {
 }
 
 
-# biases; norms of what a block adds; fused matrices; convolutions; stacks of experts
-ADAPTED = ["qwen2", "gemma2", "phi3", "lfm2", "gpt-oss"]
-STACKS = {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
-          "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
+# Adapters of: biases; norms of what a block adds; fused matrices; convolutions; routers and stacks of experts, whose modules
+# have other names in checkpoints; stacks of experts; a head, whose base weights PEFT saves too.
+ALL = {"target_modules": "all-linear"}
+ADAPTED = {"qwen2": ALL, "gemma2": ALL, "phi3": ALL, "lfm2": ALL, "mixtral": ALL,
+           "gpt-oss": {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
+                       "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]},
+           "llama2": {"target_modules": ["q_proj", "up_proj", "lm_head"]}}
 
 
 def make_model(name, seed):
@@ -163,8 +166,7 @@ def reference(directory, tokens=TOKENS):
     return outputs, margins.least, greedy_margin
 
 
-def adapt(directory, adapter, seed):
-    targets = STACKS if "gpt-oss" in directory else {"target_modules": "all-linear"}
+def adapt(directory, targets, adapter, seed):
     config = peft.LoraConfig(r=2, lora_alpha=4, task_type="CAUSAL_LM", **targets)
     model = peft.get_peft_model(load(directory), config).eval()
     routes = Margins(model)
@@ -250,7 +252,7 @@ def make(name, out):
     if name in ADAPTED:
         for adapter_seed in range(1000):
             shutil.rmtree(f"{directory}-lora", ignore_errors=True)
-            adapted, margin = adapt(directory, f"{directory}-lora", adapter_seed)
+            adapted, margin = adapt(directory, ADAPTED[name], f"{directory}-lora", adapter_seed)
             if margin > 1e-2:
                 break
         outputs.update(adapted)

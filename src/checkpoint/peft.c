@@ -10,11 +10,17 @@
 static const char prefix[] = "base_model.model.";
 static const char suffix_a[] = ".lora_A.weight";
 static const char suffix_b[] = ".lora_B.weight";
+static const char suffix_base[] = ".base_layer.weight";
 static const char nesting[] = ".base_layer";
 
-/* The linears by name, and those of stacks by module, then by place in the caller's list. */
+struct name {
+    const char *text;
+    const struct walsh_peft_linear *linear;
+};
+/* The linears by name and alias, and those of stacks by module, then by place in the caller's list. */
 struct index {
-    const struct walsh_peft_linear **by_name, **by_module;
+    struct name *names;
+    const struct walsh_peft_linear **by_module;
     size_t name_count, module_count;
 };
 struct loader {
@@ -35,8 +41,7 @@ struct pair {
 
 static int compare_names(const void *a, const void *b)
 {
-    return strcmp((*(const struct walsh_peft_linear *const *)a)->name,
-                  (*(const struct walsh_peft_linear *const *)b)->name);
+    return strcmp(((const struct name *)a)->text, ((const struct name *)b)->text);
 }
 
 /* Length of "model.layers.0.mlp.experts" in "model.layers.0.mlp.experts.gate_up_proj". */
@@ -65,28 +70,31 @@ static int compare_stacks(const void *a, const void *b)
 static enum walsh_status build_index(struct loader *l, struct walsh_arena *arena)
 {
     struct index *index = &l->index;
-    WALSH_TRY(walsh_arena_alloc(arena, l->count, sizeof *index->by_name, "names of linears", &index->by_name,
-                                l->err));
+    size_t names = 0;
+    if (!walsh_mul(l->count, 2, &names)) return walsh_fail(l->err, WALSH_E_MEMORY, "too many linears");
     WALSH_TRY(
-        walsh_arena_alloc(arena, l->count, sizeof *index->by_name, "stacks", &index->by_module, l->err));
+        walsh_arena_alloc(arena, names, sizeof *index->names, "names of linears", &index->names, l->err));
+    WALSH_TRY(
+        walsh_arena_alloc(arena, l->count, sizeof *index->by_module, "stacks", &index->by_module, l->err));
     for (size_t i = 0; i < l->count; i++) {
-        index->by_name[index->name_count++] = &l->linears[i];
+        const struct walsh_peft_linear *linear = &l->linears[i];
+        index->names[index->name_count++] = (struct name){linear->name, linear};
+        if (linear->alias) index->names[index->name_count++] = (struct name){linear->alias, linear};
         if (l->linears[i].stack) index->by_module[index->module_count++] = &l->linears[i];
     }
     if (l->count == 0) return WALSH_OK;
-    qsort(index->by_name, index->name_count, sizeof *index->by_name, compare_names);
+    qsort(index->names, index->name_count, sizeof *index->names, compare_names);
     qsort(index->by_module, index->module_count, sizeof *index->by_module, compare_stacks);
     return WALSH_OK;
 }
 
 static const struct walsh_peft_linear *find_linear(const struct index *index, const char *name)
 {
-    const struct walsh_peft_linear key = {.name = name}, *pointer = &key;
-    const struct walsh_peft_linear **found =
-        index->name_count == 0
-            ? NULL
-            : bsearch(&pointer, index->by_name, index->name_count, sizeof pointer, compare_names);
-    return found ? *found : NULL;
+    const struct name key = {.text = name};
+    const struct name *found = index->name_count == 0 ? NULL
+                                                      : bsearch(&key, index->names, index->name_count,
+                                                                sizeof *index->names, compare_names);
+    return found ? found->linear : NULL;
 }
 
 /* The linears of all stacks of a module: begin and count in by_module. */
@@ -206,26 +214,46 @@ static enum walsh_status add_update(const struct loader *l, const struct pair *p
     return WALSH_OK;
 }
 
+/* What a linear is to the config's patterns: the module where target_modules has it, MODULE.weight where
+ * target_parameters has that (routers, since Hugging Face's library keeps them as parameters). */
+static enum walsh_status find_target(const struct loader *l, const struct pair *pair, const char *module,
+                                     const char **out)
+{
+    const struct walsh_peft_config *config = &l->peft->config;
+    const size_t size = strlen(module) + sizeof ".weight";
+    char *parameter = NULL;
+    bool targeted = false;
+    *out = module;
+    WALSH_TRY(walsh_peft_config_targets(config, module, &targeted, l->err));
+    if (targeted) return WALSH_OK;
+    if (config->parameter_count == 0)
+        return walsh_fail(l->err, WALSH_E_FORMAT, "%s: tensor %s: %s is not among the target_modules of %s",
+                          pair->a->file, pair->a->name, module, config->path);
+    WALSH_TRY(walsh_arena_alloc(&l->peft->arena, size, 1, "a parameter's name", &parameter, l->err));
+    snprintf(parameter, size, "%s.weight", module);
+    *out = parameter;
+    if (walsh_peft_config_targets_parameter(config, parameter)) return WALSH_OK;
+    return walsh_fail(l->err, WALSH_E_FORMAT,
+                      "%s: tensor %s: neither is %s among the target_modules of %s, nor %s among its "
+                      "target_parameters",
+                      pair->a->file, pair->a->name, module, config->path, parameter);
+}
+
 /* Take the pair as the LoRA of a linear [out][in]. */
-static enum walsh_status check_linear(const struct loader *l, struct pair *pair, const char *name,
+static enum walsh_status check_linear(const struct loader *l, struct pair *pair, const char *module,
                                       uint32_t in, uint32_t out)
 {
-    bool targeted = false;
-    WALSH_TRY(walsh_peft_config_targets(&l->peft->config, name, &targeted, l->err));
-    if (!targeted)
-        return walsh_fail(l->err, WALSH_E_FORMAT, "%s: tensor %s: %s is not among the target_modules of %s",
-                          pair->a->file, pair->a->name, name, l->peft->config.path);
-    pair->name = name;
+    WALSH_TRY(find_target(l, pair, module, &pair->name));
     pair->in = in;
     pair->out = out;
     pair->experts = 1;
     return check_pair(l, pair);
 }
 
-static enum walsh_status take_linear(const struct loader *l, struct pair *pair,
+static enum walsh_status take_linear(const struct loader *l, struct pair *pair, const char *path,
                                      const struct walsh_peft_linear *linear)
 {
-    WALSH_TRY(check_linear(l, pair, linear->name, linear->in, linear->out));
+    WALSH_TRY(check_linear(l, pair, path, linear->in, linear->out));
     return add_update(l, pair, linear, 0, 0, 1);
 }
 
@@ -312,8 +340,35 @@ static enum walsh_status find_partner(const struct loader *l, const struct walsh
     return status;
 }
 
+/* PEFT saves the base weight of a targeted head with its LoRA. *taken: whether the tensor is one. */
+static enum walsh_status take_base_copy(const struct loader *l, struct walsh_tensor *t, bool *taken)
+{
+    const size_t size = strlen(t->name), around = sizeof prefix + sizeof suffix_base - 2;
+    char found[128], *path = NULL;
+    *taken = false;
+    if (size <= around || strncmp(t->name, prefix, sizeof prefix - 1) != 0 ||
+        !ends_with(t->name, suffix_base))
+        return WALSH_OK;
+    WALSH_TRY(walsh_alloc(size - around + 1, 1, "a module's path", &path, l->err));
+    memcpy(path, t->name + sizeof prefix - 1, size - around);
+    path[size - around] = 0;
+    const struct walsh_peft_linear *linear = find_linear(&l->index, path);
+    walsh_free(path);
+    if (!linear) return WALSH_OK;
+    if (t->rank != 2 || t->shape[0] != linear->out || t->shape[1] != linear->in)
+        return walsh_fail(l->err, WALSH_E_FORMAT, "%s: tensor %s: shape %s, expected [%u, %u] as %s has it",
+                          t->file, t->name, walsh_shape_text(t->shape, t->rank, found, sizeof found),
+                          linear->out, linear->in, linear->name);
+    if (l->peft->base_copies++ == 0) l->peft->first_base_copy = t->name;
+    t->used = *taken = true;
+    return WALSH_OK;
+}
+
 static enum walsh_status take_tensor(const struct loader *l, struct walsh_tensor *t)
 {
+    bool taken = false;
+    WALSH_TRY(take_base_copy(l, t, &taken));
+    if (taken) return WALSH_OK;
     const bool is_a = ends_with(t->name, suffix_a), is_b = ends_with(t->name, suffix_b);
     struct pair pair = {.a = t};
     if (strncmp(t->name, prefix, sizeof prefix - 1) != 0 || (!is_a && !is_b) ||
@@ -331,7 +386,7 @@ static enum walsh_status take_tensor(const struct loader *l, struct walsh_tensor
     bool fused = false;
     enum walsh_status status = WALSH_OK;
     if (linear)
-        status = take_linear(l, &pair, linear);
+        status = take_linear(l, &pair, path, linear);
     else
         status = take_fused(l, &pair, path, &fused);
     if (!linear && !fused && status == WALSH_OK) status = take_module(l, &pair, path);

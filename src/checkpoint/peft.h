@@ -20,6 +20,7 @@
 /* A linear that an adapter may update: W [out][in]. */
 struct walsh_peft_linear {
     const char *name; /* module path: "model.layers.0.mlp.experts.3.up_proj" */
+    const char *alias; /* what another version of Hugging Face's library calls it, or NULL */
     uint32_t in, out;
     /* That an adapter of all linears has no tensors for it says nothing: PEFT leaves out the head, and a
      * router is a linear in some versions of Hugging Face's library and a parameter in others. */
@@ -57,6 +58,9 @@ struct walsh_peft {
     size_t count;
     size_t absent;         /* linears that the config targets and the file has no tensors for ... */
     uint32_t first_absent; /* ... the first of them; PEFT leaves such a linear as it is */
+    /* Copies of base weights that PEFT saves beside a head's LoRA: nothing is read of them but the shape. */
+    size_t base_copies;
+    const char *first_base_copy; /* the tensor's name */
     struct walsh_arena arena;
 };
 /* `linears` is borrowed for the call only. Leaves *out zeroed on failure. */

@@ -10,6 +10,7 @@
 #include "checkpoint/model_name.h"
 #include "checkpoint/peft.h"
 #include "kernels/device.h"
+#include "model/architectures.h"
 #include "model/sites.h"
 
 /* All linears of a graph, twice: as the model has them, and as the reader of PEFT wants to know them. */
@@ -32,20 +33,45 @@ static void catalogue_add(struct catalogue *c, const struct walsh_linear *linear
                                                         .fused_out = linear->fusion.rows};
 }
 
+void walsh_experts_module(const struct walsh_model_graph *graph, uint32_t layer, char *out, size_t size)
+{
+    const struct walsh_architecture_names *names = &walsh_architecture_names[graph->config.architecture];
+    if (names->experts_module) {
+        snprintf(out, size, "%s.%u.%s", names->layers, layer, names->experts_module);
+        return;
+    }
+    /* "model.layers.0.mlp.experts.3.gate_proj": what stands before the expert's number */
+    const char *name = graph->layers[layer].experts[0].gate.name, *end = name + strlen(name);
+    for (unsigned dots = 0; end > name && dots < 2;) dots += *--end == '.';
+    snprintf(out, size, "%.*s", (int)(end - name), name);
+}
+
+/* The router, which is also known by the name that its class has. */
+static enum walsh_status catalogue_add_router(struct catalogue *c, const struct walsh_model_graph *graph,
+                                              uint32_t layer, struct walsh_error *err)
+{
+    const struct walsh_architecture_names *names = &walsh_architecture_names[graph->config.architecture];
+    char text[WALSH_MODULE_NAME], *alias = NULL;
+    catalogue_add(c, &graph->layers[layer].router);
+    if (!graph->layers[layer].router.name) return WALSH_OK;
+    c->targets[c->count - 1].often_absent = true;
+    if (!names->router_module) return WALSH_OK;
+    snprintf(text, sizeof text, "%s.%u.%s", names->layers, layer, names->router_module);
+    WALSH_TRY(walsh_arena_strdup(&c->arena, text, &alias, err));
+    c->targets[c->count - 1].alias = alias;
+    return WALSH_OK;
+}
+
 /* Hugging Face keeps the experts' gate and up in one parameter, gate first, and down in another. */
 static enum walsh_status catalogue_add_expert(struct catalogue *c, const struct walsh_expert *expert,
-                                              uint32_t e, uint32_t experts, struct walsh_error *err)
+                                              const char *module, uint32_t e, uint32_t experts,
+                                              struct walsh_error *err)
 {
     const struct walsh_linear *parts[] = {&expert->gate, &expert->up, &expert->down};
     for (unsigned i = 0; i < 3; i++) {
-        /* "model.layers.0.mlp.experts.3.gate_proj": what stands before the expert's number is the module */
-        const char *name = parts[i]->name, *end = name + strlen(name),
-                   *parameter = i < 2 ? "gate_up_proj" : "down_proj";
-        char *stack = NULL;
-        for (unsigned dots = 0; end > name && dots < 2;) dots += *--end == '.';
-        const size_t module = (size_t)(end - name), size = module + strlen(parameter) + 2;
-        WALSH_TRY(walsh_arena_alloc(&c->arena, size, 1, "a parameter's name", &stack, err));
-        snprintf(stack, size, "%.*s.%s", (int)module, name, parameter);
+        char text[WALSH_MODULE_NAME + 16], *stack = NULL;
+        snprintf(text, sizeof text, "%s.%s", module, i < 2 ? "gate_up_proj" : "down_proj");
+        WALSH_TRY(walsh_arena_strdup(&c->arena, text, &stack, err));
         catalogue_add(c, parts[i]);
         struct walsh_peft_linear *target = &c->targets[c->count - 1];
         target->stack = stack;
@@ -78,12 +104,14 @@ static enum walsh_status catalogue_build(struct catalogue *c, const struct walsh
         walsh_arena_alloc(&c->arena, room, sizeof *c->targets, "the model's linears", &c->targets, err));
     for (uint32_t i = 0; i < config->layers; i++) {
         const struct walsh_layer *layer = &graph->layers[i];
-        const struct walsh_linear *own[] = {&layer->q,    &layer->k,  &layer->v,    &layer->o,
-                                            &layer->gate, &layer->up, &layer->down, &layer->router};
+        const struct walsh_linear *own[] = {&layer->q,    &layer->k,  &layer->v,   &layer->o,
+                                            &layer->gate, &layer->up, &layer->down};
         for (size_t j = 0; j < sizeof own / sizeof *own; j++) catalogue_add(c, own[j]);
-        if (layer->router.name) c->targets[c->count - 1].often_absent = true;
+        WALSH_TRY(catalogue_add_router(c, graph, i, err));
+        char module[WALSH_MODULE_NAME];
+        if (layer->experts) walsh_experts_module(graph, i, module, sizeof module);
         for (uint32_t e = 0; layer->experts && e < config->experts; e++)
-            WALSH_TRY(catalogue_add_expert(c, &layer->experts[e], e, config->experts, err));
+            WALSH_TRY(catalogue_add_expert(c, &layer->experts[e], module, e, config->experts, err));
     }
     catalogue_add(c, &graph->head);
     c->targets[c->count - 1].often_absent = true;
@@ -101,6 +129,10 @@ static void warn(const struct walsh_adapter *adapter, const struct walsh_peft *p
         walsh_log(hooks, WALSH_LOG_WARNING,
                   "%s: it targets %zu linears that it has no tensors for, first %s: they stay as they are",
                   directory, peft->absent, catalogue->targets[peft->first_absent].name);
+    if (peft->base_copies > 0)
+        walsh_log(hooks, WALSH_LOG_WARNING,
+                  "%s: %s is a copy of the base model's weights and is not read: the model's own stay",
+                  directory, peft->first_base_copy);
 }
 
 static bool same_view(const struct walsh_peft_matrix *a, const struct walsh_peft_matrix *b)

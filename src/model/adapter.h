@@ -56,6 +56,11 @@ enum walsh_status walsh_adapter_linear_build(const struct walsh_linear *linear,
 float walsh_adapter_a(const struct walsh_adapter_linear *l, size_t j, size_t i);
 float walsh_adapter_b(const struct walsh_adapter_linear *l, size_t o, size_t j);
 
+#define WALSH_MODULE_NAME 300
+/* out <- the module of a layer's experts as Hugging Face's classes, and so PEFT, call it:
+ * "model.layers.0.mlp.experts", also where the checkpoint has another name. The layer has experts. */
+void walsh_experts_module(const struct walsh_model_graph *graph, uint32_t layer, char *out, size_t size);
+
 /* The updates of one adapter for one graph. Immutable after open; counted references, from any thread. */
 struct walsh_adapter {
     const char *name;                      /* the caller's, unique in a set */

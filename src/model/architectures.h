@@ -21,6 +21,9 @@ struct walsh_architecture_names {
     const char *gate, *up, *down;          /* dense */
     const char *qkv, *gate_up;    /* one matrix with the rows of q, k and v, of gate and up; else NULL */
     const char *router, *experts; /* mixture of experts */
+    /* what the classes of Hugging Face's library call the last two, where checkpoints have other names;
+     * PEFT's names follow the classes */
+    const char *router_module, *experts_module;
     const char *expert_gate, *expert_up, *expert_down;
     /* stacks of all experts' matrices (gpt-oss): rows of gate and up by turns, and down; else NULL */
     const char *stacked_gate_up, *stacked_down;

@@ -6,6 +6,7 @@
 
 #include "checkpoint/peft_config.h"
 #include "kernels/table.h"
+#include "model/adapter.h"
 
 /* One pass over the linears of the layers; the first one counts, the second one fills. */
 struct listing {
@@ -95,20 +96,19 @@ static enum walsh_status add_linears(struct listing *l, const struct walsh_linea
  * module; PEFT nests the first as that module's base_layer. */
 static enum walsh_status add_experts(struct listing *l, const struct walsh_layer *layer)
 {
+    const struct walsh_model_graph *graph = l->p->graph;
     const uint32_t experts = l->p->graph->config.experts;
     const struct walsh_linear **linears;
-    char module[300];
-    const char *name = layer->experts[0].gate.name, *end = name + strlen(name);
-    for (unsigned dots = 0; end > name && dots < 2;) dots += *--end == '.';
+    char module[WALSH_MODULE_NAME], nested[WALSH_MODULE_NAME + 16];
+    walsh_experts_module(graph, (uint32_t)(layer - graph->layers), module, sizeof module);
+    snprintf(nested, sizeof nested, "%s.base_layer", module);
     WALSH_TRY(walsh_alloc(2 * (size_t)experts, sizeof *linears, "a list of experts", &linears, l->err));
     for (uint32_t e = 0; e < experts; e++) {
         linears[2 * e] = &layer->experts[e].gate;
         linears[2 * e + 1] = &layer->experts[e].up;
     }
-    snprintf(module, sizeof module, "%.*s.base_layer", (int)(end - name), name);
-    enum walsh_status status = add_module(l, module, "gate_up_proj", linears, experts, 2);
+    enum walsh_status status = add_module(l, nested, "gate_up_proj", linears, experts, 2);
     for (uint32_t e = 0; e < experts; e++) linears[e] = &layer->experts[e].down;
-    snprintf(module, sizeof module, "%.*s", (int)(end - name), name);
     if (status == WALSH_OK) status = add_module(l, module, "down_proj", linears, experts, 1);
     walsh_free((void *)linears);
     return status;

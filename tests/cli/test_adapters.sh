@@ -57,7 +57,7 @@ same bytes "$(value results.3.adapter_bytes)" 911360
 works bench "$model" --adapter random:r=3 --mixed --batch 4 --prompt 0 --generate 4 --repeat 1 --json
 same "which adapter" "$(value adapters.0.name) $(value adapters.0.least_rank) $(value mixed)" "random-1 3 true"
 true_that "every sequence has an adapter of its own" "$(value results.1.adapter_bytes) >= 4 * 3 * 2 * 5 * 6000"
-for option in random: random:x random:r= random:r=0 random:r=257 random:r=4x; do
+for option in random: random:x random:r= random:r=0 random:r=257 random:r=4x random:r=+4; do
     misuse "--adapter '$option': expected random:r=N with N from 1 to 256" bench "$model" --adapter $option
 done
 synthetic="a synthetic adapter is for walsh bench; expected [NAME=]DIR[:SCALE]"
@@ -105,9 +105,12 @@ misuse "--bits needs a --format" merge "$model" "$lora" "$work/none" --bits 2
 misuse "--rotation needs a --format" merge "$model" "$lora" "$work/none" --rotation none
 misuse "--head needs a --format" merge "$model" "$lora" "$work/none" --head int8
 misuse "--group-size needs a --format" merge "$model" "$lora" "$work/none" --group-size 32
-misuse "--bits is an option of e8p; the format is mxfp4" merge "$model" "$lora" "$work/none" --format mxfp4 --bits 3
-misuse "--group-size is an option of int8 and int4; the format is e8p" \
+misuse "bits is an option of e8p; the format is mxfp4" merge "$model" "$lora" "$work/none" --format mxfp4 --bits 3
+misuse "group_size is an option of int8 and int4; the format is e8p" \
     merge "$model" "$lora" "$work/none" --format e8p --group-size 64
+mkdir "$work/other.merged.partial"
+refuses "WORK/other.merged.partial exists; merge --format works there, remove it or choose another name" \
+    merge "$model" "$lora" "$work/other" --format mxfp4
 misuse "--no-hessian needs a --format" merge "$model" "$lora" "$work/none" --no-hessian
 misuse "--format and --dtype exclude each other" merge "$model" "$lora" "$work/none" --format e8p --dtype f32
 [ ! -e "$work/none" ] || fails "wrong usage writes nothing"

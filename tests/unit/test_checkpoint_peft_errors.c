@@ -327,6 +327,39 @@ static void test_modules(void **state)
                    "DIR/adapter_model.safetensors: the adapter holds no tensors");
 }
 
+/* Base weights that PEFT saves beside a LoRA, and a linear that is targeted as a parameter. */
+static void test_base_copy(void **state)
+{
+    (void)state;
+    const struct part parts[] = {good[0], good[1], WEIGHT(Q ".base_layer.weight", 40, 24)};
+    struct walsh_peft_linear linears[PEFT_MODEL_LINEARS];
+    const size_t count = peft_model(linears);
+    struct walsh_error err = {0};
+    struct walsh_peft peft;
+    put_adapter("{\"target_parameters\":[\"q_proj.weight\"],\"rank_pattern\":{\"q_proj.weight\":4},"
+                "\"peft_version\":\"0.21.2\",\"peft_type\":\"LORA\",\"r\":2,\"lora_alpha\":8}",
+                parts, 3);
+    if (walsh_peft_open(temporary_directory, true, linears, count, &peft, &err) != WALSH_OK)
+        fail_msg("%s", err.message);
+    assert_int_equal(peft.count, 1);
+    assert_int_equal(peft.updates[0].rank, 4);
+    assert_int_equal(peft.base_copies, 1);
+    assert_string_equal(peft.first_base_copy, Q ".base_layer.weight");
+    walsh_peft_close(&peft);
+
+    const struct part wide[] = {good[0], good[1], WEIGHT(Q ".base_layer.weight", 48, 24)};
+    expect_tensors(GOOD, wide, 3, WALSH_E_FORMAT,
+                   "DIR/adapter_model.safetensors: tensor " Q
+                   ".base_layer.weight: shape [48, 24], expected [40, 24] as "
+                   "model.layers.0.self_attn.q_proj has it");
+    expect_config("{\"target_parameters\":[\"v_proj.weight\"],\"peft_version\":\"0.21.2\"," REST "}",
+                  WALSH_E_FORMAT,
+                  "DIR/adapter_model.safetensors: tensor " Q
+                  ".lora_A.weight: neither is model.layers.0.self_attn.q_proj among the target_modules of "
+                  "DIR/adapter_config.json, nor model.layers.0.self_attn.q_proj.weight among its "
+                  "target_parameters");
+}
+
 static void test_shapes(void **state)
 {
     (void)state;
@@ -436,9 +469,9 @@ int main(void)
         cmocka_unit_test(test_unsupported),  cmocka_unit_test(test_ignored),
         cmocka_unit_test(test_patterns),     cmocka_unit_test(test_json),
         cmocka_unit_test(test_tensor_names), cmocka_unit_test(test_modules),
-        cmocka_unit_test(test_shapes),       cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_experts),      cmocka_unit_test(test_truncated),
-        cmocka_unit_test(test_missing),
+        cmocka_unit_test(test_base_copy),    cmocka_unit_test(test_shapes),
+        cmocka_unit_test(test_not_finite),   cmocka_unit_test(test_experts),
+        cmocka_unit_test(test_truncated),    cmocka_unit_test(test_missing),
     };
     return cmocka_run_group_tests(tests, temporary_make, temporary_remove);
 }

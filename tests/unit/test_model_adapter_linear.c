@@ -49,7 +49,13 @@ static const struct format {
     {"int4", WALSH_FORMAT_INT4, 0, {WALSH_CODE_U4, WALSH_SCALE_BF16, 32}, true},
 };
 enum { FORMATS = sizeof formats / sizeof *formats };
+#ifdef __SANITIZE_ADDRESS__ /* a look at each, the sums themselves are the same */
+static const uint32_t ranks[] = {1, 17, 64};
+enum { ROW_STEP = 4 };
+#else
 static const uint32_t ranks[] = {1, 3, 8, 16, 17, 64, 256};
+enum { ROW_STEP = 1 };
+#endif
 enum { RANKS = sizeof ranks / sizeof *ranks };
 
 static struct walsh_queue queue;
@@ -492,7 +498,7 @@ static void check_storage(struct bench *t, struct effect *e, enum walsh_format s
     effect_build(t, e, "a", storage);
     struct walsh_adapter_set *set = open_set(t, &(struct walsh_adapter_choice){&e->adapter, 1}, 1);
     struct walsh_site site;
-    for (size_t rows = ROWS; rows > 0; rows--) {
+    for (size_t rows = ROWS; rows > 0; rows = rows > ROW_STEP ? rows - ROW_STEP : 0) {
         const struct walsh_row_set every = {set, 0, rows};
         struct mixture m = {.sets = {&every, 1}};
         for (size_t row = 0; row < ROWS; row++) m.weight[row][0] = 1;
