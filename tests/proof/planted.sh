@@ -108,7 +108,7 @@ plant "a cancelled request keeps its share" src/runtime/batch.c 's/if (entry->st
 plant "one slot reads its prompt before all others" src/runtime/batch_step.c 's/b->turn = (slot + 1) % b->limits.rows;/b->turn = 0;/' \
     test_runtime_batch
 plant "chunks of packed caches are cut" src/runtime/batch_step.c \
-    's/return left == b->limits.prefill_tokens ? (uint32_t)chunk : 0;/return left;/' test_runtime_batch
+    's/return first ? (uint32_t)chunk : 0;/return left;/' test_runtime_batch
 plant "merge without the inverse rotation of B'" src/quantize/merge.c 's/walsh_rotate_inverse_f64(&l->out_rotation, column, original);/memcpy(original, column, l->out * sizeof *original);/' \
     test_api_merge
 plant "the rotation is undone by the forward matrix" src/kernels/cpu/turbo.c \
