@@ -1,6 +1,6 @@
 # The front door. `make` builds, `make demo` shows what walsh does, `make test` tests it; each first installs the build
 # packages that are missing (tools/setup.sh).
-.PHONY: all demo test proof fuzz install uninstall clean format
+.PHONY: all demo test proof fuzz install uninstall deb clean format
 MODELS ?=
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -42,6 +42,13 @@ install: all
 
 uninstall:
 	@DESTDIR="$(DESTDIR)" cmake -DBUILD=build -DPREFIX="$(PREFIX)" -P cmake/uninstall.cmake
+
+# build/packages/*.deb of the same files, and what lintian says of them.
+deb: all
+	@tools/setup.sh deb
+	@rm -rf build/packages
+	@tools/deb.sh build build/packages
+	@lintian --fail-on error,warning build/packages/*.deb
 
 format:
 	@git ls-files '*.c' '*.h' | xargs clang-format -i

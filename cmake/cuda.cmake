@@ -39,6 +39,5 @@ function(walsh_cuda_module)
   target_link_libraries(walsh-cuda PRIVATE walsh_formats)
   set_target_properties(walsh-cuda PROPERTIES LINKER_LANGUAGE CUDA CUDA_RUNTIME_LIBRARY Static
     LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
-  install(TARGETS walsh-cuda LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}/walsh COMPONENT library OPTIONAL)
 endfunction()
 set(WALSH_CUDA_BUILT ON)

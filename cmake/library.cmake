@@ -14,7 +14,6 @@ endforeach()
 foreach(library ${WALSH_X86_LIBRARIES})
   list(APPEND walsh_objects $<TARGET_OBJECTS:${library}>)
 endforeach()
-set(walsh_modules jansson libpcre2-8 libutf8proc libxxhash libcrypto lapacke openblas)
 set(walsh_dependencies PkgConfig::JANSSON PkgConfig::PCRE2 PkgConfig::UTF8PROC PkgConfig::XXHASH PkgConfig::LIBCRYPTO
   PkgConfig::LAPACKE PkgConfig::OPENBLAS Threads::Threads ${CMAKE_DL_LIBS} m)
 
@@ -33,26 +32,37 @@ endforeach()
 set_target_properties(walsh_shared PROPERTIES EXPORT_NAME walsh)
 set_target_properties(walsh_static PROPERTIES EXPORT_NAME static)
 
-# find_package(walsh) gives walsh::walsh; find_package(walsh COMPONENTS static) walsh::static too.
-set(walsh_package ${CMAKE_INSTALL_LIBDIR}/cmake/walsh)
-install(TARGETS walsh_shared EXPORT walsh
-  LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT library NAMELINK_COMPONENT development)
-install(TARGETS walsh_static EXPORT walsh_static
-  ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT development)
-install(EXPORT walsh NAMESPACE walsh:: FILE walshTargets.cmake DESTINATION ${walsh_package} COMPONENT development)
-install(EXPORT walsh_static NAMESPACE walsh:: FILE walshStaticTargets.cmake DESTINATION ${walsh_package}
-  COMPONENT development)
-configure_package_config_file(cmake/walshConfig.cmake.in ${CMAKE_BINARY_DIR}/package/walshConfig.cmake
-  INSTALL_DESTINATION ${walsh_package})
-write_basic_package_version_file(${CMAKE_BINARY_DIR}/package/walshConfigVersion.cmake COMPATIBILITY SameMinorVersion)
-install(FILES ${CMAKE_BINARY_DIR}/package/walshConfig.cmake ${CMAKE_BINARY_DIR}/package/walshConfigVersion.cmake
-  DESTINATION ${walsh_package} COMPONENT development)
-
-# The prefix follows from where the file is, so that a tree that is moved, or installed with another prefix, still works.
-file(RELATIVE_PATH walsh_prefix_from_pc ${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig ${CMAKE_INSTALL_PREFIX})
-string(REGEX REPLACE "/$" "" walsh_prefix_from_pc "${walsh_prefix_from_pc}")
-list(JOIN walsh_modules " " walsh_requires)
-configure_file(cmake/walsh.pc.in ${CMAKE_BINARY_DIR}/package/walsh.pc @ONLY)
-install(FILES ${CMAKE_BINARY_DIR}/package/walsh.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig COMPONENT development)
+# Not Requires.private, which would want the development packages of all of them from who links the shared library.
+set(walsh_private ${JANSSON_LIBRARIES} ${PCRE2_LIBRARIES} ${UTF8PROC_LIBRARIES} ${XXHASH_LIBRARIES} ${LIBCRYPTO_LIBRARIES}
+  ${LAPACKE_LIBRARIES} ${OPENBLAS_LIBRARIES})
+list(TRANSFORM walsh_private PREPEND -l)
+list(JOIN walsh_private " " walsh_private)
 file(GLOB walsh_headers CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/include/*.h)
-install(FILES ${walsh_headers} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT development)
+
+# Install the library below `libdir`, in the components library${suffix} and development${suffix}. find_package(walsh) gives
+# walsh::walsh; find_package(walsh COMPONENTS static) walsh::static too. Prefixes follow from where the files are, so that a tree
+# that is moved, or installed with another prefix, still works.
+function(walsh_install_library libdir suffix)
+  set(package ${libdir}/cmake/walsh)
+  set(files ${CMAKE_BINARY_DIR}/package${suffix})
+  set(runtime COMPONENT library${suffix} ${ARGN})
+  set(development COMPONENT development${suffix} ${ARGN})
+  install(TARGETS walsh_shared EXPORT walsh${suffix}
+    LIBRARY DESTINATION ${libdir} ${runtime} NAMELINK_COMPONENT development${suffix})
+  install(TARGETS walsh_static EXPORT walsh_static${suffix} ARCHIVE DESTINATION ${libdir} ${development})
+  install(EXPORT walsh${suffix} NAMESPACE walsh:: FILE walshTargets.cmake DESTINATION ${package} ${development})
+  install(EXPORT walsh_static${suffix} NAMESPACE walsh:: FILE walshStaticTargets.cmake DESTINATION ${package} ${development})
+  configure_package_config_file(cmake/walshConfig.cmake.in ${files}/walshConfig.cmake INSTALL_DESTINATION ${package})
+  write_basic_package_version_file(${files}/walshConfigVersion.cmake COMPATIBILITY SameMinorVersion)
+  install(FILES ${files}/walshConfig.cmake ${files}/walshConfigVersion.cmake DESTINATION ${package} ${development})
+  string(REGEX REPLACE "[^/]+" ".." up ${libdir}/pkgconfig)
+  set(walsh_libdir ${libdir})
+  set(walsh_prefix ${up})
+  configure_file(cmake/walsh.pc.in ${files}/walsh.pc @ONLY)
+  install(FILES ${files}/walsh.pc DESTINATION ${libdir}/pkgconfig ${development})
+  install(FILES ${walsh_headers} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} ${development})
+  if(WALSH_CUDA_BUILT)
+    install(TARGETS walsh-cuda LIBRARY DESTINATION ${libdir}/walsh OPTIONAL ${runtime})
+  endif()
+endfunction()
+walsh_install_library(${CMAKE_INSTALL_LIBDIR} "")

@@ -6,4 +6,7 @@ if(WALSH_LIBRARY_BUILT)
     ${CMAKE_SOURCE_DIR} $<TARGET_FILE:walsh_shared> $<TARGET_OBJECTS:walsh> COMMAND_EXPAND_LISTS)
   add_test(NAME install_tree COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/install/tree.sh ${CMAKE_C_COMPILER} ${CMAKE_SOURCE_DIR}
     ${CMAKE_BINARY_DIR})
+  if(CMAKE_C_COMPILER_ID STREQUAL "GNU") # one compiler's packages are enough
+    add_test(NAME install_deb COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/install/deb.sh ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR})
+  endif()
 endif()

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Install the packages that walsh needs and that are missing. Usage: tools/setup.sh [build|test|ci]
+# Install the packages that walsh needs and that are missing. Usage: tools/setup.sh [build|test|ci|deb]
 # On Debian and its children: apt-get, with sudo only where the user is not root; no call at all where nothing is missing.
 # Elsewhere: say what is needed, and go on where it is there.
 set -eu
@@ -28,15 +28,22 @@ ci_packages='
 clang|clang|the second compiler
 libclang-rt-14-dev||sanitizers of clang
 clang-format|clang-format|the format check
+g++|g++|the headers as C++
+mandoc|mandoc|the lint of the manual pages
+'
+deb_packages='
+dpkg-dev|dpkg-shlibdeps|what packages depend on
+lintian|lintian|the check of packages
 '
 
 packages=$build_packages
 case ${1:-build} in
 build) ;;
 test) packages=$packages$test_packages ;;
-ci) packages=$packages$test_packages$ci_packages ;;
+ci) packages=$packages$test_packages$ci_packages$deb_packages ;;
+deb) packages=$packages$deb_packages ;;
 *)
-    echo "usage: tools/setup.sh [build|test|ci]" >&2
+    echo "usage: tools/setup.sh [build|test|ci|deb]" >&2
     exit 2
     ;;
 esac

@@ -52,7 +52,11 @@ static void *open_below(const char *directory, const char *const *places)
 static void *open_installed(void)
 {
     static const char *const of_library[] = {"", "walsh/", NULL};
-    static const char *const of_program[] = {"", "../lib/", "../lib/walsh/", "../" WALSH_MODULE_DIRECTORY "/",
+    static const char *const of_program[] = {"",
+                                             "../lib/",
+                                             "../lib/walsh/",
+                                             "../" WALSH_MODULE_DIRECTORY "/",
+                                             "../lib/" WALSH_MULTIARCH "/walsh/",
                                              NULL};
     char directory[PATH_SIZE];
     void *module = NULL;
