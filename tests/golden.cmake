@@ -48,6 +48,9 @@ endforeach()
 # Gradients of adapters (tests/golden/gradients.c).
 add_executable(gradients golden/gradients.c)
 target_link_libraries(gradients PRIVATE walsh_train)
+# Products of MXFP4 experts (bench/experts.c), for measurements.
+add_executable(experts_bench ${CMAKE_SOURCE_DIR}/bench/experts.c)
+target_link_libraries(experts_bench PRIVATE walsh_train)
 add_test(NAME golden_gradients_8m COMMAND gradients ${CMAKE_SOURCE_DIR}/models/bookworm-8m
   ${fixtures}/golden/lora-gradients-8m.safetensors)
 add_test(NAME golden_gradients_8m_bf16 COMMAND gradients --bf16 --threads 1 ${CMAKE_SOURCE_DIR}/models/bookworm-8m
