@@ -87,7 +87,8 @@ packed codes directly.
 stage walsh program "$machine" science "quantize and run language models of rotated low-bit weights"
 strip --strip-unneeded --remove-section=.comment "$tree/usr/bin/walsh"
 pack "$(needs "$tree/usr/bin/walsh")
-Recommends: walsh-data" <<END
+Recommends: walsh-data
+Suggests: libwalsh0" <<END
 $what
 This package has the program: it quantizes, runs, evaluates, finetunes,
 measures, and serves models over HTTP as the OpenAI API has them.
