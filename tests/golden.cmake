@@ -55,3 +55,9 @@ add_test(NAME golden_gradients_8m COMMAND gradients ${CMAKE_SOURCE_DIR}/models/b
   ${fixtures}/golden/lora-gradients-8m.safetensors)
 add_test(NAME golden_gradients_8m_bf16 COMMAND gradients --bf16 --threads 1 ${CMAKE_SOURCE_DIR}/models/bookworm-8m
   ${fixtures}/golden/lora-gradients-8m.safetensors)
+
+# Gradients on packed bases against double precision on the decoded weights (tests/golden/oracle.c).
+add_executable(oracle golden/oracle.c)
+target_link_libraries(oracle PRIVATE walsh_train)
+add_test(NAME golden_oracle COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/golden/oracle.sh $<TARGET_FILE:oracle>
+  ${fixtures}/golden)
