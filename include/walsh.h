@@ -45,9 +45,14 @@ struct walsh_context_options {
         .struct_size = sizeof(struct walsh_context_options)                                                  \
     }
 
+/* Start the threads and choose the kernels; options NULL: the defaults. WALSH_E_ARGUMENT: more than 1024
+ * threads, an unknown cpu or device. WALSH_E_UNSUPPORTED: an instruction set or a device that this machine
+ * lacks, with what it has. WALSH_E_MEMORY. */
 WALSH_API enum walsh_status walsh_context_open(const struct walsh_context_options *options,
                                                struct walsh_context **out, struct walsh_error *err);
+/* Joins the threads. What was opened with the context has been closed before. */
 WALSH_API void walsh_context_close(struct walsh_context **context);
+/* Threads that compute, the caller of a job among them. */
 WALSH_API unsigned walsh_context_threads(const struct walsh_context *context);
 /* "avx512f avx512bw ..." of this machine. */
 WALSH_API const char *walsh_context_cpu_features(const struct walsh_context *context);
@@ -89,11 +94,15 @@ struct walsh_model_options {
         .struct_size = sizeof(struct walsh_model_options)                                                    \
     }
 
-/* `path`: a Hugging Face directory (config.json, tokenizer.json, *.safetensors). The context outlives the
- * model. */
+/* `path`: a Hugging Face directory (config.json, tokenizer.json, *.safetensors); options NULL: the defaults.
+ * The context outlives the model; the files stay as they are while it is open, unless no_mmap.
+ * WALSH_E_NOT_FOUND: a file or a tensor that must be there is not; WALSH_E_FORMAT: a file is malformed or
+ * does not fit the others; WALSH_E_UNSUPPORTED: an architecture, a format or a key that this build does not
+ * know; WALSH_E_IO; WALSH_E_MEMORY. Each with file, tensor or key, what was found and what was expected. */
 WALSH_API enum walsh_status walsh_model_open(struct walsh_context *context, const char *path,
                                              const struct walsh_model_options *options,
                                              struct walsh_model **out, struct walsh_error *err);
+/* Sessions, adapters, grammars, samplers and batches of the model have been closed before. */
 WALSH_API void walsh_model_close(struct walsh_model **model);
 
 /* A model of random weights, for measurements without a download. The values are random, the work is real. */
@@ -111,7 +120,8 @@ struct walsh_shape {
 /* Named shapes ("llama-1b", ...): fills *out; WALSH_E_NOT_FOUND lists the known names. */
 WALSH_API enum walsh_status walsh_shape_named(const char *name, struct walsh_shape *out,
                                               struct walsh_error *err);
-WALSH_API const char *walsh_shape_name(size_t i); /* the i-th known name; NULL past the last */
+/* The i-th known name, constant; NULL past the last. */
+WALSH_API const char *walsh_shape_name(size_t i);
 /* format: "bf16", "e8p" with bits 2..8 (ignored for the others), "mxfp4", "nvfp4", "mxfp8", "fp8", "int8" or
  * "int4". Such a model has no tokenizer. */
 WALSH_API enum walsh_status walsh_model_synthesize(struct walsh_context *context,
@@ -136,6 +146,7 @@ struct walsh_model_info {
     enum walsh_activation_mode activations; /* what AUTO became for the linears */
     bool has_tokenizer;
 };
+/* Fills *info as far as its struct_size goes, which the caller sets. */
 WALSH_API void walsh_model_get_info(const struct walsh_model *model, struct walsh_model_info *info);
 
 /* One weight matrix or vector of the model, for `inspect`. */
@@ -149,9 +160,10 @@ struct walsh_tensor_info {
     double bits_per_weight;
     const char *part; /* "embedding" | "attention" | "mlp" | "experts" | "router" | "norm" | "head" */
 };
+/* Tensor i into *info, whose struct_size the caller sets; false past the last. */
 WALSH_API bool walsh_model_tensor(const struct walsh_model *model, size_t i, struct walsh_tensor_info *info);
 
-/* Sampling defaults of generation_config.json, end-of-sequence ids of it and of config.json. */
+/* Whether `id` ends a text: one of the end-of-sequence ids of generation_config.json and of config.json. */
 WALSH_API bool walsh_model_is_eos(const struct walsh_model *model, int32_t id);
 
 /* ------------------------------------------------------------------------------------------------ text */
@@ -168,17 +180,23 @@ WALSH_API enum walsh_status walsh_model_encode(const struct walsh_model *model, 
 WALSH_API enum walsh_status walsh_model_decode(const struct walsh_model *model, const int32_t *ids,
                                                size_t count, bool skip_special, char **text, size_t *size,
                                                struct walsh_error *err);
+/* What a call of this header allocated for the caller; NULL is fine. */
 WALSH_API void walsh_memory_free(void *p);
 
-/* Streaming decode: whole characters only. */
+/* Streaming decode: ids one by one into whole characters. The model outlives the stream, which has one owner.
+ */
 struct walsh_text_stream;
+/* skip_special: special tokens have no text. WALSH_E_NOT_FOUND: the model has no tokenizer. */
 WALSH_API enum walsh_status walsh_text_stream_open(const struct walsh_model *model, bool skip_special,
                                                    struct walsh_text_stream **out, struct walsh_error *err);
 /* Text completed by id; valid until the next call on the stream. */
 WALSH_API enum walsh_status walsh_text_stream_next(struct walsh_text_stream *stream, int32_t id,
                                                    const char **text, size_t *size, struct walsh_error *err);
+/* What is left behind the last id: bytes that are no whole character become U+FFFD. Valid until the next call
+ * on the stream. */
 WALSH_API enum walsh_status walsh_text_stream_finish(struct walsh_text_stream *stream, const char **text,
                                                      size_t *size, struct walsh_error *err);
+/* Its texts are no longer valid. */
 WALSH_API void walsh_text_stream_close(struct walsh_text_stream **stream);
 
 /* ------------------------------------------------------------------------------------------------ chat */
@@ -303,6 +321,7 @@ struct walsh_adapter_info {
     uint64_t parameters;   /* as stored in its file */
     uint64_t memory_bytes; /* of its weights */
 };
+/* Fills *info as far as its struct_size goes, which the caller sets. */
 WALSH_API void walsh_adapter_get_info(const struct walsh_adapter *adapter, struct walsh_adapter_info *info);
 
 /* An adapter in use, with a scale of the caller's on top of its own. */
@@ -371,9 +390,12 @@ WALSH_API enum walsh_status walsh_sessions_check(const struct walsh_model *model
 WALSH_API enum walsh_status walsh_session_open(const struct walsh_model *model,
                                                const struct walsh_session_options *options,
                                                struct walsh_session **out, struct walsh_error *err);
+/* Frees its cache; what it shares with forks stays theirs. */
 WALSH_API void walsh_session_close(struct walsh_session **session);
-WALSH_API uint32_t walsh_session_length(const struct walsh_session *session);  /* tokens in the cache */
-WALSH_API uint32_t walsh_session_context(const struct walsh_session *session); /* capacity */
+/* Tokens in the cache. */
+WALSH_API uint32_t walsh_session_length(const struct walsh_session *session);
+/* Capacity, in tokens. */
+WALSH_API uint32_t walsh_session_context(const struct walsh_session *session);
 /* Bytes of keys and values that the session holds now, in whole pages; pages that forks share count for each.
  */
 WALSH_API uint64_t walsh_session_cache_bytes(const struct walsh_session *session);
@@ -415,6 +437,7 @@ struct walsh_prefix_store_options {
 WALSH_API enum walsh_status walsh_prefix_store_open(struct walsh_context *context, const char *path,
                                                     const struct walsh_prefix_store_options *options,
                                                     struct walsh_prefix_store **out, struct walsh_error *err);
+/* Sessions and batches that use it have been closed before. Its files stay. */
 WALSH_API void walsh_prefix_store_close(struct walsh_prefix_store **store);
 /* Prompts of this session that begin with an empty session use the store from now on; NULL: none. Sessions
  * with different salts (`salt_size` bytes, copied; NULL and 0: none) share nothing: give each tenant its own.
@@ -432,6 +455,7 @@ struct walsh_prefix_info {
     double saved_seconds;  /* what computing these tokens took when they were stored */
     double stored_seconds; /* storing, during the prompt */
 };
+/* Fills *info as far as its struct_size goes, which the caller sets. */
 WALSH_API void walsh_session_get_prefix_info(const struct walsh_session *session,
                                              struct walsh_prefix_info *info);
 
@@ -487,8 +511,11 @@ struct walsh_sampler_options {
 /* The model's own defaults from generation_config.json (greedy where do_sample is false), with .model set. */
 WALSH_API void walsh_sampler_defaults(const struct walsh_model *model, struct walsh_sampler_options *out);
 struct walsh_sampler;
+/* `vocab`: logits of a draw. Options out of range, ids outside the vocabulary: WALSH_E_ARGUMENT. One owner.
+ */
 WALSH_API enum walsh_status walsh_sampler_open(const struct walsh_sampler_options *options, uint32_t vocab,
                                                struct walsh_sampler **out, struct walsh_error *err);
+/* Lets go of its grammar. */
 WALSH_API void walsh_sampler_close(struct walsh_sampler **sampler);
 /* Tell it a token of the prompt (for the repeat penalty). */
 WALSH_API void walsh_sampler_accept(struct walsh_sampler *sampler, int32_t id);
@@ -633,6 +660,7 @@ struct walsh_batch_metrics {
     uint64_t prefix_tokens; /* of prompt_tokens, taken over from the prefix store */
     uint64_t steps;         /* that had something to do */
 };
+/* Fills *metrics as far as its struct_size goes, which the caller sets. */
 WALSH_API void walsh_batch_get_metrics(const struct walsh_batch *batch, struct walsh_batch_metrics *metrics);
 
 /* ------------------------------------------------------------------------------------------------ evaluation
@@ -668,6 +696,7 @@ struct walsh_eval_result {
 WALSH_API enum walsh_status walsh_eval_text(const struct walsh_model *model, const char *text, size_t size,
                                             const struct walsh_eval_options *options,
                                             struct walsh_eval_result *result, struct walsh_error *err);
+/* The same of ids [count] that the caller encoded. */
 WALSH_API enum walsh_status walsh_eval_ids(const struct walsh_model *model, const int32_t *ids, size_t count,
                                            const struct walsh_eval_options *options,
                                            struct walsh_eval_result *result, struct walsh_error *err);
@@ -738,6 +767,7 @@ struct walsh_quantize_report {
 WALSH_API enum walsh_status walsh_quantize(struct walsh_context *context, const char *src, const char *dst,
                                            const struct walsh_quantize_options *options,
                                            struct walsh_quantize_report *report, struct walsh_error *err);
+/* Frees what a report points to, not the report. */
 WALSH_API void walsh_quantize_report_free(struct walsh_quantize_report *report);
 
 /* ------------------------------------------------------------------------------------------------ finetune

@@ -68,13 +68,14 @@ struct walsh_view {
  * a view of rank 0, which every call refuses. */
 WALSH_API struct walsh_view walsh_view_dense(void *data, enum walsh_element element, uint32_t rank,
                                              const int64_t *shape);
-/* From and to DLPack: `tensor` points to a DLTensor (dlpack.h, versions 0.6 to 1.x; its layout is frozen).
- * From: the strides may be NULL (dense); float of 32 and 16 bits, bfloat, unsigned integers of 8 and 16 and
- * signed ones of 32 and 64 bits with one lane, on the CPU, pinned host memory or CUDA, else
- * WALSH_E_UNSUPPORTED. To: the DLTensor's shape and strides point into *view, which must outlive it;
- * ownership stays where it was. */
+/* From DLPack: `tensor` points to a DLTensor (dlpack.h, versions 0.6 to 1.x; its layout is frozen), which
+ * stays the caller's. Strides may be NULL (dense). Floats of 32 and 16 bits, bfloat, unsigned integers of 8
+ * and 16 bits and signed ones of 32 and 64 with one lane, on the CPU, in pinned host memory or on CUDA, else
+ * WALSH_E_UNSUPPORTED. */
 WALSH_API enum walsh_status walsh_view_from_dlpack(const void *tensor, struct walsh_view *out,
                                                    struct walsh_error *err);
+/* To DLPack: fills the DLTensor at `tensor`, whose shape and strides point into *view, which must outlive it.
+ * Nobody owns anything by it. WALSH_E_ARGUMENT: a view of no rank. */
 WALSH_API enum walsh_status walsh_view_to_dlpack(struct walsh_view *view, void *tensor,
                                                  struct walsh_error *err);
 
@@ -98,6 +99,7 @@ struct walsh_ops_queue_options {
 WALSH_API enum walsh_status walsh_ops_queue_open(struct walsh_context *context,
                                                  const struct walsh_ops_queue_options *options,
                                                  struct walsh_ops_queue **out, struct walsh_error *err);
+/* No call runs on it any more; handles that were opened with it stay. */
 WALSH_API void walsh_ops_queue_close(struct walsh_ops_queue **queue);
 
 /* ------------------------------------------------------------------------------------------------ rotations
@@ -132,9 +134,12 @@ struct walsh_ops_rotation_options {
     {                                                                                                        \
         .struct_size = sizeof(struct walsh_ops_rotation_options)                                             \
     }
+/* Copies the signs, or draws them. WALSH_E_ARGUMENT: a size, a kind, blocks or signs that are not as said;
+ * WALSH_E_UNSUPPORTED: a size that `parts` do not divide; WALSH_E_MEMORY. */
 WALSH_API enum walsh_status walsh_ops_rotation_open(struct walsh_ops_queue *queue,
                                                     const struct walsh_ops_rotation_options *options,
                                                     struct walsh_ops_rotation **out, struct walsh_error *err);
+/* Linears that read it have been closed before. */
 WALSH_API void walsh_ops_rotation_close(struct walsh_ops_rotation **rotation);
 
 #define WALSH_OPS_BLOCKS 24
@@ -145,6 +150,7 @@ struct walsh_ops_rotation_info {
     uint32_t block_count;
     uint32_t blocks[WALSH_OPS_BLOCKS]; /* elements of each, in order; of an overlap the two that overlap */
 };
+/* Fills *info as far as its struct_size goes, which the caller sets. */
 WALSH_API void walsh_ops_rotation_get_info(const struct walsh_ops_rotation *rotation,
                                            struct walsh_ops_rotation_info *info);
 /* Its signs into FLOAT [padded] or [2, padded]: what a checkpoint stores as SU or SV. */
@@ -230,10 +236,11 @@ WALSH_API enum walsh_status walsh_ops_decode(struct walsh_ops_queue *queue,
                                              const struct walsh_ops_codes *codes, const struct walsh_view *w,
                                              struct walsh_error *err);
 /* Codes in the order of GLQ checkpoints, the tensors Qidxs*_e8p, I64 [rows / 16, cols / 64, 8, 4], or
- * Qidxs*_e81b, I64 [rows, cols / 64], both dense, from and to plain codes U16 or U8 [rows, cols / 8]. No
+ * Qidxs*_e81b, I64 [rows, cols / 64], both dense, into plain codes U16 or U8 [rows, cols / 8]. No
  * allocation. */
 WALSH_API enum walsh_status walsh_ops_codes_from_glq(const struct walsh_view *stored,
                                                      const struct walsh_view *codes, struct walsh_error *err);
+/* The way back. No allocation. */
 WALSH_API enum walsh_status walsh_ops_codes_to_glq(const struct walsh_view *codes,
                                                    const struct walsh_view *stored, struct walsh_error *err);
 
@@ -260,6 +267,7 @@ WALSH_API enum walsh_status walsh_ops_linear_open(struct walsh_ops_queue *queue,
                                                   const struct walsh_ops_codes *codes,
                                                   const struct walsh_ops_linear_options *options,
                                                   struct walsh_ops_linear **out, struct walsh_error *err);
+/* Its adapters have been closed before. */
 WALSH_API void walsh_ops_linear_close(struct walsh_ops_linear **linear);
 
 /* A LoRA update of one linear: y += scale B (A x), with x and y as the linear has them. Folded into the
@@ -271,6 +279,7 @@ WALSH_API enum walsh_status walsh_ops_adapter_open(const struct walsh_ops_linear
                                                    const struct walsh_view *a, const struct walsh_view *b,
                                                    float scale, enum walsh_adapter_storage storage,
                                                    struct walsh_ops_adapter **out, struct walsh_error *err);
+/* No call uses it any more. */
 WALSH_API void walsh_ops_adapter_close(struct walsh_ops_adapter **adapter);
 
 /* What rows are for; it selects the arithmetic, so that a decode row has the same bits in any batch. */
@@ -320,9 +329,12 @@ struct walsh_ops_kv_codec_options {
     {                                                                                                        \
         .struct_size = sizeof(struct walsh_ops_kv_codec_options), .seed = 42                                 \
     }
+/* Takes some milliseconds; one serves all layers of a cache. WALSH_E_ARGUMENT: a head dimension or bits that
+ * are not as said. */
 WALSH_API enum walsh_status walsh_ops_kv_codec_open(struct walsh_ops_queue *queue,
                                                     const struct walsh_ops_kv_codec_options *options,
                                                     struct walsh_ops_kv_codec **out, struct walsh_error *err);
+/* Pages that it packed can be read by another of the same options. */
 WALSH_API void walsh_ops_kv_codec_close(struct walsh_ops_kv_codec **codec);
 /* Bytes of one page of packed keys, or of values; 0 where page_tokens is not a multiple of 64. */
 WALSH_API size_t walsh_ops_kv_page_bytes(const struct walsh_ops_kv_codec *codec, bool values,

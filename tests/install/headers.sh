@@ -18,6 +18,9 @@ for header in "$source"/include/*.h; do
     cp "$work/one.c" "$work/one.cc"
     "$cxx" -std=c++17 $flags "$work/one.cc" || { echo "FAILED: $name as C++17" && exit 1; }
 done
+# Each declaration stands behind its comment.
+awk '/^WALSH_API/ && last !~ /\*\/$/ { print FILENAME ":" FNR ": no comment: " $0; missing = 1 } { last = $0 } END { exit missing }' \
+    "$source"/include/*.h || { echo "FAILED: declarations without a comment" && exit 1; }
 [ -n "$cxx" ] || exit 0
 {
     for header in "$source"/include/*.h; do echo "#include \"$(basename "$header")\""; done
