@@ -1,7 +1,7 @@
 /* libFuzzer target: JSON schemas, and the first tokens under those that compile. */
-#include "text/grammar.h"
+#include "fuzz/fuzz_files.h"
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+#include "text/grammar.h"
 
 static bool is_eos(const void *user, int32_t id)
 {
@@ -33,7 +33,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct walsh_error err = {0};
     struct walsh_grammar *grammar;
     if (!tokens) {
-        if (walsh_tokenizer_open(WALSH_SOURCE_DIR "/models/bookworm-8m", &tokenizer, &err) != WALSH_OK ||
+        if (walsh_tokenizer_open(fuzz_source("models/bookworm-8m"), &tokenizer, &err) != WALSH_OK ||
             walsh_token_bytes_open(tokenizer, (uint32_t)walsh_tokenizer_size(tokenizer), is_eos, NULL,
                                    &tokens, &err) != WALSH_OK)
             __builtin_trap();
