@@ -131,8 +131,24 @@ static int run_verb(const struct verb *verb, int argc, char **argv)
     return code;
 }
 
+/* Memory for jansson, whose lexer does not look whether the buffer of its token could grow: it would go on
+ * without a character, read something else or free what was never allocated. That buffer's sizes are powers
+ * of two from 32 on; where one of these is not there the program ends. What a job has written by then is as
+ * after a kill: not there, or to be gone on with.
+ */
+static void *json_memory(size_t size)
+{
+    void *p = malloc(size);
+    if (!p && size >= 32 && (size & (size - 1)) == 0) {
+        fprintf(stderr, "walsh: out of memory: %zu bytes for JSON\n", size);
+        exit(1);
+    }
+    return p;
+}
+
 int main(int argc, char **argv)
 {
+    json_set_alloc_funcs(json_memory, free);
     /* A write beyond the file size limit is an error to report, not a reason to die. */
     signal(SIGXFSZ, SIG_IGN);
     if (argc < 2) {

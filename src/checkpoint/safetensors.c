@@ -389,11 +389,15 @@ static enum walsh_status build_index(struct walsh_safetensors_plan *plan, struct
     return WALSH_OK;
 }
 
+/* NULL: out of memory. */
 static json_t *describe(const struct walsh_tensor *t, uint64_t begin)
 {
     json_t *shape = json_array();
     for (unsigned i = 0; i < t->rank; i++)
-        json_array_append_new(shape, json_integer((json_int_t)t->shape[i]));
+        if (json_array_append_new(shape, json_integer((json_int_t)t->shape[i])) != 0) {
+            json_decref(shape);
+            return NULL;
+        }
     return json_pack("{s:s, s:o, s:[I, I]}", "dtype", walsh_dtype_name(t->dtype), "shape", shape,
                      "data_offsets", (json_int_t)begin, (json_int_t)(begin + t->bytes));
 }

@@ -351,11 +351,17 @@ json_t *walsh_block_config(const struct walsh_block_writer *b, bool stacked, boo
     json_t *weights = json_pack("{s:i, s:s, s:s, s:b, s:b}", "num_bits", names[b->format].bits, "type",
                                 names[b->format].type, "strategy", names[b->format].strategy, "symmetric",
                                 !l.zeros, "dynamic", 0);
-    if (weights && l.block.group) json_object_set_new(weights, "group_size", json_integer(l.block.group));
-    if (weights && l.block.scale == WALSH_SCALE_E8M0)
-        json_object_set_new(weights, "scale_dtype", json_string("torch.uint8"));
-    if (weights && l.block.scale == WALSH_SCALE_E4M3)
-        json_object_set_new(weights, "scale_dtype", json_string("torch.float8_e4m3fn"));
+    const char *dtype = l.block.scale == WALSH_SCALE_E8M0   ? "torch.uint8"
+                        : l.block.scale == WALSH_SCALE_E4M3 ? "torch.float8_e4m3fn"
+                                                            : NULL;
+    bool good = weights != NULL;
+    if (good && l.block.group)
+        good = json_object_set_new(weights, "group_size", json_integer(l.block.group)) == 0;
+    if (good && dtype) good = json_object_set_new(weights, "scale_dtype", json_string(dtype)) == 0;
+    if (!good) {
+        json_decref(weights);
+        return NULL;
+    }
     return json_pack("{s:{s:s, s:s, s:s, s:[s,s,s], s:{s:{s:[s], s:s, s:o, s:n, s:n}}, s:n}}",
                      "quantization_config", "quant_method", "compressed-tensors", "format", format,
                      "quantization_status", "compressed", "ignore", "lm_head", "re:.*mlp.gate$",

@@ -361,6 +361,7 @@ static enum walsh_status config_changes(const struct merge *m, json_t **out, str
     const struct walsh_checkpoint *ck = &m->merging->graph->checkpoint;
     const char *type = m->merging->dtype == WALSH_F32 ? "float32" : "bfloat16";
     json_t *config = json_loadb(ck->config_json, ck->config_size, JSON_REJECT_DUPLICATES, NULL);
+    if (!config) return walsh_fail(err, WALSH_E_MEMORY, "no memory for config.json");
     const bool renamed = json_object_get(config, "dtype"); /* as newer writers call it */
     json_decref(config);
     *out = json_pack("{s:n, s:s}", "quantization_config", renamed ? "dtype" : "torch_dtype", type);

@@ -329,9 +329,14 @@ enum walsh_status walsh_output_layer_done(struct walsh_output *o, const struct w
     char text[17];
     snprintf(text, sizeof text, "%016" PRIx64, hash);
     json_t *figures = json_array();
-    for (size_t i = 0; i < count; i++)
-        json_array_append_new(
-            figures, json_pack("{s:f, s:f}", "proxy", linears[i].proxy, "seconds", linears[i].seconds));
+    bool good = true;
+    for (size_t i = 0; i < count && good; i++)
+        good = json_array_append_new(figures, json_pack("{s:f, s:f}", "proxy", linears[i].proxy, "seconds",
+                                                        linears[i].seconds)) == 0;
+    if (!good) {
+        json_decref(figures);
+        figures = NULL;
+    }
     json_t *layer = json_pack("{s:s, s:o}", "xxh64", text, "linears", figures);
     if (!layer || json_array_append_new(json_object_get(o->state, "layers"), layer) != 0)
         return walsh_fail(err, WALSH_E_MEMORY, "%s: no memory for its text", o->journal);

@@ -175,11 +175,12 @@ static enum walsh_status encode_clean(struct encoder *e, const struct walsh_buff
     struct walsh_buffer normal = {0}, segments = {0};
     enum walsh_status status = plan(e, clean, (flags & WALSH_ENCODE_PLAIN) != 0, &normal, &segments, err);
     const struct segment *s = (const struct segment *)(const void *)segments.data;
+    const uint8_t *text = normal.data ? normal.data : (const uint8_t *)""; /* Strip may have left nothing */
     for (size_t i = 0; i < segments.size / sizeof *s && status == WALSH_OK; i++) {
         if (s[i].id >= 0)
             status = walsh_ids_append(&e->ids, &s[i].id, 1, err);
         else
-            status = walsh_pretokenize(&t->pretokenizer, e->regex, &e->rewritten, normal.data + s[i].offset,
+            status = walsh_pretokenize(&t->pretokenizer, e->regex, &e->rewritten, text + s[i].offset,
                                        s[i].size, e->starts_plain && s[i].offset == 0, encode_piece, e, err);
     }
     walsh_buffer_free(&normal);

@@ -17,21 +17,22 @@ static const char *last_component(const char *name)
     return dot ? dot + 1 : name;
 }
 
-static void add_once(json_t *list, const char *text)
+/* false: out of memory. */
+static bool add_once(json_t *list, const char *text)
 {
     for (size_t i = 0; i < json_array_size(list); i++)
-        if (strcmp(json_string_value(json_array_get(list, i)), text) == 0) return;
-    json_array_append_new(list, json_string(text));
+        if (strcmp(json_string_value(json_array_get(list, i)), text) == 0) return true;
+    return json_array_append_new(list, json_string(text)) == 0;
 }
 
 /* The names that PEFT finds the modules by: of linears their last component, of stacked parameters the last
- * components of the module ("mlp.experts") and the parameter. */
-static void list_targets(const struct walsh_parameters *p, json_t *modules, json_t *parameters)
+ * components of the module ("mlp.experts") and the parameter. false: out of memory. */
+static bool list_targets(const struct walsh_parameters *p, json_t *modules, json_t *parameters)
 {
     for (size_t i = 0; i < p->module_count; i++) {
         const struct walsh_module *m = &p->modules[i];
         if (!m->parameter) {
-            add_once(modules, last_component(m->name));
+            if (!add_once(modules, last_component(m->name))) return false;
             continue;
         }
         char name[NAME_SIZE];
@@ -39,34 +40,32 @@ static void list_targets(const struct walsh_parameters *p, json_t *modules, json
         while (begin > m->name && begin[-1] != '.') begin--;
         const size_t length = experts ? (size_t)(experts - begin) + strlen(".experts") : strlen(begin);
         snprintf(name, sizeof name, "%.*s.%s", (int)length, begin, m->parameter);
-        add_once(parameters, name);
+        if (!add_once(parameters, name)) return false;
     }
+    return true;
 }
 
 static enum walsh_status write_config(const char *directory, const struct walsh_parameters *p,
                                       const struct walsh_train_job *job, struct walsh_error *err)
 {
-    json_t *modules = json_array(), *parameters = json_array(), *config = json_object();
-    list_targets(p, modules, parameters);
+    json_t *modules = json_array(), *parameters = json_array();
+    const bool listed = list_targets(p, modules, parameters);
     const char *base = job->base_name ? job->base_name : p->graph->checkpoint.directory;
-    json_object_set_new(config, "peft_type", json_string("LORA"));
-    json_object_set_new(config, "task_type", json_string("CAUSAL_LM"));
-    json_object_set_new(config, "base_model_name_or_path", json_string(base ? base : ""));
-    json_object_set_new(config, "peft_version", json_string(PEFT_VERSION));
-    json_object_set_new(config, "r", json_integer((json_int_t)p->modules[0].rank));
-    json_object_set_new(config, "lora_alpha", json_real(job->parameters.alpha));
-    json_object_set_new(config, "lora_dropout", json_real(0));
-    json_object_set_new(config, "bias", json_string("none"));
-    json_object_set_new(config, "use_rslora", json_false());
-    json_object_set_new(config, "use_dora", json_false());
-    json_object_set_new(config, "fan_in_fan_out", json_false());
-    json_object_set_new(config, "inference_mode", json_true());
-    json_object_set_new(config, "init_lora_weights", json_true());
-    json_object_set_new(config, "modules_to_save", json_null());
-    json_object_set_new(config, "target_modules", modules);
-    json_object_set_new(config, "target_parameters",
-                        json_array_size(parameters) ? json_incref(parameters) : json_null());
-    json_decref(parameters);
+    if (!listed || json_array_size(parameters) == 0) {
+        json_decref(parameters);
+        parameters = NULL;
+    }
+    json_t *config =
+        json_pack("{s:s, s:s, s:s, s:s, s:I, s:f, s:f, s:s, s:b, s:b, s:b, s:b, s:b, s:n, s:o, s:o?}",
+                  "peft_type", "LORA", "task_type", "CAUSAL_LM", "base_model_name_or_path", base ? base : "",
+                  "peft_version", PEFT_VERSION, "r", (json_int_t)p->modules[0].rank, "lora_alpha",
+                  job->parameters.alpha, "lora_dropout", 0.0, "bias", "none", "use_rslora", 0, "use_dora", 0,
+                  "fan_in_fan_out", 0, "inference_mode", 1, "init_lora_weights", 1, "modules_to_save",
+                  "target_modules", modules, "target_parameters", parameters);
+    if (!listed || !config) {
+        json_decref(config);
+        return walsh_fail(err, WALSH_E_MEMORY, "no memory for adapter_config.json");
+    }
     char *text = json_dumps(config, JSON_INDENT(2)), *path = NULL;
     json_decref(config);
     if (!text) return walsh_fail(err, WALSH_E_MEMORY, "no memory for adapter_config.json");

@@ -1,0 +1,18 @@
+# Toolchain of the preset aarch64: gcc for aarch64, libraries in the directory that tools/aarch64_sysroot.sh makes
+# (WALSH_SYSROOT, build-aarch64/sysroot), programs run by qemu-user.
+set(CMAKE_SYSTEM_NAME Linux)
+set(CMAKE_SYSTEM_PROCESSOR aarch64)
+set(CMAKE_C_COMPILER aarch64-linux-gnu-gcc)
+if(NOT DEFINED WALSH_SYSROOT)
+  set(WALSH_SYSROOT ${CMAKE_CURRENT_LIST_DIR}/../build-aarch64/sysroot)
+endif()
+get_filename_component(WALSH_SYSROOT ${WALSH_SYSROOT} ABSOLUTE)
+set(CMAKE_TRY_COMPILE_PLATFORM_VARIABLES WALSH_SYSROOT)
+set(libraries ${WALSH_SYSROOT}/usr/lib/aarch64-linux-gnu)
+set(CMAKE_SYSROOT ${WALSH_SYSROOT})
+set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)
+set(CMAKE_FIND_ROOT_PATH_MODE_LIBRARY ONLY)
+set(CMAKE_FIND_ROOT_PATH_MODE_INCLUDE ONLY)
+set(ENV{PKG_CONFIG_SYSROOT_DIR} ${WALSH_SYSROOT})
+set(ENV{PKG_CONFIG_LIBDIR} ${libraries}/pkgconfig:${WALSH_SYSROOT}/usr/share/pkgconfig)
+set(CMAKE_CROSSCOMPILING_EMULATOR qemu-aarch64 -L ${WALSH_SYSROOT})
