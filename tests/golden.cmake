@@ -8,7 +8,7 @@ add_test(NAME golden_bookworm_8m COMMAND golden ${CMAKE_SOURCE_DIR}/models/bookw
 add_test(NAME golden_tiny_qwen3_moe COMMAND golden ${fixtures}/golden/tiny-qwen3-moe
   ${fixtures}/golden/tiny-qwen3-moe.safetensors)
 set(architectures gpt-oss llama2 llama3 smollm2 mistral mixtral qwen2 qwen3 smollm3 gemma2 gemma3 phi3
-  phi3-longrope lfm2)
+  phi3-longrope lfm2 lalamo)
 foreach(name ${architectures})
   add_test(NAME golden_tiny_${name} COMMAND golden ${fixtures}/golden/tiny-${name}
     ${fixtures}/golden/tiny-${name}.safetensors)

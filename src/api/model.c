@@ -259,6 +259,11 @@ static void append_blocks(char *text, size_t size, const char *side, const struc
     if (rotation->kind == WALSH_ROTATION_NONE) return;
     size_t used = strlen(text);
     snprintf(text + used, size - used, "%s%s", used ? ", " : "", side);
+    used = strlen(text);
+    if (rotation->blocks.uniform) {
+        snprintf(text + used, size - used, " %u of %u", rotation->blocks.count, rotation->blocks.uniform);
+        return;
+    }
     for (uint32_t i = 0; i < rotation->blocks.count; i++) {
         used = strlen(text);
         snprintf(text + used, size - used, "%s%u", i ? "+" : " ", rotation->blocks.block[i]);

@@ -319,7 +319,8 @@ static size_t stored_row(const struct walsh_block_source *s, size_t r)
 /* A scale in the bits of its run-time type. */
 static uint32_t scale_bits(const struct walsh_block_source *s, size_t row, size_t group)
 {
-    const size_t at = stored_row(s, row) / s->scale_rows * s->scale_ld + group;
+    const size_t m = stored_row(s, row) / s->scale_rows;
+    const size_t at = s->by_group ? group * s->scale_ld + m : m * s->scale_ld + group;
     const uint8_t *data = s->scales->data;
     uint32_t word;
     uint16_t half;
@@ -342,6 +343,11 @@ static uint8_t zero_bits(const struct walsh_block_source *s, size_t row, size_t 
 {
     const uint8_t *data = s->zeros->data;
     const size_t m = stored_row(s, row);
+    if (s->zero_bytes) {
+        const size_t line = s->by_group ? group : m, at = s->by_group ? m : group;
+        if (walsh_code_bits(s->block.code) == 8) return data[line * s->zero_bytes + at];
+        return data[line * s->zero_bytes + at / 2] >> 4 * (at % 2) & 15;
+    }
     if (!s->zeros_in_words) return data[m * s->scale_ld + group] ^ 0x80;
     const unsigned bits = walsh_code_bits(s->block.code), in_word = 32 / bits;
     uint32_t word;

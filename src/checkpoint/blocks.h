@@ -33,6 +33,10 @@ struct walsh_block_source {
     size_t row_bytes;    /* of codes */
     uint8_t flip;        /* 0x80 where codes are signed bytes */
     bool zeros_in_words; /* I32, along the rows */
+    /* lalamo: lines of zeros hold `zero_bytes` bytes, two of 4 bits in each; 0: not so. by_group: a line of
+     * zeros, and of scales, is a group's, not a row's */
+    size_t zero_bytes;
+    bool by_group;
     /* row m of the matrix has its scales in row m / scale_rows of [..][scale_ld] */
     uint32_t scale_rows, scale_ld;
 };

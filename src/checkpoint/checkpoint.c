@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "checkpoint/json.h"
+#include "checkpoint/lalamo.h"
 #include "checkpoint/shell.h"
 
 #define MAX_CONFIG ((size_t)16 << 20) /* bytes of config.json and generation_config.json */
@@ -100,6 +101,8 @@ static enum walsh_status read_configs(struct walsh_checkpoint *ck, struct walsh_
     WALSH_TRY(walsh_path_join(ck->directory, "generation_config.json", &path, err));
     if (walsh_path_exists(path)) status = walsh_file_read_text(path, MAX_CONFIG, &text, &size, err);
     if (status == WALSH_OK) status = walsh_generation_config_parse(path, text, size, &ck->generation, err);
+    if (status == WALSH_OK && ck->config.architecture == WALSH_ARCH_LALAMO)
+        status = walsh_lalamo_read_generation(path, ck->config_json, ck->config_size, &ck->generation, err);
     walsh_free(text);
     walsh_free(path);
     return status;

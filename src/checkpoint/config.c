@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "checkpoint/config_parts.h"
+#include "checkpoint/lalamo.h"
 #include "formats/weights.h"
 
 const struct walsh_architecture_info walsh_architectures[WALSH_ARCH_COUNT] = {
@@ -97,6 +98,7 @@ const struct walsh_architecture_info walsh_architectures[WALSH_ARCH_COUNT] = {
                          .tied = true,
                          .rope_theta = 1e6,
                          .rms_epsilon = 1e-5},
+    [WALSH_ARCH_LALAMO] = {.name = "LanguageModelConfig"},
 };
 
 /* Limits: far above any model there is, low enough that products of two fit 64 bits with room to spare */
@@ -113,7 +115,8 @@ static void list_architectures(char *buffer, size_t size)
     buffer[0] = 0;
     for (unsigned i = 0; i < WALSH_ARCH_COUNT; i++) {
         size_t used = strlen(buffer);
-        snprintf(buffer + used, size - used, "%s%s", i ? ", " : "", walsh_architectures[i].name);
+        if (i != WALSH_ARCH_LALAMO)
+            snprintf(buffer + used, size - used, "%s%s", i ? ", " : "", walsh_architectures[i].name);
     }
 }
 
@@ -125,9 +128,10 @@ static enum walsh_status read_architecture(const struct walsh_json_object *o, st
     if (!name || json_array_size(list) != 1)
         return walsh_fail(err, WALSH_E_FORMAT, "%s: architectures is not a list of one name", o->where);
     for (unsigned i = 0; i < WALSH_ARCH_COUNT; i++) {
-        if (strcmp(name, walsh_architectures[i].name) != 0) continue;
+        if (i == WALSH_ARCH_LALAMO || strcmp(name, walsh_architectures[i].name) != 0) continue;
         out->architecture = (enum walsh_architecture)i;
         out->qk_norm = walsh_architectures[i].qk_norm;
+        out->output_norms = walsh_architectures[i].gemma;
         snprintf(out->architecture_name, sizeof out->architecture_name, "%s", name);
         return WALSH_OK;
     }
@@ -460,6 +464,7 @@ static enum walsh_status read_scales(const struct walsh_json_object *o, struct w
 static enum walsh_status read_config(const struct walsh_json_object *o, struct walsh_config *c,
                                      struct walsh_error *err)
 {
+    if (walsh_lalamo_is_config(o)) return walsh_lalamo_read_config(o, c, err);
     WALSH_TRY(read_architecture(o, c, err));
     WALSH_TRY(read_shape(o, c, err));
     WALSH_TRY(read_experts(o, c, err));

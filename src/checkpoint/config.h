@@ -29,6 +29,7 @@ enum walsh_architecture {
     WALSH_ARCH_GEMMA3, /* text only */
     WALSH_ARCH_PHI3,
     WALSH_ARCH_LFM2,
+    WALSH_ARCH_LALAMO, /* whatever lalamo's config.json describes: checkpoint/lalamo.h */
     WALSH_ARCH_COUNT
 };
 
@@ -73,8 +74,8 @@ enum walsh_gate { WALSH_GATE_SILU, WALSH_GATE_GELU_TANH, WALSH_GATE_CLAMPED };
 /* BLOCKS: compressed-tensors, ModelOpt, gpt-oss's mxfp4, DeepSeek's fp8; the tensors say what a linear is
  * (checkpoint/blocks.h) */
 enum walsh_quant_method { WALSH_QUANT_NONE, WALSH_QUANT_GLQ, WALSH_QUANT_WALSH, WALSH_QUANT_BLOCKS };
-/* config.json "quantization_config": quant_method "glq" with codebook "e8p" or "e8_shell", "walsh" with version 1 and the
- * codebook "e8p" or a block format's name, or one of those programs' */
+/* config.json "quantization_config": quant_method "glq" with codebook "e8p" or "e8_shell", "walsh" with
+ * version 1 and the codebook "e8p" or a block format's name, or one of those programs' */
 struct walsh_quant_config {
     enum walsh_quant_method method;
     char codebook[16];   /* "e8p", "mxfp4"; of BLOCKS "" */
@@ -101,6 +102,7 @@ struct walsh_config {
     bool tied_embeddings;
     bool attention_bias, output_bias, mlp_bias; /* of q, k, v; of o; of gate, up, down */
     bool qk_norm;                               /* RMSNorm of each head's q and k */
+    bool output_norms;                          /* RMSNorm of what attention and MLP add */
     enum walsh_gate gate;                       /* down(gate(x) * up(x)) */
     bool scaled_embeddings;                     /* the embedding's rows are multiplied by sqrt(hidden) */
     double query_scalar;                        /* scores are divided by its root; 0: head_dim */

@@ -1,5 +1,7 @@
 #include "checkpoint/json.h"
 
+#include <string.h>
+
 /* Nesting is counted before jansson recurses into it. Strings are skipped; what is not JSON at all is left to
  * jansson. */
 static bool too_deep(const char *text, size_t size)
@@ -150,5 +152,30 @@ enum walsh_status walsh_json_child(const struct walsh_json_object *o, const char
     WALSH_TRY(look_up(o, key, false, &value, err));
     if (value && !json_is_object(value)) return wrong_kind(o, key, value, "an object", err);
     *out = (struct walsh_json_object){.where = o->where, .prefix = prefix, .object = value};
+    return WALSH_OK;
+}
+
+static bool is_off(const json_t *value)
+{
+    return json_is_null(value) || json_is_false(value) ||
+           (json_is_number(value) && json_number_value(value) == 0) ||
+           (json_is_string(value) && json_string_length(value) == 0) ||
+           (json_is_array(value) && json_array_size(value) == 0) ||
+           (json_is_object(value) && json_object_size(value) == 0);
+}
+
+enum walsh_status walsh_json_only(const struct walsh_json_object *o, const char *const *known,
+                                  struct walsh_error *err)
+{
+    const char *key;
+    json_t *value;
+    json_object_foreach(o->object, key, value)
+    {
+        bool listed = is_off(value);
+        for (size_t i = 0; known[i] && !listed; i++) listed = strcmp(known[i], key) == 0;
+        if (!listed)
+            return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: %s%.100s is set, which walsh does not know",
+                              o->where, o->prefix, key);
+    }
     return WALSH_OK;
 }

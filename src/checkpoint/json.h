@@ -39,6 +39,10 @@ enum walsh_status walsh_json_bool(const struct walsh_json_object *o, const char 
 /* *out is borrowed from the object. */
 enum walsh_status walsh_json_string(const struct walsh_json_object *o, const char *key, bool required,
                                     const char **out, struct walsh_error *err);
+/* Every member but those of `known` (ended by NULL) must be off: null, false, 0, "", [] or {}. An error names
+ * it otherwise. */
+enum walsh_status walsh_json_only(const struct walsh_json_object *o, const char *const *known,
+                                  struct walsh_error *err);
 /* *out: the object's value at `key` for further getters, its object NULL where absent. `prefix` is "key.". */
 enum walsh_status walsh_json_child(const struct walsh_json_object *o, const char *key, const char *prefix,
                                    struct walsh_json_object *out, struct walsh_error *err);

@@ -38,9 +38,10 @@ void walsh_kernels_rotate(const struct walsh_kernels *k, const struct walsh_rota
         return;
     }
     size_t at = 0;
-    for (uint32_t b = 0; b < r->blocks.count; at += r->blocks.block[b++])
+    for (uint32_t b = 0; b < r->blocks.count; at += walsh_block_size(&r->blocks, b++))
         k->rotate_forward_f32(y + at, x + walsh_min(at, r->size), signs + at,
-                              present(r->size, at, r->blocks.block[b]), r->blocks.block[b]);
+                              present(r->size, at, walsh_block_size(&r->blocks, b)),
+                              walsh_block_size(&r->blocks, b));
 }
 
 void walsh_kernels_unrotate(const struct walsh_kernels *k, const struct walsh_rotation *r, const float *signs,
@@ -51,7 +52,8 @@ void walsh_kernels_unrotate(const struct walsh_kernels *k, const struct walsh_ro
         return;
     }
     size_t at = 0;
-    for (uint32_t b = 0; b < r->blocks.count && at < r->size; at += r->blocks.block[b++])
-        k->rotate_inverse_f32(x + at, y + at, signs + at, present(r->size, at, r->blocks.block[b]),
-                              r->blocks.block[b]);
+    for (uint32_t b = 0; b < r->blocks.count && at < r->size; at += walsh_block_size(&r->blocks, b++))
+        k->rotate_inverse_f32(x + at, y + at, signs + at,
+                              present(r->size, at, walsh_block_size(&r->blocks, b)),
+                              walsh_block_size(&r->blocks, b));
 }

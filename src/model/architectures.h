@@ -20,6 +20,7 @@ struct walsh_architecture_names {
     const char *conv, *conv_in, *conv_out; /* a short convolution and its projections */
     const char *gate, *up, *down;          /* dense */
     const char *qkv, *gate_up;    /* one matrix with the rows of q, k and v, of gate and up; else NULL */
+    bool up_first;                /* of gate_up: the rows of up come before those of gate */
     const char *router, *experts; /* mixture of experts */
     /* what the classes of Hugging Face's library call the last two, where checkpoints have other names;
      * PEFT's names follow the classes */

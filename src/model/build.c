@@ -94,6 +94,7 @@ static enum walsh_status build_attention(const struct builder *b, uint32_t i, st
         WALSH_TRY(b->source->vector(b->source, layer_path(b, name, i, n->sinks), c->heads, &sinks, b->err));
         layer->sinks = sinks;
     }
+    if (!c->qk_norm) return WALSH_OK;
     WALSH_TRY(layer_norm(b, i, n->q_norm, c->head_dim, &layer->q_norm));
     return layer_norm(b, i, n->k_norm, c->head_dim, &layer->k_norm);
 }
@@ -118,8 +119,9 @@ static enum walsh_status build_norms(const struct builder *b, uint32_t i, struct
     const struct walsh_architecture_names *n = b->names;
     const uint32_t hidden = b->graph->config.hidden;
     WALSH_TRY(layer_norm(b, i, n->input_norm, hidden, &layer->input_norm));
-    WALSH_TRY(layer_norm(b, i, n->attention_output_norm, hidden, &layer->attention_output_norm));
     WALSH_TRY(layer_norm(b, i, n->mlp_norm, hidden, &layer->mlp_norm));
+    if (!b->graph->config.output_norms) return WALSH_OK;
+    WALSH_TRY(layer_norm(b, i, n->attention_output_norm, hidden, &layer->attention_output_norm));
     return layer_norm(b, i, n->mlp_output_norm, hidden, &layer->mlp_output_norm);
 }
 
@@ -150,8 +152,9 @@ static enum walsh_status build_dense(const struct builder *b, uint32_t i, struct
     const struct walsh_architecture_names *n = b->names;
     const struct walsh_config *c = &b->graph->config;
     const uint32_t wide = c->intermediate, both = 2 * wide;
-    WALSH_TRY(layer_part(b, i, n->gate, n->gate_up, 0, both, c->mlp_bias, wide, &layer->gate));
-    WALSH_TRY(layer_part(b, i, n->up, n->gate_up, wide, both, c->mlp_bias, wide, &layer->up));
+    const uint32_t gate = n->up_first ? wide : 0, up = n->up_first ? 0 : wide;
+    WALSH_TRY(layer_part(b, i, n->gate, n->gate_up, gate, both, c->mlp_bias, wide, &layer->gate));
+    WALSH_TRY(layer_part(b, i, n->up, n->gate_up, up, both, c->mlp_bias, wide, &layer->up));
     WALSH_TRY(layer_linear(b, i, n->down, WALSH_LINEAR_OUTPUT, wide, c->hidden, c->mlp_bias, &layer->down));
     share_signs(&layer->gate, &layer->up);
     return WALSH_OK;

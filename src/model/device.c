@@ -126,6 +126,9 @@ static enum walsh_status check(const struct upload *u)
     if (g->config.conv_taps)
         return walsh_fail(u->err, WALSH_E_UNSUPPORTED, "%s: short convolutions run on the CPU only",
                           g->checkpoint.directory ? g->checkpoint.directory : "shape");
+    if (g->config.architecture == WALSH_ARCH_LALAMO)
+        return walsh_fail(u->err, WALSH_E_UNSUPPORTED, "%s: checkpoints of lalamo run on the CPU only",
+                          g->checkpoint.directory);
     if (g->rope.short_positions)
         return walsh_fail(u->err, WALSH_E_UNSUPPORTED, "%s: longrope runs on the CPU only",
                           g->checkpoint.directory ? g->checkpoint.directory : "shape");

@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "kernels/device.h"
 #include "model/build.h"
+#include "model/lalamo.h"
 #include "model/architectures.h"
 
 #define FLOAT_DTYPES (1u << WALSH_F32 | 1u << WALSH_F16 | 1u << WALSH_BF16)
@@ -143,6 +144,10 @@ static enum walsh_status load(struct walsh_model_graph *graph, const char *direc
     graph->config = graph->checkpoint.config;
     graph->generation = graph->checkpoint.generation;
     WALSH_TRY(open_tokenizer(graph, directory, options, err));
+    if (graph->config.architecture == WALSH_ARCH_LALAMO) {
+        WALSH_TRY(walsh_lalamo_build(graph, options, pool, err));
+        return walsh_checkpoint_all_used(&graph->checkpoint, err);
+    }
     struct checkpoint_source source = {
         .source = {.linear = load_linear, .conv = load_conv, .vector = load_vector, .table = load_table},
         .graph = graph,

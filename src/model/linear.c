@@ -194,6 +194,18 @@ enum walsh_status walsh_linear_alloc_blocks(struct walsh_linear *linear, struct 
     return WALSH_OK;
 }
 
+enum walsh_status walsh_linear_repack_blocks(struct walsh_linear *linear,
+                                             const struct walsh_block_source *source, struct walsh_pool *pool,
+                                             struct walsh_arena *arena, struct walsh_error *err)
+{
+    struct repack_blocks r = {.source = source};
+    linear->weights = walsh_blocks_weights(source);
+    WALSH_TRY(
+        walsh_linear_alloc_blocks(linear, arena, &r.data, &r.scales, source->zeros ? &r.zeros : NULL, err));
+    walsh_pool_run(pool, walsh_block_tiles(&linear->weights), 4, repack_block_tiles, &r);
+    return atomic_load(&r.broken) ? walsh_blocks_fail(source, err) : WALSH_OK;
+}
+
 /* One side's signs, MODULE.SV or MODULE.SU, F16 [padded] or [2][padded]; none: no rotation. */
 static enum walsh_status load_signs(const struct walsh_checkpoint *ck, const char *name, const char *suffix,
                                     uint32_t size, uint32_t min_block, uint32_t parts,
@@ -233,13 +245,7 @@ static enum walsh_status load_blocks(struct walsh_linear *linear, const struct w
                          linear->split.inputs ? 1 : parts, arena, &linear->out_rotation, err));
     WALSH_TRY(walsh_blocks_take(ck, name, linear->out_rotation.blocks.padded,
                                 linear->in_rotation.blocks.padded, part, &source, err));
-    struct walsh_weights *w = &linear->weights;
-    *w = walsh_blocks_weights(&source);
-    struct repack_blocks r = {.source = &source};
-    WALSH_TRY(
-        walsh_linear_alloc_blocks(linear, arena, &r.data, &r.scales, source.zeros ? &r.zeros : NULL, err));
-    walsh_pool_run(pool, walsh_block_tiles(w), 4, repack_block_tiles, &r);
-    return atomic_load(&r.broken) ? walsh_blocks_fail(&source, err) : WALSH_OK;
+    return walsh_linear_repack_blocks(linear, &source, pool, arena, err);
 }
 
 /* --- stacks: gpt-oss's experts --- */
@@ -405,7 +411,8 @@ void walsh_linear_products(const struct walsh_queue *q, struct walsh_workspace *
     }
     struct walsh_low_rank_input input;
     q->ops->product(q, list, count, a,
-                    walsh_adapter_products(ws, calls, count, x, ldx, sets, role, list, &input), role);
+                    walsh_adapter_products(ws, calls, count, x, ldx, a->rows, sets, role, list, &input),
+                    role);
 }
 
 /* The products, then what comes behind each of them. */

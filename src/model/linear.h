@@ -23,6 +23,7 @@ struct walsh_split {
     bool inputs;
     uint32_t parts;
 };
+struct walsh_adapter_linear; /* model/adapter.h */
 struct walsh_linear {
     const char *name;                                /* module path: "model.layers.0.mlp.up_proj" */
     uint32_t in, out;                                /* logical */
@@ -33,6 +34,8 @@ struct walsh_linear {
     struct walsh_fusion fusion;                      /* where an unquantized checkpoint has it */
     struct walsh_split split;
     uint32_t index; /* its number in its graph, in the order of use */
+    /* a low-rank part of the weights themselves, in the form of an adapter's update; NULL: none */
+    const struct walsh_adapter_linear *own;
     /* Signs of the rotations in the host's memory where the rotations' own are a device's; else NULL. */
     const float *host_in_signs, *host_out_signs;
 };

@@ -3,6 +3,7 @@
 #ifndef WALSH_MODEL_LINEAR_PARTS_H
 #define WALSH_MODEL_LINEAR_PARTS_H
 
+#include "checkpoint/blocks.h"
 #include "model/linear.h"
 
 /* The blocks follow from the stored, padded size: its binary expansion (of each part), which for a power of
@@ -11,6 +12,11 @@ enum walsh_status walsh_linear_load_rotation(struct walsh_rotation *rotation,
                                              const struct walsh_tensor *signs, uint32_t size, uint32_t stored,
                                              uint32_t min_block, uint32_t parts, struct walsh_arena *arena,
                                              struct walsh_error *err);
+
+/* Bring codes, scales and zero points of a source to the run-time layout, into `arena`: linear->weights. */
+enum walsh_status walsh_linear_repack_blocks(struct walsh_linear *linear,
+                                             const struct walsh_block_source *source, struct walsh_pool *pool,
+                                             struct walsh_arena *arena, struct walsh_error *err);
 
 /* Room in `arena` for a matrix of a block format of which format, rows, cols and block are set: data, scales
  * and, where `zeros` is not NULL, zero points. */

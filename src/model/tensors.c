@@ -74,12 +74,12 @@ static enum walsh_status add_layer(struct lister *l, uint32_t i)
         WALSH_TRY(add_conv(l, i, "weight", c->hidden, c->conv_taps));
         if (layer->conv_bias) WALSH_TRY(add_conv(l, i, "bias", c->hidden, 1));
     } else {
-        WALSH_TRY(add_norm(l, i, l->names->q_norm, c->head_dim));
-        WALSH_TRY(add_norm(l, i, l->names->k_norm, c->head_dim));
+        if (layer->q_norm) WALSH_TRY(add_norm(l, i, l->names->q_norm, c->head_dim));
+        if (layer->k_norm) WALSH_TRY(add_norm(l, i, l->names->k_norm, c->head_dim));
     }
-    WALSH_TRY(add_norm(l, i, l->names->attention_output_norm, c->hidden));
+    if (c->output_norms) WALSH_TRY(add_norm(l, i, l->names->attention_output_norm, c->hidden));
     WALSH_TRY(add_norm(l, i, l->names->mlp_norm, c->hidden));
-    WALSH_TRY(add_norm(l, i, l->names->mlp_output_norm, c->hidden));
+    if (c->output_norms) WALSH_TRY(add_norm(l, i, l->names->mlp_output_norm, c->hidden));
     if (!layer->experts) {
         const struct walsh_linear *const mlp[] = {&layer->gate, &layer->up, &layer->down};
         for (size_t j = 0; j < 3; j++) WALSH_TRY(add_linear(l, mlp[j], "mlp"));

@@ -107,6 +107,7 @@ enum walsh_status walsh_workspace_open(const struct walsh_model_graph *graph, co
     ws->max_rows = max_rows;
     ws->queue = queue;
     enum walsh_status status = allocate(ws, &graph->config, max_rows, err);
+    if (status == WALSH_OK) status = walsh_workspace_reserve_own(ws, graph, err);
     if (status != WALSH_OK) {
         walsh_workspace_close(&ws);
         return status;

@@ -37,6 +37,7 @@ struct walsh_workspace {
     struct walsh_low_rank_up *ups;     /* [updates] */
     float *h;                          /* [h_elements] */
     size_t updates, h_elements;
+    size_t own_updates, own_elements;  /* of them the most that the linears' own low-rank parts need */
     struct walsh_row_set *expert_sets; /* [max_rows] */
 
     /* experts; NULL where the model has none */
@@ -56,5 +57,9 @@ static inline size_t walsh_z_stride(size_t outputs)
 {
     return outputs % 256 == 0 ? outputs + WALSH_ALIGNMENT / sizeof(float) : outputs;
 }
+
+/* Room for the linears' own low-rank parts. */
+enum walsh_status walsh_workspace_reserve_own(struct walsh_workspace *ws,
+                                              const struct walsh_model_graph *graph, struct walsh_error *err);
 
 #endif

@@ -724,6 +724,9 @@ static enum walsh_status run(struct job *job, const char *source, const char *co
     for (size_t i = 0; i < o->outputs && !is_block(job); i++)
         WALSH_TRY(walsh_e8p_plan_bits(job->targets[i].bits, &job->targets[i].stages, err));
     WALSH_TRY(walsh_graph_open(source, &load, job->queue, &job->graph, err));
+    if (job->graph->config.architecture == WALSH_ARCH_LALAMO)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED,
+                          "%s: a checkpoint of lalamo is not quantized; take the original checkpoint", source);
     uint32_t most = job->graph->config.max_positions;
     uint32_t tokens = o->sample_tokens ? o->sample_tokens : most < 1024 ? most : 1024;
     if (tokens < 2 || tokens > most)

@@ -63,8 +63,9 @@ enum walsh_status walsh_scale_outputs(const struct walsh_rotation *r, const floa
     const uint32_t size = r->size;
     double *scale = NULL;
     WALSH_TRY(walsh_alloc(size, sizeof *scale, "row scales", &scale, err));
-    for (uint32_t b = 0, begin = 0; b < blocks->count && begin < size; begin += blocks->block[b++]) {
-        const uint32_t end = (uint32_t)walsh_min(size, (size_t)begin + blocks->block[b]);
+    for (uint32_t b = 0, begin = 0; b < blocks->count && begin < size;
+         begin += walsh_block_size(blocks, b++)) {
+        const uint32_t end = (uint32_t)walsh_min(size, (size_t)begin + walsh_block_size(blocks, b));
         double variance = 0; /* of the block's rows once each is divided by the root of its rms */
         for (uint32_t i = begin; i < end; i++) {
             double square = 0;
@@ -73,7 +74,7 @@ enum walsh_status walsh_scale_outputs(const struct walsh_rotation *r, const floa
             scale[i] = sqrt(sqrt(square / cols));
             variance += scale[i] * scale[i];
         }
-        variance /= blocks->block[b];
+        variance /= walsh_block_size(blocks, b);
         for (uint32_t i = begin; i < end; i++) scale[i] *= sqrt(variance);
     }
     apply(scale, size, signs);

@@ -62,13 +62,31 @@ enum walsh_status walsh_blocks_parts(uint32_t n, uint32_t min_block, uint32_t pa
     return WALSH_OK;
 }
 
+enum walsh_status walsh_blocks_uniform(uint32_t n, uint32_t block, struct walsh_blocks *out,
+                                       struct walsh_error *err)
+{
+    WALSH_TRY(check_dimension(n, block, err));
+    if (n % block != 0)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED, "%u elements are no multiple of Hadamard blocks of %u", n,
+                          block);
+    *out = (struct walsh_blocks){.padded = n, .count = n / block, .uniform = block};
+    return WALSH_OK;
+}
+
+static bool same_blocks(const struct walsh_blocks *a, const struct walsh_blocks *b)
+{
+    if (a->padded != b->padded || a->count != b->count) return false;
+    if (a->uniform && b->uniform) return a->uniform == b->uniform;
+    for (uint32_t i = 0; i < a->count; i++)
+        if (walsh_block_size(a, i) != walsh_block_size(b, i)) return false;
+    return true;
+}
+
 bool walsh_rotation_equal(const struct walsh_rotation *a, const struct walsh_rotation *b)
 {
     if (a->kind != b->kind || a->size != b->size) return false;
     if (a->kind == WALSH_ROTATION_NONE) return true;
-    if (a->blocks.padded != b->blocks.padded || a->blocks.count != b->blocks.count) return false;
-    if (memcmp(a->blocks.block, b->blocks.block, a->blocks.count * sizeof a->blocks.block[0]) != 0)
-        return false;
+    if (!same_blocks(&a->blocks, &b->blocks)) return false;
     return memcmp(a->signs, b->signs, walsh_rotation_signs(a) * sizeof *a->signs) == 0;
 }
 
@@ -119,13 +137,14 @@ void walsh_hadamard_f64(double *x, size_t n)
 
 static void hadamard_blocks(const struct walsh_blocks *blocks, float *y)
 {
-    for (uint32_t b = 0; b < blocks->count; y += blocks->block[b++]) walsh_hadamard(y, blocks->block[b]);
+    for (uint32_t b = 0; b < blocks->count; y += walsh_block_size(blocks, b++))
+        walsh_hadamard(y, walsh_block_size(blocks, b));
 }
 
 static void hadamard_blocks_f64(const struct walsh_blocks *blocks, double *y, size_t width)
 {
-    for (uint32_t b = 0; b < blocks->count; y += blocks->block[b++] * width)
-        hadamard_wide_f64(y, blocks->block[b], width);
+    for (uint32_t b = 0; b < blocks->count; y += walsh_block_size(blocks, b++) * width)
+        hadamard_wide_f64(y, walsh_block_size(blocks, b), width);
 }
 
 void walsh_rotate_forward(const struct walsh_rotation *r, const float *x, float *y)

@@ -28,7 +28,13 @@ struct walsh_blocks {
     uint32_t padded; /* sum of the blocks */
     uint32_t count;
     uint32_t block[WALSH_MAX_BLOCKS]; /* powers of two, descending (walsh_blocks_parts: within each part) */
+    uint32_t uniform;                 /* not 0: all `count` blocks have this size, and `block` is unused */
 };
+/* Size of block b. */
+static inline uint32_t walsh_block_size(const struct walsh_blocks *blocks, uint32_t b)
+{
+    return blocks->uniform ? blocks->uniform : blocks->block[b];
+}
 /* n >= 1 padded to a multiple of min_block (a power of two), then its binary expansion. Errors: n == 0 or >
  * 2^24. */
 enum walsh_status walsh_blocks_binary(uint32_t n, uint32_t min_block, struct walsh_blocks *out,
@@ -43,6 +49,11 @@ enum walsh_status walsh_blocks_pow2(uint32_t n, uint32_t min_block, struct walsh
  */
 enum walsh_status walsh_blocks_parts(uint32_t n, uint32_t min_block, uint32_t parts, struct walsh_blocks *out,
                                      struct walsh_error *err);
+
+/* Blocks of one size, as lalamo has them: n a multiple of `block`, a power of two, else WALSH_E_UNSUPPORTED.
+ */
+enum walsh_status walsh_blocks_uniform(uint32_t n, uint32_t block, struct walsh_blocks *out,
+                                       struct walsh_error *err);
 
 enum walsh_rotation_kind { WALSH_ROTATION_NONE, WALSH_ROTATION_BLOCKS, WALSH_ROTATION_OVERLAP };
 

@@ -220,6 +220,9 @@ static enum walsh_status open_output(struct train *t)
 
 static enum walsh_status open_train(struct train *t)
 {
+    if (t->graph->config.architecture == WALSH_ARCH_LALAMO)
+        return walsh_fail(t->err, WALSH_E_UNSUPPORTED, "%s: training does not know checkpoints of lalamo",
+                          t->graph->checkpoint.directory);
     if (t->graph->conv)
         return walsh_fail(t->err, WALSH_E_UNSUPPORTED, "%s: training does not know short convolutions",
                           t->graph->checkpoint.directory);

@@ -225,6 +225,9 @@ static enum walsh_status upload_rotation(const struct walsh_queue *q, const stru
     if (host->blocks.padded > CUDA_MAX_ROTATED)
         return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: a rotation of %u elements; the CUDA kernels hold %u",
                           what, host->blocks.padded, CUDA_MAX_ROTATED);
+    if (host->blocks.uniform)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: Hadamard blocks of one size have no kernels on CUDA",
+                          what);
     for (uint32_t b = 0; b < host->blocks.count; b++)
         if (host->blocks.block[b] < 1u << CUDA_MIN_LOG2)
             return walsh_fail(err, WALSH_E_UNSUPPORTED,
