@@ -327,8 +327,9 @@ static void test_specs_refused(void **state)
     refuse_weights("layers.0.mlp.up_projection.weights.spec", "layers.0.mlp.up_projection.weights.spek",
                    WALSH_E_FORMAT,
                    "no metadata decoder.transformer.layers.0.mlp.up_projection.weights.spec in its files");
-    refuse_weights("adapter.up_projection", "adapter.up_projectioN", WALSH_E_FORMAT, "is missing");
-    refuse_weights("pre_mlp_norm.scales", "pre_mlp_norm.scaleZ", WALSH_E_FORMAT,
+    refuse_weights("adapter.up_projection", "adapter.up_projectioN", WALSH_E_NOT_FOUND,
+                   "adapter.up_projection is missing");
+    refuse_weights("pre_mlp_norm.scales", "pre_mlp_norm.scaleZ", WALSH_E_NOT_FOUND,
                    "pre_mlp_norm.scales is missing");
 }
 
