@@ -437,6 +437,8 @@ void options_overview(FILE *to)
                 "Quantize, run and measure language models with rotated low-bit weights.\n\nVerbs:\n");
     for (const struct verb *const *v = verbs; *v; v++) fprintf(to, "  %-10s %s\n", (*v)->name, (*v)->summary);
     fprintf(to, "  %-10s %s\n", "help", "explain a verb and its options");
-    fprintf(to, "\nA MODEL is a Hugging Face directory, or a Hugging Face id that is in the local cache.\n"
+    fprintf(to, "\nA MODEL is a Hugging Face directory, a Hugging Face id that is in the local cache, or "
+                "bookworm-8m, which\n"
+                "ships with walsh.\n"
                 "'walsh help VERB' explains a verb; 'walsh --version' prints the version.\n");
 }

@@ -122,6 +122,20 @@ same kernel "$(value devices.0.kernels.hadamard_f32)" reference
 # --- MODEL as a Hugging Face id, offline
 refuses "'org/name' is neither a directory nor in the Hugging Face cache (WORK/no-cache/hub); walsh does not download" \
     inspect org/name
+# --- and as the name of one that ships with walsh
+mkdir "$work/shipped"
+export WALSH_DATA="$work/shipped"
+refuses "'bookworm-8m' is neither a directory nor in the Hugging Face cache (WORK/no-cache/hub); walsh does not download" \
+    inspect bookworm-8m
+mkdir -p "$work/shipped/models"
+ln -s "$CLI_SOURCE/models/bookworm-8m" "$work/shipped/models/bookworm-8m"
+works inspect bookworm-8m --json
+same architecture "$(value architecture)" LlamaForCausalLM
+unset WALSH_DATA
+works inspect bookworm-8m --json
+refuses "'no-such-model' is neither a directory nor in the Hugging Face cache (WORK/no-cache/hub); walsh does not download" \
+    inspect no-such-model
+
 mkdir -p "$work/cache/hub/models--org--name/refs" "$work/cache/hub/models--org--name/snapshots"
 export HF_HOME="$work/cache"
 refuses "cannot open 'WORK/cache/hub/models--org--name/refs/main': No such file or directory" inspect org/name

@@ -18,6 +18,9 @@ for header in "$source"/include/*.h; do
     cp "$work/one.c" "$work/one.cc"
     "$cxx" -std=c++17 $flags "$work/one.cc" || { echo "FAILED: $name as C++17" && exit 1; }
 done
+# The version that the headers name is the newest in the changelog.
+define() { sed -n "s/^#define WALSH_VERSION_$1 \"\([^\"]*\)\".*/\1/p" "$source/include/walsh_version.h"; }
+[ "$(grep -m 1 '^## ' "$source/CHANGELOG.md")" = "## $(define STRING) ($(define DATE))" ] || { echo "FAILED: CHANGELOG.md begins with another version" && exit 1; }
 # Each declaration stands behind its comment.
 awk '/^WALSH_API/ && last !~ /\*\/$/ { print FILENAME ":" FNR ": no comment: " $0; missing = 1 } { last = $0 } END { exit missing }' \
     "$source"/include/*.h || { echo "FAILED: declarations without a comment" && exit 1; }
