@@ -4,15 +4,16 @@
 #include "text/tokenizer_internal.h"
 #include "text/utf8.h"
 
+#define CACHED_BYTES 64   /* longer pieces hardly repeat */
+#define CACHE_SLOTS 16384 /* at most; a short text has fewer */
 /* Pieces repeat: a direct-mapped table remembers where in this call's output the ids of a piece already
  * stand. */
 struct cached_piece {
     const uint8_t *piece; /* NULL: free */
     uint32_t size, count;
-    size_t first; /* index in ids */
+    size_t first;                /* index in ids */
+    uint8_t bytes[CACHED_BYTES]; /* of a piece that stands nowhere for long, because Metaspace rewrote it */
 };
-#define CACHED_BYTES 64   /* longer pieces hardly repeat */
-#define CACHE_SLOTS 16384 /* at most; a short text has fewer */
 
 /* One call of walsh_tokenizer_encode. */
 struct encoder {
@@ -47,7 +48,7 @@ static enum walsh_status encode_piece(void *argument, const uint8_t *piece, size
                                       struct walsh_error *err)
 {
     struct encoder *e = argument;
-    if (!stable || size > CACHED_BYTES) return run_model(e, piece, size, err);
+    if (size > CACHED_BYTES) return run_model(e, piece, size, err);
     struct cached_piece *c = &e->cache[walsh_text_hash(piece, size) & e->cache_mask];
     if (c->piece && c->size == size && memcmp(c->piece, piece, size) == 0) {
         /* Room first: the source is in the list that grows. */
@@ -56,7 +57,10 @@ static enum walsh_status encode_piece(void *argument, const uint8_t *piece, size
     }
     size_t first = e->ids.size;
     WALSH_TRY(run_model(e, piece, size, err));
-    *c = (struct cached_piece){piece, (uint32_t)size, (uint32_t)(e->ids.size - first), first};
+    c->piece = stable ? piece : memcpy(c->bytes, piece, size);
+    c->size = (uint32_t)size;
+    c->count = (uint32_t)(e->ids.size - first);
+    c->first = first;
     return WALSH_OK;
 }
 

@@ -23,6 +23,15 @@ same_files() { # what a b
     done
     true_that "KL of 2, 3, 4 bits: $kl2, $kl3, $kl4" "$kl2 > 2 * $kl3 && $kl3 > 2 * $kl4 && $kl4 < 0.1"
 
+    # three and four stages: each bit more is closer
+    works quantize "$model" "$work/wide" --bits 5,6,7,8 --samples 2 --sample-tokens 128 --passes 0
+    for bits in 5 6 7 8; do
+        works eval "$work/wide-${bits}bpw" --activations f32 --text "$text" --max-tokens 2000 --reference "$model" --json
+        eval "kl$bits=$(value kl)"
+    done
+    true_that "KL of 4 to 8 bits: $kl4, $kl5, $kl6, $kl7, $kl8" \
+        "$kl4 > 1.5 * $kl5 && $kl5 > 1.5 * $kl6 && $kl6 > 1.5 * $kl7 && $kl7 > 1.5 * $kl8"
+
     # the widest is what a job of its own gives
     works quantize "$model" "$work/four" --bits 4 $quick
     same_files "4 bits alone" "$work/many-4bpw" "$work/four"
