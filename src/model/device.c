@@ -42,6 +42,8 @@ static enum walsh_status upload_weights(struct upload *u, struct walsh_weights *
     struct walsh_weights device;
     WALSH_TRY(u->queue->memory->upload_weights(u->queue, weights, what, &device, u->err));
     keep(u, device.data);
+    keep(u, device.scales);
+    keep(u, device.zeros);
     for (unsigned k = 0; k < device.stages; k++) keep(u, device.stage[k].data);
     *weights = device;
     return WALSH_OK;

@@ -39,9 +39,26 @@ static struct walsh_activations activations(struct check *c, enum walsh_activati
         .cols = cols,
         .stride = stride,
         .data = check_alloc(c, ROWS * stride * walsh_activation_size(type), 0),
-        .scale = check_alloc(c, ROWS * sizeof(float), 0),
-        .sum = check_alloc(c, ROWS * sizeof(int32_t), 0),
+        .scale = check_alloc(c, ROWS * walsh_activation_scales(type, stride) * sizeof(float), 0),
+        .sum = check_alloc(c, ROWS * walsh_activation_sums(type, stride) * sizeof(int32_t), 0),
     };
+}
+
+/* The same in groups of 32; what is beyond the last group's columns is not looked at. */
+static void expect_groups(struct check *c, const struct walsh_activations *a, size_t r, const float *rotated,
+                          int8_t *expected)
+{
+    const size_t n = walsh_round_up(a->cols, WALSH_ACTIVATION_GROUP), scales = n / WALSH_ACTIVATION_GROUP,
+                 sums = n / WALSH_ACTIVATION_SUM;
+    float *x = row(c, n), *scale = check_alloc(c, scales * sizeof *scale, 0);
+    int32_t *sum = check_alloc(c, sums * sizeof *sum, 0);
+    memset(x, 0, n * sizeof *x);
+    memcpy(x, rotated, a->cols * sizeof *x);
+    walsh_quantize_groups_i8_reference(expected, scale, sum, x, n);
+    check_exact_f32(c, "scales of groups", scale, a->scale + r * walsh_activation_scales(a->type, a->stride),
+                    scales);
+    check_exact_bytes(c, "sums of groups", sum, a->sum + r * walsh_activation_sums(a->type, a->stride),
+                      sums * sizeof *sum);
 }
 
 /* The definition: rotated row r, rounded. */
@@ -61,6 +78,7 @@ static void expect_row(struct check *c, const struct walsh_activations *a, size_
         check_exact_f32(c, "scale", &scale, &a->scale[r], 1);
         if (sum != a->sum[r]) check_fail(c, "the sum of row %zu is %d, expected %d", r, a->sum[r], sum);
     }
+    if (a->type == WALSH_ACTIVATION_INT8_GROUPS) expect_groups(c, a, r, rotated, (int8_t *)expected);
     check_exact_bytes(c, "prepared row", expected, data, a->stride * walsh_activation_size(a->type));
 }
 
@@ -69,7 +87,7 @@ static void check_prepare(struct check *c, const struct walsh_queue *q, const st
     size_t size = rotation->size, ldx = size + 7;
     float *x = row(c, (ROWS - 1) * ldx + size), *rotated = row(c, rotation->blocks.padded);
     check_fill_normal(c, x, (ROWS - 1) * ldx + size);
-    for (int type = WALSH_ACTIVATION_F32; type <= WALSH_ACTIVATION_INT8; type++) {
+    for (int type = WALSH_ACTIVATION_F32; type <= WALSH_ACTIVATION_INT8_GROUPS; type++) {
         struct walsh_activations a =
             activations(c, (enum walsh_activation_type)type, rotation->blocks.padded);
         q->ops->prepare(q, &a, x, ldx, rotation);

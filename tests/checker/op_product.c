@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "block_data.h"
 #include "checker.h"
 #include "kernels/product.h"
 #include "product_data.h"
@@ -128,8 +129,29 @@ static void check_lists(struct check *c, const struct check_queues *queues)
     }
 }
 
+/* Block formats by int8 activations in groups: exact, and the same rows in any number. */
+static void check_block_products(struct check *c, const struct check_queues *queues)
+{
+    static const size_t shapes[][2] = {{16, 32}, {17, 33}, {80, 264}, {33, 1056}}, batch[] = {1, 8, 9, 37};
+    for (size_t k = 0; k < BLOCK_INTEGER_KINDS; k++)
+        for (size_t s = 0; s < 4; s++) {
+            const size_t outs = shapes[s][0], rows = batch[(k + s + c->round) % 4], ldy = outs + 3;
+            const struct walsh_weights w = block_weights(c, &block_kinds[k], outs, shapes[s][1]);
+            const struct walsh_activations a = block_activations(c, rows, w.cols);
+            float *y = check_alloc(c, rows * ldy * sizeof *y, 0),
+                  *expected = check_alloc(c, rows * ldy * sizeof *y, 0);
+            const struct walsh_product product = {.weights = &w, .y = y, .ldy = ldy};
+            queues->best[0].ops->product(&queues->best[0], &product, 1, &a, NULL, WALSH_DECODE);
+            queues->reference.kernels->product_block_decode(
+                &(struct walsh_product_part){&w, &a, 0, outs, expected, ldy, queues->reference.scratch[0]});
+            for (size_t i = 0; i < rows; i++)
+                check_exact_f32(c, "y of a block format", expected + i * ldy, y + i * ldy, outs);
+        }
+}
+
 void check_op_product(struct check *c, const struct check_queues *queues)
 {
+    check_block_products(c, queues);
     static const size_t rows[] = {1, 639, 640, 2048};
     check_lists(c, queues);
     /* so many columns that a device's kernel cannot hold eight rows of activations at once */

@@ -128,6 +128,20 @@ static void add(const struct walsh_queue *q, float *x, const float *d, size_t n)
     finish(s);
 }
 
+/* Elements of scale and of sum; none of f32 and bf16. */
+static bool is_int8(const struct walsh_activations *a)
+{
+    return a->type == WALSH_ACTIVATION_INT8 || a->type == WALSH_ACTIVATION_INT8_GROUPS;
+}
+static size_t scales_of(const struct walsh_activations *a)
+{
+    return is_int8(a) ? a->rows * walsh_activation_scales(a->type, a->stride) : 0;
+}
+static size_t sums_of(const struct walsh_activations *a)
+{
+    return is_int8(a) ? a->rows * walsh_activation_sums(a->type, a->stride) : 0;
+}
+
 static void prepare(const struct walsh_queue *q, struct walsh_activations *a, const float *x, size_t ldx,
                     const struct walsh_rotation *rotation)
 {
@@ -135,11 +149,11 @@ static void prepare(const struct walsh_queue *q, struct walsh_activations *a, co
     struct walsh_rotation r;
     struct walsh_error err;
     struct walsh_activations da = *a;
-    const bool scaled = a->type == WALSH_ACTIVATION_INT8;
     must(s->device.memory->upload_rotation(&s->device, rotation, "a rotation", &r, &err), &err);
     da.data = out(s, a->data, a->rows * a->stride * walsh_activation_size(a->type));
-    da.scale = scaled ? out(s, a->scale, a->rows * 4) : NULL;
-    da.sum = scaled ? out(s, a->sum, a->rows * 4) : NULL;
+    const size_t scales = scales_of(a), sums = sums_of(a);
+    da.scale = scales > 0 ? out(s, a->scale, scales * 4) : NULL;
+    da.sum = sums > 0 ? out(s, a->sum, sums * 4) : NULL;
     s->device.ops->prepare(&s->device, &da, in(s, x, span(a->rows, ldx, rotation->size, 4)), ldx, &r);
     finish(s);
     s->device.memory->free(&s->device, (void *)(uintptr_t)r.signs);
@@ -189,8 +203,9 @@ static void product(const struct walsh_queue *q, const struct walsh_product *lis
     struct walsh_error err;
     struct walsh_activations da = *a;
     da.data = stage(s, a->data, a->rows * a->stride * walsh_activation_size(a->type), false, true);
-    da.scale = a->type == WALSH_ACTIVATION_INT8 ? stage(s, a->scale, a->rows * 4, false, true) : NULL;
-    da.sum = a->type == WALSH_ACTIVATION_INT8 ? stage(s, a->sum, a->rows * 4, false, true) : NULL;
+    const size_t scales = scales_of(a), sums = sums_of(a);
+    da.scale = scales > 0 ? stage(s, a->scale, scales * 4, false, true) : NULL;
+    da.sum = sums > 0 ? stage(s, a->sum, sums * 4, false, true) : NULL;
     l.ups = 0;
     if (low_rank) stage_downs(s, &l, low_rank, a->rows, role);
     if (count > MOST_PRODUCTS) stop("too many products");

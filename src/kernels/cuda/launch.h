@@ -158,6 +158,28 @@ void cuda_product_e8p_tile(cudaStream_t stream, const struct cuda_e8p *w, const 
 void cuda_product_e8p_f32(cudaStream_t stream, const struct cuda_e8p *w, const float *x, size_t stride,
                           size_t rows, float *y, size_t ldy);
 
+/* --- blocks.cu: formats/blocks.h --- */
+
+enum cuda_code { CUDA_CODE_E2M1, CUDA_CODE_U4, CUDA_CODE_U8 };
+enum cuda_scale_type { CUDA_SCALE_E8M0, CUDA_SCALE_E4M3, CUDA_SCALE_BF16, CUDA_SCALE_F32 };
+/* A matrix as it lies in host memory; zeros NULL: 8 of U4, 128 of U8. */
+struct cuda_blocks {
+    uint32_t outs, cols, group, groups; /* group 0: all columns */
+    enum cuda_code code;
+    enum cuda_scale_type scale;
+    const uint32_t *data;
+    const void *scales;
+    const uint8_t *zeros;
+    float tensor_scale;
+};
+/* q [rows][stride] = int8 of the first cols of x, zero beyond, in groups of 32: scale [rows][stride / 32],
+ * sum [rows][stride / 16]. */
+void cuda_round_groups(cudaStream_t stream, const float *x, size_t ldx, size_t cols, size_t rows, int8_t *q,
+                       size_t stride, float *scale, int32_t *sum);
+/* kernels.def, product_block_decode, of any number of rows. */
+void cuda_product_blocks(cudaStream_t stream, const struct cuda_blocks *w, const int8_t *q, size_t stride,
+                         const float *scale, const int32_t *sum, size_t rows, float *y, size_t ldy);
+
 /* --- low_rank.cu: formats/low_rank.h --- */
 
 /* h [rows][rank up to a multiple of 8] = A x. */

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "formats/blocks.h"
 #include "formats/e8p_planes.h"
 #include "kernels/cuda/backend.h"
 
@@ -147,6 +148,8 @@ static void figures(const struct walsh_queue *q, size_t *available, size_t *tota
 static void free_weights(const struct walsh_queue *q, struct walsh_weights *w)
 {
     device_free(q, (void *)(uintptr_t)w->data);
+    device_free(q, (void *)(uintptr_t)w->scales);
+    device_free(q, (void *)(uintptr_t)w->zeros);
     for (unsigned k = 0; k < w->stages; k++) device_free(q, (void *)(uintptr_t)w->stage[k].data);
     memset(w, 0, sizeof *w);
 }
@@ -176,11 +179,37 @@ static enum walsh_status upload_stage(const struct walsh_queue *q, const struct 
     return status;
 }
 
+static enum walsh_status upload_part(const struct walsh_queue *q, const void *host, size_t bytes,
+                                     const char *what, const void **out, struct walsh_error *err)
+{
+    void *data;
+    WALSH_TRY(device_alloc(q, bytes, what, &data, err));
+    *out = data;
+    return upload(q, data, host, bytes, err);
+}
+
+/* As they lie in host memory. */
+static enum walsh_status upload_blocks(const struct walsh_queue *q, const struct walsh_weights *host,
+                                       const char *what, struct walsh_weights *out, struct walsh_error *err)
+{
+    const size_t count = walsh_block_scale_count(host);
+    const void *zeros = NULL;
+    WALSH_TRY(
+        upload_part(q, host->data, walsh_block_data_words(host) * sizeof(uint32_t), what, &out->data, err));
+    WALSH_TRY(
+        upload_part(q, host->scales, count * walsh_scale_bytes(host->block.scale), what, &out->scales, err));
+    if (!host->zeros) return WALSH_OK;
+    const enum walsh_status status = upload_part(q, host->zeros, count, what, &zeros, err);
+    out->zeros = zeros;
+    return status;
+}
+
 static enum walsh_status upload_weights(const struct walsh_queue *q, const struct walsh_weights *host,
                                         const char *what, struct walsh_weights *out, struct walsh_error *err)
 {
     *out = *host;
-    out->data = NULL;
+    out->data = out->scales = NULL;
+    out->zeros = NULL;
     for (unsigned k = 0; k < WALSH_MAX_STAGES; k++) out->stage[k].data = NULL;
     enum walsh_status status = WALSH_OK;
     if (host->format == WALSH_FORMAT_E8P) {
@@ -188,10 +217,10 @@ static enum walsh_status upload_weights(const struct walsh_queue *q, const struc
             status = upload_stage(q, host, k, what, &out->stage[k].data, err);
     } else if (host->format < WALSH_FORMAT_E8P) {
         const size_t bytes = (size_t)host->rows * host->cols * (host->format == WALSH_FORMAT_F32 ? 4 : 2);
-        void *data;
-        status = device_alloc(q, bytes, what, &data, err);
-        out->data = data;
-        if (status == WALSH_OK) status = upload(q, data, host->data, bytes, err);
+        status = upload_part(q, host->data, bytes, what, &out->data, err);
+    } else if (host->block.code == WALSH_CODE_E2M1 || host->block.code == WALSH_CODE_U4 ||
+               host->block.code == WALSH_CODE_U8) {
+        status = upload_blocks(q, host, what, out, err);
     } else {
         return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: weights of format %s have no kernels on CUDA", what,
                           walsh_format_name(host->format));

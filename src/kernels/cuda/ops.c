@@ -2,6 +2,7 @@
 #include <stddef.h>
 
 #include "base/memory.h"
+#include "formats/blocks.h"
 #include "kernels/cuda/backend.h"
 
 _Static_assert(sizeof(struct walsh_kv_view) == sizeof(struct cuda_kv_view) &&
@@ -78,12 +79,37 @@ static struct cuda_rotation rotation_of(const struct walsh_rotation *r)
     return out;
 }
 
+/* By groups; rotated in the scratch, as many rows at a time as it holds. */
+static void prepare_groups(struct cuda_device *d, struct walsh_activations *a, const float *x, size_t ldx,
+                           const struct walsh_rotation *rotation)
+{
+    const size_t groups = a->stride / WALSH_ACTIVATION_GROUP, sums = a->stride / WALSH_ACTIVATION_SUM;
+    const bool rotates = rotation->kind != WALSH_ROTATION_NONE;
+    const size_t most = rotates ? CUDA_SCRATCH_BYTES / (a->stride * sizeof(float)) : a->rows;
+    for (size_t at = 0, n; at < a->rows; at += n) {
+        n = walsh_min(a->rows - at, most);
+        const float *from = x + at * ldx;
+        size_t ld = ldx;
+        if (rotates) {
+            const struct cuda_rotation r = rotation_of(rotation);
+            cuda_rotate_forward(d->stream, &r, CUDA_TYPE_F32, from, ldx, n, CUDA_TYPE_F32, d->scratch,
+                                a->stride, NULL, NULL);
+            from = d->scratch;
+            ld = a->stride;
+        }
+        cuda_round_groups(d->stream, from, ld, a->cols, n, (int8_t *)a->data + at * a->stride, a->stride,
+                          a->scale + at * groups, a->sum + at * sums);
+    }
+}
+
 static void prepare(const struct walsh_queue *q, struct walsh_activations *a, const float *x, size_t ldx,
                     const struct walsh_rotation *rotation)
 {
     struct cuda_device *d = enter(q);
     const enum cuda_type type = type_of_activation(a->type);
-    if (rotation->kind == WALSH_ROTATION_NONE) {
+    if (a->type == WALSH_ACTIVATION_INT8_GROUPS) {
+        prepare_groups(d, a, x, ldx, rotation);
+    } else if (rotation->kind == WALSH_ROTATION_NONE) {
         cuda_round_rows(d->stream, x, ldx, a->cols, a->rows, type, a->data, a->stride, a->scale, a->sum);
     } else {
         const struct cuda_rotation r = rotation_of(rotation);
@@ -121,6 +147,32 @@ static void products_int8(struct cuda_device *d, const struct walsh_product *lis
         cuda_product_e8p_decode(d->stream, some, n, a->data, a->stride, a->scale, a->sum, a->rows,
                                 d->processors);
     }
+}
+
+static void product_blocks(struct cuda_device *d, const struct walsh_product *p,
+                           const struct walsh_activations *a)
+{
+    const struct walsh_weights *w = p->weights;
+    if (a->type != WALSH_ACTIVATION_INT8_GROUPS) {
+        cuda_refuse(d, "product", "block formats have kernels for int8 activations only");
+        return;
+    }
+    const struct cuda_blocks blocks = {.outs = w->rows,
+                                       .cols = w->cols,
+                                       .group = w->block.group,
+                                       .groups = (uint32_t)walsh_block_groups(w),
+                                       .code = w->block.code == WALSH_CODE_E2M1 ? CUDA_CODE_E2M1
+                                               : w->block.code == WALSH_CODE_U4 ? CUDA_CODE_U4
+                                                                                : CUDA_CODE_U8,
+                                       .scale = w->block.scale == WALSH_SCALE_E8M0   ? CUDA_SCALE_E8M0
+                                                : w->block.scale == WALSH_SCALE_E4M3 ? CUDA_SCALE_E4M3
+                                                : w->block.scale == WALSH_SCALE_BF16 ? CUDA_SCALE_BF16
+                                                                                     : CUDA_SCALE_F32,
+                                       .data = w->data,
+                                       .scales = w->scales,
+                                       .zeros = w->zeros,
+                                       .tensor_scale = w->tensor_scale};
+    cuda_product_blocks(d->stream, &blocks, a->data, a->stride, a->scale, a->sum, a->rows, p->y, p->ldy);
 }
 
 static bool tensor_product(const struct walsh_weights *w, const struct walsh_activations *a)
@@ -165,7 +217,9 @@ static void product(const struct walsh_queue *q, const struct walsh_product *lis
         }
         if (int8 > 0) products_int8(d, p - int8, int8, a);
         int8 = 0;
-        if (w->format == WALSH_FORMAT_E8P) {
+        if (walsh_format_is_block(w->format)) {
+            product_blocks(d, p, a);
+        } else if (w->format == WALSH_FORMAT_E8P) {
             const struct cuda_e8p e8p = cuda_e8p_of(d, w);
             cuda_product_e8p_f32(d->stream, &e8p, a->data, a->stride, a->rows, p->y, p->ldy);
         } else if (tensor_product(w, a)) {
@@ -320,6 +374,7 @@ static bool fits(const struct walsh_queue *q, const struct walsh_fused_layer *l)
     (void)q;
     struct cuda_prepared in[4];
     for (int i = 0; i < 4; i++) {
+        if (l->in[i].type == WALSH_ACTIVATION_INT8_GROUPS) return false;
         const struct walsh_activations a = {.type = l->in[i].type};
         in[i] = prepared_of(&a, l->in[i].rotation);
     }
