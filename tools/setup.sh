@@ -1,5 +1,5 @@
 #!/bin/sh
-# Install the packages that walsh needs and that are missing. Usage: tools/setup.sh [build|test|ci|deb]
+# Install the packages that walsh needs and that are missing. Usage: tools/setup.sh [build|test|ci|deb|aarch64]
 # On Debian and its children: apt-get, with sudo only where the user is not root; no call at all where nothing is missing.
 # Elsewhere: say what is needed, and go on where it is there.
 set -eu
@@ -31,6 +31,10 @@ clang-format|clang-format|the format check
 g++|g++|the headers as C++
 mandoc|mandoc|the lint of the manual pages
 '
+aarch64_packages='
+gcc-aarch64-linux-gnu|aarch64-linux-gnu-gcc|the compiler for aarch64
+qemu-user|qemu-aarch64|runs programs for aarch64
+'
 deb_packages='
 dpkg-dev|dpkg-shlibdeps|what packages depend on
 lintian|lintian|the check of packages
@@ -42,8 +46,9 @@ build) ;;
 test) packages=$packages$test_packages ;;
 ci) packages=$packages$test_packages$ci_packages$deb_packages ;;
 deb) packages=$packages$deb_packages ;;
+aarch64) packages=$aarch64_packages ;;
 *)
-    echo "usage: tools/setup.sh [build|test|ci|deb]" >&2
+    echo "usage: tools/setup.sh [build|test|ci|deb|aarch64]" >&2
     exit 2
     ;;
 esac

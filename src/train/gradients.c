@@ -221,7 +221,8 @@ static void route_row(const struct route *t, float *dlogits, const float *dweigh
             dlogits[index[j]] = (float)((double)weight[j] * ((double)dweight[j] - mean));
         return;
     }
-    float largest = -INFINITY; /* in f32, as the logits are: gcc 12 for aarch64 breaks on a wider maximum here */
+    float largest =
+        -INFINITY; /* in f32, as the logits are: gcc 12 for aarch64 breaks on a wider maximum here */
     double sum = 0;
     for (uint32_t e = 0; e < t->experts; e++) largest = fmaxf(largest, logits[e]);
     const double top = (double)largest;
