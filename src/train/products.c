@@ -67,9 +67,9 @@ static bool can_fuse(const struct walsh_kernels *k, const struct walsh_weights *
     return has_panels(k, w, type) || scratch_columns(w, type) > 0;
 }
 
-/* Measured by `walsh bench --experts` (docs/performance.md): panels of MXFP4 cost what packing a dense matrix
- * costs, so that fused wins at any number of rows. Elsewhere a piece's decoding is hidden behind few pieces
- * of rows only: a weight that meets many rows is cut into several, and each would decode it again. */
+/* Measured by bench/experts.c (docs/performance.md): panels of MXFP4 cost what packing a dense matrix costs,
+ * so that fused wins at any number of rows. Elsewhere a weight that meets many rows is cut into several
+ * pieces of rows, each of which would decode it again; where that begins to lose was not measured. */
 #define FUSED_ROWS 512
 bool walsh_products_fused(const struct walsh_queue *queue, enum walsh_activation_type compute,
                           const struct walsh_weights *w, size_t rows)
