@@ -172,12 +172,23 @@ static struct walsh_candidate take_first(struct walsh_candidate *heap, size_t *n
 #define BUCKETS_PER_E 8.0 /* what lies further down than 32 is in the last one */
 #define BLOCK 256
 
-/* e^x for x <= 0, within 4e-7 for what counts; x below -87 counts as -87. Plain operations without a branch,
- * so that the compiler takes several at a time: 2^(k + f) with k rounded, and the series of 2^f for |f| <=
- * 1/2. */
-static float decay(float x)
+/* The smaller one of two numbers that are not negative. As integers, because a compiler that has to think of
+ * floating-point exceptions does not take several at a time. */
+static float smaller(float a, float b)
 {
-    const float t = (x < -87 ? -87 : x) * 1.44269504f;
+    int32_t x, y;
+    memcpy(&x, &a, sizeof x);
+    memcpy(&y, &b, sizeof y);
+    const int32_t bits = x < y ? x : y;
+    memcpy(&a, &bits, sizeof a);
+    return a;
+}
+
+/* e^-depth within 4e-7 for what counts; beyond 87 it stays what it is there. 2^(k + f) with k rounded, and
+ * the series of 2^f for |f| <= 1/2. */
+static float decay(float depth)
+{
+    const float t = smaller(depth, 87) * -1.44269504f;
     const float k = (t + 12582912.0f) - 12582912.0f, f = t - k;
     const float series =
         1 + f * (0.693147181f +
@@ -204,10 +215,9 @@ static void fill_histogram(const struct walsh_sampler *s, float best, struct his
         float mass[BLOCK];
         int32_t bucket[BLOCK];
         for (uint32_t i = 0; i < n; i++) {
-            const float x = (s->logits[begin + i] - best) * per_temperature,
-                        below = x * (float)-BUCKETS_PER_E;
-            bucket[i] = (int32_t)(below < BUCKETS - 1 ? below : BUCKETS - 1);
-            mass[i] = decay(x);
+            const float depth = (best - s->logits[begin + i]) * per_temperature;
+            bucket[i] = (int32_t)smaller(depth * (float)BUCKETS_PER_E, BUCKETS - 1);
+            mass[i] = decay(depth);
         }
         for (uint32_t i = 0; i < n; i++) {
             h->mass[bucket[i]] += (double)mass[i];
