@@ -55,13 +55,14 @@ static enum walsh_status write_config(const char *directory, const struct walsh_
         json_decref(parameters);
         parameters = NULL;
     }
-    json_t *config =
-        json_pack("{s:s, s:s, s:s, s:s, s:I, s:f, s:f, s:s, s:b, s:b, s:b, s:b, s:b, s:n, s:o, s:o?}",
-                  "peft_type", "LORA", "task_type", "CAUSAL_LM", "base_model_name_or_path", base ? base : "",
-                  "peft_version", PEFT_VERSION, "r", (json_int_t)p->modules[0].rank, "lora_alpha",
-                  job->parameters.alpha, "lora_dropout", 0.0, "bias", "none", "use_rslora", 0, "use_dora", 0,
-                  "fan_in_fan_out", 0, "inference_mode", 1, "init_lora_weights", 1, "modules_to_save",
-                  "target_modules", modules, "target_parameters", parameters);
+    json_t *base_name = json_string(base ? base : "");
+    if (!base_name) base_name = json_string(""); /* a path that is not UTF-8 */
+    json_t *config = json_pack(
+        "{s:s, s:s, s:o, s:s, s:I, s:f, s:f, s:s, s:b, s:b, s:b, s:b, s:b, s:n, s:o, s:o?}", "peft_type",
+        "LORA", "task_type", "CAUSAL_LM", "base_model_name_or_path", base_name, "peft_version", PEFT_VERSION,
+        "r", (json_int_t)p->modules[0].rank, "lora_alpha", job->parameters.alpha, "lora_dropout", 0.0, "bias",
+        "none", "use_rslora", 0, "use_dora", 0, "fan_in_fan_out", 0, "inference_mode", 1, "init_lora_weights",
+        1, "modules_to_save", "target_modules", modules, "target_parameters", parameters);
     if (!listed || !config) {
         json_decref(config);
         return walsh_fail(err, WALSH_E_MEMORY, "no memory for adapter_config.json");
