@@ -19,7 +19,7 @@
 
 /* A linear that an adapter may update: W [out][in]. */
 struct walsh_peft_linear {
-    const char *name; /* module path: "model.layers.0.mlp.experts.3.up_proj" */
+    const char *name;  /* module path: "model.layers.0.mlp.experts.3.up_proj" */
     const char *alias; /* what another version of Hugging Face's library calls it, or NULL */
     uint32_t in, out;
     /* That an adapter of all linears has no tensors for it says nothing: PEFT leaves out the head, and a

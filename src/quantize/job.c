@@ -726,7 +726,8 @@ static enum walsh_status run(struct job *job, const char *source, const char *co
     WALSH_TRY(walsh_graph_open(source, &load, job->queue, &job->graph, err));
     if (job->graph->config.architecture == WALSH_ARCH_LALAMO)
         return walsh_fail(err, WALSH_E_UNSUPPORTED,
-                          "%s: a checkpoint of lalamo is not quantized; take the original checkpoint", source);
+                          "%s: a checkpoint of lalamo is not quantized; take the original checkpoint",
+                          source);
     uint32_t most = job->graph->config.max_positions;
     uint32_t tokens = o->sample_tokens ? o->sample_tokens : most < 1024 ? most : 1024;
     if (tokens < 2 || tokens > most)
