@@ -71,6 +71,24 @@ same "losses of a resumed job" "$(cut -d, -f1-5 "$work/whole/log.csv")" "$(cut -
 misuse "WORK/killed/checkpoint-12/training_state.safetensors: it was begun with rank 16, now it is rank 8: --resume goes on with \
 the same job only" $job --output "$work/killed" --resume --rank 8
 
+# --- checkpointed layers: the same bytes in less memory
+works $job --output "$work/plain" --json
+plain=$(value memory_bytes)
+works $job --output "$work/layers" --checkpoint-layers --json
+true_that "checkpointed layers take less memory" "$(value memory_bytes) < 0.9 * $plain"
+cmp -s "$work/whole/adapter_model.safetensors" "$work/layers/adapter_model.safetensors" ||
+    fails "checkpointed layers change the adapter"
+
+# --- a rate that ruins the model: stopped early, and the best adapter is what stays
+works finetune "$model" --data "$work/play.txt" --output "$work/early" --steps 60 --lr 0.03 --schedule constant $quick \
+    --activations f32 --eval "$work/play.txt" --eval-every 2 --patience 2 --json --quiet
+same "stopped early" "$(value stopped_early)" true
+true_that "steps that were left out" "$(value steps) < 60 && $(value steps) >= 6"
+best=$(value best_eval_loss)
+true_that "the last one is worse" "$(value eval_loss) > $best + 0.05"
+works eval "$model" --text "$work/play.txt" -c 64 --adapter "$work/early" --activations f32 --json
+true_that "the best adapter stays" "($best - $(value nll))^2 < 0.01^2"
+
 # --- what data may look like
 cat >"$work/d.jsonl" <<'EOF'
 {"text": "It was late in the evening when the coach came to the door."}
