@@ -351,7 +351,7 @@ static void take_event(struct engine *e, const struct walsh_batch_event *event, 
     const bool ended = stopped || event->finish != WALSH_FINISH_NONE;
     if (good && ended) good = sequence_finish(s, event->finish == WALSH_FINISH_LENGTH ? "length" : "stop");
     if (good) good = sequence_send(s);
-    const bool stalled = job->out.size - job->taken > job->stall_bytes;
+    const bool stalled = !job->stalled && job->out.size - job->taken > job->stall_bytes; /* told once */
     if (good && job->out.size > job->taken) job_wake(job); /* of what is no stream the end alone is news */
     job->stalled |= stalled;
     pthread_mutex_unlock(&job->lock);

@@ -603,7 +603,8 @@ def who_does_not_read_is_dropped():
     data = json.dumps({**BASE, "max_tokens": 900, "n": 24, "logprobs": 20, "ignore_eos": True, "stream": True}).encode()
     c.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
               b"Content-Length: %d\r\n\r\n" % len(data) + data)
-    wait_for("the end of a stream that nobody reads", lambda: dropped() == before + 1)
+    wait_for("the end of a stream that nobody reads", lambda: dropped() > before)
+    assert server.metric("stalled_total") <= 1, "one request stalls once"
     wait_for("no sequence left", lambda: server.metric("sequences_decoding") + server.metric("sequences_waiting") == 0)
     c.close()
 

@@ -129,7 +129,7 @@ config method 's/"use_cache": true/"quantization_config": {"quant_method": "gptq
 config version 's/"use_cache": true/"quantization_config": {"quant_method": "walsh", "version": 99}/' \
     'version 99 of quantization method "walsh" is not supported; known: 1'
 config codebook 's/"use_cache": true/"quantization_config": {"quant_method": "glq", "codebook": "trellis"}/' \
-    'GLQ codebook "trellis" is not supported; known: e8p'
+    'GLQ codebook "trellis" is not supported; known: e8p, e8_shell'
 config walsh-codebook 's/"use_cache": true/"quantization_config": {"quant_method": "walsh", "version": 1, "codebook": "trellis"}/' \
     'codebook "trellis" of quantization method "walsh" is not supported; known: e8p, mxfp4, nvfp4, mxfp8, fp8, int8, int4'
 config key-twice 's/"use_cache": true/"use_cache": true, "use_cache": true/' \
