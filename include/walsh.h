@@ -248,8 +248,7 @@ WALSH_API enum walsh_status walsh_chat_encode(const struct walsh_model *model, c
                                               int32_t **ids, size_t *count, char **text, size_t *size,
                                               struct walsh_error *err);
 
-/* ------------------------------------------------------------------------------------------------ grammars
- */
+/* ----------------------------------------------------------------------------------------------- grammars */
 
 /* What an answer may look like: JSON, free or under a schema, as a mask over the tokens of each step. A
  * grammar is immutable and may be used by any number of samplers of its model, which outlives it. What of
@@ -273,8 +272,7 @@ WALSH_API enum walsh_status walsh_grammar_set_thought(struct walsh_grammar *gram
 /* Samplers and requests that use the grammar keep it. */
 WALSH_API void walsh_grammar_close(struct walsh_grammar **grammar);
 
-/* ------------------------------------------------------------------------------------------------ adapters
- */
+/* ----------------------------------------------------------------------------------------------- adapters */
 
 /* A LoRA adapter: low-rank updates y += scale * B (A x) of some of a model's linears. Immutable; any number
  * of sessions of its model may use it, alone or with others, and the sessions of one step may use different
@@ -330,8 +328,7 @@ struct walsh_adapter_use {
     float scale;
 };
 
-/* ------------------------------------------------------------------------------------------------ sessions
- */
+/* ----------------------------------------------------------------------------------------------- sessions */
 
 enum walsh_kv {
     WALSH_KV_CACHE_AUTO = 0, /* f32 where activations are F32, else f16 */
@@ -476,8 +473,7 @@ WALSH_API const float *walsh_session_logits(const struct walsh_session *session)
 WALSH_API enum walsh_status walsh_session_prompt_logits(struct walsh_session *session, const int32_t *ids,
                                                         size_t count, float *out, struct walsh_error *err);
 
-/* ------------------------------------------------------------------------------------------------ sampling
- */
+/* ----------------------------------------------------------------------------------------------- sampling */
 
 struct walsh_sampler_options {
     size_t struct_size;
@@ -663,8 +659,7 @@ struct walsh_batch_metrics {
 /* Fills *metrics as far as its struct_size goes, which the caller sets. */
 WALSH_API void walsh_batch_get_metrics(const struct walsh_batch *batch, struct walsh_batch_metrics *metrics);
 
-/* ------------------------------------------------------------------------------------------------ evaluation
- */
+/* --------------------------------------------------------------------------------------------- evaluation */
 
 struct walsh_eval_options {
     size_t struct_size;
@@ -701,8 +696,7 @@ WALSH_API enum walsh_status walsh_eval_ids(const struct walsh_model *model, cons
                                            const struct walsh_eval_options *options,
                                            struct walsh_eval_result *result, struct walsh_error *err);
 
-/* ------------------------------------------------------------------------------------------------ quantize
- */
+/* ----------------------------------------------------------------------------------------------- quantize */
 
 /* An option that another format has is WALSH_E_ARGUMENT. */
 struct walsh_quantize_options {
@@ -770,8 +764,7 @@ WALSH_API enum walsh_status walsh_quantize(struct walsh_context *context, const 
 /* Frees what a report points to, not the report. */
 WALSH_API void walsh_quantize_report_free(struct walsh_quantize_report *report);
 
-/* ------------------------------------------------------------------------------------------------ finetune
- */
+/* ----------------------------------------------------------------------------------------------- finetune */
 
 enum walsh_finetune_schedule { WALSH_FINETUNE_COSINE = 0, WALSH_FINETUNE_LINEAR, WALSH_FINETUNE_CONSTANT };
 /* One finished step. */

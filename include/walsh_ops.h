@@ -12,8 +12,8 @@
  * one common stride, data that is not aligned to its element, sizes that do not fit into memory:
  * WALSH_E_ARGUMENT with the call, the argument, what was found and what was expected; never a hidden copy.
  * FLOAT below: WALSH_ELEMENT_F32, _F16 or _BF16, each argument as it likes. All arithmetic is that of f32;
- * what is stored as F16 or BF16 is rounded to nearest even, F16 saturated at
- * +-65504. Inputs and outputs do not overlap unless a comment says that they may be the same view.
+ * what is stored as F16 or BF16 is rounded to nearest even, F16 saturated at +-65504. Inputs and outputs do
+ * not overlap unless a comment says that they may be the same view.
  *
  * Queues. A call runs on a queue: the pool of its context. Any number of threads may call on one queue, or on
  * several of one context; they take turns. Calls on the models of that context do not take part in that: do
@@ -102,15 +102,16 @@ WALSH_API enum walsh_status walsh_ops_queue_open(struct walsh_context *context,
 /* No call runs on it any more; handles that were opened with it stay. */
 WALSH_API void walsh_ops_queue_close(struct walsh_ops_queue **queue);
 
-/* ------------------------------------------------------------------------------------------------ rotations
- */
+/* ---------------------------------------------------------------------------------------------- rotations */
 
 /* The randomized Hadamard transform of vectors of `size` elements (Ailon and Chazelle 2009; in quantization
- * Chee et al. 2023, "QuIP"; Tseng et al. 2024, "QuIP#"): forward(x) = H (s * pad(x))       inverse(y) =
- * crop(s * (H y))        elementwise products with the signs s H: orthonormal Walsh-Hadamard matrices in
- * Sylvester's order, one per block. The blocks of a dimension are the powers of two of its binary expansion,
- * largest first, padded to a multiple of min_block. With signs of +-1 the two undo each other; signs may also
- * carry a scale, as SU and SV of checkpoints do. Immutable; any threads may share one. */
+ * Chee et al. 2023, "QuIP"; Tseng et al. 2024, "QuIP#"):
+ *   forward(x) = H (s * pad(x))
+ *   inverse(y) = crop(s * (H y))
+ * with elementwise products by the signs s, and H orthonormal Walsh-Hadamard matrices in Sylvester's order, one
+ * per block. The blocks of a dimension are the powers of two of its binary expansion, largest first, padded to a
+ * multiple of min_block. With signs of +-1 the two undo each other; signs may also carry a scale, as SU and SV
+ * of checkpoints do. Immutable; any threads may share one. */
 struct walsh_ops_rotation;
 struct walsh_ops_rotation_options {
     size_t struct_size;
@@ -183,8 +184,7 @@ WALSH_API enum walsh_status walsh_ops_fold_columns(struct walsh_ops_queue *queue
                                                    const struct walsh_view *b,
                                                    const struct walsh_view *folded, struct walsh_error *err);
 
-/* ------------------------------------------------------------------------------------------------ E8P codes
- */
+/* ---------------------------------------------------------------------------------------------- E8P codes */
 
 /* A matrix in the codes of QuIP# (Tseng et al. 2024), 8 weights to a code, in one or more stages:
  *   W^[rows][cols] = sum over stages k of scale[k] * decode(codes[k])
@@ -313,8 +313,7 @@ WALSH_API enum walsh_status walsh_ops_linear_apply(struct walsh_ops_queue *queue
                                                    const struct walsh_ops_call *call,
                                                    struct walsh_error *err);
 
-/* ------------------------------------------------------------------------------------------------ attention
- */
+/* ---------------------------------------------------------------------------------------------- attention */
 
 /* How packed keys and values are coded: rotated, rounded to the optimal scalar quantizer of a coordinate of a
  * random unit vector, with one f16 norm each (Zandieh et al. 2025, "TurboQuant"; docs/kv-cache.md). */

@@ -4,17 +4,20 @@
  * Of a linear MODULE with weight [out][in], by what is there:
  *   compressed-tensors  weight_packed U8 [out][in/2] and weight_scale: U8 or F8_E8M0 [out][in/32] (MXFP4), or
  *                       F8_E4M3 [out][in/16] with weight_global_scale F32 [1] = 1 / tensor_scale (NVFP4);
- *                       weight_packed I32 [out][in * bits / 32] with weight_scale [out][in/group] (int4,
- * int8; U4 and U8 codes), weight_shape and, of asymmetric ones, weight_zero_point I32 [out * bits /
- * 32][in/group]; weight I8 [out][in] with weight_scale and maybe weight_zero_point I8 (int8); weight F8_E4M3
- * or F8_E5M2 with weight_scale [out][1], [out], [1] or [] (FP8), or U8 or F8_E8M0 [out][in/32] (MXFP8)
- *   ModelOpt            weight U8 [out][in/2] with weight_scale F8_E4M3 and weight_scale_2 F32 [] =
- * tensor_scale (NVFP4), weight F8_E4M3 with weight_scale [] (FP8) DeepSeek            weight I8 [out][in/2]
- * with scale F8_E8M0 [out][in/32] (V4's experts), weight F8_E4M3 with scale F8_E8M0 or weight_scale_inv F32
- * or BF16 [out/128][in/128] gpt-oss             a stack of matrices, MODULE_blocks U8
- * [stack][rows][in/32][16] and MODULE_scales U8 [stack][rows][in/32] Static scales of activations
- * (input_scale, input_global_scale) are of no use here and passed over. A scale of one element holds for
- * every row. */
+ *                       weight_packed I32 [out][in * bits / 32] with weight_scale [out][in/group] (int4, int8; U4
+ *                       and U8 codes), weight_shape and, of asymmetric ones, weight_zero_point I32
+ *                       [out * bits / 32][in/group];
+ *                       weight I8 [out][in] with weight_scale and maybe weight_zero_point I8 (int8);
+ *                       weight F8_E4M3 or F8_E5M2 with weight_scale [out][1], [out], [1] or [] (FP8), or U8 or
+ *                       F8_E8M0 [out][in/32] (MXFP8)
+ *   ModelOpt            weight U8 [out][in/2] with weight_scale F8_E4M3 and weight_scale_2 F32 [] = tensor_scale
+ *                       (NVFP4), weight F8_E4M3 with weight_scale [] (FP8)
+ *   DeepSeek            weight I8 [out][in/2] with scale F8_E8M0 [out][in/32] (V4's experts), weight F8_E4M3 with
+ *                       scale F8_E8M0 or weight_scale_inv F32 or BF16 [out/128][in/128]
+ *   gpt-oss             a stack of matrices, MODULE_blocks U8 [stack][rows][in/32][16] and MODULE_scales U8
+ *                       [stack][rows][in/32]
+ * Static scales of activations (input_scale, input_global_scale) are of no use here and passed over. A scale of
+ * one element holds for every row. */
 #ifndef WALSH_CHECKPOINT_BLOCKS_H
 #define WALSH_CHECKPOINT_BLOCKS_H
 

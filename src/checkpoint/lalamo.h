@@ -4,14 +4,17 @@
  *
  * Specs, of a matrix MODULE with `rows` outputs by `cols` inputs:
  *   FullPrecisionSpec  MODULE.weights [rows][cols]
- *   IntSpec            bits 4 or 8, group_size: MODULE.weights U8 [rows][cols * bits / 8], of 4 bits the low
- * half first; MODULE.scales, and where it is not symmetric MODULE.zero_points U8, packed like the weights:
- * [rows][groups] (before 0.17, and of embeddings), or [groups][rows up to a multiple of 4] (since). w = (q -
- * z) * s, z = 2^(bits - 1) where it is symmetric HybridSpec         quantization_spec, one of those two, at
- * MODULE.quantized; adapter_spec null or LowRankSpec{rank}, at MODULE.adapter: down_projection [rank][cols],
- * up_projection [rows][rank]; incoherence_block_size b, incoherence_signs.input_signs, output_signs I32 of 1
- * and -1: y = D_out H_b (W H_b D_in x + up (down x)), H_b orthonormal Hadamard blocks of b on the diagonal An
- * embedding has the layout input_output and is stored [vocabulary][hidden]; its output is a row. */
+ *   IntSpec            bits 4 or 8, group_size: MODULE.weights U8 [rows][cols * bits / 8], of 4 bits the low half
+ *                      first; MODULE.scales, and where it is not symmetric MODULE.zero_points U8, packed like the
+ *                      weights: [rows][groups] (before 0.17, and of embeddings), or [groups][rows up to a multiple
+ *                      of 4] (since). w = (q - z) * s, z = 2^(bits - 1) where it is symmetric
+ *   HybridSpec         quantization_spec, one of those two, at MODULE.quantized; adapter_spec null or
+ *                      LowRankSpec{rank}, at MODULE.adapter: down_projection [rank][cols], up_projection
+ *                      [rows][rank]; incoherence_block_size b, incoherence_signs.input_signs, output_signs I32 of
+ *                      1 and -1:
+ *                        y = D_out H_b (W H_b D_in x + up (down x)),
+ *                      H_b orthonormal Hadamard blocks of b on the diagonal
+ * An embedding has the layout input_output and is stored [vocabulary][hidden]; its output is a row. */
 #ifndef WALSH_CHECKPOINT_LALAMO_H
 #define WALSH_CHECKPOINT_LALAMO_H
 

@@ -5,12 +5,12 @@
  * vector of scales serves a group. Within a tile, columns follow one another; a word of 32 bits holds a row's
  * next 8 codes of 4 bits or 4 codes of 8 bits:
  *   data    [tiles][padded cols / 8 or 4][16 rows] words, 64-byte aligned. 4 bits: nibble 2b of a word is its
- *           column b, nibble 2b + 1 its column 4 + b (b in 0..3), so that the low nibbles of the bytes are
- * four consecutive columns, and the high nibbles the next four. 8 bits: byte b is column b. scales
- * [tiles][groups][16 rows], elements of block.scale, 64-byte aligned zeros   [tiles][groups][16 rows] bytes,
- * 64-byte aligned Rows are padded to 16, columns to 32 (WALSH_BLOCK_COLUMNS) with code 0 and scale 0 (E8M0:
- * byte 0); products multiply padding columns by activations that are zero. groups = cols / group, rounded up;
- * group 0: 1. */
+ *           column b, nibble 2b + 1 its column 4 + b (b in 0..3), so that the low nibbles of the bytes are four
+ *           consecutive columns, and the high nibbles the next four. 8 bits: byte b is column b.
+ *   scales  [tiles][groups][16 rows], elements of block.scale, 64-byte aligned
+ *   zeros   [tiles][groups][16 rows] bytes, 64-byte aligned
+ * Rows are padded to 16, columns to 32 (WALSH_BLOCK_COLUMNS) with code 0 and scale 0 (E8M0: byte 0); products
+ * multiply padding columns by activations that are zero. groups = cols / group, rounded up; group 0: 1. */
 #ifndef WALSH_FORMATS_BLOCKS_H
 #define WALSH_FORMATS_BLOCKS_H
 

@@ -1,9 +1,10 @@
 /* formats/e8p_planes: the run-time layouts of E8P and E81B code matrices, repacked once at load.
  *
  * A weight is stored as bit planes so that a vector kernel turns 64 codes into 512 nibbles with a few table
- * lookups and one 8x8 bit transpose per 8 codes. The nibble u of a weight is E8P:  u = (4w + 15)/2 in 2..13,
- * so 4w = 2u - 15        E81B:  u = 2w + 4 in 0..8, so 2w = u - 4 and a product with integers q is  sum 4w q
- * = 2 sum u q - 15 sum q,  sum 2w q = sum u q - 4 sum q.
+ * lookups and one 8x8 bit transpose per 8 codes. The nibble u of a weight is
+ *   E8P:   u = (4w + 15)/2 in 2..13, so 4w = 2u - 15
+ *   E81B:  u = 2w + 4 in 0..8, so 2w = u - 4
+ * and a product with integers q is  sum 4w q = 2 sum u q - 15 sum q,  sum 2w q = sum u q - 4 sum q.
  *
  * Codes of a pair of rows and 256 columns (32 groups of 8) make a block: 64 label bytes, and for E8P 64 sign
  * bytes T behind them. Group g of the pair's row r stands at byte 16*((g>>1)&3) + 4*(g>>3) + 2*(g&1) + (r

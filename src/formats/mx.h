@@ -13,9 +13,11 @@
 #define WALSH_NVFP4_GROUP 16
 
 /* How the power of two that a group is divided by comes from its amax, the largest magnitude. With the
- * largest element M = m 2^e of the code (6, 448, 57344): FLOOR  2^(floor(log2 amax) - e) CEIL   2^(ceil(log2
- * amax) - e) EVEN   as FLOOR, of amax rounded to the code's mantissa bits (ties away from zero) RCEIL
- * 2^ceil(log2(amax / M)): the smallest one that saturates nothing */
+ * largest element M = m 2^e of the code (6, 448, 57344):
+ *   FLOOR  2^(floor(log2 amax) - e)
+ *   CEIL   2^(ceil(log2 amax) - e)
+ *   EVEN   as FLOOR, of amax rounded to the code's mantissa bits (ties away from zero)
+ *   RCEIL  2^ceil(log2(amax / M)): the smallest one that saturates nothing */
 enum walsh_mx_rounding { WALSH_MX_FLOOR, WALSH_MX_CEIL, WALSH_MX_EVEN, WALSH_MX_RCEIL };
 
 /* Nearest code of E2M1, ties to the even code, saturating at 6; the sign of -0 stays. */

@@ -1,11 +1,12 @@
 /* rotation: the randomized Hadamard transform (RHT) as pure mathematics. May use base.
  *
  * H is the Walsh-Hadamard matrix in natural (Sylvester) order, orthonormal (times 1/sqrt(block)); H = H^T,
- * H·H = I. forward(x) = H · (s ∘ pad(x))      signs first, then the butterfly inverse(y) = crop(s ∘ (H · y))
- * butterfly first, then signs With s = ±1 the two undo each other. s may also carry a scale; then forward and
- * inverse are still these formulas. A dimension n is padded up to a multiple of min_block and split by its
- * binary expansion, largest block first, one Hadamard per block; legacy checkpoints pad to the next power of
- * two instead (one block).
+ * H·H = I.
+ *   forward(x) = H · (s ∘ pad(x))    signs first, then the butterfly
+ *   inverse(y) = crop(s ∘ (H · y))   butterfly first, then signs
+ * With s = ±1 the two undo each other. s may also carry a scale; then forward and inverse are still these
+ * formulas. A dimension n is padded up to a multiple of min_block and split by its binary expansion, largest
+ * block first, one Hadamard per block; legacy checkpoints pad to the next power of two instead (one block).
  *
  * The fp32 butterfly is fixed bit for bit, so that every implementation can be checked EXACT: stages of
  * stride 1, 2, 4, ..., n/2; in each, (a, b) -> (a + b, a - b) rounded to f32; then one multiplication by
