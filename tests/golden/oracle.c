@@ -22,6 +22,7 @@
 #include "train/pass.h"
 
 enum { TOKENS = 24, DOCUMENTS = 2, RANK = 4, DIRECTIONS = 6, MOST_DOCUMENT = 16 };
+enum { LINEARS = 4096 }; /* more than any model here has */
 #define STEP 1e-4
 
 static struct walsh_error error;
@@ -338,10 +339,12 @@ int main(int argc, char **argv)
     struct oracle t = {graph, NULL, &p, memory(p.count, sizeof(double)), ids, targets, begin};
     struct walsh_site_walk walk = {.graph = graph};
     struct walsh_site site;
-    t.of_linear = memory(100000, sizeof *t.of_linear);
+    t.of_linear = memory(LINEARS, sizeof *t.of_linear);
     while (walsh_site_next(&walk, &site))
-        for (unsigned i = 0; i < site.count; i++)
+        for (unsigned i = 0; i < site.count; i++) {
+            if (site.linears[i]->index >= LINEARS) exit(1);
             t.of_linear[site.linears[i]->index] = multiply_out(site.linears[i]);
+        }
     for (size_t i = 0; i < p.count; i++) t.values[i] = (double)p.values[i];
     const double want = loss_of(&t), loss_bound = bf16 ? 2e-2 : 1e-4, gradient_bound = bf16 ? .1 : 1e-3;
     unsigned failures = fabs(loss - want) > loss_bound;
@@ -362,6 +365,9 @@ int main(int argc, char **argv)
            walsh_format_name(c->experts ? graph->layers[0].experts[0].gate.weights.format
                                         : graph->layers[0].gate.weights.format),
            compute == WALSH_ACTIVATION_BF16 ? "bf16" : "f32", loss, want, worst, reached, p.update_count);
+    for (size_t i = 0; i < LINEARS; i++) free(t.of_linear[i].w);
+    free(t.of_linear);
+    free(t.values);
     walsh_pass_close(&pass);
     walsh_parameters_close(&p);
     walsh_graph_close(&graph);
