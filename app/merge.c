@@ -162,19 +162,6 @@ static enum walsh_status quantize(const struct merge_settings *settings, struct 
     return status;
 }
 
-/* What walsh_quantize would refuse, before the work of merging: the model has the merged one's shapes. */
-static enum walsh_status rehearse(const struct merge_settings *settings, struct walsh_context *context,
-                                  const char *destination, struct walsh_error *err)
-{
-    char *source;
-    uint64_t bytes;
-    TRY(model_find(settings->command.arguments[0], &source, err));
-    const enum walsh_status status =
-        quantize(settings, context, source, destination, NULL, true, &bytes, err);
-    free(source);
-    return status;
-}
-
 /* By way of DST.merged, which goes away. An unfinished DST.partial goes with it, because nobody could go on
  * with a job whose source is gone. Its files are those of its source and the job's record. */
 static enum walsh_status merge_and_quantize(struct merge_settings *settings, struct walsh_context *context,
@@ -197,7 +184,7 @@ static enum walsh_status merge_and_quantize(struct merge_settings *settings, str
                         i ? "%s exists; merge --format works there, remove it or choose another name"
                           : "%s exists; merge writes a new directory",
                         names[i]);
-    TRY(rehearse(settings, context, destination, err));
+    TRY(quantize(settings, context, NULL, destination, NULL, true, bytes, err)); /* the options alone */
     if (!settings->no_hessian && strcmp(settings->format, "e8p") == 0)
         TRY(data_find("calibration.txt", &calibration, err));
     struct written written = {0};

@@ -711,7 +711,7 @@ struct walsh_quantize_options {
     uint32_t sample_tokens;  /* tokens each; 0: the smaller of 1024 and the model's maximum */
     int passes;              /* coordinate-descent passes; -1 (set by the macro): the best measured */
     uint64_t seed;           /* signs; 0 counts */
-    bool dry_run;            /* predict only */
+    bool dry_run;            /* predict only; with src NULL nothing but these options is looked at */
     bool resume;             /* go on with DST.partial */
     bool no_mmap;
     bool plain; /* the published method as it is: no scales in SU and SV, Wscale from the rms (for

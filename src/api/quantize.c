@@ -226,6 +226,7 @@ enum walsh_status walsh_quantize(struct walsh_context *context, const char *src,
     WALSH_TRY(job_options(&o, &job, err));
     WALSH_TRY(read_bits(&o, &job, err));
     WALSH_TRY(walsh_context_needs_cpu(context, "quantize", err));
+    if (!src && o.dry_run) return WALSH_OK;
     enum walsh_status status = name_outputs(dst, &job, names, err);
     if (status == WALSH_OK)
         status = walsh_quantize_job(&context->queue, &context->hooks, src, (const char *const *)names, &job,

@@ -56,6 +56,12 @@ works merge "$model" "$lora" "$work/again" --format int4 --rotation overlap --he
 works merge "$model" "$lora" "$work/plain" --dtype f32
 works quantize "$work/plain" "$work/direct" --format int4 --rotation overlap --head int8 --group-size 64
 cmp -s "$work/again/model.safetensors" "$work/direct/model.safetensors" || fails "merge --format is not quantize's"
+# The same of a model that is quantized, rotated, and has a head in int8.
+works merge "$work/head" "$lora" "$work/head-again" --format mxfp4
+works quantize "$work/head-merged" "$work/head-direct" --format mxfp4
+cmp -s "$work/head-again/model.safetensors" "$work/head-direct/model.safetensors" ||
+    fails "merge --format of a quantized model is not quantize's"
+misuse "groups of 48; int8 and int4 know 32, 64 and 128" merge "$model" "$lora" "$work/x" --format int4 --group-size 48
 
 # The rounding of scales is not without effect, threads are.
 works quantize "$model" "$work/even" --format mxfp4 --scale-rounding even --threads 1
