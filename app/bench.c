@@ -143,6 +143,7 @@ struct bench {
     struct bench_settings *settings;
     struct walsh_model *model;
     struct walsh_model_info info;
+    struct walsh_bench_ceilings ceilings;
     struct adapter_list adapters;
     struct walsh_adapter **own; /* --mixed: of each sequence of the largest batch */
     size_t own_count;
@@ -196,6 +197,47 @@ static double overhead(const struct timing *timing, size_t count)
     return median(ratio, count) - 1;
 }
 
+/* Operations/s of all threads at the activations' type; 0: not known. */
+static double compute_ceiling(const struct bench *bench)
+{
+    const struct walsh_bench_rates *all = &bench->ceilings.all;
+    switch (bench->info.activations) {
+    case WALSH_ACTIVATIONS_INT8:
+        return all->dot_i8;
+    case WALSH_ACTIVATIONS_BF16:
+        return all->dot_bf16 > 0 ? all->dot_bf16 : all->fma_f32;
+    default:
+        return all->fma_f32;
+    }
+}
+
+/* What a rate of tokens is in weights and of the ceilings: `decode` reads its bytes once for all rows of a
+ * batch; a prompt multiplies all but the head with each token. NAN: not known. */
+struct shares {
+    double weights; /* multiplied with, per second */
+    double read;    /* bytes per second; NAN for a prompt */
+    double ceiling; /* share of the bandwidth (decode, one row) or of the arithmetic */
+};
+static struct shares shares(const struct bench *bench, bool decode, double rate, int64_t batch)
+{
+    const struct walsh_model_info *info = &bench->info;
+    const double bandwidth = bench->ceilings.read_bandwidth, compute = compute_ceiling(bench);
+    const uint64_t weights = decode ? info->decode_weights : info->decode_weights - info->head_weights;
+    struct shares s = {.weights = (double)weights * rate, .read = NAN, .ceiling = NAN};
+    if (decode) s.read = (double)info->decode_bytes * rate / (double)batch;
+    if (decode && batch == 1 && bandwidth > 0)
+        s.ceiling = s.read / bandwidth;
+    else if (compute > 0)
+        s.ceiling = 2 * s.weights / compute;
+    return s;
+}
+
+static const char *number_or_dash(double x, const char *format, char *out, size_t size)
+{
+    snprintf(out, size, isnan(x) ? "-" : format, x);
+    return out;
+}
+
 /* One line or object for each side of the timing. */
 static enum walsh_status put_result(struct bench *bench, const char *test, int64_t tokens, int64_t batch,
                                     int64_t depth, struct timing *timing, struct walsh_error *err)
@@ -208,8 +250,7 @@ static enum walsh_status put_result(struct bench *bench, const char *test, int64
     for (int side = 0; side <= adapters; side++) {
         const double seconds = median(timing->seconds[side], repeat),
                      rate = (double)(tokens * batch) / seconds;
-        const double bandwidth =
-            decode ? (double)bench->info.decode_bytes * (double)tokens / seconds / 1e9 : NAN;
+        const struct shares s = shares(bench, decode, rate, batch);
         if (command->json) {
             json_t *item = json_object();
             json_put_text(item, "test", test);
@@ -218,7 +259,9 @@ static enum walsh_status put_result(struct bench *bench, const char *test, int64
             json_put_integer(item, "depth", (unsigned long long)depth);
             json_put_real(item, "tokens_per_second", rate);
             json_put_integer(item, "weight_bytes", bench->info.decode_bytes);
-            json_put_real(item, "bandwidth_gbps", bandwidth);
+            json_put_real(item, "bandwidth_gbps", s.read / 1e9);
+            json_put_real(item, "weights_per_second", s.weights);
+            json_put_real(item, "share_of_ceiling", s.ceiling);
             json_put_integer(item, "cache_bytes", timing->cache_bytes);
             if (adapters) json_object_set_new(item, "adapter", json_boolean(side));
             if (side) json_put_integer(item, "adapter_bytes", timing->adapter_bytes);
@@ -226,11 +269,13 @@ static enum walsh_status put_result(struct bench *bench, const char *test, int64
             json_array_append_new(bench->results, item);
             continue;
         }
-        char gigabytes[16] = "-", text[24] = "";
-        if (decode) snprintf(gigabytes, sizeof gigabytes, "%.2f", bandwidth);
+        char gigabytes[24], share[24], text[24] = "";
         if (side) snprintf(text, sizeof text, "  %+.1f%% time", 100 * slower);
-        printf("%-9s %7lld %6lld %7lld %12.2f %8s%s%s\n", test, (long long)tokens, (long long)batch,
-               (long long)depth, rate, gigabytes, side ? "  with adapters" : "", text);
+        printf("%-9s %7lld %6lld %7lld %12.2f %8s %10.2f %8s%s%s\n", test, (long long)tokens,
+               (long long)batch, (long long)depth, rate,
+               number_or_dash(s.read / 1e9, "%.2f", gigabytes, sizeof gigabytes), s.weights / 1e9,
+               number_or_dash(100 * s.ceiling, "%.1f", share, sizeof share), side ? "  with adapters" : "",
+               text);
     }
     return fflush(stdout) == 0 ? WALSH_OK : fail_errno(err, "cannot write to standard output");
 }
@@ -417,7 +462,12 @@ static void print_heading(const struct bench *bench, const struct walsh_context 
            name, (double)info->parameters / 1e6, info->format, info->bits_per_weight,
            activations_name(info->activations),
            bytes_text((double)info->decode_bytes, weights, sizeof weights), walsh_context_threads(context));
-    printf("\n%-9s %7s %6s %7s %12s %8s\n", "test", "tokens", "batch", "depth", "tokens/s", "GB/s");
+    if (bench->ceilings.read_bandwidth > 0)
+        printf("ceilings: %.1f GB/s read, %.0f Gop/s in %s by all threads\n",
+               bench->ceilings.read_bandwidth / 1e9, compute_ceiling(bench) / 1e9,
+               activations_name(info->activations));
+    printf("\n%-9s %7s %6s %7s %12s %8s %10s %8s\n", "test", "tokens", "batch", "depth", "tokens/s", "GB/s",
+           "Gweights/s", "% roof");
 }
 
 static enum walsh_status print_json(struct bench *bench, const struct walsh_context *context,
@@ -434,6 +484,7 @@ static enum walsh_status print_json(struct bench *bench, const struct walsh_cont
     json_put_real(object, "load_seconds", info->load_seconds);
     json_put_integer(object, "threads", walsh_context_threads(context));
     json_object_set_new(object, "adapters", adapters_json(&bench->adapters));
+    json_object_set_new(object, "ceilings", bench_ceilings_json(&bench->ceilings));
     json_object_set_new(object, "mixed", json_boolean(bench->settings->mixed));
     json_object_set(object, "results", bench->results);
     return json_print(object, err);
@@ -498,7 +549,9 @@ static enum walsh_status bench_model(struct bench_settings *settings, struct wal
     struct bench bench = {
         .settings = settings, .info = {.struct_size = sizeof bench.info}, .results = json_array()};
     const char *name = settings->shape ? settings->shape : command->arguments[0];
-    enum walsh_status status = open_model(&bench, context, err);
+    enum walsh_status status =
+        walsh_bench_measure(context, &bench.ceilings, err); /* before the model's room */
+    if (status == WALSH_OK) status = open_model(&bench, context, err);
     if (status == WALSH_OK) status = open_adapters(&bench, err);
     if (status == WALSH_OK) {
         progress_clear(&command->progress);
@@ -551,8 +604,10 @@ const struct verb verb_bench = {
         "The prompt test appends tokens as a prompt; the generation test decodes them one by one, for each "
         "--batch, "
         "both with --depth tokens in the cache. GB/s: bytes of weights that a decode step reads, times steps "
-        "per "
-        "second. With --requests the time between two tokens of a request, as its sender sees it, is "
+        "per second. % roof: of one row, these against the bandwidth of reading, which models that fit "
+        "into the cache exceed; else the multiplications against what the dot products of the activations' "
+        "type reach, both measured before. With --requests the time between two tokens of a request, as its "
+        "sender sees it, is "
         "reported too, its "
         "median and the 99th percentile. A synthetic model has random weights and needs no download; its "
         "time per token is real.",

@@ -44,6 +44,26 @@ static void on_row(void *user, const struct walsh_bench_row *row)
     sink->count++;
 }
 
+json_t *bench_ceilings_json(const struct walsh_bench_ceilings *c)
+{
+    json_t *object = json_object();
+    json_put_real(object, "read_gbps", c->read_bandwidth / 1e9);
+    if (c->copy_bandwidth > 0) {
+        json_put_real(object, "copy_gbps", c->copy_bandwidth / 1e9);
+        return object;
+    }
+    const struct walsh_bench_rates *const rates[] = {&c->one, &c->all};
+    static const char *const names[] = {"one_thread", "all_threads"};
+    for (size_t i = 0; i < 2; i++) {
+        json_t *item = json_object();
+        json_put_real(item, "fma_f32_gflops", rates[i]->fma_f32 / 1e9);
+        json_put_real(item, "dot_bf16_gflops", rates[i]->dot_bf16 / 1e9);
+        json_put_real(item, "dot_i8_gops", rates[i]->dot_i8 / 1e9);
+        json_object_set_new(object, names[i], item);
+    }
+    return object;
+}
+
 enum walsh_status bench_kernels(struct command *command, struct walsh_context *context, const char *pattern,
                                 struct walsh_error *err)
 {
@@ -66,21 +86,17 @@ enum walsh_status bench_kernels(struct command *command, struct walsh_context *c
     }
     if (!sink.rows) {
         printf(
-            "\nceilings of this machine: %.1f GB/s read, %.1f Gflop/s f32 FMA, %.1f Gop/s int8 dot product\n",
-            ceilings.read_bandwidth / 1e9, ceilings.fma_f32 / 1e9, ceilings.dot_i8 / 1e9);
+            "\nceilings of this machine, of one thread (of all %u): %.1f Gflop/s f32 FMA (%.1f), %.1f bf16 "
+            "dot product (%.1f), %.1f int8 (%.1f); %.1f GB/s read by all\n",
+            walsh_context_threads(context), ceilings.one.fma_f32 / 1e9, ceilings.all.fma_f32 / 1e9,
+            ceilings.one.dot_bf16 / 1e9, ceilings.all.dot_bf16 / 1e9, ceilings.one.dot_i8 / 1e9,
+            ceilings.all.dot_i8 / 1e9, ceilings.read_bandwidth / 1e9);
         return WALSH_OK;
     }
-    json_t *object = json_object(), *limits = json_object();
-    json_put_real(limits, "read_gbps", ceilings.read_bandwidth / 1e9);
-    if (device) {
-        json_put_real(limits, "copy_gbps", ceilings.copy_bandwidth / 1e9);
-    } else {
-        json_put_real(limits, "fma_f32_gflops", ceilings.fma_f32 / 1e9);
-        json_put_real(limits, "dot_i8_gops", ceilings.dot_i8 / 1e9);
-    }
+    json_t *object = json_object();
     json_put_text(object, "device", device ? command->device : "cpu");
     json_put_integer(object, "threads", walsh_context_threads(context));
-    json_object_set_new(object, "ceilings", limits);
+    json_object_set_new(object, "ceilings", bench_ceilings_json(&ceilings));
     json_object_set_new(object, "kernels", sink.rows);
     return json_print(object, err);
 }

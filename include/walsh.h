@@ -145,6 +145,8 @@ struct walsh_model_info {
     double load_seconds;
     enum walsh_activation_mode activations; /* what AUTO became for the linears */
     bool has_tokenizer;
+    uint64_t decode_weights; /* multiplied with by one decode step of one row, those of the head included */
+    uint64_t head_weights;
 };
 /* Fills *info as far as its struct_size goes, which the caller sets. */
 WALSH_API void walsh_model_get_info(const struct walsh_model *model, struct walsh_model_info *info);
@@ -851,11 +853,15 @@ WALSH_API enum walsh_status walsh_merge(const struct walsh_model *model, const s
 /* ------------------------------------------------------------------------------------------------
  * measurements */
 
-struct walsh_bench_ceilings { /* measured in this process */
-    double read_bandwidth;    /* bytes/s from DRAM */
-    double fma_f32;           /* flop/s */
-    double dot_i8;            /* op/s; 0 where the machine has no int8 dot product */
-    double copy_bandwidth;    /* of a device: bytes/s, read and written ones; 0: the CPU */
+/* Operations/s, 2 per multiply-add; 0: there is no such instruction, or it was not measured. */
+struct walsh_bench_rates {
+    double fma_f32, dot_bf16, dot_i8;
+};
+/* Measured in this process. Bandwidths in bytes/s. */
+struct walsh_bench_ceilings {
+    double read_bandwidth; /* from DRAM, by all threads of the context; of a device: from its memory */
+    double copy_bandwidth; /* of a device, bytes read and written; 0: the CPU */
+    struct walsh_bench_rates one, all; /* of one thread, of all threads at once; 0 of a device */
 };
 struct walsh_bench_row {
     const char *kernel, *implementation;
@@ -865,6 +871,10 @@ struct walsh_bench_row {
     double ratio;             /* reference implementation's seconds / seconds */
     double roofline;          /* share of the binding ceiling, 0..1 */
 };
+/* The ceilings alone: a second of work. */
+WALSH_API enum walsh_status walsh_bench_measure(struct walsh_context *context,
+                                                struct walsh_bench_ceilings *ceilings,
+                                                struct walsh_error *err);
 /* Run the kernels whose name contains `pattern` (NULL: all); one callback per row. Of a context with a
  * device: that device's, against its bandwidths of reading and copying; ceilings of arithmetic are 0 there.
  */

@@ -44,6 +44,17 @@ static void pass_device_row(void *user, const struct walsh_device_bench_row *res
     if (sink->row) sink->row(sink->user, &row);
 }
 
+static struct walsh_bench_rates rates(const struct walsh_rates *r)
+{
+    return (struct walsh_bench_rates){.fma_f32 = r->f32, .dot_bf16 = r->bf16, .dot_i8 = r->int8};
+}
+
+static struct walsh_bench_ceilings cpu_ceilings(const struct walsh_roofline *r)
+{
+    return (struct walsh_bench_ceilings){
+        .read_bandwidth = r->read_bandwidth, .one = rates(&r->one), .all = rates(&r->all)};
+}
+
 static enum walsh_status bench_device(struct walsh_context *context, const char *pattern,
                                       struct row_sink *sink, struct walsh_bench_ceilings *ceilings,
                                       struct walsh_error *err)
@@ -53,6 +64,19 @@ static enum walsh_status bench_device(struct walsh_context *context, const char 
     if (ceilings)
         *ceilings = (struct walsh_bench_ceilings){.read_bandwidth = measured.read_bandwidth,
                                                   .copy_bandwidth = measured.copy_bandwidth};
+    return WALSH_OK;
+}
+
+enum walsh_status walsh_bench_measure(struct walsh_context *context, struct walsh_bench_ceilings *ceilings,
+                                      struct walsh_error *err)
+{
+    if (context->module) {
+        struct row_sink none = {NULL, NULL, 0};
+        return bench_device(context, " " /* no kernel's name has a space */, &none, ceilings, err);
+    }
+    struct walsh_roofline roofline;
+    walsh_roofline_measure(&context->queue, &roofline);
+    *ceilings = cpu_ceilings(&roofline);
     return WALSH_OK;
 }
 
@@ -66,10 +90,7 @@ enum walsh_status walsh_bench_kernels(struct walsh_context *context, const char 
     } else {
         struct walsh_roofline roofline;
         walsh_queue_bench(&context->queue, pattern, &roofline, pass_row, &sink);
-        if (ceilings)
-            *ceilings = (struct walsh_bench_ceilings){.read_bandwidth = roofline.read_bandwidth,
-                                                      .fma_f32 = roofline.f32_rate,
-                                                      .dot_i8 = roofline.int8_rate};
+        if (ceilings) *ceilings = cpu_ceilings(&roofline);
     }
     if (sink.count == 0)
         return walsh_fail(err, WALSH_E_NOT_FOUND, "no kernel's name contains \"%.100s\"",

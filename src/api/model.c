@@ -246,6 +246,8 @@ void walsh_model_get_info(const struct walsh_model *model, struct walsh_model_in
         .checkpoint_bytes = g->checkpoint.bytes,
         .memory_bytes = g->arena.bytes + (model->in_memory ? g->checkpoint.bytes : 0),
         .decode_bytes = g->totals.decode_bytes,
+        .decode_weights = g->totals.decode_weights,
+        .head_weights = g->totals.head_weights,
         .load_seconds = g->load_seconds,
         .activations = public_activations(first->activation),
         .has_tokenizer = g->tokenizer != NULL,

@@ -64,9 +64,9 @@ static double median_seconds(void (*run)(void *argument), void *argument)
 static double least_seconds(const struct walsh_roofline *r, double bytes, double operations,
                             enum walsh_ceiling ceiling)
 {
-    double rate = ceiling == WALSH_CEILING_INT8   ? r->int8_rate
-                  : ceiling == WALSH_CEILING_BF16 ? r->bf16_rate
-                                                  : r->f32_rate;
+    double rate = ceiling == WALSH_CEILING_INT8   ? r->one.int8
+                  : ceiling == WALSH_CEILING_BF16 ? r->one.bf16
+                                                  : r->one.f32;
     double bandwidth = bytes <= (double)(32 << 10)    ? r->l1_bandwidth
                        : bytes <= (double)(768 << 10) ? r->l2_bandwidth
                                                       : r->core_bandwidth;

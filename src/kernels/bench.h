@@ -13,13 +13,16 @@
 /* Which ceiling a kernel's rate is held against. */
 enum walsh_ceiling { WALSH_CEILING_F32, WALSH_CEILING_INT8, WALSH_CEILING_BF16 };
 
-/* What this machine can do, measured in this process. Bandwidths are of reading, bytes/s; rates are of one
- * thread, with 2 operations per multiply-add, 0 where the instruction is absent. */
+/* Operations/s, 2 of them per multiply-add; 0 where the instruction is absent. */
+struct walsh_rates {
+    double f32, bf16, int8;
+};
+/* What this machine can do, measured in this process. Bandwidths are of reading, bytes/s. */
 struct walsh_roofline {
     double read_bandwidth;             /* DRAM, all threads of the queue */
     double core_bandwidth;             /* DRAM, one thread */
     double l1_bandwidth, l2_bandwidth; /* one thread */
-    double f32_rate, int8_rate, bf16_rate;
+    struct walsh_rates one, all;       /* of one thread, of all threads of the queue at once */
 };
 void walsh_roofline_measure(const struct walsh_queue *q, struct walsh_roofline *out);
 /* What the bandwidths are measured with: reads x[0..n), n a multiple of 128, and returns something of it. */

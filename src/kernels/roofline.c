@@ -1,4 +1,4 @@
-/* The machine's ceilings: multiply-adds of one core and reads at each level of memory. */
+/* The machine's ceilings: multiply-adds of one core and of all, and reads at each level of memory. */
 #include "base/clock.h"
 #include "kernels/bench.h"
 
@@ -34,15 +34,50 @@ static float read_scalar(const float *x, size_t n)
     return all;
 }
 
-/* The best of a few runs, operations/s. */
-static double rate(double (*peak)(size_t))
+typedef double peak_loop(size_t rounds); /* returns its operations */
+
+struct peak {
+    peak_loop *loop;
+    size_t rounds;
+};
+
+static void run_peak(void *argument, size_t begin, size_t end, unsigned worker)
 {
+    (void)worker;
+    const struct peak *p = argument;
+    for (size_t i = begin; i < end; i++) p->loop(p->rounds);
+}
+
+/* The best of a few runs with the threads of `pool`, operations/s; 0 where there is no loop. More pieces than
+ * threads, so that they end together. */
+static double rate(peak_loop *loop, struct walsh_pool *pool)
+{
+    if (!loop) return 0;
+    const size_t threads = walsh_pool_threads(pool), pieces = threads == 1 ? 1 : 8 * threads;
+    struct peak p = {.loop = loop, .rounds = threads == 1 ? ROUNDS : ROUNDS / 8};
+    const double operations = p.loop(p.rounds) * (double)pieces;
     double best = 0;
     for (int i = 0; i < REPEATS; i++) {
-        double start = walsh_now(), operations = peak(ROUNDS), seconds = walsh_now() - start;
+        double start = walsh_now();
+        walsh_pool_run(pool, pieces, 1, run_peak, &p);
+        double seconds = walsh_now() - start;
         if (seconds > 0 && operations / seconds > best) best = operations / seconds;
     }
     return best;
+}
+
+static struct walsh_rates rates(const struct walsh_queue *q, struct walsh_pool *pool)
+{
+    peak_loop *f32 = peak_scalar, *bf16 = NULL, *int8 = NULL;
+#if WALSH_X86
+    unsigned isa = q->kernels->isa;
+    if (isa & WALSH_ISA_avx2) f32 = walsh_peak_f32_avx2;
+    if (isa & WALSH_ISA_avx512) f32 = walsh_peak_f32_avx512;
+    if (isa & WALSH_ISA_vnni) int8 = walsh_peak_int8_vnni;
+    if (isa & WALSH_ISA_bf16) bf16 = walsh_peak_bf16_bf16;
+#endif
+    (void)q;
+    return (struct walsh_rates){.f32 = rate(f32, pool), .bf16 = rate(bf16, pool), .int8 = rate(int8, pool)};
 }
 
 struct reader {
@@ -84,17 +119,9 @@ walsh_read_floats *walsh_roofline_reader(const struct walsh_queue *q)
 
 void walsh_roofline_measure(const struct walsh_queue *q, struct walsh_roofline *out)
 {
-    *out = (struct walsh_roofline){0};
+    *out = (struct walsh_roofline){.one = rates(q, NULL)};
+    out->all = walsh_pool_threads(q->pool) > 1 ? rates(q, q->pool) : out->one;
     struct reader r = {.read = walsh_roofline_reader(q)};
-    double (*peak)(size_t) = peak_scalar;
-#if WALSH_X86
-    unsigned isa = q->kernels->isa;
-    if (isa & WALSH_ISA_avx2) peak = walsh_peak_f32_avx2;
-    if (isa & WALSH_ISA_avx512) peak = walsh_peak_f32_avx512;
-    if (isa & WALSH_ISA_vnni) out->int8_rate = rate(walsh_peak_int8_vnni);
-    if (isa & WALSH_ISA_bf16) out->bf16_rate = rate(walsh_peak_bf16_bf16);
-#endif
-    out->f32_rate = rate(peak);
     float *x;
     if (walsh_alloc_zero(DRAM_BYTES, 1, "the bandwidth's buffer", &x, NULL) != WALSH_OK) return;
     for (size_t i = 0; i < DRAM_BYTES / sizeof *x; i += 1024) x[i] = 1; /* its own pages */

@@ -58,8 +58,10 @@ struct walsh_graph_totals {
     uint64_t parameters; /* logical weights, tied ones once */
     uint64_t linear_parameters;
     double linear_bits; /* stored code or value bits of the linears, padding included, scales not */
-    uint64_t
-        decode_bytes; /* read by a decode step of one row: with k of the experts, one row of the embedding */
+    /* Read by a decode step of one row, with k of the experts and one row of the embedding; and how many
+     * weights it multiplies with, those of the head included. */
+    uint64_t decode_bytes, decode_weights;
+    uint64_t head_weights;
 };
 
 struct walsh_model_graph {

@@ -98,7 +98,7 @@ static void sum(struct walsh_model_graph *graph)
 {
     const struct walsh_config *c = &graph->config;
     struct walsh_graph_totals *t = &graph->totals;
-    uint64_t expert_bytes = 0;
+    uint64_t expert_bytes = 0, expert_weights = 0;
     for (size_t i = 0; i < graph->tensor_count; i++) {
         const struct walsh_graph_tensor *x = &graph->tensors[i];
         uint64_t elements = (uint64_t)x->rows * x->cols;
@@ -109,14 +109,16 @@ static void sum(struct walsh_model_graph *graph)
             t->linear_parameters += elements;
             t->linear_bits += x->bits;
         }
+        const bool expert = strcmp(x->part, "experts") == 0;
+        if (head) t->head_weights += elements;
+        if (x->linear) *(expert ? &expert_weights : &t->decode_weights) += elements;
         if (embedding)
             t->decode_bytes += bytes / x->rows;
-        else if (strcmp(x->part, "experts") == 0)
-            expert_bytes += bytes;
         else
-            t->decode_bytes += bytes;
+            *(expert ? &expert_bytes : &t->decode_bytes) += bytes;
     }
     if (c->experts) t->decode_bytes += expert_bytes / c->experts * c->experts_per_token;
+    if (c->experts) t->decode_weights += expert_weights / c->experts * c->experts_per_token;
 }
 
 enum walsh_status walsh_graph_list(struct walsh_model_graph *graph, struct walsh_error *err)

@@ -113,7 +113,8 @@ same bytes "$(value checkpoint_bytes)" "$(wc -c <"$model/model.safetensors" | tr
 # --- bench
 works bench "$model" --prompt 32 --generate 4 --batch 1,3 --depth 0,8 --repeat 1 --json
 has results.0.test results.0.tokens results.0.batch results.0.depth results.0.tokens_per_second results.0.weight_bytes \
-    results.0.bandwidth_gbps
+    results.0.bandwidth_gbps results.0.weights_per_second results.0.share_of_ceiling ceilings.read_gbps \
+    ceilings.one_thread.fma_f32_gflops ceilings.all_threads.fma_f32_gflops
 same rows "$(value results)" 6
 same test "$(value results.0.test)" prompt
 same batch "$(value results.2.batch)" 3
@@ -152,6 +153,6 @@ exits 1
 grep -q '^walsh bench: the KV cache of a context of 100008 tokens needs 400384.0 MiB, this machine has [0-9.]* MiB available$' \
     "$work/err" || fails "the cache that cannot fit is refused with the figure"
 works bench --kernels hadamard --json
-has ceilings.read_gbps kernels.0.kernel kernels.0.implementation kernels.0.ratio kernels.0.roofline
+has ceilings.read_gbps ceilings.one_thread.dot_i8_gops ceilings.all_threads.dot_bf16_gflops kernels.0.kernel kernels.0.implementation kernels.0.ratio kernels.0.roofline
 
 finish

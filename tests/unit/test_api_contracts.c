@@ -116,6 +116,8 @@ static void models_say_what_they_are(void **state)
     assert_int_equal(info.parameters, info.linear_parameters + 8192 * 320 + 11 * 320);
     assert_true(info.has_tokenizer);
     assert_int_equal(info.decode_bytes, 2 * info.linear_parameters + 2 * 8192 * 320 + 2 * 320 + 4 * 11 * 320);
+    assert_int_equal(info.head_weights, 8192 * 320);
+    assert_int_equal(info.decode_weights, info.linear_parameters + 8192 * 320);
     struct walsh_tensor_info tensor = {.struct_size = sizeof tensor};
     uint64_t weights = 0;
     size_t count = 0;

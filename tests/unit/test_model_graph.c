@@ -107,6 +107,8 @@ static void a_whole_checkpoint_opens(void **state)
     assert_true(graph->totals.linear_bits == 16 * (16 + 16 + 16 + 96) + 32 * 16);
     /* one row of the embedding in f32, norms as f32, linears and head as stored */
     assert_int_equal(graph->totals.decode_bytes, 16 + 12 * 4 + (48 * 2 + 16 * 4) + 96 * 2 + 64 * 2);
+    assert_int_equal(graph->totals.decode_weights, 64 + 96 + 64);
+    assert_int_equal(graph->totals.head_weights, 64);
     walsh_graph_close(&graph);
     walsh_graph_close(&graph);
 }
@@ -249,6 +251,10 @@ static void synthetic_experts_have_their_own_signs(void **state)
     if (walsh_graph_synthesize(&config, WALSH_FORMAT_E8P, 2, 1, &options, &queue, &graph, &err) != WALSH_OK)
         fail_msg("%s", err.message);
     const struct walsh_layer *layer = &graph->layers[0];
+    /* one expert of two: 3 matrices of 64 x hidden */
+    assert_int_equal(graph->totals.decode_weights - graph->totals.head_weights,
+                     graph->totals.linear_parameters - 3 * 64 * graph->config.hidden +
+                         graph->config.layers * 2 * graph->config.hidden);
     const struct walsh_expert *a = &layer->experts[0], *b = &layer->experts[1];
     assert_true(walsh_rotation_equal(&a->gate.in_rotation, &a->up.in_rotation));
     assert_ptr_equal(a->gate.in_rotation.signs, a->up.in_rotation.signs);
