@@ -46,7 +46,8 @@ def tensors_of(data):
 
 
 def lines(tensors):
-    return "\n".join(" ".join([n.replace("model.layers.0.", "@"), d, *map(str, s)]) for n, d, s in tensors)
+    text = "\n".join(" ".join([n, d, *map(str, s)]) for n, d, s in tensors)
+    return text.replace("decoder.transformer.layers.0.", "%").replace("model.layers.0.", "@")
 
 
 def container(config, tensors, data=b""):
@@ -90,7 +91,7 @@ def raw_configs():
     base = None
     for name in sorted(os.listdir(golden)):
         path = os.path.join(golden, name, "config.json")
-        if not os.path.exists(path):
+        if not os.path.exists(path) or name == "tiny-lalamo":  # lalamo() has smaller ones
             continue
         config = {k: v for k, v in json.loads(fixture("golden", name, "config.json")).items() if k not in DROPPED}
         write("config", name, compact(config))
@@ -283,6 +284,94 @@ def models():
     put("gpt_oss", "bf16", plain, dense)
 
 
+# --- lalamo
+
+FULL = {"type": "FullPrecisionSpec"}
+
+
+def integers(bits, symmetric=False):
+    return {"type": "IntSpec", "bits": bits, "group_size": 32, **({"is_symmetric": True} if symmetric else {})}
+
+
+def hybrid(values, rank=0, block=32, mode="input_output"):
+    adapter = {"adapter_spec": {"type": "LowRankSpec", "rank": rank}} if rank else {}
+    return {"type": "HybridSpec", "quantization_spec": values, **adapter, "incoherence_block_size": block,
+            "incoherence_processing_mode": mode}
+
+
+def matrix(module, spec, rows, cols, older=False, table=False, dtype="BF16"):
+    """The tensors of a matrix as lalamo lays them out, with scales by groups, or by rows as before 0.17 and in tables."""
+    mixed = spec["type"] == "HybridSpec"
+    values = spec["quantization_spec"] if mixed else spec
+    name = module + (".quantized." if mixed else ".")
+    if table:
+        values = {**values, "layout": "input_output"}
+    yield "!" + module, compact({**spec, "quantization_spec": values} if mixed else values), []
+    if values["type"] == "FullPrecisionSpec":
+        yield name + "weights", dtype, [rows, cols]
+    else:
+        groups, bits = cols // values["group_size"], values["bits"]
+        shape = [rows, groups] if older or table else [groups, rows]
+        yield name + "weights", "U8", [rows, cols * bits // 8]
+        yield name + "scales", dtype, shape
+        if not values.get("is_symmetric"):
+            yield name + "zero_points", "U8", [shape[0], -(-shape[1] * bits // 8)]
+    if mixed and spec["incoherence_block_size"]:
+        if spec["incoherence_processing_mode"] != "output":
+            yield module + ".incoherence_signs.input_signs", "SIGNS", [cols]
+        if spec["incoherence_processing_mode"] != "input":
+            yield module + ".incoherence_signs.output_signs", "SIGNS", [cols if table else rows]
+    if mixed and "adapter_spec" in spec:
+        rank = spec["adapter_spec"]["rank"]
+        yield module + ".adapter.down_projection", dtype, [rank, cols]
+        yield module + ".adapter.up_projection", dtype, [rows, rank]
+
+
+def lalamo():
+    n = 32
+    norm = {"epsilon": 1e-5}
+    rope = {"type": "UnscaledRoPEConfig", "base": 10000.0, "max_sequence_length": 16, "head_dim": n}
+
+    def layer(i, spec, mixer=None, rope=rope, older=False, heads=2, **attention):
+        at = "decoder.transformer.layers.%d." % i
+        convolves = mixer is not None
+        mixer = mixer or {"type": "AttentionConfig", "num_heads": heads, "num_groups": 1, "head_dim": n, **attention}
+        config = {"pre_mixer_norm_config": norm, "mixer_config": mixer, "pre_mlp_norm_config": norm, "rope_config": rope,
+                  "mlp_config": {"type": "DenseMLPConfig", "activation": {"type": "SiLU"}}}
+        first = "mixer.in_projection" if convolves else "mixer.qkv_projection" if older else "mixer.qkvg_projection"
+        rows = 3 * n if convolves else (heads + 2) * n
+        tensors = [t for name, r, c in ((first, rows, n), ("mixer.out_projection", n, n if convolves else heads * n),
+                                        ("mlp.up_projection", 2 * n, n), ("mlp.down_projection", n, n))
+                   for t in matrix(at + name + ".weights", spec, r, c, older)]
+        tensors += [(at + name + "_norm.scales", "F32", [n]) for name in ("pre_mixer", "pre_mlp")]
+        if convolves:
+            tensors.append((at + "mixer.conv.weights", "F32", [n, mixer["kernel_size"]]))
+        if attention.get("has_qkvg_biases"):
+            tensors.append((at + first + ".biases", "F32", [rows]))
+        return config, tensors
+
+    def put(name, layers, table, head=None):
+        end = "embedding" if head is None else "input_embedding"
+        tensors = list(matrix("decoder.embedding." + end, table, VOCAB, n, table=True))
+        if head is not None:
+            tensors += matrix("decoder.embedding.output_embedding", head, VOCAB, n)
+        tensors += [t for _, more in layers for t in more] + [("decoder.transformer.output_norm.scales", "F32", [n])]
+        transformer = {"layer_configs": [config for config, _ in layers], "output_norm_config": norm, "model_dim": n, "hidden_dim": n}
+        embedding = {"type": "TiedEmbeddingConfig" if head is None else "UntiedEmbeddingConfig"}
+        config = {"type": "LanguageModelConfig", "generation_config": {"stop_token_ids": [0]},
+                  "decoder_config": {"embedding_config": embedding, "transformer_config": transformer, "vocab_size": VOCAB}}
+        tensors.sort(key=lambda t: not t[0].startswith("!"))
+        write("lalamo", name, container(config, tensors))
+        write("config", "lalamo_" + name, compact(config))
+
+    put("hybrid4", [layer(0, hybrid(integers(4), 2), has_qkvg_biases=True)], FULL, hybrid(integers(8), mode="input"))
+    put("hybrid8", [layer(0, hybrid(integers(8, True), mode="input"), sliding_window_size=4)], FULL)
+    put("older", [layer(0, hybrid(integers(4), 1), older=True)], FULL, FULL)
+    put("dense", [layer(0, hybrid(FULL, 1, block=None))], hybrid(integers(4), mode="output"))
+    convolution = {"type": "ShortConvConfig", "kernel_size": 3, "conv_config": {"has_biases": False}}
+    put("convolution", [layer(0, integers(8), convolution, None), layer(1, integers(4, True), heads=1)], integers(8))
+
+
 # --- adapters, and what jobs keep
 
 def adapters():
@@ -343,5 +432,6 @@ raw_safetensors()
 raw_configs()
 tokenizers()
 models()
+lalamo()
 adapters()
 jobs()

@@ -7,12 +7,14 @@
  * came from
  *
  * Memory that a call wanted is not there (ENOMEM), a disk is full (ENOSPC) or broken (EIO), files cannot be
- * opened (EMFILE). Calls of other libraries - OpenBLAS, OpenSSL, the loader - are passed on and not counted:
- * what they do without memory is not walsh's. tests/faults/torture.c drives it. */
+ * opened (EMFILE), threads not started (EAGAIN). Calls of other libraries - OpenBLAS, OpenSSL, the loader -
+ * are passed on and not counted: what they do without memory is not walsh's. tests/faults/torture.c drives
+ * it. */
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <link.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -268,6 +270,16 @@ EXPORT int posix_fallocate(int fd, off_t at, off_t size)
     static int (*real)(int, off_t, off_t);
     if (!real) real = (int (*)(int, off_t, off_t))find("posix_fallocate");
     return fails("posix_fallocate", WHERE, ENOSPC) ? ENOSPC : real(fd, at, size);
+}
+
+EXPORT int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*start)(void *),
+                          void *user)
+{
+    static int (*real)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
+    if (!real)
+        real =
+            (int (*)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *))find("pthread_create");
+    return fails("pthread_create", WHERE, EAGAIN) ? EAGAIN : real(thread, attributes, start, user);
 }
 
 EXPORT int open(const char *path, int flags, ...)

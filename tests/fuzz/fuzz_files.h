@@ -88,7 +88,8 @@ static inline struct fuzz_part fuzz_next(const uint8_t **data, size_t *size)
 }
 
 /* A safetensors file whose tensors `lines` names: "NAME DTYPE D0 D1 ...", one per line, their data one behind
- * the other; a '@' in a name stands for "model.layers.0.". The offsets are computed here, so that a change of
+ * the other; a '@' in a name stands for "model.layers.0.", a '%' for "decoder.transformer.layers.0.". DTYPE
+ * SIGNS is I32 of 1 and -1. A line "!MODULE TEXT" is the metadata MODULE.spec. The offsets are computed here, so that a change of
  * a shape is a file with another shape and not one that the reader refuses. The data begin with `data` and go
  * on with a byte of which floats of 8, 16 and 32 bits are small numbers, so that an input of some hundred
  * bytes can be a whole model. A tensor that would take the data beyond FUZZ_MOST_DATA keeps an empty range.
@@ -98,7 +99,9 @@ static inline struct fuzz_part fuzz_next(const uint8_t **data, size_t *size)
 
 struct fuzz_header {
     char text[FUZZ_MOST_HEADER];
+    uint8_t data[FUZZ_MOST_DATA];
     size_t used, end; /* of the header's text, of the data */
+    bool metadata;    /* the text ends in its object */
 };
 
 static inline void fuzz_put(struct fuzz_header *h, const char *text, size_t size)
@@ -106,6 +109,44 @@ static inline void fuzz_put(struct fuzz_header *h, const char *text, size_t size
     if (size > sizeof h->text - h->used) size = sizeof h->text - h->used;
     memcpy(h->text + h->used, text, size);
     h->used += size;
+}
+
+static inline void fuzz_put_text(struct fuzz_header *h, const char *text)
+{
+    fuzz_put(h, text, strlen(text));
+}
+
+static inline void fuzz_put_name(struct fuzz_header *h, const char *name, const char *end)
+{
+    for (; name < end; name++) {
+        if (*name == '@')
+            fuzz_put_text(h, "model.layers.0.");
+        else if (*name == '%')
+            fuzz_put_text(h, "decoder.transformer.layers.0.");
+        else
+            fuzz_put(h, name, 1);
+    }
+}
+
+static inline void fuzz_put_metadata(struct fuzz_header *h, const char *line, const char *end)
+{
+    const char *text = memchr(line, ' ', (size_t)(end - line));
+    if (!text) return;
+    fuzz_put_text(h, h->metadata ? ",\"" : h->used > 1 ? ",\"__metadata__\":{\"" : "\"__metadata__\":{\"");
+    h->metadata = true;
+    fuzz_put_name(h, line + 1, text);
+    fuzz_put_text(h, ".spec\":\"");
+    for (text++; text < end; text++) {
+        if (*text == '"') fuzz_put_text(h, "\\");
+        fuzz_put(h, text, 1);
+    }
+    fuzz_put_text(h, "\"");
+}
+
+static inline void fuzz_end_metadata(struct fuzz_header *h)
+{
+    if (h->metadata) fuzz_put_text(h, "}");
+    h->metadata = false;
 }
 
 static inline size_t fuzz_dtype_bytes(const char *name, size_t size)
@@ -121,15 +162,15 @@ static inline void fuzz_put_line(struct fuzz_header *h, const char *line, const 
     char text[64];
     const char *dtype = memchr(line, ' ', (size_t)(end - line));
     if (!dtype) return;
-    fuzz_put(h, h->used > 1 ? ",\"" : "\"", h->used > 1 ? 2 : 1);
-    for (const char *p = line; p < dtype; p++)
-        fuzz_put(h, *p == '@' ? "model.layers.0." : p, *p == '@' ? 15 : 1);
+    fuzz_put_text(h, h->used > 1 ? ",\"" : "\"");
+    fuzz_put_name(h, line, dtype);
     const char *shape = ++dtype;
     while (shape < end && *shape != ' ') shape++;
-    size_t bytes = fuzz_dtype_bytes(dtype, (size_t)(shape - dtype));
-    fuzz_put(h, "\":{\"dtype\":\"", 12);
-    fuzz_put(h, dtype, (size_t)(shape - dtype));
-    fuzz_put(h, "\",\"shape\":[", 11);
+    const bool signs = shape - dtype == 5 && memcmp(dtype, "SIGNS", 5) == 0;
+    size_t bytes = signs ? sizeof(int32_t) : fuzz_dtype_bytes(dtype, (size_t)(shape - dtype));
+    fuzz_put_text(h, "\":{\"dtype\":\"");
+    fuzz_put(h, signs ? "I32" : dtype, signs ? 3 : (size_t)(shape - dtype));
+    fuzz_put_text(h, "\",\"shape\":[");
     for (bool first = true; shape < end; first = false) {
         size_t n = 0;
         const char *digits = ++shape;
@@ -142,6 +183,11 @@ static inline void fuzz_put_line(struct fuzz_header *h, const char *line, const 
     }
     const size_t begin = h->end;
     if (bytes <= FUZZ_MOST_DATA - begin) h->end += bytes;
+    memset(h->data + begin, 0x3c, h->end - begin);
+    for (size_t i = 0; signs && i < (h->end - begin) / sizeof(int32_t); i++) {
+        const int32_t sign = i % 3 ? 1 : -1;
+        memcpy(h->data + begin + i * sizeof sign, &sign, sizeof sign);
+    }
     fuzz_put(h, text, (size_t)snprintf(text, sizeof text, "],\"data_offsets\":[%zu,%zu]}", begin, h->end));
 }
 
@@ -155,15 +201,21 @@ static inline void fuzz_write_tensors(const char *name, struct fuzz_part lines, 
     for (const char *at = lines.text, *last = lines.text + lines.size; at < last;) {
         const char *end = memchr(at, '\n', (size_t)(last - at));
         if (!end) end = last;
-        fuzz_put_line(&h, at, end);
+        if (*at == '!') {
+            fuzz_put_metadata(&h, at, end);
+        } else {
+            fuzz_end_metadata(&h);
+            fuzz_put_line(&h, at, end);
+        }
         at = end + 1;
     }
+    fuzz_end_metadata(&h);
     fuzz_put(&h, "}", 1);
     const size_t given = size < h.end ? size : h.end;
+    if (given) memcpy(h.data, data, given);
     for (unsigned i = 0; i < 8; i++) file[i] = (uint8_t)((uint64_t)h.used >> 8 * i);
     memcpy(file + 8, h.text, h.used);
-    if (given) memcpy(file + 8 + h.used, data, given);
-    memset(file + 8 + h.used + given, 0x3c, h.end - given);
+    memcpy(file + 8 + h.used, h.data, h.end);
     fuzz_write(name, file, 8 + h.used + h.end);
 }
 
