@@ -13,7 +13,7 @@
 
 struct bench_settings {
     struct command command;
-    const char *shape, *format, *kernels;
+    const char *shape, *format, *head, *kernels;
     struct kv_settings kv;
     int64_t bits, prompt, generate, repeat, requests, prefill;
     struct option_integers batch, depth;
@@ -36,6 +36,13 @@ static const struct option bench_options[] = {
      .fallback = "e8p",
      .offset = AT(format),
      .help = "weights of the synthetic model"},
+    {.name = "head",
+     .argument = "bf16|int8",
+     .kind = OPTION_CHOICE,
+     .choices = "bf16|int8",
+     .fallback = "bf16",
+     .offset = AT(head),
+     .help = "the synthetic model's head, as quantize writes it with this option"},
     {.name = "bits",
      .letter = 'b',
      .aliases = "bpw",
@@ -234,7 +241,10 @@ static struct shares shares(const struct bench *bench, bool decode, double rate,
 
 static const char *number_or_dash(double x, const char *format, char *out, size_t size)
 {
-    snprintf(out, size, isnan(x) ? "-" : format, x);
+    if (isnan(x))
+        snprintf(out, size, "-");
+    else
+        snprintf(out, size, format, x);
     return out;
 }
 
@@ -499,6 +509,7 @@ static enum walsh_status open_model(struct bench *bench, struct walsh_context *c
         return command_open_model(command, context, command->arguments[0], &bench->model, err);
     struct walsh_shape shape;
     TRY(shape_find(settings->shape, &shape, err));
+    shape.head_int8 = strcmp(settings->head, "int8") == 0;
     struct walsh_model_options options = WALSH_MODEL_OPTIONS;
     options.activations = command_activations(command);
     enum walsh_status status = walsh_model_synthesize(

@@ -13,8 +13,11 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64" AND NOT WALSH_FUZZ)
     endif()
   endfunction()
   # avx2: Haswell and later. avx512: F, BW, DQ, VL. vnni: Ice Lake / Zen 4 and later (VNNI, VBMI, GFNI). bf16: AVX512_BF16.
+  # amx: Sapphire Rapids and later; its tile instructions are inline assembly.
   walsh_x86(avx2 -mavx2 -mfma -mf16c -mbmi2)
   walsh_x86(avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mbmi2)
   walsh_x86(vnni -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512vbmi -mgfni -mavx2 -mfma -mf16c -mbmi2)
   walsh_x86(bf16 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mavx2 -mfma -mf16c -mbmi2)
+  set(WALSH_AMX_FLAGS -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512vbmi -mgfni -mavx2 -mfma -mf16c -mbmi2)
+  walsh_x86(amx ${WALSH_AMX_FLAGS})
 endif()

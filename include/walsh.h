@@ -112,6 +112,7 @@ struct walsh_shape {
     uint32_t hidden, intermediate, layers, heads, kv_heads, head_dim, vocab, max_positions;
     uint32_t experts, experts_per_token, expert_intermediate; /* 0: dense */
     bool tied_embeddings;
+    bool head_int8; /* the head as quantize writes it with head_int8; then it is not tied */
 };
 #define WALSH_SHAPE                                                                                          \
     {                                                                                                        \

@@ -9,3 +9,15 @@ if(TARGET walsh-cuda)
 else()
   add_test(NAME walsh_checker COMMAND walsh_checker)
 endif()
+
+# The AMX kernels with emulated tiles (src/kernels/x86/amx/tiles.h), which any machine with VNNI, VBMI and GFNI can run. Their
+# objects stand in front of the libraries, which hold the same names.
+if(WALSH_AMX_FLAGS)
+  file(GLOB amx_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/kernels/x86/amx/*.c)
+  add_executable(walsh_checker_amx ${checker_sources} ${amx_sources})
+  set_source_files_properties(${amx_sources} PROPERTIES COMPILE_OPTIONS "${WALSH_AMX_FLAGS}"
+    COMPILE_DEFINITIONS WALSH_AMX_EMULATED)
+  target_compile_definitions(walsh_checker_amx PRIVATE CHECKER_AMX_EMULATED)
+  target_link_libraries(walsh_checker_amx PRIVATE walsh_kernels)
+  add_test(NAME walsh_checker_amx COMMAND walsh_checker_amx --kernel product)
+endif()

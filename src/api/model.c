@@ -162,14 +162,16 @@ enum walsh_status walsh_model_synthesize(struct walsh_context *context, const st
     struct walsh_load_options load;
     WALSH_TRY(read_options(context, options, &o, &load, err));
     struct walsh_config config;
+    struct walsh_shape s = WALSH_SHAPE;
     WALSH_TRY(walsh_shape_config(shape, &config, err));
+    WALSH_TRY(walsh_options_read(&s, sizeof s, shape, "walsh_shape", err));
     enum walsh_format weights;
     WALSH_TRY(find_format(format, &weights, &bits, err));
     char what[200];
     snprintf(what, sizeof what, "a synthetic %.80s in %.20s", shape->name ? shape->name : "model", format);
     WALSH_TRY(walsh_memory_check(what, walsh_shape_bytes(&config, bits), err));
     struct walsh_model_graph *graph;
-    WALSH_TRY(walsh_graph_synthesize(&config, weights, bits, seed, &load, &context->queue, &graph, err));
+    WALSH_TRY(walsh_graph_synthesize(&config, weights, bits, s.head_int8, seed, &load, &context->queue, &graph, err));
     o.no_mmap = false; /* it has no files */
     return wrap(context, &o, graph, out, err);
 }

@@ -161,7 +161,7 @@ enum walsh_status walsh_shape_config(const struct walsh_shape *shape, struct wal
         .max_positions = s.max_positions,
         .rms_epsilon = 1e-5,
         .rope = {.type = WALSH_ROPE_DEFAULT, .theta = 10000, .factor = 1},
-        .tied_embeddings = s.tied_embeddings,
+        .tied_embeddings = s.tied_embeddings && !s.head_int8,
         .qk_norm = walsh_architectures[architecture].qk_norm,
         .experts = s.experts,
         .experts_per_token = s.experts_per_token,

@@ -1,7 +1,9 @@
 /* The bit planes of E8P and E81B: relabelling, packing and its inverse. The header derives the layout. */
 #include "formats/e8p_planes.h"
 
+#include <math.h>
 #include <pthread.h>
+#include <string.h>
 
 #define GROUPS (WALSH_PLANE_COLUMNS / 8) /* codes of one row in a block */
 #define SPARSE 128                       /* E81B labels below it: tables; from it: signs of ±1/2 */
@@ -154,4 +156,17 @@ uint8_t walsh_e81b_unpack(uint32_t cols, const void *packed, uint32_t r, uint32_
 {
     return walsh_plane_tables()
         ->e81b_code[((const uint8_t *)packed)[label_offset(WALSH_STAGE_E81B, cols, r, g)]];
+}
+
+bool walsh_stages_merge(const struct walsh_weights *w, struct walsh_merged_stages *out)
+{
+    memset(out, 0, sizeof *out);
+    if (w->stages != 2 || w->stage[0].kind != WALSH_STAGE_E8P) return false;
+    const bool e8p = w->stage[1].kind == WALSH_STAGE_E8P;
+    const double ratio = 8 * (double)w->stage[1].scale * (e8p ? .25 : .5) / ((double)w->stage[0].scale * .25);
+    if (!(fabs(ratio) * (e8p ? 11 : 4) < 39.5)) return false; /* 8 * 11 + 39 = 127; NaN, Inf */
+    for (int u = e8p ? 2 : 0; u <= (e8p ? 13 : 8); u++)
+        out->second[u] = (int8_t)rint(ratio * (e8p ? 2 * u - 15 : u - 4));
+    out->scale = w->stage[0].scale * (1.0f / 32);
+    return true;
 }

@@ -3,10 +3,13 @@
 #include "kernels/kernels.h"
 
 #define STRIDE_ELEMENTS 256
+/* Rows so far apart, of any type, would share few sets of an L1 of 4 KB ways. */
+#define SET_ELEMENTS 1024
 
 size_t walsh_activations_stride(size_t cols)
 {
-    return walsh_round_up(cols, STRIDE_ELEMENTS);
+    const size_t stride = walsh_round_up(cols, STRIDE_ELEMENTS);
+    return stride % SET_ELEMENTS == 0 ? stride + STRIDE_ELEMENTS : stride;
 }
 
 size_t walsh_activation_size(enum walsh_activation_type type)

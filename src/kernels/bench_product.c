@@ -2,12 +2,14 @@
  * weights. Decode walks through a ring of matrices that no cache holds; prefill takes 512 rows of
  * activations. */
 #include <stdio.h>
+#include <string.h>
 
 #include "formats/e8p_planes.h"
 #include "kernels/bench.h"
 
 #define RING_BYTES ((size_t)192 << 20)
 #define RING_MOST 64
+#define DECODE_PIECE 64 /* outputs per call */
 
 typedef void product_kernel(const struct walsh_product_part *);
 
@@ -55,13 +57,18 @@ static bool make_weights(struct walsh_bench *b, const struct product_shape *s, s
     default:
         break;
     }
+    struct walsh_e8p_plan plan;
+    if (walsh_e8p_plan_bits(strcmp(s->stages, "PB") == 0 ? 3 : 2 * (unsigned)strlen(s->stages), &plan,
+                            NULL) != WALSH_OK)
+        return false;
     for (const char *stage = s->stages; *stage != 0; stage++) {
         enum walsh_stage_kind kind = *stage == 'P' ? WALSH_STAGE_E8P : WALSH_STAGE_E81B;
         const void *data = random_data(b, walsh_stage_bytes(kind, s->rows, s->cols), 0, UINT64_MAX);
         if (data == NULL) return false;
         w->stage[w->stages].kind = kind;
         w->stage[w->stages].data = data;
-        w->stage[w->stages++].scale = 1;
+        w->stage[w->stages].scale = plan.cumulative_inverse[w->stages];
+        w->stages++;
     }
     return true;
 }
@@ -114,22 +121,25 @@ static void bench(struct walsh_bench *b, product_kernel *f, const struct product
         if (!make_weights(b, s, &t.ring[t.count])) return;
         t.count++;
     } while (t.count < RING_MOST && t.count * walsh_weights_bytes(&t.ring[0]) < ring);
+    struct walsh_merged_stages merged;
+    const unsigned planes =
+        piece != DECODE_PIECE && walsh_stages_merge(&t.ring[0], &merged) ? 1 : t.ring[0].stages;
     char size[96];
     snprintf(size, sizeof size, "%s %ux%u rows=%zu", s->name, s->rows, s->cols, rows);
     enum walsh_ceiling ceiling = type == WALSH_ACTIVATION_INT8   ? WALSH_CEILING_INT8
                                  : type == WALSH_ACTIVATION_BF16 ? WALSH_CEILING_BF16
                                                                  : WALSH_CEILING_F32;
     double operations = 2.0 * (double)rows * s->rows * s->cols *
-                        (s->stages[0] != 0 && type == WALSH_ACTIVATION_INT8 ? (double)t.ring[0].stages : 1.0);
+                        (s->stages[0] != 0 && type == WALSH_ACTIVATION_INT8 ? (double)planes : 1.0);
     walsh_bench_run(b, size, (double)walsh_weights_bytes(&t.ring[0]), operations, ceiling, run, &t);
 }
 
 static void bench_decode(struct walsh_bench *b, product_kernel *f, enum walsh_format format,
                          const char *stages, const char *name, enum walsh_activation_type type)
 {
-    bench(b, f, &(struct product_shape){format, stages, name, 4096, 4096}, type, 1, RING_BYTES, 64);
-    bench(b, f, &(struct product_shape){format, stages, name, 8192, 3072}, type, 1, RING_BYTES, 64);
-    bench(b, f, &(struct product_shape){format, stages, name, 1024, 4096}, type, 8, RING_BYTES, 64);
+    bench(b, f, &(struct product_shape){format, stages, name, 4096, 4096}, type, 1, RING_BYTES, DECODE_PIECE);
+    bench(b, f, &(struct product_shape){format, stages, name, 8192, 3072}, type, 1, RING_BYTES, DECODE_PIECE);
+    bench(b, f, &(struct product_shape){format, stages, name, 1024, 4096}, type, 8, RING_BYTES, DECODE_PIECE);
 }
 
 static void bench_prefill(struct walsh_bench *b, product_kernel *f, enum walsh_format format,

@@ -6,6 +6,8 @@
 
 #if WALSH_X86
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 struct features {
     unsigned isa;
@@ -48,6 +50,17 @@ static bool note(struct features *f, const char *name, bool present)
     return present;
 }
 
+/* Ask for the tiles' state, which Linux gives to a process on request, for all its threads. */
+static bool permit_tiles(void)
+{
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+#ifdef SYS_arch_prctl
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+#else
+    return false;
+#endif
+}
+
 static void detect(struct features *f)
 {
     struct cpuid one = cpuid(1, 0), seven = cpuid(7, 0), seven1 = cpuid(7, 1);
@@ -68,14 +81,15 @@ static void detect(struct features *f)
     bool vbmi = note(f, "avx512vbmi", zmm && has(seven.ecx, 1));
     bool gfni = note(f, "gfni", ymm && has(seven.ecx, 8));
     bool bf16 = note(f, "avx512bf16", zmm && has(seven1.eax, 5));
-    note(f, "amx-tile", tiles && has(seven.edx, 24));
-    note(f, "amx-int8", tiles && has(seven.edx, 25));
-    note(f, "amx-bf16", tiles && has(seven.edx, 22));
+    bool amx = note(f, "amx-tile", tiles && has(seven.edx, 24));
+    bool amx_int8 = note(f, "amx-int8", tiles && has(seven.edx, 25));
+    bool amx_bf16 = note(f, "amx-bf16", tiles && has(seven.edx, 22));
 
     if (avx2 && fma && f16c && bmi2) f->isa |= WALSH_ISA_avx2;
     if ((f->isa & WALSH_ISA_avx2) && f512 && bw && dq && vl) f->isa |= WALSH_ISA_avx512;
     if ((f->isa & WALSH_ISA_avx512) && vnni && vbmi && gfni) f->isa |= WALSH_ISA_vnni;
     if ((f->isa & WALSH_ISA_avx512) && bf16) f->isa |= WALSH_ISA_bf16;
+    if ((f->isa & WALSH_ISA_vnni) && amx && amx_int8 && amx_bf16 && permit_tiles()) f->isa |= WALSH_ISA_amx;
 }
 
 /* Constant once detected. */

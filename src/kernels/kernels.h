@@ -36,7 +36,7 @@ enum walsh_activation_type {
 #define WALSH_ACTIVATION_SUM 16 /* INT8_GROUPS: columns of a sum */
 
 /* Prepared activations [rows][cols] of a product: rotated, rounded, zero beyond `cols` up to `stride`. stride
- * is a multiple of 256 elements; data is 64-byte aligned. */
+ * is a multiple of 256 elements, and not of 1024; data is 64-byte aligned. */
 #define WALSH_MAX_COLUMNS (1u << 18) /* of activations: whoever builds a linear checks it */
 struct walsh_activations {
     enum walsh_activation_type type;

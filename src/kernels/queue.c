@@ -20,12 +20,13 @@ static bool level_mask(enum walsh_cpu_level level, unsigned *mask)
         *mask = have & WALSH_ISA_avx2;
         return *mask != 0;
     case WALSH_CPU_AVX512:
-        *mask = have;
+        *mask = have & ~(unsigned)WALSH_ISA_amx;
         return (have & WALSH_ISA_avx512) != 0;
     case WALSH_CPU_AMX:
-        return false; /* no kernel uses AMX */
-    case WALSH_CPU_BEST:
         *mask = have;
+        return (have & WALSH_ISA_amx) != 0;
+    case WALSH_CPU_BEST: /* AMX only where it is asked for: its kernels have run on emulated tiles alone */
+        *mask = have & ~(unsigned)WALSH_ISA_amx;
         return true;
     }
     return false;
@@ -42,7 +43,8 @@ enum walsh_status walsh_queue_open(enum walsh_cpu_level level, struct walsh_pool
     if (!level_mask(level, &mask))
         return walsh_fail(err, WALSH_E_UNSUPPORTED,
                           "CPU level %s: this machine has kernels for %s (it has: %s)", level_name[level],
-                          walsh_cpu_isa() & WALSH_ISA_avx512 ? "reference, avx2, avx512"
+                          walsh_cpu_isa() & WALSH_ISA_amx      ? "reference, avx2, avx512, amx"
+                          : walsh_cpu_isa() & WALSH_ISA_avx512 ? "reference, avx2, avx512"
                           : walsh_cpu_isa() & WALSH_ISA_avx2 ? "reference, avx2"
                                                              : "reference",
                           walsh_cpu_features());

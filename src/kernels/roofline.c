@@ -75,6 +75,7 @@ static struct walsh_rates rates(const struct walsh_queue *q, struct walsh_pool *
     if (isa & WALSH_ISA_avx512) f32 = walsh_peak_f32_avx512;
     if (isa & WALSH_ISA_vnni) int8 = walsh_peak_int8_vnni;
     if (isa & WALSH_ISA_bf16) bf16 = walsh_peak_bf16_bf16;
+    if (isa & WALSH_ISA_amx) int8 = walsh_peak_int8_amx, bf16 = walsh_peak_bf16_amx;
 #endif
     (void)q;
     return (struct walsh_rates){.f32 = rate(f32, pool), .bf16 = rate(bf16, pool), .int8 = rate(int8, pool)};

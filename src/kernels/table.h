@@ -11,13 +11,14 @@
 
 /* The instruction sets by which implementations are named, as bits of a feature mask. Each needs everything
  * below it: avx2: AVX2, FMA, F16C, BMI2. avx512: F, BW, DQ, VL. vnni: AVX512 VNNI, VBMI, GFNI. bf16:
- * AVX512_BF16. */
+ * AVX512_BF16. amx: AMX-INT8 and AMX-BF16 with vnni, where the system lets the process use tiles. */
 enum walsh_isa {
     WALSH_ISA_reference = 0,
     WALSH_ISA_avx2 = 1,
     WALSH_ISA_avx512 = 2,
     WALSH_ISA_vnni = 4,
     WALSH_ISA_bf16 = 8,
+    WALSH_ISA_amx = 16,
 };
 
 /* walsh_kernel_NAME: the function type of kernel NAME. */
@@ -60,6 +61,8 @@ double walsh_peak_f32_avx2(size_t rounds);
 double walsh_peak_f32_avx512(size_t rounds);
 double walsh_peak_int8_vnni(size_t rounds);
 double walsh_peak_bf16_bf16(size_t rounds);
+double walsh_peak_int8_amx(size_t rounds);
+double walsh_peak_bf16_amx(size_t rounds);
 float walsh_peak_read_avx2(const float *x, size_t n);
 float walsh_peak_read_avx512(const float *x, size_t n);
 #endif

@@ -170,9 +170,10 @@ void walsh_logits(const struct walsh_model_graph *graph, const struct walsh_queu
                   float *logits);
 
 /* Random weights in the given format, for measurements (see walsh_model_synthesize). format: BF16, E8P
- * with `bits`, or a block format. */
+ * with `bits`, or a block format. head_int8: a head of int8 codes with a scale per row, rotated on its input
+ * side, for a config whose embeddings are not tied. */
 enum walsh_status walsh_graph_synthesize(const struct walsh_config *config, enum walsh_format format,
-                                         unsigned bits, uint64_t seed,
+                                         unsigned bits, bool head_int8, uint64_t seed,
                                          const struct walsh_load_options *options,
                                          const struct walsh_queue *queue, struct walsh_model_graph **out,
                                          struct walsh_error *err);

@@ -24,6 +24,7 @@ struct random_source {
     uint64_t tensors;         /* drawn so far; a tensor's seed is made of it */
     enum walsh_format format; /* BF16, E8P or a block format */
     unsigned bits;            /* of E8P */
+    bool head_int8;
 };
 
 struct fill {
@@ -163,14 +164,14 @@ static uint32_t scale_near(enum walsh_scale type, float value)
 }
 
 /* Random codes; scales that make the weights' deviation 1/sqrt(in). */
-static enum walsh_status random_blocks(struct random_source *s, const char *name, uint32_t in, uint32_t out,
+static enum walsh_status random_blocks(struct random_source *s, const char *name, enum walsh_format format,
+                                       struct walsh_block_type type, uint32_t in, uint32_t out,
                                        struct walsh_weights *w, struct walsh_error *err)
 {
-    *w = (struct walsh_weights){
-        .format = s->format, .rows = out, .cols = in, .block = block_type(s->format), .tensor_scale = 1};
+    *w = (struct walsh_weights){.format = format, .rows = out, .cols = in, .block = type, .tensor_scale = 1};
     if (in > WALSH_BLOCK_MAX_COLUMNS)
         return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: %u columns in %s, expected at most %u", name, in,
-                          walsh_format_name(s->format), WALSH_BLOCK_MAX_COLUMNS);
+                          walsh_format_name(format), WALSH_BLOCK_MAX_COLUMNS);
     const size_t words = walsh_block_data_words(w), count = walsh_block_scale_count(w);
     const size_t scale_bytes = walsh_scale_bytes(w->block.scale);
     /* of a random code: E2M1 2.8, U4 4.6, U8 74; E4M3 without its upper half 0.4 */
@@ -200,6 +201,16 @@ static enum walsh_status random_blocks(struct random_source *s, const char *name
     return WALSH_OK;
 }
 
+/* A head as quantize/head.h writes it. */
+static enum walsh_status random_head(struct random_source *s, const char *name, uint32_t in, uint32_t out,
+                                     struct walsh_linear *linear, struct walsh_error *err)
+{
+    const struct walsh_block_type rows = {WALSH_CODE_U8, WALSH_SCALE_F32, 0};
+    WALSH_TRY(random_rotation(s, name, "SV", in, WALSH_MIN_BLOCK_COLUMNS, &linear->in_rotation, err));
+    return random_blocks(s, name, WALSH_FORMAT_INT8, rows, linear->in_rotation.blocks.padded, out,
+                         &linear->weights, err);
+}
+
 static enum walsh_status random_linear(struct walsh_source *source, const char *name,
                                        const struct walsh_fusion *fusion, enum walsh_linear_role role,
                                        uint32_t in, uint32_t out, bool bias, struct walsh_linear *linear,
@@ -217,7 +228,9 @@ static enum walsh_status random_linear(struct walsh_source *source, const char *
     if (packed && s->format == WALSH_FORMAT_E8P)
         WALSH_TRY(random_e8p(s, name, in, out, linear, err));
     else if (packed && walsh_format_is_block(s->format))
-        WALSH_TRY(random_blocks(s, name, in, out, &linear->weights, err));
+        WALSH_TRY(random_blocks(s, name, s->format, block_type(s->format), in, out, &linear->weights, err));
+    else if (role == WALSH_LINEAR_HEAD && s->head_int8)
+        WALSH_TRY(random_head(s, name, in, out, linear, err));
     else
         WALSH_TRY(random_table(source, name, out, in, &linear->weights, err));
     linear->activation =
@@ -239,7 +252,7 @@ static enum walsh_status unit_vector(struct walsh_source *source, const char *na
 }
 
 enum walsh_status walsh_graph_synthesize(const struct walsh_config *config, enum walsh_format format,
-                                         unsigned bits, uint64_t seed,
+                                         unsigned bits, bool head_int8, uint64_t seed,
                                          const struct walsh_load_options *options,
                                          const struct walsh_queue *queue, struct walsh_model_graph **out,
                                          struct walsh_error *err)
@@ -258,7 +271,8 @@ enum walsh_status walsh_graph_synthesize(const struct walsh_config *config, enum
         .pool = queue->pool,
         .seed = seed,
         .format = format,
-        .bits = bits};
+        .bits = bits,
+        .head_int8 = head_int8};
     enum walsh_status status = walsh_graph_build(graph, &source.source, options->dense, queue->pool, err);
     if (status == WALSH_OK) status = walsh_graph_upload(graph, queue, err);
     if (status != WALSH_OK) {

@@ -139,7 +139,10 @@ for format in bf16 e8p; do
     works bench --shape "$work/shape.json" --format $format --bits 2 --prompt 8 --generate 4 --repeat 1 --json
     same format "$(value format)" $format
 done
-
+tied=$(value results.0.weight_bytes)
+works bench --shape "$work/shape.json" --format e8p --bits 2 --head int8 --prompt 8 --generate 0 --repeat 1 --json
+[ $((tied - $(value results.0.weight_bytes))) = $((512 * 128 - 512 * 4)) ] || fails "an int8 head is a byte per weight and a scale per row"
+misuse "--head: 'f16' is not supported; supported: bf16|int8" bench --shape "$work/shape.json" --head f16
 
 refuses "cannot open 'WORK/none.json': No such file or directory" bench --shape "$work/none.json"
 echo '{"hidden_size": 128}' >"$work/bad.json"

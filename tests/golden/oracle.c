@@ -291,7 +291,7 @@ static struct walsh_model_graph *synthesize(struct walsh_model_graph *of, const 
     config.intermediate = 96;
     config.expert_intermediate = 32;
     walsh_graph_close(&of);
-    need(walsh_graph_synthesize(&config, format, 4, 3, load, queue, &graph, &error));
+    need(walsh_graph_synthesize(&config, format, 4, false, 3, load, queue, &graph, &error));
     return graph;
 }
 

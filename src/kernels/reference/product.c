@@ -151,7 +151,35 @@ void walsh_product_int8_decode_reference(const struct walsh_product_part *p)
 {
     e8p_int8(p);
 }
+
+/* Two stages as one plane. */
+static void merged_int8(const struct walsh_product_part *p, const struct walsh_merged_stages *merged)
+{
+    const struct walsh_weights *w = p->weights;
+    const bool e8p = w->stage[1].kind == WALSH_STAGE_E8P;
+    for (size_t i = 0; i < p->a->rows; i++) {
+        const int8_t *q = (const int8_t *)p->a->data + i * p->a->stride;
+        for (size_t r = p->begin; r < p->end; r++) {
+            int32_t dot = 0;
+            for (size_t g = 0; g < w->cols / 8; g++) {
+                int8_t v0[8], v1[8];
+                stage_group(w, 0, r, g, v0);
+                stage_group(w, 1, r, g, v1);
+                for (size_t n = 0; n < 8; n++) {
+                    const int u1 = e8p ? (v1[n] + 15) / 2 : v1[n] + 4;
+                    dot += (8 * v0[n] + merged->second[u1]) * q[8 * g + n];
+                }
+            }
+            p->y[i * p->ldy + r] = merged->scale * (float)dot * p->a->scale[i];
+        }
+    }
+}
+
 void walsh_product_int8_prefill_reference(const struct walsh_product_part *p)
 {
-    e8p_int8(p);
+    struct walsh_merged_stages merged;
+    if (walsh_stages_merge(p->weights, &merged))
+        merged_int8(p, &merged);
+    else
+        e8p_int8(p);
 }

@@ -113,14 +113,19 @@ INLINE __m256i panel_tile(const void *from, size_t row, size_t step, size_t coun
     return _mm256_load_si256((const __m256i *)(const void *)at);
 }
 
-/* All columns of `outputs` outputs, a multiple of 16, of a stage from row on. */
+/* All columns of `outputs` outputs, a multiple of 16, of a stage from row on; each byte looked up in `table`
+ * (NULL: as it is). */
 INLINE void pack_stage(enum walsh_stage_kind kind, const uint8_t *data, size_t blocks, size_t row,
-                       size_t outputs, uint32_t *panels)
+                       size_t outputs, const __m256i *table, uint32_t *panels)
 {
     _Alignas(32) uint8_t tile[16 * WALSH_PLANE_COLUMNS];
     for (size_t done = 0; done < outputs; done += 16) {
         for (size_t b = 0; b < blocks; b++) {
             stage_tile(kind, walsh_plane_tables(), data, blocks, row + done, b, tile);
+            for (size_t n = 0; table != NULL && n < sizeof tile; n += 32) {
+                __m256i *bytes = (__m256i *)(void *)(tile + n);
+                _mm256_store_si256(bytes, _mm256_shuffle_epi8(*table, _mm256_load_si256(bytes)));
+            }
             for (size_t n = 0; n < 16; n += 8) {
                 for (size_t k = 0; k < STEPS; k += 8)
                     panel_block(panel_tile, tile, n, 8, k, 8, panels, blocks * STEPS, done + n,
@@ -151,22 +156,63 @@ INLINE void store_term(const void *to, size_t i, size_t r, size_t count, __m256i
     _mm256_storeu_ps(y, term);
 }
 
+/* Merged stages: sum q p = 16 sum u0 q + sum (second[u1] + BIAS) q - (120 + BIAS) sum q. The first stage's
+ * part waits in y as an integer, because a merged byte is too large for VPMADDUBSW. */
+#define BIAS 39
+
+INLINE void store_first(const void *to, size_t i, size_t r, size_t count, __m256i dot)
+{
+    (void)count;
+    const struct stage_output *s = to;
+    _mm256_storeu_ps(s->part->y + i * s->part->ldy + r, _mm256_castsi256_ps(_mm256_slli_epi32(dot, 4)));
+}
+
+INLINE void store_second(const void *to, size_t i, size_t r, size_t count, __m256i dot)
+{
+    (void)count;
+    const struct stage_output *s = to;
+    const struct walsh_activations *a = s->part->a;
+    float *y = s->part->y + i * s->part->ldy + r;
+    __m256i sum = _mm256_add_epi32(_mm256_castps_si256(_mm256_loadu_ps(y)), dot);
+    sum = _mm256_sub_epi32(sum, _mm256_set1_epi32((120 + BIAS) * a->sum[i]));
+    __m256 term = _mm256_mul_ps(_mm256_set1_ps(s->term.scale), _mm256_cvtepi32_ps(sum));
+    _mm256_storeu_ps(y, _mm256_mul_ps(term, _mm256_set1_ps(a->scale[i])));
+}
+
+INLINE void pack_any(const struct walsh_weights *w, unsigned k, size_t row, size_t outputs,
+                     const __m256i *table, uint32_t *panels)
+{
+    const size_t blocks = walsh_stage_blocks(w->cols);
+    if (w->stage[k].kind == WALSH_STAGE_E8P)
+        pack_stage(WALSH_STAGE_E8P, w->stage[k].data, blocks, row, outputs, table, panels);
+    else
+        pack_stage(WALSH_STAGE_E81B, w->stage[k].data, blocks, row, outputs, table, panels);
+}
+
 void walsh_product_int8_prefill_avx2(const struct walsh_product_part *p)
 {
     const struct walsh_weights *w = p->weights;
     const size_t blocks = walsh_stage_blocks(w->cols), row_bytes = blocks * WALSH_PLANE_COLUMNS;
     const size_t most = walsh_max(PANEL_BYTES / row_bytes / TILE_OUTPUTS, 1) * TILE_OUTPUTS;
     const struct tile_rows a = {p->a->data, p->a->stride, p->a->rows};
+    struct walsh_merged_stages merged;
+    const bool one = walsh_stages_merge(w, &merged);
+    const __m128i second = _mm_loadu_si128((const __m128i *)(const void *)merged.second);
+    const __m256i table = _mm256_broadcastsi128_si256(_mm_add_epi8(second, _mm_set1_epi8(BIAS)));
     uint32_t *panels = p->scratch;
     for (size_t r = p->begin; r < p->end; r += most) {
         size_t outputs = walsh_min(most, p->end - r);
         for (unsigned k = 0; k < w->stages; k++) {
-            if (w->stage[k].kind == WALSH_STAGE_E8P)
-                pack_stage(WALSH_STAGE_E8P, w->stage[k].data, blocks, r, outputs, panels);
-            else
-                pack_stage(WALSH_STAGE_E81B, w->stage[k].data, blocks, r, outputs, panels);
             struct stage_output to = {p, stage_term(w, k), k == 0, k + 1 == w->stages};
-            tile_all(store_term, &to, panels, &a, blocks * STEPS, r, outputs);
+            pack_any(w, k, r, outputs, one && k == 1 ? &table : NULL, panels);
+            if (!one) {
+                tile_all(store_term, &to, panels, &a, blocks * STEPS, r, outputs);
+            } else if (k == 0) {
+                tile_all(store_first, &to, panels, &a, blocks * STEPS, r, outputs);
+            } else {
+                to.term.scale = merged.scale;
+                tile_all(store_second, &to, panels, &a, blocks * STEPS, r, outputs);
+            }
         }
     }
 }

@@ -9,7 +9,10 @@
 
 #include <immintrin.h>
 
+#include <stdbool.h>
+
 #include "formats/e8p_planes.h"
+#include "kernels/x86/stage_term.h"
 
 #ifndef INLINE
 #define INLINE static inline __attribute__((always_inline))
@@ -118,6 +121,53 @@ INLINE void stage_block(enum walsh_stage_kind kind, const struct stage_lookup *l
         e81b_block(&l->e81b, block, m);
 }
 
+/* What a prefill product multiplies by, plane by plane: stages, or two of them as one. Bytes u >= 0 of a plane
+ * stand for scale * (factor u - offset). */
+struct plane_source {
+    enum walsh_stage_kind kind; /* merged: of the second stage */
+    const uint8_t *data[2];
+    struct stage_term term;
+    __m512i second; /* merged: by the second stage's nibble, what is added to 16 u0 modulo 256 */
+};
+struct prefill_planes {
+    unsigned count;
+    bool merged;
+    struct plane_source plane[WALSH_MAX_STAGES];
+};
+
+/* Merged bytes are p + 128 = 16 u0 - 120 + second + 128. */
+static inline void prefill_planes(const struct walsh_weights *w, struct prefill_planes *out)
+{
+    struct walsh_merged_stages merged;
+    out->merged = walsh_stages_merge(w, &merged);
+    out->count = out->merged ? 1 : w->stages;
+    for (unsigned k = 0; k < out->count; k++)
+        out->plane[k] = (struct plane_source){w->stage[k].kind, {w->stage[k].data, NULL}, stage_term(w, k),
+                                              _mm512_setzero_si512()};
+    if (!out->merged) return;
+    const __m128i second = _mm_loadu_si128((const __m128i *)(const void *)merged.second);
+    out->plane[0] = (struct plane_source){w->stage[1].kind,
+                                          {w->stage[0].data, w->stage[1].data},
+                                          {1, 128, merged.scale},
+                                          _mm512_broadcast_i32x4(_mm_add_epi8(second, _mm_set1_epi8(8)))};
+}
+
+/* Two stages' nibbles of a pair of rows (even low, odd high) -> bytes of the merged plane. */
+INLINE __m512i merge_even(const struct plane_source *s, __m512i m0, __m512i m1)
+{
+    const __m512i low = _mm512_set1_epi8(15), high = _mm512_set1_epi8((char)0xf0);
+    return _mm512_add_epi8(_mm512_and_si512(_mm512_slli_epi16(m0, 4), high),
+                           _mm512_shuffle_epi8(s->second, _mm512_and_si512(m1, low)));
+}
+
+INLINE __m512i merge_odd(const struct plane_source *s, __m512i m0, __m512i m1)
+{
+    const __m512i low = _mm512_set1_epi8(15), high = _mm512_set1_epi8((char)0xf0);
+    return _mm512_add_epi8(
+        _mm512_and_si512(m0, high),
+        _mm512_shuffle_epi8(s->second, _mm512_and_si512(_mm512_srli_epi16(m1, 4), low)));
+}
+
 /* Rows [row, row + 16) of plane block `block` as bytes: tile[16][256] nibbles. `exist` rows exist (an even
  * number of them is read), the rest of the tile is left as it is. */
 INLINE void stage_tile(enum walsh_stage_kind kind, const struct stage_lookup *l, const uint8_t *data,
@@ -131,6 +181,24 @@ INLINE void stage_tile(enum walsh_stage_kind kind, const struct stage_lookup *l,
             _mm512_store_si512(tile + 2 * pair * WALSH_PLANE_COLUMNS + 64 * t, _mm512_and_si512(m[t], low));
             _mm512_store_si512(tile + (2 * pair + 1) * WALSH_PLANE_COLUMNS + 64 * t,
                                _mm512_and_si512(_mm512_srli_epi16(m[t], 4), low));
+        }
+    }
+}
+
+/* The same of two stages merged; `kind` is the second's. */
+INLINE void merged_tile(enum walsh_stage_kind kind, const struct stage_lookup *first,
+                        const struct stage_lookup *second, const struct plane_source *from, size_t blocks,
+                        size_t row, size_t exist, size_t block, uint8_t *tile)
+{
+    for (size_t pair = 0; 2 * pair < exist; pair++) {
+        const size_t at = (row / 2 + pair) * blocks + block;
+        __m512i m0[4], m1[4];
+        stage_block(WALSH_STAGE_E8P, first, from->data[0] + at * walsh_stage_block(WALSH_STAGE_E8P), m0);
+        stage_block(kind, second, from->data[1] + at * walsh_stage_block(kind), m1);
+        for (unsigned t = 0; t < 4; t++) {
+            uint8_t *to = tile + 2 * pair * WALSH_PLANE_COLUMNS + 64 * t;
+            _mm512_store_si512(to, merge_even(from, m0[t], m1[t]));
+            _mm512_store_si512(to + WALSH_PLANE_COLUMNS, merge_odd(from, m0[t], m1[t]));
         }
     }
 }

@@ -7,7 +7,6 @@
  * operations behind them are the kernel's definition. */
 #include "base/memory.h"
 #include "kernels/table.h"
-#include "kernels/x86/stage_term.h"
 #include "kernels/x86/vnni/e8p_block.h"
 
 /* 16 sums of 32 bits. As __m512i, which is 8 integers of 64 bits, gcc 12 copies a register around every
@@ -24,7 +23,7 @@ static inline tile_sum tile_step(tile_sum sum, __m512i weights, __m512i activati
     return (tile_sum)_mm512_dpbusd_epi32((__m512i)sum, weights, activation);
 }
 
-#include "kernels/x86/avx512/gemm.h"
+#include "kernels/x86/vnni/stage_store.h"
 
 #define PREFETCH_PAIRS 4          /* decode: this many pairs of rows ahead where they are small, */
 #define PREFETCH_SMALL (16 << 10) /* up to these bytes, */
@@ -150,42 +149,24 @@ INLINE __m512i panel_tile(const void *from, size_t row, size_t step, size_t coun
     return _mm512_load_si512((const uint8_t *)from + row * WALSH_PLANE_COLUMNS + 4 * step);
 }
 
-/* All columns of `outputs` outputs of a stage from row on. */
-INLINE void pack_stage(enum walsh_stage_kind kind, const uint8_t *data, size_t blocks, size_t row,
-                       size_t outputs, uint32_t *panels)
+/* All columns of `outputs` outputs of a plane from row on: nibbles of a stage, or two stages merged. */
+INLINE void pack_plane(enum walsh_stage_kind kind, bool merged, const struct plane_source *from, size_t blocks,
+                       size_t row, size_t outputs, uint32_t *panels)
 {
     _Alignas(64) uint8_t tile[16 * WALSH_PLANE_COLUMNS];
-    struct stage_lookup lookup = stage_lookup(kind);
+    struct stage_lookup first = stage_lookup(merged ? WALSH_STAGE_E8P : kind), second = stage_lookup(kind);
     for (size_t done = 0; done < outputs; done += 16) {
         size_t exist = walsh_min(16, outputs - done);
         for (size_t b = 0; b < blocks; b++) {
-            stage_tile(kind, &lookup, data, blocks, row + done, exist, b, tile);
+            if (merged)
+                merged_tile(kind, &first, &second, from, blocks, row + done, exist, b, tile);
+            else
+                stage_tile(kind, &first, from->data[0], blocks, row + done, exist, b, tile);
             for (size_t k = 0; k < STEPS; k += 16)
                 panel_block(panel_tile, tile, 0, exist, k, 16, panels, outputs, blocks * STEPS, done,
                             b * STEPS + k);
         }
     }
-}
-
-/* Where a stage's sums go: y = (y + term) * scale, without y in the first stage, without the scale but in the
- * last. */
-struct stage_output {
-    const struct walsh_product_part *part;
-    struct stage_term term;
-    bool first, last;
-};
-
-INLINE void store_stage(const void *to, size_t i, size_t r, __mmask16 mask, tile_sum sum)
-{
-    const struct stage_output *s = to;
-    const struct walsh_activations *a = s->part->a;
-    float *y = s->part->y + i * s->part->ldy + r;
-    __m512i dot = _mm512_mullo_epi32((__m512i)sum, _mm512_set1_epi32(s->term.factor));
-    dot = _mm512_sub_epi32(dot, _mm512_set1_epi32(s->term.offset * a->sum[i]));
-    __m512 term = _mm512_mul_ps(_mm512_set1_ps(s->term.scale), _mm512_cvtepi32_ps(dot));
-    if (!s->first) term = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), term);
-    if (s->last) term = _mm512_mul_ps(term, _mm512_set1_ps(a->scale[i]));
-    _mm512_mask_storeu_ps(y, mask, term);
 }
 
 void walsh_product_int8_prefill_vnni(const struct walsh_product_part *p)
@@ -194,15 +175,22 @@ void walsh_product_int8_prefill_vnni(const struct walsh_product_part *p)
     const size_t blocks = walsh_stage_blocks(w->cols), row_bytes = blocks * WALSH_PLANE_COLUMNS;
     const size_t most = walsh_max(PANEL_BYTES / row_bytes / TILE_OUTPUTS, 1) * TILE_OUTPUTS;
     const struct tile_rows a = {p->a->data, p->a->stride, p->a->rows};
+    struct prefill_planes planes;
     uint32_t *panels = p->scratch;
+    prefill_planes(w, &planes);
     for (size_t r = p->begin; r < p->end; r += most) {
         size_t outputs = walsh_min(most, p->end - r);
-        for (unsigned k = 0; k < w->stages; k++) {
-            if (w->stage[k].kind == WALSH_STAGE_E8P)
-                pack_stage(WALSH_STAGE_E8P, w->stage[k].data, blocks, r, outputs, panels);
+        for (unsigned k = 0; k < planes.count; k++) {
+            const struct plane_source *from = &planes.plane[k];
+            if (planes.merged && from->kind == WALSH_STAGE_E8P)
+                pack_plane(WALSH_STAGE_E8P, true, from, blocks, r, outputs, panels);
+            else if (planes.merged)
+                pack_plane(WALSH_STAGE_E81B, true, from, blocks, r, outputs, panels);
+            else if (from->kind == WALSH_STAGE_E8P)
+                pack_plane(WALSH_STAGE_E8P, false, from, blocks, r, outputs, panels);
             else
-                pack_stage(WALSH_STAGE_E81B, w->stage[k].data, blocks, r, outputs, panels);
-            struct stage_output to = {p, stage_term(w, k), k == 0, k + 1 == w->stages};
+                pack_plane(WALSH_STAGE_E81B, false, from, blocks, r, outputs, panels);
+            struct stage_output to = {p, from->term, k == 0, k + 1 == planes.count};
             tile_all(store_stage, &to, panels, &a, blocks * STEPS, r, outputs);
         }
     }

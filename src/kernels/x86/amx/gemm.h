@@ -1,0 +1,124 @@
+/* The tiled product that every AMX prefill kernel shares. Its element is 32 bits: four 8-bit integers or a pair
+ * of bf16; a tile of weights holds 16 such columns ("a step") of 16 outputs.
+ *
+ * Weights come as panels [tile of 16 outputs][step][1 KB], activations are read in place. Four sums of 16 x 16
+ * are in registers: two tiles of rows by two of outputs, so that four loads serve four products. BLOCK_STEPS
+ * steps of 32 rows stay in the L1 while the panels pass by from the L2; the sums of all outputs wait in `sums`
+ * from block to block.
+ *
+ * A template: the including file first defines TILE_DOT(t, c, a, b). */
+#ifndef WALSH_KERNELS_X86_AMX_GEMM_H
+#define WALSH_KERNELS_X86_AMX_GEMM_H
+
+#include "kernels/x86/amx/tiles.h"
+#include "kernels/x86/avx512/gemm.h"
+
+#define TILE_BYTES 1024
+#define GROUP_ROWS 32
+#define GROUP_OUTPUTS 32
+#ifndef BLOCK_STEPS
+#define BLOCK_STEPS 16
+#endif
+
+/* 16 outputs of row i, from number `output` on, of which `mask` exist: 16 sums of 32 bits. */
+typedef void amx_store(const void *to, size_t i, size_t output, __mmask16 mask, __m512i sum);
+
+/* rows0 + rows1 <= 32 rows (rows1 may be 0) by `outputs` <= 32 outputs (1 or 2 tiles) over `steps` steps.
+ * sums[4][256]: tiles 0..3 of tile_shapes, read unless `first`. */
+INLINE void amx_group(struct tiles *t, const char *a, size_t lda, const uint8_t *b, size_t ldb, size_t steps,
+                      bool two_rows, bool two_outputs, uint32_t *sums, bool first)
+{
+    const char *a1 = a + 16 * lda;
+    const uint8_t *b1 = b + ldb;
+    (void)t;
+    if (first) {
+        TILE_ZERO(t, 0);
+        TILE_ZERO(t, 1);
+        TILE_ZERO(t, 2);
+        TILE_ZERO(t, 3);
+    } else {
+        TILE_LOAD(t, 0, sums, 64);
+        TILE_LOAD(t, 1, sums + 256, 64);
+        TILE_LOAD(t, 2, sums + 512, 64);
+        TILE_LOAD(t, 3, sums + 768, 64);
+    }
+    if (two_rows && two_outputs) {
+        for (size_t k = 0; k < steps; k++) {
+            TILE_LOAD(t, 4, a + 64 * k, lda);
+            TILE_LOAD(t, 6, b + TILE_BYTES * k, 64);
+            TILE_DOT(t, 0, 4, 6);
+            TILE_LOAD(t, 7, b1 + TILE_BYTES * k, 64);
+            TILE_DOT(t, 1, 4, 7);
+            TILE_LOAD(t, 5, a1 + 64 * k, lda);
+            TILE_DOT(t, 2, 5, 6);
+            TILE_DOT(t, 3, 5, 7);
+        }
+    } else {
+        for (size_t k = 0; k < steps; k++) {
+            TILE_LOAD(t, 4, a + 64 * k, lda);
+            TILE_LOAD(t, 6, b + TILE_BYTES * k, 64);
+            TILE_DOT(t, 0, 4, 6);
+            if (two_rows) TILE_LOAD(t, 5, a1 + 64 * k, lda);
+            if (two_rows) TILE_DOT(t, 2, 5, 6);
+            if (two_outputs) TILE_LOAD(t, 7, b1 + TILE_BYTES * k, 64);
+            if (two_outputs) TILE_DOT(t, 1, 4, 7);
+        }
+    }
+    TILE_STORE(t, 0, sums, 64);
+    TILE_STORE(t, 1, sums + 256, 64);
+    TILE_STORE(t, 2, sums + 512, 64);
+    TILE_STORE(t, 3, sums + 768, 64);
+}
+
+/* Hand the finished sums of a group to `store`. */
+INLINE void amx_finish(amx_store *store, const void *to, const uint32_t *sums, size_t i, size_t rows,
+                       size_t output, size_t outputs)
+{
+    for (size_t m = 0; m < rows; m++) {
+        const uint32_t *row = sums + (m / 16) * 512 + m % 16 * 16;
+        store(to, i + m, output, first_lanes(outputs), _mm512_load_si512(row));
+        if (outputs > 16)
+            store(to, i + m, output + 16, first_lanes(outputs - 16), _mm512_load_si512(row + 256));
+    }
+}
+
+/* Elements of `sums` for so many outputs. */
+static inline size_t amx_sums(size_t outputs)
+{
+    return (outputs + GROUP_OUTPUTS - 1) / GROUP_OUTPUTS * 1024;
+}
+
+/* All rows of `a` by the panels of `outputs` outputs, the first of which is number `output`. sums:
+ * amx_sums(outputs) elements, 64-byte aligned. */
+INLINE void amx_all(amx_store *store, const void *to, const uint8_t *panels, uint32_t *sums,
+                    const struct tile_rows *a, size_t steps, size_t output, size_t outputs)
+{
+    const size_t panel = steps * TILE_BYTES;
+    struct tiles t;
+    size_t shaped = 0;
+    for (size_t i = 0; i < a->rows; i += GROUP_ROWS) {
+        const size_t rows = a->rows - i < GROUP_ROWS ? a->rows - i : GROUP_ROWS;
+        if (rows != shaped) {
+            const struct tile_config config = tile_shapes(rows < 16 ? rows : 16, rows > 16 ? rows - 16 : 0);
+            tiles_open(&t, &config);
+            shaped = rows;
+        }
+        for (size_t k = 0; k < steps; k += BLOCK_STEPS) {
+            const size_t some = steps - k < BLOCK_STEPS ? steps - k : BLOCK_STEPS;
+            const char *from = (const char *)a->data + i * a->stride + 64 * k;
+            for (size_t done = 0; done < outputs; done += GROUP_OUTPUTS) {
+                const uint8_t *b = panels + done / 16 * panel + k * TILE_BYTES;
+                uint32_t *of = sums + done / GROUP_OUTPUTS * 1024;
+                if (rows > 16 && outputs - done > 16)
+                    amx_group(&t, from, a->stride, b, panel, some, true, true, of, k == 0);
+                else
+                    amx_group(&t, from, a->stride, b, panel, some, rows > 16, outputs - done > 16, of,
+                              k == 0);
+                if (k + some == steps) amx_finish(store, to, of, i, rows, output + done, outputs - done);
+            }
+        }
+    }
+    if (shaped != 0) tiles_close(&t);
+}
+
+#endif
