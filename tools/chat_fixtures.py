@@ -232,4 +232,5 @@ def main():
         file.write(dump([{"variables": given}] + [dict(template=s, **render(env, s, given)) for s in sources]))
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -62,6 +62,11 @@ bool walsh_tokenizer_has(const struct walsh_tokenizer *t, int32_t id)
     return id >= 0 && (size_t)id < v->size && v->tokens[id].flags != 0;
 }
 
+bool walsh_tokenizer_is_special(const struct walsh_tokenizer *t, int32_t id)
+{
+    return walsh_tokenizer_has(t, id) && (t->vocabulary.tokens[id].flags & WALSH_TOKEN_SPECIAL) != 0;
+}
+
 int32_t walsh_tokenizer_bos(const struct walsh_tokenizer *t)
 {
     return t->bos;

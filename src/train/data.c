@@ -2,12 +2,14 @@
 
 #include <dirent.h>
 #include <jansson.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <xxhash.h>
 
 #include "base/file.h"
 #include "base/random.h"
+#include "train/conversation.h"
 
 #define MAX_FILE_BYTES ((size_t)4 << 30)
 #define MAX_PATH_FILES 65536
@@ -54,18 +56,24 @@ static enum walsh_status add_id(struct reading *r, int32_t id, bool counts)
     return WALSH_OK;
 }
 
+static enum walsh_status check_ids(const struct reading *r, const int32_t *ids, size_t count)
+{
+    const uint32_t vocab = r->graph->config.vocab;
+    for (size_t i = 0; i < count; i++)
+        if (ids[i] < 0 || (uint32_t)ids[i] >= vocab)
+            return walsh_fail(r->err, WALSH_E_FORMAT, "%s: token %d is outside the model's vocabulary of %u",
+                              r->path, ids[i], vocab);
+    return WALSH_OK;
+}
+
 static enum walsh_status add_text(struct reading *r, const char *text, size_t size, unsigned flags,
                                   bool counts)
 {
     int32_t *ids;
     size_t count;
     WALSH_TRY(walsh_tokenizer_encode(r->graph->tokenizer, text, size, flags, &ids, &count, r->err));
-    enum walsh_status status = reserve(r->data, count, r->err);
-    for (size_t i = 0; i < count && status == WALSH_OK; i++)
-        if (ids[i] < 0 || (uint32_t)ids[i] >= r->graph->config.vocab)
-            status =
-                walsh_fail(r->err, WALSH_E_FORMAT, "%s: token %d is outside the model's vocabulary of %u",
-                           r->path, ids[i], r->graph->config.vocab);
+    enum walsh_status status = check_ids(r, ids, count);
+    if (status == WALSH_OK) status = reserve(r->data, count, r->err);
     if (status == WALSH_OK && count > 0) {
         memcpy(r->data->ids + r->data->tokens, ids, count * sizeof *ids);
         memset(r->data->counts + r->data->tokens, counts, count);
@@ -145,55 +153,30 @@ static enum walsh_status add_completion(struct reading *r, const json_t *prompt,
     return end_document(r);
 }
 
-/* The tokens of ChatML, where the model's conversations are written in it. */
-static enum walsh_status chat_tokens(const struct reading *r, int32_t *start, int32_t *end)
+/* A conversation, or the part of one that stands by itself. */
+static enum walsh_status add_turns(void *context, const struct walsh_turns *turns, struct walsh_error *err)
 {
-    const char *text = walsh_tokenizer_chat_template(r->graph->tokenizer);
-    *start = walsh_tokenizer_find(r->graph->tokenizer, "<|im_start|>");
-    *end = walsh_tokenizer_find(r->graph->tokenizer, "<|im_end|>");
-    if (text && !strstr(text, "<|im_start|>"))
-        return walsh_fail(r->err, WALSH_E_UNSUPPORTED,
-                          "%s:%zu: \"messages\" are written in ChatML, but the model's chat template is "
-                          "another; write them out "
-                          "as \"prompt\" and \"completion\"",
-                          r->path, r->line);
-    if (*start < 0 || *end < 0)
-        return walsh_fail(r->err, WALSH_E_UNSUPPORTED,
-                          "%s:%zu: \"messages\" are written in ChatML, but the tokenizer has no <|im_start|> "
-                          "and <|im_end|>; "
-                          "write them out as \"prompt\" and \"completion\"",
-                          r->path, r->line);
-    return WALSH_OK;
-}
-
-/* <|im_start|>ROLE\nCONTENT<|im_end|>\n: of the assistant's messages content and end count. */
-static enum walsh_status add_message(struct reading *r, const json_t *message, int32_t start, int32_t end)
-{
-    const json_t *role = json_object_get(message, "role"), *content = json_object_get(message, "content");
-    if (!json_is_string(role) || !json_is_string(content))
-        return walsh_fail(r->err, WALSH_E_FORMAT,
-                          "%s:%zu: a message needs \"role\" and \"content\", both strings", r->path, r->line);
-    const bool counts = strcmp(json_string_value(role), "assistant") == 0;
-    WALSH_TRY(add_id(r, start, false));
-    WALSH_TRY(add_text(r, json_string_value(role), json_string_length(role), WALSH_ENCODE_PLAIN, false));
-    WALSH_TRY(add_text(r, "\n", 1, WALSH_ENCODE_PLAIN, false));
-    WALSH_TRY(
-        add_text(r, json_string_value(content), json_string_length(content), WALSH_ENCODE_PLAIN, counts));
-    WALSH_TRY(add_id(r, end, counts));
-    return add_text(r, "\n", 1, WALSH_ENCODE_PLAIN, false);
-}
-
-static enum walsh_status add_messages(struct reading *r, const json_t *messages)
-{
-    int32_t start, end;
-    if (!json_is_array(messages) || json_array_size(messages) == 0)
-        return walsh_fail(r->err, WALSH_E_FORMAT, "%s:%zu: \"messages\" is no array of messages", r->path,
-                          r->line);
-    WALSH_TRY(chat_tokens(r, &start, &end));
-    WALSH_TRY(begin_document(r));
-    for (size_t i = 0; i < json_array_size(messages); i++)
-        WALSH_TRY(add_message(r, json_array_get(messages, i), start, end));
+    struct reading *r = context;
+    (void)err; /* the reading has it */
+    r->begin = r->data->tokens;
+    if (!turns->templated) WALSH_TRY(begin_document(r));
+    WALSH_TRY(check_ids(r, turns->ids, turns->count));
+    WALSH_TRY(reserve(r->data, turns->count, r->err));
+    memcpy(r->data->ids + r->data->tokens, turns->ids, turns->count * sizeof *turns->ids);
+    memcpy(r->data->counts + r->data->tokens, turns->learned, turns->count);
+    r->data->tokens += turns->count;
     return end_document(r);
+}
+
+static enum walsh_status add_messages(struct reading *r, const json_t *line)
+{
+    char *where;
+    const size_t room = strlen(r->path) + 32;
+    WALSH_TRY(walsh_alloc(room, 1, "the name of a line", &where, r->err));
+    snprintf(where, room, "%s:%zu", r->path, r->line);
+    const enum walsh_status status = walsh_conversation_read(r->graph, where, line, add_turns, r, r->err);
+    walsh_free(where);
+    return status;
 }
 
 static enum walsh_status add_object(struct reading *r, const json_t *object)
@@ -201,7 +184,7 @@ static enum walsh_status add_object(struct reading *r, const json_t *object)
     const json_t *text = json_object_get(object, "text"), *prompt = json_object_get(object, "prompt"),
                  *completion = json_object_get(object, "completion"),
                  *messages = json_object_get(object, "messages");
-    if (messages) return add_messages(r, messages);
+    if (messages) return add_messages(r, object);
     if (json_is_string(prompt) && json_is_string(completion)) return add_completion(r, prompt, completion);
     if (json_is_string(text)) return add_plain(r, json_string_value(text), json_string_length(text));
     return walsh_fail(

@@ -22,9 +22,10 @@ struct walsh_data {
 };
 /* Read `path`: a file, or every *.txt, *.jsonl and *.json of a directory in the order of their names. *.jsonl
  * and *.json hold a JSON object per line: {"text"}, or {"prompt", "completion"} with loss on the completion,
- * or {"messages": [{"role", "content"}]} in ChatML with loss on what the assistant says. Any other file is
- * one document of plain text. Documents end with the model's first end-of-sequence id, and begin with BOS
- * where the tokenizer puts one. Errors name the file and the line. */
+ * or {"messages": [{"role", "content"}]} by the model's chat template with loss on what the assistant says
+ * (train/conversation.h). Any other file is one document of plain text. Documents but conversations end with
+ * the model's first end-of-sequence id, and begin with BOS where the tokenizer puts one. Errors name the file
+ * and the line. */
 enum walsh_status walsh_data_open(const struct walsh_model_graph *graph, const char *path, uint32_t context,
                                   struct walsh_data *out, struct walsh_error *err);
 void walsh_data_close(struct walsh_data *d); /* safe on a zeroed struct */

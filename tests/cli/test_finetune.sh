@@ -111,6 +111,33 @@ walsh finetune "$model" --data "$work/bad.jsonl" --output "$work/e" --quiet
 exits 1
 message | grep -q '^walsh finetune: WORK/bad.jsonl:1: ' || fails "a broken line is not named"
 
+# --- conversations by the model's own chat template: the same adapter as from the texts that it makes of them
+mkdir "$work/own"
+ln -s "$model"/* "$work/own"
+cat >"$work/own/chat_template.jinja" <<'EOF'
+{%- for m in messages %}{{ 'Q: ' + m.content + '\nA:' if m.role == 'user' else ' ' + m.content|trim + '<|endoftext|>' }}{% endfor %}
+EOF
+cat >"$work/turns.jsonl" <<'EOF'
+{"messages": [{"role": "user", "content": "Who is there?"}, {"role": "assistant", "content": "It is I, my lord, and the night is cold. "}]}
+{"messages": [{"role": "user", "content": "And who are you?"}, {"role": "assistant", "content": "Nobody, my lord; a traveller from the sea."}]}
+EOF
+cat >"$work/texts.jsonl" <<'EOF'
+{"prompt": "Q: Who is there?\nA:", "completion": " It is I, my lord, and the night is cold."}
+{"prompt": "Q: And who are you?\nA:", "completion": " Nobody, my lord; a traveller from the sea."}
+EOF
+works finetune "$work/own" --data "$work/turns.jsonl" --output "$work/turns" --steps 2 $quick --quiet
+works finetune "$work/own" --data "$work/texts.jsonl" --output "$work/texts" --steps 2 $quick --quiet
+cmp -s "$work/turns/adapter_model.safetensors" "$work/texts/adapter_model.safetensors" ||
+    fails "turns and their texts teach different things"
+works finetune "$model" --data "$work/turns.jsonl" --output "$work/chatml" --steps 2 $quick --quiet
+! cmp -s "$work/turns/adapter_model.safetensors" "$work/chatml/adapter_model.safetensors" ||
+    fails "the template changes what is learned"
+rm "$work/own/chat_template.jinja"
+echo "{{ messages[-1].content }}{{ 'A:' if add_generation_prompt }}" >"$work/own/chat_template.jinja"
+refuses "WORK/turns.jsonl:1: message 2: the model's chat template does not write this answer behind its generation prompt, \
+so that nobody can tell what is to be learned; write the conversation out as \"prompt\" and \"completion\"" \
+    finetune "$work/own" --data "$work/turns.jsonl" --output "$work/e" --quiet
+
 # --- a quantized base: the same job on E8P and on MXFP4
 for format in "e8p --bits 4 --no-hessian" "mxfp4"; do
     name=$work/q-${format%% *}
