@@ -1,9 +1,10 @@
 /* Each call of a job fails in turn: jobs of the program `walsh` on a tiny model, with shim.c preloaded.
  *
- *   torture SHIM WALSH SOURCE [--most N] [--seed N] [--verbose] [JOB...]
+ *   torture SHIM WALSH SOURCE [--most N] [--part I/N] [--seed N] [--verbose] [JOB...]
  *
  * A job runs once as it is, which counts its calls and gives what is right. Then it runs again for every
- * call, or for about N of them drawn by the seed, with that call failing. Each run ends by itself: either
+ * call, or for about N of them drawn by the seed, with that call failing; with --part for each N-th, from I
+ * on, so that several processes can share a job. Each run ends by itself: either
  * with 0 and what is right, because the program could do without, or with another status and a message that
  * names a file or what was short. What it writes is there as a whole or not at all; a job that leaves
  * something to go on with is gone on with and gives what is right. No block of memory is held at the end that
@@ -88,6 +89,7 @@ static const struct job {
 static const char *shim, *program, *source;
 static bool verbose;
 static unsigned failures;
+static long part = 1, parts = 1;
 
 /* What one run did. */
 struct outcome {
@@ -289,8 +291,9 @@ static void torture(const struct job *job, long most, uint64_t *seed)
         complain(job, 0, &right, "it fails without a fault");
         return;
     }
-    const long step = most > 0 && right.calls > most ? right.calls / most : 1;
-    for (long at = step == 1 ? 1 : 1 + (long)(draw(seed) % (uint64_t)step); at <= right.calls; at += step) {
+    const long step = most > 0 && right.calls > most ? right.calls / most : parts,
+               first = step == parts ? part : 1 + (long)(draw(seed) % (uint64_t)step);
+    for (long at = first; at <= right.calls; at += step) {
         clear();
         run(job, at, false, &o);
         check(job, at, &right, &o);
@@ -299,7 +302,7 @@ static void torture(const struct job *job, long most, uint64_t *seed)
         if (verbose) printf("%s %ld (%s): %d, %s\n", job->name, at, o.failed, o.status, o.err);
     }
     clear();
-    printf("%-10s %6ld calls, %6ld runs, %6ld refused, %6ld did without\n", job->name, right.calls, runs,
+    printf("%-16s %6ld calls, %6ld runs, %6ld refused, %6ld did without\n", job->name, right.calls, runs,
            refused, runs - refused);
     if (refused == 0) complain(job, 0, &right, "no fault had an effect");
     fflush(stdout);
@@ -318,7 +321,9 @@ int main(int argc, char **argv)
     uint64_t seed = (uint64_t)getpid();
     int i = 4;
     if (argc < 4) {
-        fprintf(stderr, "usage: %s SHIM WALSH SOURCE [--most N] [--seed N] [--verbose] [JOB...]\n", argv[0]);
+        fprintf(stderr,
+                "usage: %s SHIM WALSH SOURCE [--most N] [--part I/N] [--seed N] [--verbose] [JOB...]\n",
+                argv[0]);
         return 2;
     }
     shim = argv[1];
@@ -329,6 +334,9 @@ int main(int argc, char **argv)
             verbose = true;
         else if (strcmp(argv[i], "--most") == 0 && i + 1 < argc)
             most = atol(argv[++i]);
+        else if (strcmp(argv[i], "--part") == 0 && i + 1 < argc &&
+                 sscanf(argv[i + 1], "%ld/%ld", &part, &parts) == 2)
+            i++;
         else if (strcmp(argv[i], "--seed") == 0 && i + 1 < argc)
             seed = strtoull(argv[++i], NULL, 10);
     }
