@@ -5,15 +5,16 @@ what GLQ's own kernels compute from them on a GPU.
     python3 -m venv V && V/bin/pip install torch==2.11.0 transformers==5.17.0 glq==0.8.16      (CUDA 13 and nvcc)
     V/bin/python3 tools/glq_gpu_fixtures.py WORK tests/fixtures/checkpoint [NAME=DIRECTORY]...
 
-quantizes into WORK and keeps layer 0's k_proj of each: NAME.* as GLQ stores it, NAME.x [4][320] its input in a forward pass, NAME.y
-[4][64] its output for the rows together, NAME.y1 [1][64] for the first row alone (GLQ has kernels of their own for that). A
-NAME=DIRECTORY is a directory that walsh wrote, for GLQ to load; the committed file has e8p3 so (quantize --bits 3 --samples 1
---sample-tokens 512). GLQ's wheel was built for another PyTorch than 2.11: where its extension refuses CUDA tensors, remove
+quantizes into WORK, a process each, spread over the GPUs, and keeps layer 0's k_proj of each: NAME.* as GLQ stores it, NAME.x [4][320]
+its input in a forward pass, NAME.y [4][64] its output for the rows together, NAME.y1 [1][64] for the first row alone (GLQ has kernels
+of their own for that). A NAME=DIRECTORY is a directory that walsh wrote, for GLQ to load; the committed file has walsh3 so (quantize
+--bits 3 --samples 1 --sample-tokens 512). GLQ's wheel was built for another PyTorch than 2.11: where its extension refuses CUDA tensors, remove
 glq/_C*.so and GLQ compiles it anew. The calibration text is the repository's in the place of the one that GLQ would download.
 """
 import importlib.machinery
 import json
 import os
+import subprocess
 import sys
 import types
 
@@ -25,6 +26,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MODEL, LINEAR, ROWS = f"{ROOT}/models/bookworm-8m", "model.layers.0.self_attn.k_proj", 4
 CONFIGS = {  # codebook, bits, environment, entries of the codebook
     "e8p2": ("e8p", 2, {}, None),
+    "e8p3": ("e8p", 3, {}, None),
     "e8p4": ("e8p", 4, {}, None),
     "pow2": ("e8p", 2, {"GLQ_E8P_POW2": "1"}, None),
     "shell": ("e8_shell", 2, {}, 4096),
@@ -60,19 +62,33 @@ def outputs(directory):
     return {k: v.cpu().contiguous() for k, v in out.items()}
 
 
+def quantize(name, directory):
+    from glq.quantize_model import quantize as quantize_model
+    codebook, bits, _, entries = CONFIGS[name]
+    quantize_model(MODEL, directory, bpw=bits, nsamples=16, seqlen=512, device="cuda", codebook_type=codebook, codebook_size=entries)
+
+
+def quantize_all(work):
+    """Every configuration in a process of its own, which has its environment."""
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    devices = devices.split(",")
+    jobs = []
+    for i, (name, (_, _, environment, _)) in enumerate(CONFIGS.items()):
+        environment = {**os.environ, **environment, "CUDA_VISIBLE_DEVICES": devices[i % len(devices)]}
+        jobs.append(subprocess.Popen([sys.executable, __file__, "--quantize", name, f"{work}/{name}"], env=environment))
+    if any([job.wait() for job in jobs]):
+        sys.exit("GLQ failed")
+
+
 def main():
+    stub_datasets()
+    if len(sys.argv) == 4 and sys.argv[1] == "--quantize":
+        return quantize(*sys.argv[2:])
     if len(sys.argv) < 3:
         sys.exit(__doc__)
-    stub_datasets()
     import glq.hf_integration  # noqa: F401 (registers the quantizer)
-    from glq.quantize_model import quantize
     work, out, tensors = sys.argv[1], sys.argv[2], {}
-    for name, (codebook, bits, environment, entries) in CONFIGS.items():
-        os.environ.update(environment)
-        quantize(MODEL, f"{work}/{name}", bpw=bits, nsamples=16, seqlen=512, device="cuda", codebook_type=codebook,
-                 codebook_size=entries)
-        for key in environment:
-            del os.environ[key]
+    quantize_all(work)
     directories = {name: f"{work}/{name}" for name in CONFIGS} | dict(a.split("=", 1) for a in sys.argv[3:])
     for name, directory in directories.items():
         tensors |= {f"{name}.{k}": v for k, v in outputs(directory).items()}

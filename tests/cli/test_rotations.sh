@@ -58,6 +58,12 @@ divergence() { # of the model $1 from $2, options...
         if [ $format = e8p ]; then
             divergence "$work/head" "$work/wide"
             true_that "only the head differs: KL $kl" "$kl > 0 && $kl < 0.001"
+            for which in wide head; do
+                works eval "$work/$which" --text "$text" --max-tokens 8200 --json
+                eval "ppl_$which=$(value ppl)"
+            done
+            true_that "the int8 head costs under 0.05%: perplexity $ppl_head instead of $ppl_wide" \
+                "$ppl_head < 1.0005 * $ppl_wide && $ppl_head > 0.9995 * $ppl_wide"
             works run "$work/head" "It was late" -n 4 --adapter "$adapter" --json
         fi
         rm -r "$work/head"
