@@ -176,11 +176,11 @@ static struct figures measure(struct bench *b, size_t rounds, bool updates)
 }
 
 static void report(const struct bench *b, const struct figures *f, const struct walsh_roofline *roofline,
-                   unsigned threads, const char *what, bool updates, bool json, bool *first)
+                   const char *what, bool updates, bool json, bool *first)
 {
     const double product = 2.0 * (double)b->rows * K * N, update = 2.0 * (double)b->rows * RANK * (K + N),
                  forward = product + (updates ? update : 0);
-    const double rate = roofline->bf16_rate * threads,
+    const double rate = roofline->all.bf16,
                  bytes = (double)walsh_weights_bytes(&b->experts[0].gate.weights) * (double)b->active;
     const double of_rate = (forward + product) / (f->forward[0] + f->back[0]) / rate,
                  of_read = bytes / f->forward[0] / roofline->read_bandwidth;
@@ -237,8 +237,8 @@ int main(int argc, char **argv)
     b.y = numbers(most * N);
     b.dx = numbers(most * K);
     printf(json ? "{\"threads\": %u, \"bf16_gflops\": %.1f, \"read_gbs\": %.2f, \"experts\": ["
-                : "%u threads, %.1f Gflop/s of bf16 each, %.2f GB/s read\n",
-           threads, roofline.bf16_rate / 1e9, roofline.read_bandwidth / 1e9);
+                : "%u threads, %.1f Gflop/s of bf16, %.2f GB/s read\n",
+           threads, roofline.all.bf16 / 1e9, roofline.read_bandwidth / 1e9);
     size_t counts[MOST_EXPERTS];
     char what[32];
     for (unsigned updates = 0; updates < 2; updates++)
@@ -247,7 +247,7 @@ int main(int argc, char **argv)
             set_rows(&b, counts, 32);
             const struct figures f = measure(&b, t > 64 ? walsh_min(rounds, 5) : rounds, updates);
             snprintf(what, sizeof what, "E=32 T=%zu", t);
-            report(&b, &f, &roofline, threads, what, updates, json, &first);
+            report(&b, &f, &roofline, what, updates, json, &first);
         }
     for (size_t slots = 256; slots <= 16384; slots *= 4) { /* tokens with 10 of 256 experts each */
         memset(counts, 0, sizeof counts);
