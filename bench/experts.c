@@ -255,7 +255,7 @@ int main(int argc, char **argv)
         set_rows(&b, counts, MOST_EXPERTS);
         const struct figures f = measure(&b, walsh_min(rounds, 5), true);
         snprintf(what, sizeof what, "E=256, %zu", slots);
-        report(&b, &f, &roofline, threads, what, true, json, &first);
+        report(&b, &f, &roofline, what, true, json, &first);
     }
     if (json) printf("]}\n");
     walsh_queue_close(&queue);
