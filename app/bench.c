@@ -239,12 +239,12 @@ static struct shares shares(const struct bench *bench, bool decode, double rate,
     return s;
 }
 
-static const char *number_or_dash(double x, const char *format, char *out, size_t size)
+static const char *number_or_dash(double x, int decimals, char *out, size_t size)
 {
     if (isnan(x))
         snprintf(out, size, "-");
     else
-        snprintf(out, size, format, x);
+        snprintf(out, size, "%.*f", decimals, x);
     return out;
 }
 
@@ -283,8 +283,8 @@ static enum walsh_status put_result(struct bench *bench, const char *test, int64
         if (side) snprintf(text, sizeof text, "  %+.1f%% time", 100 * slower);
         printf("%-9s %7lld %6lld %7lld %12.2f %8s %10.2f %8s%s%s\n", test, (long long)tokens,
                (long long)batch, (long long)depth, rate,
-               number_or_dash(s.read / 1e9, "%.2f", gigabytes, sizeof gigabytes), s.weights / 1e9,
-               number_or_dash(100 * s.ceiling, "%.1f", share, sizeof share), side ? "  with adapters" : "",
+               number_or_dash(s.read / 1e9, 2, gigabytes, sizeof gigabytes), s.weights / 1e9,
+               number_or_dash(100 * s.ceiling, 1, share, sizeof share), side ? "  with adapters" : "",
                text);
     }
     return fflush(stdout) == 0 ? WALSH_OK : fail_errno(err, "cannot write to standard output");
