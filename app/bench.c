@@ -284,8 +284,7 @@ static enum walsh_status put_result(struct bench *bench, const char *test, int64
         printf("%-9s %7lld %6lld %7lld %12.2f %8s %10.2f %8s%s%s\n", test, (long long)tokens,
                (long long)batch, (long long)depth, rate,
                number_or_dash(s.read / 1e9, 2, gigabytes, sizeof gigabytes), s.weights / 1e9,
-               number_or_dash(100 * s.ceiling, 1, share, sizeof share), side ? "  with adapters" : "",
-               text);
+               number_or_dash(100 * s.ceiling, 1, share, sizeof share), side ? "  with adapters" : "", text);
     }
     return fflush(stdout) == 0 ? WALSH_OK : fail_errno(err, "cannot write to standard output");
 }
