@@ -183,6 +183,12 @@ WALSH_API enum walsh_status walsh_model_encode(const struct walsh_model *model, 
 WALSH_API enum walsh_status walsh_model_decode(const struct walsh_model *model, const int32_t *ids,
                                                size_t count, bool skip_special, char **text, size_t *size,
                                                struct walsh_error *err);
+/* What the token writes: *bytes [*size], which may be a part of a character only; a special token its text. The
+ * model's own: valid as long as it is. Decoders that look at a token's place (a space stripped from a text's
+ * begin) are left out. WALSH_E_ARGUMENT: no token has this id. */
+WALSH_API enum walsh_status walsh_model_token_bytes(const struct walsh_model *model, int32_t id,
+                                                    const char **bytes, size_t *size,
+                                                    struct walsh_error *err);
 /* What a call of this header allocated for the caller; NULL is fine. */
 WALSH_API void walsh_memory_free(void *p);
 
@@ -584,6 +590,11 @@ struct walsh_batch_request {
     const void *salt; /* [salt_size] of the prefix store, as of walsh_session_set_prefix_store; copied */
     size_t salt_size;
     void *user; /* handed back with each event */
+    /* NULL, or called by walsh_batch_step with logits [count][vocab]: those behind the prompt's tokens [first,
+     * first + count), as the model gave them, so that row i is the distribution of token first + i + 1. In
+     * order, each token once, the last one's too. Valid during the call, which must not use the batch. Such a
+     * request takes nothing from a prefix store. */
+    void (*prompt_logits)(void *user, uint32_t first, const float *logits, uint32_t count);
 };
 #define WALSH_BATCH_REQUEST                                                                                  \
     {                                                                                                        \

@@ -52,6 +52,7 @@ enum walsh_status walsh_batch_submit(struct walsh_batch *batch, const struct wal
         .salt = r.salt,
         .salt_size = r.salt_size,
         .user = r.user,
+        .prompt_logits = r.prompt_logits,
     };
     WALSH_TRY(walsh_sampling_read(r.sampling, graph, graph->config.vocab, &job.sampling, err));
     if (!r.sampling) {

@@ -43,6 +43,13 @@ enum walsh_status walsh_model_decode(const struct walsh_model *model, const int3
     return walsh_tokenizer_decode(model->graph->tokenizer, ids, count, skip_special, text, size, err);
 }
 
+enum walsh_status walsh_model_token_bytes(const struct walsh_model *model, int32_t id, const char **bytes,
+                                          size_t *size, struct walsh_error *err)
+{
+    WALSH_TRY(walsh_model_needs_tokenizer(model, err));
+    return walsh_tokenizer_token_bytes(model->graph->tokenizer, id, bytes, size, err);
+}
+
 void walsh_memory_free(void *p)
 {
     walsh_free(p);

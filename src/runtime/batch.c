@@ -180,6 +180,7 @@ static enum walsh_status fill_entry(const struct walsh_batch *b, const struct wa
     e->stop_count = job->stop_count;
     e->ignore_eos = job->ignore_eos;
     e->user = job->user;
+    e->prompt_logits = job->prompt_logits;
     e->sampling = job->sampling;
     /* More than there will ever be is the same as all. */
     e->sampling.repeat_last = (uint32_t)walsh_min(e->sampling.repeat_last, (size_t)e->count + e->tokens);
@@ -230,7 +231,7 @@ static enum walsh_status start(struct walsh_batch *b, struct walsh_batch_entry *
     WALSH_TRY(walsh_runtime_session_open(b->runner, e->count + e->tokens, &b->limits.kv, &e->session, err));
     e->session->adapters = e->set;
     e->set = NULL;
-    if (b->limits.store)
+    if (b->limits.store && !e->prompt_logits)
         WALSH_TRY(walsh_runtime_set_store(e->session, b->limits.store, e->salt, e->salt_size, err));
     e->state = WALSH_BATCH_PREFILL;
     return WALSH_OK;

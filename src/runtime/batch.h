@@ -35,6 +35,9 @@ struct walsh_batch_job {
     const void *salt; /* [salt_size] of the prefix store */
     size_t salt_size;
     void *user;
+    /* Called in a step with logits [count][vocab] behind the prompt's tokens [first, first + count), in order,
+     * each once; such a request has no prefix store. NULL: they are not computed. */
+    void (*prompt_logits)(void *user, uint32_t first, const float *logits, uint32_t count);
 };
 
 enum walsh_entry_state {
@@ -55,6 +58,7 @@ enum walsh_entry_end {
 struct walsh_batch_entry {
     uint64_t id;
     void *user;
+    void (*prompt_logits)(void *user, uint32_t first, const float *logits, uint32_t count);
     enum walsh_entry_state state;
     enum walsh_entry_end end;
     bool reported; /* an event has told its end */

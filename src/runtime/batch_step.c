@@ -15,16 +15,40 @@ static void sweep(struct walsh_batch *b)
     }
 }
 
+/* The logits of the piece x [n][hidden] of a prompt for whoever asked for them, as many at a time as the runner
+ * has room for; of a prompt's last token, by itself as always, those that a token is drawn from. */
+static void tell_logits(struct walsh_batch *b, struct walsh_batch_entry *entry, uint32_t at, uint32_t n,
+                        float *x)
+{
+    struct walsh_runner *r = b->runner;
+    const size_t hidden = r->graph->config.hidden;
+    const bool last = at + n == entry->count;
+    const uint32_t rows = last ? n - 1 : n;
+    for (uint32_t i = 0, m; i < rows; i += m) {
+        m = (uint32_t)walsh_min(rows - i, r->logit_rows);
+        walsh_session_logits_of(entry->session, x + i * hidden, m, r->logits);
+        entry->prompt_logits(entry->user, at + i, r->logits, m);
+    }
+    if (!last) return;
+    walsh_session_prompt_end(entry->session, x + rows * hidden);
+    entry->prompt_logits(entry->user, at + rows, walsh_session_read(entry->session), 1);
+}
+
 /* Read the next `n` tokens of a prompt: at most to the end of their chunk. */
 static enum walsh_status read_piece(struct walsh_batch *b, struct walsh_batch_entry *entry, uint32_t n)
 {
     struct walsh_session *session = entry->session;
     const uint32_t at = session->kv->length;
-    const bool last = at + n == entry->count;
+    const bool last = at + n == entry->count, asked = entry->prompt_logits != NULL;
     /* Logits behind a piece that is not the last would be for nothing: asking for the hidden states, which
      * are in the runner's own rows anyway, leaves them out. */
     const struct walsh_prompt_outputs hidden = {.hidden = b->runner->x};
-    WALSH_TRY(walsh_runtime_prompt(session, entry->ids + at, n, last ? NULL : &hidden, NULL, &entry->error));
+    WALSH_TRY(walsh_runtime_prompt(session, entry->ids + at, n, last && !asked ? NULL : &hidden, NULL,
+                                   &entry->error));
+    if (asked) {
+        tell_logits(b, entry, at, n, b->runner->x);
+        WALSH_TRY(walsh_runner_check(b->runner, &entry->error));
+    }
     b->totals.prompt_tokens += n;
     if (last) entry->state = WALSH_BATCH_READY;
     return WALSH_OK;

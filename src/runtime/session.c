@@ -210,6 +210,11 @@ static void prompt_logits(struct walsh_session *s, float *x, size_t n, enum wals
     walsh_runner_logits(s->runner, x, n, role, &sets, logits);
 }
 
+void walsh_session_logits_of(struct walsh_session *session, float *x, size_t n, float *logits)
+{
+    prompt_logits(session, x, n, WALSH_PREFILL, logits);
+}
+
 void walsh_session_prompt_end(struct walsh_session *session, float *x)
 {
     prompt_logits(session, x, 1, WALSH_PREFILL, session->logits);

@@ -54,6 +54,9 @@ enum walsh_status walsh_runtime_set_adapters(struct walsh_session *session,
 /* The adapters of n rows of this session; `room` is one entry. */
 struct walsh_row_sets walsh_session_sets(const struct walsh_session *session, size_t n,
                                          struct walsh_row_set *room);
+/* logits [n][vocab] <- those of the states x [n][hidden] of its tokens, by prefill arithmetic; x is
+ * overwritten. */
+void walsh_session_logits_of(struct walsh_session *session, float *x, size_t n, float *logits);
 /* session->logits <- those of the state x [hidden] of its last token, by prefill arithmetic; x is
  * overwritten. */
 void walsh_session_prompt_end(struct walsh_session *session, float *x);

@@ -67,6 +67,18 @@ bool walsh_tokenizer_is_special(const struct walsh_tokenizer *t, int32_t id)
     return walsh_tokenizer_has(t, id) && (t->vocabulary.tokens[id].flags & WALSH_TOKEN_SPECIAL) != 0;
 }
 
+enum walsh_status walsh_tokenizer_token_bytes(const struct walsh_tokenizer *t, int32_t id, const char **bytes,
+                                              size_t *size, struct walsh_error *err)
+{
+    const struct walsh_vocabulary *v = &t->vocabulary;
+    if (!walsh_tokenizer_has(t, id))
+        return walsh_fail(err, WALSH_E_ARGUMENT, "token id %d is not in the vocabulary of %zu", id, v->size);
+    const struct walsh_span span = v->tokens[id].decoded;
+    *bytes = (const char *)v->blob.data + span.offset;
+    *size = span.size;
+    return WALSH_OK;
+}
+
 int32_t walsh_tokenizer_bos(const struct walsh_tokenizer *t)
 {
     return t->bos;

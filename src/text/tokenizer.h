@@ -76,6 +76,11 @@ enum walsh_status walsh_tokenizer_decode(const struct walsh_tokenizer *t, const 
                                          bool skip_special, char **text, size_t *size,
                                          struct walsh_error *err);
 
+/* What decode writes for this token before it looks at its neighbours: *bytes [*size], the tokenizer's own.
+ * WALSH_E_ARGUMENT: no token has this id. */
+enum walsh_status walsh_tokenizer_token_bytes(const struct walsh_tokenizer *t, int32_t id, const char **bytes,
+                                              size_t *size, struct walsh_error *err);
+
 /* Streaming decode: bytes of a character that is not complete yet are held back. What comes out is what
  * walsh_tokenizer_decode gives for the same ids, with one exception: ByteFallback turns a whole run of byte
  * tokens to U+FFFD, one each, where it is not well-formed as a whole; the stream has then shown the

@@ -57,6 +57,7 @@ struct wanted {
     uint64_t *logits_hash; /* [length], of what each was drawn from */
     uint32_t length;
     enum walsh_batch_finish finish;
+    uint64_t *prompt_hash; /* [count], of the logits behind each token of the prompt; NULL: not asked for */
 };
 
 static inline uint64_t hash_logits(const float *logits, size_t n)
@@ -119,6 +120,7 @@ static inline void wanted_free(struct wanted *w)
     free(w->ids);
     free(w->tokens);
     free(w->logits_hash);
+    free(w->prompt_hash);
     memset(w, 0, sizeof *w);
 }
 
@@ -177,6 +179,26 @@ static inline const char *wanted_make(struct trial *t, struct wanted *w, const s
     return NULL;
 }
 
+/* From now on it asks for the logits of its prompt. */
+static inline const char *wanted_ask(struct trial *t, struct wanted *w, const struct walsh_kv_options *kv)
+{
+    struct walsh_error err;
+    struct walsh_session *session = NULL;
+    struct walsh_session_options options = WALSH_SESSION_OPTIONS;
+    options.context = w->count + w->max_tokens;
+    options.kv = *kv;
+    float *logits = calloc(w->count * t->vocab, sizeof *logits);
+    w->prompt_hash = calloc(w->count, sizeof *w->prompt_hash);
+    enum walsh_status status = walsh_session_open(t->model, &options, &session, &err);
+    if (status == WALSH_OK) status = walsh_session_set_adapters(session, w->uses, w->adapters, &err);
+    if (status == WALSH_OK) status = walsh_session_prompt_logits(session, w->ids, w->count, logits, &err);
+    for (uint32_t i = 0; i < w->count && status == WALSH_OK; i++)
+        w->prompt_hash[i] = hash_logits(logits + i * t->vocab, t->vocab);
+    walsh_session_close(&session);
+    free(logits);
+    return status == WALSH_OK ? NULL : trial_fail("logits of a prompt alone: %s", err.message);
+}
+
 /* What a schedule was like, so that a test knows that it tested something. */
 struct seen {
     uint32_t most_rows; /* that drew a token in one step */
@@ -187,12 +209,27 @@ struct seen {
     uint32_t cancelled[3];  /* queued, prefilling, decoding */
     uint32_t finished[5];   /* by walsh_batch_finish */
     uint64_t prefix_tokens; /* taken over from a prefix store */
+    uint32_t prompt_logits; /* tokens of prompts whose logits were asked for and told */
 };
 
 struct running {
     uint64_t id; /* 0: not submitted, or gone */
     uint32_t seen;
+    const struct wanted *wanted;
+    size_t vocab;
+    uint32_t told; /* tokens of the prompt whose logits came */
+    bool wrong;    /* not in order, or not those that it gives alone */
 };
+
+/* The logits behind tokens of a prompt. */
+static inline void take_prompt_logits(void *user, uint32_t first, const float *logits, uint32_t count)
+{
+    struct running *r = user;
+    r->wrong = r->wrong || first != r->told || r->seen > 0;
+    for (uint32_t i = 0; i < count && !r->wrong; i++, r->told++)
+        r->wrong = r->told >= r->wanted->count ||
+                   hash_logits(logits + i * r->vocab, r->vocab) != r->wanted->prompt_hash[r->told];
+}
 
 struct schedule {
     const struct wanted *wanted;
@@ -223,6 +260,9 @@ static inline const char *submit_some(struct trial *t, struct schedule *s)
         request.adapters = w->uses;
         request.adapter_count = w->adapters;
         request.user = &s->running[s->submitted];
+        s->running[s->submitted].wanted = w;
+        s->running[s->submitted].vocab = t->vocab;
+        if (w->prompt_hash) request.prompt_logits = take_prompt_logits;
         const enum walsh_status status =
             walsh_batch_submit(s->batch, &request, &s->running[s->submitted].id, &err);
         s->seen->busy += status == WALSH_E_BUSY;
@@ -260,6 +300,11 @@ static inline const char *check_event(struct trial *t, struct schedule *s, const
     if (e->request != r->id || r->id == 0)
         return trial_fail("an event of request %" PRIu64 ", which is gone", e->request);
     if (e->finish == WALSH_FINISH_ERROR) return trial_fail("request %zu: %s", i, e->message);
+    if (w->prompt_hash && (r->wrong || r->told != w->count))
+        return trial_fail(
+            "request %zu: of the logits of its prompt of %u tokens %u came as it gives them alone", i,
+            w->count, r->told);
+    if (r->seen == 0) s->seen->prompt_logits += r->told;
     const uint32_t at = r->seen++;
     if (at >= w->length || e->tokens != at + 1) return trial_fail("request %zu has a token too many", i);
     const float *logits = walsh_batch_logits(s->batch, e->request);
