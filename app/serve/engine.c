@@ -259,6 +259,13 @@ static void fail_job(struct sequence *s, int status, const char *code, const cha
     job_cancel(s->job);
 }
 
+/* The logits of an echoed prompt; `user` is the sequence. */
+static void take_prompt(void *user, uint32_t first, const float *logits, uint32_t count)
+{
+    struct sequence *s = user;
+    sequence_take_prompt(s, first, logits, count, s->job->vocab);
+}
+
 static enum walsh_status start(struct engine *e, struct sequence *s, struct walsh_error *err)
 {
     struct job *job = s->job;
@@ -278,6 +285,7 @@ static enum walsh_status start(struct engine *e, struct sequence *s, struct wals
     request.salt = job->salt;
     request.salt_size = job->salt_size;
     request.user = s;
+    if (job->request.echo && job->request.logprobs_asked) request.prompt_logits = take_prompt;
     return walsh_batch_submit(e->batch, &request, &s->id, err);
 }
 
@@ -338,20 +346,21 @@ static void take_event(struct engine *e, const struct walsh_batch_event *event, 
         retire(e, s);
         return;
     }
-    const bool said = event->finish != WALSH_FINISH_EOS && event->finish != WALSH_FINISH_STOP;
+    const bool said = event->finish != WALSH_FINISH_EOS && event->finish != WALSH_FINISH_STOP && !job->silent;
     const float *logits = job->request.logprobs_asked ? walsh_batch_logits(e->batch, event->request) : NULL;
-    bool stopped = false, good = true;
+    bool stopped = false, good = !s->lost;
     pthread_mutex_lock(&job->lock);
+    const bool stalled = !job->stalled && job->out.size - job->taken > job->stall_bytes; /* told once */
     observe_token(e, s, now);
     if (event->tokens == 1) note_prefix(e, s);
-    if (said) {
+    if (said && good) {
         job->tokens++;
         good = sequence_take(s, event->token, logits, e->options.vocab, &stopped);
     }
     const bool ended = stopped || event->finish != WALSH_FINISH_NONE;
-    if (good && ended) good = sequence_finish(s, event->finish == WALSH_FINISH_LENGTH ? "length" : "stop");
+    if (good && ended)
+        good = sequence_finish(s, event->finish == WALSH_FINISH_LENGTH || job->silent ? "length" : "stop");
     if (good) good = sequence_send(s);
-    const bool stalled = !job->stalled && job->out.size - job->taken > job->stall_bytes; /* told once */
     if (good && job->out.size > job->taken) job_wake(job); /* of what is no stream the end alone is news */
     job->stalled |= stalled;
     pthread_mutex_unlock(&job->lock);

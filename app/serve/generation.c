@@ -79,15 +79,44 @@ static uint64_t fresh_seed(void)
     return seed;
 }
 
+/* Where the texts of the prompt's tokens begin in the echo, which has `echoed` characters. What the tokenizer
+ * put in front of a text (BOS) is no part of it. */
+static bool find_offsets(const struct job *job, struct request_prompt *p, size_t echoed)
+{
+    struct walsh_text_stream *stream;
+    size_t *offsets = calloc(p->count, sizeof *offsets), at = 0, size;
+    const char *text;
+    if (!offsets || walsh_text_stream_open(job->model, p->text == NULL, &stream, NULL) != WALSH_OK) {
+        free(offsets);
+        return false;
+    }
+    bool good = true;
+    for (size_t i = 0; i < p->count && good; i++) {
+        offsets[i] = at;
+        good = walsh_text_stream_next(stream, p->ids[i], &text, &size, NULL) == WALSH_OK;
+        if (good) at += count_characters(text, size);
+    }
+    if (good && walsh_text_stream_finish(stream, &text, &size, NULL) == WALSH_OK)
+        at += count_characters(text, size);
+    walsh_text_stream_close(&stream);
+    const size_t before = at > echoed ? at - echoed : 0;
+    for (size_t i = 0; i < p->count; i++) offsets[i] -= offsets[i] < before ? offsets[i] : before;
+    p->offsets = offsets;
+    return good;
+}
+
 /* The prompt in front of the answer, as text. */
 static bool put_echo(const struct job *job, struct sequence *s)
 {
-    const struct request_prompt *p = s->prompt;
+    struct request_prompt *p = s->prompt;
     char *text = NULL;
     size_t size = p->size;
     if (!p->text && walsh_model_decode(job->model, p->ids, p->count, true, &text, &size, NULL) != WALSH_OK)
         return false;
-    const bool good = text_append(&s->content, p->text ? p->text : text, size);
+    const char *echo = p->text ? p->text : text;
+    bool good = text_append(&s->content, echo, size);
+    s->characters = count_characters(echo, size);
+    if (good && job->request.logprobs_asked && !p->offsets) good = find_offsets(job, p, s->characters);
     walsh_memory_free(text);
     return good;
 }
@@ -132,7 +161,9 @@ static struct job *make_job(struct exchange *x, struct request *r, bool chat, st
         refuse(&x->refusal, 503, "out_of_memory", NULL, "the server is out of memory");
         return NULL;
     }
-    job->max_tokens = max_tokens;
+    job->max_tokens = max_tokens ? max_tokens : 1;
+    job->silent = max_tokens == 0;
+    job->vocab = server->info.vocab;
     set_sampling(server, &job->request, &job->sampling);
     set_limits(x, job);
     if (open_sequences(server, job, thinking)) return job;

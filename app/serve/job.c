@@ -104,21 +104,28 @@ static bool better(struct alternative a, struct alternative b)
     return a.logprob > b.logprob || (a.logprob == b.logprob && a.id < b.id);
 }
 
-/* The log-probability of the token and of the likeliest ones: logits minus the logarithm of the sum of their
- * exponentials, of the distribution as the model gave it. */
-static bool record(struct sequence *s, int32_t token, const float *logits, uint32_t vocab)
+/* Room for one record more. */
+static bool reserve_record(struct sequence *s)
 {
     const size_t top = (size_t)s->job->request.top_logprobs;
-    if (s->record_count == s->record_room) {
-        const size_t room = s->record_room ? 2 * s->record_room : 32;
-        struct token_record *records = realloc(s->records, room * sizeof *records);
-        if (!records) return false;
-        s->records = records;
-        struct alternative *more = realloc(s->alternatives, room * (top + 1) * sizeof *more);
-        if (!more) return false;
-        s->alternatives = more;
-        s->record_room = room;
-    }
+    if (s->record_count < s->record_room) return true;
+    const size_t room = s->record_room ? 2 * s->record_room : 32;
+    struct token_record *records = realloc(s->records, room * sizeof *records);
+    if (!records) return false;
+    s->records = records;
+    struct alternative *more = realloc(s->alternatives, room * (top + 1) * sizeof *more);
+    if (!more) return false;
+    s->alternatives = more;
+    s->record_room = room;
+    return true;
+}
+
+/* The log-probability of the token and of the likeliest ones: logits minus the logarithm of the sum of their
+ * exponentials, of the distribution as the model gave it. */
+static bool record(struct sequence *s, struct token_record token, const float *logits, uint32_t vocab)
+{
+    const size_t top = (size_t)s->job->request.top_logprobs;
+    if (!reserve_record(s)) return false;
     float best = logits[0];
     double sum = 0;
     for (uint32_t i = 1; i < vocab; i++)
@@ -134,12 +141,27 @@ static bool record(struct sequence *s, int32_t token, const float *logits, uint3
         for (; at > 0 && better(one, list[at - 1]); at--) list[at] = list[at - 1];
         list[at] = one;
     }
-    s->records[s->record_count++] =
-        (struct token_record){token, (float)((double)logits[token] - whole), s->decoded, s->characters};
+    token.logprob = (float)((double)logits[token.id] - whole);
+    s->records[s->record_count++] = token;
     return true;
 }
 
-static size_t count_characters(const char *text, size_t size)
+void sequence_take_prompt(struct sequence *s, uint32_t first, const float *logits, uint32_t count,
+                          uint32_t vocab)
+{
+    const struct request_prompt *p = s->prompt;
+    if (first == 0 && !s->lost) {
+        s->lost = !reserve_record(s);
+        if (!s->lost) s->records[s->record_count++] = (struct token_record){p->ids[0], NAN, 0, p->offsets[0]};
+    }
+    for (uint32_t i = 0; i < count && first + i + 1 < p->count && !s->lost; i++) {
+        const struct token_record next = {p->ids[first + i + 1], 0, 0, p->offsets[first + i + 1]};
+        s->lost = !record(s, next, logits + (size_t)i * vocab, vocab);
+    }
+    s->prompt_records = s->record_count;
+}
+
+size_t count_characters(const char *text, size_t size)
 {
     size_t count = 0;
     for (size_t i = 0; i < size; i++) count += ((unsigned char)text[i] & 0xc0) != 0x80;
@@ -164,7 +186,8 @@ bool sequence_take(struct sequence *s, int32_t token, const float *logits, uint3
     size_t size;
     *ended = false;
     s->tokens++;
-    if (logits && !record(s, token, logits, vocab)) return false;
+    const struct token_record new = {token, 0, s->decoded, s->characters};
+    if (logits && !record(s, new, logits, vocab)) return false;
     if (walsh_text_stream_next(s->stream, token, &text, &size, NULL) != WALSH_OK) return false;
     if (!pass(s, text, size)) return false;
     *ended = s->filter.found;
@@ -188,39 +211,36 @@ bool sequence_finish(struct sequence *s, const char *finish)
 /* ---------------------------------------------------------------------------------------- log probabilities
  */
 
-/* The token's text by itself, ours to free with walsh_memory_free; bytes that are no character are U+FFFD. */
-static char *token_text(const struct job *job, int32_t id, size_t *size)
+/* The token by its bytes; where they are no text, "\xf0\x9f" behind `prefix`, as OpenAI writes it. */
+static json_t *token_json(const struct job *job, int32_t id, const char *prefix)
 {
-    char *text = NULL;
-    if (walsh_model_decode(job->model, &id, 1, false, &text, size, NULL) != WALSH_OK) return NULL;
-    return text;
-}
-
-static json_t *token_json(const struct job *job, int32_t id)
-{
-    size_t size;
-    char *text = token_text(job, id, &size);
-    json_t *string = text ? json_stringn(text, size) : json_null();
-    walsh_memory_free(text);
+    const char *bytes = "";
+    size_t size = 0;
+    struct text text = {0};
+    if (walsh_model_token_bytes(job->model, id, &bytes, &size, NULL) != WALSH_OK) return json_null();
+    json_t *string = json_stringn(bytes, size); /* NULL: no UTF-8 */
+    bool good = string != NULL || json_write(&text, prefix);
+    for (size_t i = 0; !string && good && i < size; i++) {
+        char escape[8];
+        snprintf(escape, sizeof escape, "\\x%02x", (unsigned char)bytes[i]);
+        good = json_write(&text, escape);
+    }
+    if (!string) string = good ? json_stringn(text.data, text.size) : json_null();
+    text_free(&text);
     return string;
 }
 
-/* {"token", "logprob", "bytes"} of chats. A token that is not whole characters has no bytes here. */
+/* {"token", "logprob", "bytes"} of chats. */
 static json_t *token_object(const struct job *job, int32_t id, float logprob)
 {
+    const char *bytes = "";
     size_t size = 0;
-    char *text = token_text(job, id, &size);
-    json_t *object = json_object(), *bytes = json_array();
-    json_object_set_new(object, "token", text ? json_stringn(text, size) : json_null());
+    json_t *object = json_object(), *list = json_array();
+    json_object_set_new(object, "token", token_json(job, id, ""));
     json_put_real(object, "logprob", (double)logprob);
-    for (size_t i = 0; text && i < size; i++)
-        json_array_append_new(bytes, json_integer((unsigned char)text[i]));
-    if (!text || memmem(text, size, "\xef\xbf\xbd", 3)) {
-        json_decref(bytes);
-        bytes = json_null();
-    }
-    json_object_set_new(object, "bytes", bytes);
-    walsh_memory_free(text);
+    if (walsh_model_token_bytes(job->model, id, &bytes, &size, NULL) != WALSH_OK) size = 0;
+    for (size_t i = 0; i < size; i++) json_array_append_new(list, json_integer((unsigned char)bytes[i]));
+    json_object_set_new(object, "bytes", list);
     return object;
 }
 
@@ -244,26 +264,34 @@ static json_t *chat_logprobs(const struct sequence *s, size_t begin, size_t end)
 /* A member named by the token's text; of two tokens with the same text the likelier one is told of. */
 static void put_alternative(const struct job *job, json_t *object, const struct alternative *other)
 {
-    size_t size;
-    char *text = token_text(job, other->id, &size);
+    json_t *name = token_json(job, other->id, "bytes:");
+    const char *text = json_string_value(name);
     if (text && !json_object_get(object, text)) json_put_real(object, text, (double)other->logprob);
-    walsh_memory_free(text);
+    json_decref(name);
+}
+
+/* The token itself and the likeliest ones. */
+static json_t *alternatives_json(const struct sequence *s, size_t record)
+{
+    const size_t top = (size_t)s->job->request.top_logprobs;
+    const struct token_record *r = &s->records[record];
+    const struct alternative own = {r->id, r->logprob}; /* always among them */
+    if (isnan(r->logprob)) return json_null();
+    json_t *object = json_object();
+    if (top) put_alternative(s->job, object, &own);
+    for (size_t a = 0; a < top; a++) put_alternative(s->job, object, &s->alternatives[record * top + a]);
+    return object;
 }
 
 static json_t *completion_logprobs(const struct sequence *s, size_t begin, size_t end)
 {
-    const size_t top = (size_t)s->job->request.top_logprobs;
     json_t *tokens = json_array(), *logprobs = json_array(), *tops = json_array(), *offsets = json_array();
     for (size_t i = begin; i < end; i++) {
         const struct token_record *r = &s->records[i];
-        json_array_append_new(tokens, token_json(s->job, r->id));
-        json_array_append_new(logprobs, json_real((double)r->logprob));
+        json_array_append_new(tokens, token_json(s->job, r->id, "bytes:"));
+        json_array_append_new(logprobs, isnan(r->logprob) ? json_null() : json_real((double)r->logprob));
         json_array_append_new(offsets, json_integer((json_int_t)r->characters));
-        json_t *alternatives = json_object();
-        const struct alternative own = {r->id, r->logprob}; /* always among them */
-        if (top) put_alternative(s->job, alternatives, &own);
-        for (size_t a = 0; a < top; a++) put_alternative(s->job, alternatives, &s->alternatives[i * top + a]);
-        json_array_append_new(tops, alternatives);
+        json_array_append_new(tops, alternatives_json(s, i));
     }
     json_t *object = json_object();
     json_object_set_new(object, "tokens", tokens);
@@ -283,7 +311,7 @@ static json_t *logprobs_json(const struct sequence *s, size_t begin, size_t end)
 static size_t told_records(const struct sequence *s)
 {
     if (s->finish && !s->filter.found) return s->record_count;
-    size_t count = s->sent_records;
+    size_t count = s->sent_records > s->prompt_records ? s->sent_records : s->prompt_records;
     while (count < s->record_count && s->records[count].offset < s->released) count++;
     return count;
 }

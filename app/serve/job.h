@@ -16,7 +16,7 @@
 /* A token and its log-probability, for `logprobs`. */
 struct token_record {
     int32_t id;
-    float logprob;
+    float logprob;             /* NAN: the first of a prompt, which nothing foretells */
     size_t offset, characters; /* where its text begins in the answer's */
 };
 struct alternative {
@@ -32,7 +32,7 @@ struct sequence {
     struct sequence *next; /* in the queue, or among those that run */
     enum sequence_state state;
     unsigned index;
-    const struct request_prompt *prompt;
+    struct request_prompt *prompt;
     uint64_t id; /* in the batch */
     struct walsh_text_stream *stream;
     struct stop_filter filter;
@@ -40,11 +40,14 @@ struct sequence {
     struct text content, thoughts;      /* all of it so far */
     size_t sent_content, sent_thoughts; /* bytes that pieces of a stream have carried */
     bool begun;                         /* a piece was sent */
-    size_t decoded, characters;         /* bytes and characters that the tokens gave, before the filters */
+    size_t decoded, characters;         /* bytes that the tokens gave, before the filters; characters, with
+                                         * those of an echo */
     size_t released;                    /* bytes that passed the stop filter */
     struct token_record *records;       /* [record_count] */
     struct alternative *alternatives;   /* [record_count][top_logprobs] */
     size_t record_count, record_room, sent_records;
+    size_t prompt_records; /* the first of them, of an echo */
+    bool lost;             /* there was no memory for one of those */
     uint32_t tokens;
     double started, last; /* left the queue; had its last token */
     const char *finish;   /* "stop", "length"; NULL: goes on */
@@ -68,10 +71,12 @@ struct job {
     struct walsh_sampler_options sampling;
     struct walsh_grammar *grammar; /* NULL: any text */
     uint32_t max_tokens;           /* 0: what the context leaves */
-    struct text head;              /* begins every piece of a stream */
-    struct sequence *sequences;    /* [count] */
-    size_t count, open;            /* open: those that have not ended */
-    size_t stall_bytes;            /* of `out` that may wait for the client */
+    uint32_t vocab;                /* of the logits of prompts */
+    bool silent;                /* the request's max_tokens is 0: the one token that is drawn is not told */
+    struct text head;           /* begins every piece of a stream */
+    struct sequence *sequences; /* [count] */
+    size_t count, open;         /* open: those that have not ended */
+    size_t stall_bytes;         /* of `out` that may wait for the client */
     size_t prompt_tokens;
     /* under the lock: */
     pthread_mutex_t lock;
@@ -97,10 +102,16 @@ void job_wake(struct job *job);
 /* Nobody waits for it: its sequences end when the engine sees this. */
 void job_cancel(struct job *job);
 
+size_t count_characters(const char *text, size_t size); /* of UTF-8 */
+
 /* Of the engine's thread. A token of the sequence, drawn from logits [vocab] (NULL where it is not asked for
  * log probabilities). *ended: a stop string was met. false: out of memory. */
 bool sequence_take(struct sequence *sequence, int32_t token, const float *logits, uint32_t vocab,
                    bool *ended);
+/* Of the engine's thread: logits [count][vocab] behind the prompt's tokens [first, first + count), for the log
+ * probabilities of those that follow. */
+void sequence_take_prompt(struct sequence *sequence, uint32_t first, const float *logits, uint32_t count,
+                          uint32_t vocab);
 /* No token comes any more: "stop" or "length". */
 bool sequence_finish(struct sequence *sequence, const char *finish);
 /* Write what is new into the job's stream; nothing for a job that is no stream. With the job's lock held. */

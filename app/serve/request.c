@@ -218,7 +218,8 @@ static const struct field fields[] = {
     {"prompt", FOR_TOKENIZE, FIELD_TEXT, AT(prompt_text), 0, 1e9, NULL},
     {"messages", FOR_CHAT | FOR_TOKENIZE, FIELD_ANY, AT(messages), 0, 0, NULL},
     {"chat_template_kwargs", FOR_CHAT | FOR_TOKENIZE, FIELD_ANY, AT(template_arguments), 0, 0, NULL},
-    {"max_tokens", FOR_TEXT, FIELD_INTEGER, AT(max_tokens), 1, INT32_MAX, NULL},
+    {"max_tokens", FOR_COMPLETION, FIELD_INTEGER, AT(max_tokens), 0, INT32_MAX, NULL},
+    {"max_tokens", FOR_CHAT, FIELD_INTEGER, AT(max_tokens), 1, INT32_MAX, NULL},
     {"max_completion_tokens", FOR_CHAT, FIELD_INTEGER, AT(max_tokens), 1, INT32_MAX, NULL},
     {"n", FOR_TEXT, FIELD_INTEGER, AT(n), 1, MOST_CHOICES, NULL},
     {"best_of", FOR_COMPLETION, FIELD_INTEGER, AT(best_of), 1, MOST_CHOICES, NULL},
@@ -348,9 +349,6 @@ static bool check_together(struct request *r, unsigned endpoint, struct refusal 
         return refuse(refusal, 400, "missing_required_parameter", "prompt", "'prompt' is missing");
     if (endpoint == FOR_CHAT && !r->messages)
         return refuse(refusal, 400, "missing_required_parameter", "messages", "'messages' is missing");
-    if (r->echo && r->logprobs_asked)
-        return refuse(refusal, 400, "unsupported_value", "echo",
-                      "'echo' together with 'logprobs' is not supported");
     return true;
 }
 
@@ -397,7 +395,10 @@ bool request_parse(const char *body, size_t size, unsigned endpoint, uint32_t vo
 
 void request_free(struct request *request)
 {
-    for (size_t i = 0; i < request->prompt_count; i++) free(request->prompts[i].ids);
+    for (size_t i = 0; i < request->prompt_count; i++) {
+        free(request->prompts[i].ids);
+        free(request->prompts[i].offsets);
+    }
     free(request->prompts);
     free(request->bias_ids);
     free(request->biases);

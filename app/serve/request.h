@@ -29,6 +29,7 @@ struct request_prompt {
     size_t size;
     int32_t *ids; /* of `ids`, ours; with a text, filled when it is encoded */
     size_t count;
+    size_t *offsets; /* [count] of an echo with logprobs: the character where each token's text begins; ours */
 };
 
 /* All fields of all endpoints; a field that is not given is NULL, false, NAN or OPTION_UNSET. */

@@ -172,6 +172,43 @@ def log_probabilities():
     assert other["choices"][0]["text"] != got["choices"][0]["text"]
 
 
+def prompts_have_log_probabilities():
+    """echo with logprobs: of each token what a completion of the tokens before it says of it, where a bias forces it; the first
+    has none. With max_tokens 0 that is all there is."""
+    prompt = "It was late in the evening when naïve 日本 men"
+    ids = server.post("/tokenize", {"prompt": prompt})[1]["tokens"]
+    plain = server.post("/v1/completions", {**BASE, "prompt": prompt, "logprobs": 2})[1]["choices"][0]
+    for extra in ({"max_tokens": 0}, {"max_tokens": 12}, {"prompt": ids}, {"max_tokens": 0, "n": 2}):
+        body = {**BASE, "prompt": prompt, "echo": True, "logprobs": 2, **extra}
+        status, got = server.post("/v1/completions", body)
+        choice, count = got["choices"][0], body["max_tokens"]
+        l = choice["logprobs"]
+        assert status == 200 and choice["text"] == prompt + (plain["text"] if count else "") and choice["finish_reason"] == "length", got
+        assert got["usage"]["completion_tokens"] == count * body.get("n", 1) and got["usage"]["prompt_tokens"] == len(ids)
+        assert got["usage"]["prompt_tokens_details"]["cached_tokens"] == 0, "such prompts are computed"
+        assert all(len(l[k]) == len(ids) + count for k in l), l
+        assert l["token_logprobs"][0] is None and l["top_logprobs"][0] is None and l["text_offset"][0] == 0
+        assert l["token_logprobs"][len(ids):] == (plain["logprobs"]["token_logprobs"] if count else [])
+        assert l["text_offset"][len(ids):] == [len(prompt) + o for o in (plain["logprobs"]["text_offset"] if count else [])]
+        for k in range(len(ids)):
+            if not l["tokens"][k].startswith("bytes:"):
+                assert prompt[l["text_offset"][k]:].startswith(l["tokens"][k]), (k, l["tokens"][k], l["text_offset"][k])
+        for k in range(1, len(ids), 3):
+            forced = server.post("/v1/completions", {**BASE, "prompt": ids[:k], "max_tokens": 1, "logprobs": 2, "temperature": 0,
+                                                     "logit_bias": {str(ids[k]): 100}, "ignore_eos": True})[1]["choices"][0]["logprobs"]
+            assert forced["token_logprobs"][0] == l["token_logprobs"][k], (k, forced, l)
+            assert forced["top_logprobs"][0] == l["top_logprobs"][k], (k, forced, l)
+        pieces = server.stream("/v1/completions", body)
+        first = [p["choices"][0] for p in pieces if p["choices"][0]["index"] == 0]
+        assert "".join(c["text"] for c in first) == choice["text"]
+        assert [p for c in first for p in c["logprobs"]["token_logprobs"]] == l["token_logprobs"]
+    assert any(t.startswith("bytes:\\x") for t in l["tokens"]), l["tokens"]
+    status, got = server.post("/v1/completions", {**BASE, "max_tokens": 0})
+    assert got["choices"][0]["text"] == "" and got["usage"]["completion_tokens"] == 0
+    stopped = server.post("/v1/completions", {**BASE, "echo": True, "logprobs": 0, "stop": plain["text"][0], "prompt": prompt})[1]["choices"][0]
+    assert stopped["text"] == prompt and len(stopped["logprobs"]["tokens"]) == len(ids), stopped
+
+
 CHAT = {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who goes there?"}],
         "max_tokens": 20, "seed": 3, "temperature": 0.9}
 
@@ -201,7 +238,7 @@ def chats_are_completions_of_the_template():
         content = choice["logprobs"]["content"]
         assert "".join(c["token"] for c in content) == choice["message"]["content"]
         assert all(len(c["top_logprobs"]) == 2 and c["logprob"] <= c["top_logprobs"][0]["logprob"] for c in content)
-        assert all(c["bytes"] is None or bytes(c["bytes"]).decode() == c["token"] for c in content)
+        assert all(bytes(c["bytes"]).decode() == c["token"] for c in content)
 
 
 def answers_are_json_where_asked():
@@ -295,7 +332,8 @@ def every_wrong_field_is_named():
     refused({**ok, "n": 33, "prompt": ["a", "b"]}, 400, "invalid_value", "n")
     refused({**ok, "n": 2.5}, 400, "invalid_type", "n")
     refused({**ok, "best_of": 3}, 400, "unsupported_value", "best_of")
-    refused({**ok, "max_tokens": 0}, 400, "invalid_value", "max_tokens")
+    refused({**ok, "max_tokens": -1}, 400, "invalid_value", "max_tokens")
+    refused({**CHAT, "max_tokens": 0}, 400, "invalid_value", "max_tokens", "/v1/chat/completions")
     refused({**ok, "max_tokens": 2 ** 40}, 400, "invalid_value", "max_tokens")
     refused({**ok, "max_tokens": 2000}, 400, "context_length_exceeded", "max_tokens")
     refused({**ok, "prompt": "word " * 1100}, 400, "context_length_exceeded", "prompt")
@@ -313,7 +351,6 @@ def every_wrong_field_is_named():
     refused({**ok, "seed": -1}, 400, "invalid_value", "seed")
     refused({**ok, "logprobs": 21}, 400, "invalid_value", "logprobs")
     refused({**ok, "logprobs": True}, 400, "invalid_type", "logprobs")
-    refused({**ok, "logprobs": 1, "echo": True}, 400, "unsupported_value", "echo")
     refused({**ok, "logit_bias": {"x": 1}}, 400, "invalid_value", "logit_bias")
     refused({**ok, "logit_bias": {"8192": 1}}, 400, "invalid_value", "logit_bias")
     refused({**ok, "logit_bias": {"5": 101}}, 400, "invalid_value", "logit_bias")
@@ -704,6 +741,7 @@ def tls():
 
 cases.run(the_small_endpoints, tokens_and_text, completions_are_those_of_run, many_at_once_are_those_of_run,
           several_choices_and_prompts, ids_are_prompts_too, echo_and_stop, characters_arrive_whole, log_probabilities,
+          prompts_have_log_probabilities,
           chats_are_completions_of_the_template, answers_are_json_where_asked, thoughts_are_told_apart,
           conversations_that_are_none, every_wrong_field_is_named, bodies_that_are_not_json, adapters_come_and_go, hosts_and_origins,
           who_leaves_is_not_served, who_leaves_the_queue_is_gone,
