@@ -2,9 +2,8 @@
  * widened to f32 exactly.
  *
  * Decode: the weights pass by as one sequential stream, read once for two activation rows; an output has
- * CHAINS accumulators of 8 lanes, to which the columns are dealt in turn, then a fixed tree. Prefill: columns
- * in blocks of BLOCK; within a block one chain of FMAs per output in column order, the blocks summed in
- * order. Both are the same for any number of rows. */
+ * CHAINS accumulators of 8 lanes, to which the columns are dealt in turn, then a fixed tree, the same for
+ * any number of rows. Prefill is in x86/dense.inc. */
 #include "base/memory.h"
 #include "kernels/table.h"
 #include "kernels/x86/avx2/tile_f32.h"
@@ -75,96 +74,10 @@ INLINE void decode(const struct element weight, const struct element activation,
     }
 }
 
-static const struct element f32 = {load_f32, 4};
-static const struct element f16 = {load_f16, 2};
-static const struct element bf16 = {load_bf16, 2};
+#define LANES 8
+#define WIDE __m256i
+#define WIDE_BITS _mm256_castps_si256
+#define WIDE_STORE _mm256_store_ps
+#define NAME(name) name##_avx2
 
-void walsh_product_dense_decode_avx2(const struct walsh_product_part *p)
-{
-    switch (p->weights->format) {
-    case WALSH_FORMAT_F32:
-        decode(f32, f32, p);
-        break;
-    case WALSH_FORMAT_F16:
-        decode(f16, f32, p);
-        break;
-    default:
-        decode(bf16, f32, p);
-    }
-}
-
-void walsh_product_bf16_decode_avx2(const struct walsh_product_part *p)
-{
-    decode(bf16, bf16, p);
-}
-
-/* --- prefill --- */
-
-INLINE __m256i panel_f32(const void *from, size_t row, size_t k, size_t count)
-{
-    const struct walsh_weights *w = from;
-    return _mm256_castps_si256(load_f32((const float *)w->data + row * w->cols, k, count));
-}
-
-INLINE __m256i panel_f16(const void *from, size_t row, size_t k, size_t count)
-{
-    const struct walsh_weights *w = from;
-    return _mm256_castps_si256(load_f16((const uint16_t *)w->data + row * w->cols, k, count));
-}
-
-INLINE __m256i panel_bf16(const void *from, size_t row, size_t k, size_t count)
-{
-    const struct walsh_weights *w = from;
-    return _mm256_castps_si256(load_bf16((const uint16_t *)w->data + row * w->cols, k, count));
-}
-
-static size_t pack(const struct walsh_weights *w, size_t row, size_t outputs, size_t k, size_t cols,
-                   uint32_t *panels)
-{
-    switch (w->format) {
-    case WALSH_FORMAT_F32:
-        return panel_pack(panel_f32, w, row, outputs, k, cols, panels);
-    case WALSH_FORMAT_F16:
-        return panel_pack(panel_f16, w, row, outputs, k, cols, panels);
-    default:
-        return panel_pack(panel_bf16, w, row, outputs, k, cols, panels);
-    }
-}
-
-void walsh_product_dense_prefill_avx2(const struct walsh_product_part *p)
-{
-    const struct walsh_weights *w = p->weights;
-    uint32_t *panels = p->scratch;
-    for (size_t r = p->begin; r < p->end; r += PANEL_OUTPUTS) {
-        size_t outputs = walsh_min(PANEL_OUTPUTS, p->end - r);
-        for (size_t k = 0; k < w->cols; k += BLOCK) {
-            size_t steps = pack(w, r, outputs, k, walsh_min(BLOCK, w->cols - k), panels);
-            struct tile_rows a = {(const float *)p->a->data + k, p->a->stride * sizeof(float), p->a->rows};
-            multiply_block(p, 0, panels, &a, steps, r, outputs, k == 0);
-        }
-    }
-}
-
-/* bf16 activations: widened, TILE_ROWS rows of a block at a time. */
-void walsh_product_bf16_prefill_avx2(const struct walsh_product_part *p)
-{
-    const struct walsh_weights *w = p->weights;
-    uint32_t *panels = p->scratch;
-    float *wide = (float *)p->scratch + (size_t)PANEL_OUTPUTS * BLOCK;
-    for (size_t r = p->begin; r < p->end; r += PANEL_OUTPUTS) {
-        size_t outputs = walsh_min(PANEL_OUTPUTS, p->end - r);
-        for (size_t k = 0; k < w->cols; k += BLOCK) {
-            size_t steps = pack(w, r, outputs, k, walsh_min(BLOCK, w->cols - k), panels);
-            for (size_t i = 0; i < p->a->rows; i += TILE_ROWS) {
-                size_t rows = walsh_min(TILE_ROWS, p->a->rows - i);
-                const uint16_t *a = (const uint16_t *)p->a->data + i * p->a->stride + k;
-                for (size_t m = 0; m < rows; m++) {
-                    for (size_t n = 0; n < steps; n += 8)
-                        _mm256_store_ps(wide + m * BLOCK + n, load_bf16(a + m * p->a->stride, n, 8));
-                }
-                struct tile_rows x = {wide, BLOCK * sizeof(float), rows};
-                multiply_block(p, i, panels, &x, steps, r, outputs, k == 0);
-            }
-        }
-    }
-}
+#include "kernels/x86/dense.inc"
