@@ -12,6 +12,10 @@ static struct walsh_plane_tables tables;
 /* Bit i of sign_plane[x]: bit of x that carries coordinate i's sign in an E8P code; sign_byte is its inverse.
  */
 static uint8_t sign_plane[256], sign_byte[256];
+/* What packing looks up. abs_part[abs]: the label, and above it what T takes from the code's high byte;
+ * sign_part[signs]: what T takes from its low byte. */
+static uint16_t abs_part[256];
+static uint8_t sign_part[256];
 static pthread_once_t tables_once = PTHREAD_ONCE_INIT;
 
 static unsigned parity(unsigned byte)
@@ -82,11 +86,23 @@ static void build_e81b(const struct walsh_e8p_tables *e8p)
     }
 }
 
+/* The plane of an E8P label's coordinates of magnitude 1.5. */
+static unsigned ones_plane(const struct walsh_plane_tables *t, unsigned label)
+{
+    unsigned twos = (label & 0x88u) == 0x08u ? 1u << (label & 7u) : 0;
+    return t->ones[label] & ~twos;
+}
+
 static void build(void)
 {
     const struct walsh_e8p_tables *e8p = walsh_e8p_tables();
     build_e8p(e8p);
     build_e81b(e8p);
+    for (unsigned x = 0; x < 256; x++) {
+        const unsigned label = tables.label[x], p = parity(x);
+        abs_part[x] = (uint16_t)(label | (ones_plane(&tables, label) ^ (unsigned)e8p->odd[x] << 7) << 8);
+        sign_part[x] = (uint8_t)(sign_plane[x ^ p] ^ p);
+    }
 }
 
 const struct walsh_plane_tables *walsh_plane_tables(void)
@@ -100,13 +116,6 @@ size_t walsh_stage_bytes(enum walsh_stage_kind kind, uint32_t rows, uint32_t col
     return ((size_t)rows + 1) / 2 * walsh_stage_blocks(cols) * walsh_stage_block(kind);
 }
 
-/* The plane of an E8P label's coordinates of magnitude 1.5. */
-static unsigned ones_plane(const struct walsh_plane_tables *t, unsigned label)
-{
-    unsigned twos = (label & 0x88u) == 0x08u ? 1u << (label & 7u) : 0;
-    return t->ones[label] & ~twos;
-}
-
 /* Where a row's code of group g has its label. */
 static size_t label_offset(enum walsh_stage_kind kind, uint32_t cols, uint32_t r, uint32_t g)
 {
@@ -114,20 +123,37 @@ static size_t label_offset(enum walsh_stage_kind kind, uint32_t cols, uint32_t r
     return block * walsh_stage_block(kind) + walsh_plane_position(g % GROUPS, r);
 }
 
+/* The codes of two rows and 32 groups: half a block is 32 pairs of bytes, the odd row's first. */
+static void pack_block(const uint16_t *even, const uint16_t *odd, uint8_t *block)
+{
+    uint8_t labels[64], signs[64];
+    for (unsigned g = 0; g < GROUPS; g++) {
+        const unsigned at = walsh_plane_position(g, 1), x = abs_part[even[g] >> 8], y = abs_part[odd[g] >> 8];
+        labels[at] = (uint8_t)y;
+        labels[at + 1] = (uint8_t)x;
+        signs[at] = (uint8_t)(y >> 8 ^ sign_part[odd[g] & 255u]);
+        signs[at + 1] = (uint8_t)(x >> 8 ^ sign_part[even[g] & 255u]);
+    }
+    memcpy(block, labels, sizeof labels);
+    memcpy(block + sizeof labels, signs, sizeof signs);
+}
+
 void walsh_e8p_pack(uint32_t cols, const uint16_t *codes, uint32_t row_begin, uint32_t row_end, void *packed)
 {
-    const struct walsh_plane_tables *t = walsh_plane_tables();
-    const uint8_t *odd = walsh_e8p_tables()->odd;
-    uint32_t groups = cols / 8, padded = (uint32_t)walsh_stage_blocks(cols) * GROUPS;
-    for (uint32_t r = row_begin; r < row_end; r++) {
-        for (uint32_t g = 0; g < padded; g++) {
-            unsigned code = g < groups ? codes[(size_t)r * groups + g] : 0;
-            unsigned abs = code >> 8, signs = code & 255u, p = parity(signs);
-            unsigned s = (unsigned)sign_plane[signs ^ p] ^ (unsigned)odd[abs] << 7;
-            uint8_t *at = (uint8_t *)packed + label_offset(WALSH_STAGE_E8P, cols, r, g);
-            at[0] = t->label[abs];
-            at[64] = (uint8_t)(s ^ ones_plane(t, t->label[abs]) ^ p);
-        }
+    walsh_plane_tables();
+    const uint32_t groups = cols / 8, rest = groups % GROUPS;
+    const size_t blocks = walsh_stage_blocks(cols);
+    uint8_t *block = (uint8_t *)packed + row_begin / 2 * blocks * walsh_stage_block(WALSH_STAGE_E8P);
+    for (uint32_t r = row_begin; r < row_end; r += 2) {
+        const uint16_t *even = codes + (size_t)r * groups, *odd = even + groups;
+        for (uint32_t g = 0; g + GROUPS <= groups; g += GROUPS, block += walsh_stage_block(WALSH_STAGE_E8P))
+            pack_block(even + g, odd + g, block);
+        if (rest == 0) continue;
+        uint16_t last[2][GROUPS] = {{0}};
+        memcpy(last[0], even + (groups - rest), rest * sizeof *even);
+        memcpy(last[1], odd + (groups - rest), rest * sizeof *odd);
+        pack_block(last[0], last[1], block);
+        block += walsh_stage_block(WALSH_STAGE_E8P);
     }
 }
 
