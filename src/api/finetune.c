@@ -57,7 +57,7 @@ static enum walsh_status job_options(const struct walsh_finetune_options *o, str
                           (int)o->schedule);
     *out = (struct walsh_train_job){.data = o->data,
                                     .output = o->output,
-                                    .parameters = {o->rank, o->alpha, o->targets, o->experts},
+                                    .parameters = {.rank = o->rank, .alpha = o->alpha, .targets = o->targets, .experts = o->experts},
                                     .context = o->context,
                                     .batch = o->batch_size,
                                     .accumulation = o->gradient_accumulation,

@@ -14,6 +14,8 @@ struct row_case {
     void (*widen)(float *y, const void *x, size_t n);
     walsh_kernel_add_f32 *add;
     walsh_kernel_rms_norm_f32 *rms_norm;
+    walsh_kernel_rms_norm_backward_f32 *rms_norm_backward;
+    walsh_kernel_swiglu_backward_f32 *swiglu_backward;
     walsh_kernel_rope_f32 *rope;
     walsh_kernel_swiglu_f32 *swiglu;
     walsh_kernel_clamped_swiglu_f32 *clamped;
@@ -65,6 +67,16 @@ static void run_rms_norm(void *argument)
 {
     const struct row_case *t = argument;
     t->rms_norm(t->y, t->x, t->z, t->n, 1e-6f);
+}
+static void run_rms_norm_backward(void *argument)
+{
+    const struct row_case *t = argument;
+    t->rms_norm_backward(t->y, t->y, t->x, t->z, t->n, 1e-6f, false);
+}
+static void run_swiglu_backward(void *argument)
+{
+    const struct row_case *t = argument;
+    t->swiglu_backward(t->y, t->x, t->y, t->x, t->z, t->n);
 }
 static void run_rope(void *argument)
 {
@@ -169,6 +181,16 @@ void walsh_bench_add_f32(struct walsh_bench *b, walsh_kernel_add_f32 *f)
 void walsh_bench_rms_norm_f32(struct walsh_bench *b, walsh_kernel_rms_norm_f32 *f)
 {
     run(b, (struct row_case){.rms_norm = f}, 4096, 12, 4, run_rms_norm);
+}
+
+void walsh_bench_rms_norm_backward_f32(struct walsh_bench *b, walsh_kernel_rms_norm_backward_f32 *f)
+{
+    run(b, (struct row_case){.rms_norm_backward = f}, 4096, 16, 10, run_rms_norm_backward);
+}
+
+void walsh_bench_swiglu_backward_f32(struct walsh_bench *b, walsh_kernel_swiglu_backward_f32 *f)
+{
+    run(b, (struct row_case){.swiglu_backward = f}, 11008, 16, 26, run_swiglu_backward);
 }
 
 void walsh_bench_rope_f32(struct walsh_bench *b, walsh_kernel_rope_f32 *f)

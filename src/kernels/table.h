@@ -6,6 +6,7 @@
 #include "kernels/attention.h"
 #include "kernels/kernels.h"
 #include "kernels/low_rank.h"
+#include "kernels/pairs.h"
 #include "kernels/product.h"
 #include "kernels/turbo.h"
 

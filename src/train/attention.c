@@ -6,6 +6,7 @@
 #include "base/memory.h"
 #include "kernels/cpu/attention.h"
 #include "kernels/table.h"
+#include "train/attention_tiles.h"
 
 #define QUERIES 64 /* rows of a tile */
 #define KEYS 64    /* keys of a tile: with QUERIES, so that a tile is on the diagonal or wholly below it */
@@ -21,18 +22,8 @@ struct tiles {
 
 static const float ones[QUERIES] = {[0 ... QUERIES - 1] = 1};
 
-struct attention {
-    const struct walsh_queue *q;
-    const struct walsh_attention_shape *shape;
-    const struct walsh_documents *documents;
-    const float *query, *key, *value, *dout;
-    float *out, *lse;
-    float *dquery, *dkey, *dvalue, *delta; /* dkey, dvalue: by query head */
-    size_t width, kv_width, rows;
-};
-
 /* Keys of the tile from `from` that position `position` of a document sees: [*low, *high) of `keys`. */
-static void visible(const struct attention *t, size_t position, size_t from, size_t keys, size_t *low,
+static void visible(const struct walsh_attention *t, size_t position, size_t from, size_t keys, size_t *low,
                     size_t *high)
 {
     const size_t window = t->shape->window,
@@ -42,7 +33,7 @@ static void visible(const struct attention *t, size_t position, size_t from, siz
 }
 
 /* First tile of keys that any of the rows from position `position` on sees. */
-static size_t first_tile(const struct attention *t, size_t position)
+static size_t first_tile(const struct walsh_attention *t, size_t position)
 {
     const size_t window = t->shape->window;
     return window && position + 1 > window ? (position + 1 - window) / KEYS * KEYS : 0;
@@ -51,8 +42,8 @@ static size_t first_tile(const struct attention *t, size_t position)
 /* --- forward --- */
 
 /* One row of scores joins its running softmax; keys that it does not see get the weight 0. */
-static void softmax_row(const struct attention *t, struct tiles *s, size_t i, size_t position, size_t from,
-                        size_t keys)
+static void softmax_row(const struct walsh_attention *t, struct tiles *s, size_t i, size_t position,
+                        size_t from, size_t keys)
 {
     float *score = s->scores + i * KEYS, scale = t->shape->scale;
     size_t low, high;
@@ -67,7 +58,7 @@ static void softmax_row(const struct attention *t, struct tiles *s, size_t i, si
 }
 
 /* Rows [row, row + n) of the document that begins at row `begin`, head h. */
-static void forward_tile(const struct attention *t, struct tiles *s, size_t begin, size_t row, size_t n,
+static void forward_tile(const struct walsh_attention *t, struct tiles *s, size_t begin, size_t row, size_t n,
                          uint32_t h)
 {
     const struct walsh_kernels *k = t->q->kernels;
@@ -99,7 +90,7 @@ static void forward_tile(const struct attention *t, struct tiles *s, size_t begi
 /* Unit u: a tile of rows of a document and a head; documents in order, the heads of a tile together. */
 static void forward_units(void *argument, size_t first, size_t last, unsigned worker)
 {
-    const struct attention *t = argument;
+    const struct walsh_attention *t = argument;
     struct tiles *s = (struct tiles *)(void *)t->q->scratch[worker];
     size_t unit = 0;
     for (size_t d = 0; d < t->documents->count; d++) {
@@ -111,28 +102,32 @@ static void forward_units(void *argument, size_t first, size_t last, unsigned wo
     }
 }
 
-static struct attention describe(const struct walsh_queue *q, const struct walsh_attention_shape *shape,
-                                 const struct walsh_documents *documents, const float *query,
-                                 const float *key, const float *value)
+static struct walsh_attention describe(const struct walsh_queue *q, const struct walsh_attention_shape *shape,
+                                       const struct walsh_documents *documents, const float *query,
+                                       const float *key, const float *value)
 {
-    return (struct attention){.q = q,
-                              .shape = shape,
-                              .documents = documents,
-                              .query = query,
-                              .key = key,
-                              .value = value,
-                              .width = (size_t)shape->heads * shape->head_dim,
-                              .kv_width = (size_t)shape->kv_heads * shape->head_dim,
-                              .rows = documents->begin[documents->count]};
+    return (struct walsh_attention){.q = q,
+                                    .shape = shape,
+                                    .documents = documents,
+                                    .query = query,
+                                    .key = key,
+                                    .value = value,
+                                    .width = (size_t)shape->heads * shape->head_dim,
+                                    .kv_width = (size_t)shape->kv_heads * shape->head_dim,
+                                    .rows = documents->begin[documents->count]};
 }
 
 void walsh_attention_forward(const struct walsh_queue *q, const struct walsh_attention_shape *shape,
-                             const struct walsh_documents *documents, const float *query, const float *key,
-                             const float *value, float *out, float *lse)
+                             const struct walsh_documents *documents, bool narrow, const float *query,
+                             const float *key, const float *value, float *out, float *lse, float *scratch)
 {
-    struct attention t = describe(q, shape, documents, query, key, value);
+    struct walsh_attention t = describe(q, shape, documents, query, key, value);
     t.out = out;
     t.lse = lse;
+    if (narrow) {
+        walsh_attention_forward_narrow(&t, scratch);
+        return;
+    }
     size_t units = 0;
     for (size_t d = 0; d < documents->count; d++)
         units += walsh_div_up(documents->begin[d + 1] - documents->begin[d], QUERIES) * shape->heads;
@@ -145,8 +140,8 @@ void walsh_attention_forward(const struct walsh_queue *q, const struct walsh_att
 /* The tile's scores become weights P, its slopes (dout · V^T) the gradient dS of the scores before their
  * scale. With P = exp(s - lse) and O = P V: dS = P ∘ (dO V^T - rowsum(dO ∘ O)); a cap s = c tanh(x / c)
  * multiplies by 1 - (s / c)^2. */
-static void gradient_row(const struct attention *t, struct tiles *s, size_t i, size_t position, size_t from,
-                         size_t keys, float lse, float delta)
+static void gradient_row(const struct walsh_attention *t, struct tiles *s, size_t i, size_t position,
+                         size_t from, size_t keys, float lse, float delta)
 {
     float *p = s->scores + i * KEYS, *slope = s->slopes + i * KEYS, scale = t->shape->scale;
     float *damping = s->turned + i * KEYS;
@@ -170,8 +165,8 @@ static void gradient_row(const struct attention *t, struct tiles *s, size_t i, s
 }
 
 /* Keys [from, from + keys) of a document's head: their gradients, and their part of dquery. */
-static void backward_keys(const struct attention *t, struct tiles *s, size_t begin, size_t rows, size_t from,
-                          uint32_t h)
+static void backward_keys(const struct walsh_attention *t, struct tiles *s, size_t begin, size_t rows,
+                          size_t from, uint32_t h)
 {
     const struct walsh_kernels *k = t->q->kernels;
     const size_t dim = t->shape->head_dim, kv_head = h / (t->shape->heads / t->shape->kv_heads);
@@ -205,10 +200,21 @@ static void backward_keys(const struct attention *t, struct tiles *s, size_t beg
     }
 }
 
+float walsh_attention_delta(const float *out, const float *dout, size_t dim)
+{
+    double lane[8] = {0}, sum = 0;
+    size_t j = 0;
+    for (; j + 8 <= dim; j += 8)
+        for (size_t i = 0; i < 8; i++) lane[i] += (double)out[j + i] * (double)dout[j + i];
+    for (; j < dim; j++) sum += (double)out[j] * (double)dout[j];
+    for (size_t i = 0; i < 8; i++) sum += lane[i];
+    return (float)sum;
+}
+
 /* Unit u: a head of a document, whose tiles of keys add to dquery in their order. */
 static void backward_units(void *argument, size_t first, size_t last, unsigned worker)
 {
-    const struct attention *t = argument;
+    const struct walsh_attention *t = argument;
     struct tiles *s = (struct tiles *)(void *)t->q->scratch[worker];
     const size_t dim = t->shape->head_dim;
     for (size_t unit = first; unit < last; unit++) {
@@ -217,9 +223,7 @@ static void backward_units(void *argument, size_t first, size_t last, unsigned w
         const uint32_t h = (uint32_t)(unit % t->shape->heads);
         for (size_t i = begin; i < begin + rows; i++) {
             const float *out = t->out + i * t->width + h * dim, *dout = t->dout + i * t->width + h * dim;
-            double sum = 0;
-            for (size_t j = 0; j < dim; j++) sum += (double)out[j] * (double)dout[j];
-            t->delta[h * t->rows + i] = (float)sum;
+            t->delta[h * t->rows + i] = walsh_attention_delta(out, dout, dim);
             memset(t->dquery + i * t->width + h * dim, 0, dim * sizeof *t->dquery);
         }
         for (size_t from = 0; from < rows; from += KEYS) backward_keys(t, s, begin, rows, from, h);
@@ -249,15 +253,17 @@ static void reduce_rows(void *argument, size_t begin, size_t end, unsigned worke
 
 size_t walsh_attention_scratch(const struct walsh_attention_shape *shape, size_t rows)
 {
-    return rows * shape->heads * (2 * (size_t)shape->head_dim + 1);
+    return walsh_round_up(rows * shape->heads * (2 * (size_t)shape->head_dim + 1),
+                          WALSH_ALIGNMENT / sizeof(float)) +
+           walsh_attention_narrow_scratch(shape, rows);
 }
 
 void walsh_attention_backward(const struct walsh_queue *q, const struct walsh_attention_shape *shape,
-                              const struct walsh_documents *documents, const float *query, const float *key,
-                              const float *value, const float *out, const float *lse, const float *dout,
-                              float *dquery, float *dkey, float *dvalue, float *scratch)
+                              const struct walsh_documents *documents, bool narrow, const float *query,
+                              const float *key, const float *value, const float *out, const float *lse,
+                              const float *dout, float *dquery, float *dkey, float *dvalue, float *scratch)
 {
-    struct attention t = describe(q, shape, documents, query, key, value);
+    struct walsh_attention t = describe(q, shape, documents, query, key, value);
     t.out = (float *)(uintptr_t)out; /* both are only read here */
     t.lse = (float *)(uintptr_t)lse;
     t.dout = dout;
@@ -265,7 +271,12 @@ void walsh_attention_backward(const struct walsh_queue *q, const struct walsh_at
     t.dkey = scratch;
     t.dvalue = scratch + t.rows * t.width;
     t.delta = t.dvalue + t.rows * t.width;
-    walsh_pool_run(q->pool, documents->count * shape->heads, 1, backward_units, &t);
+    scratch += walsh_round_up(t.rows * shape->heads * (2 * (size_t)shape->head_dim + 1),
+                              WALSH_ALIGNMENT / sizeof(float));
+    if (narrow)
+        walsh_attention_backward_narrow(&t, scratch);
+    else
+        walsh_pool_run(q->pool, documents->count * shape->heads, 1, backward_units, &t);
     struct reduce r = {q->kernels,      t.dkey,         dkey, shape->heads / shape->kv_heads,
                        shape->kv_heads, shape->head_dim};
     walsh_pool_run(q->pool, t.rows, 16, reduce_rows, &r);

@@ -6,7 +6,6 @@
 #include "base/memory.h"
 #include "kernels/table.h"
 
-#define LANES 16 /* running sums of a row, added up as a tree */
 #define PIECE_ELEMENTS 16384
 
 static void run_rows(const struct walsh_queue *q, size_t rows, size_t n, walsh_task *task, void *argument)
@@ -14,16 +13,10 @@ static void run_rows(const struct walsh_queue *q, size_t rows, size_t n, walsh_t
     walsh_pool_run(q->pool, rows, walsh_max(1, PIECE_ELEMENTS / walsh_max(n, 1)), task, argument);
 }
 
-static float sum_of_lanes(float lane[LANES])
-{
-    for (size_t width = LANES / 2; width > 0; width /= 2)
-        for (size_t i = 0; i < width; i++) lane[i] += lane[i + width];
-    return lane[0];
-}
-
 /* --- norm --- */
 
 struct norm {
+    const struct walsh_kernels *kernels;
     float *dx;
     const float *dy, *x, *weight;
     size_t lddx, lddy, ldx, n;
@@ -31,40 +24,20 @@ struct norm {
     bool add;
 };
 
-static void norm_row(const struct norm *t, float *dx, const float *dy, const float *x)
-{
-    float squares[LANES] = {0}, products[LANES] = {0};
-    size_t j = 0;
-    for (; j + LANES <= t->n; j += LANES)
-        for (size_t i = 0; i < LANES; i++) {
-            squares[i] += x[j + i] * x[j + i];
-            products[i] += t->weight[j + i] * dy[j + i] * x[j + i];
-        }
-    for (size_t i = 0; j < t->n; i++, j++) {
-        squares[i] += x[j] * x[j];
-        products[i] += t->weight[j] * dy[j] * x[j];
-    }
-    const float n = (float)t->n, r = 1 / sqrtf(sum_of_lanes(squares) / n + t->eps);
-    const float along = r * r * r * sum_of_lanes(products) / n;
-    if (t->add)
-        for (j = 0; j < t->n; j++) dx[j] += r * t->weight[j] * dy[j] - along * x[j];
-    else
-        for (j = 0; j < t->n; j++) dx[j] = r * t->weight[j] * dy[j] - along * x[j];
-}
-
 static void norm_rows(void *argument, size_t begin, size_t end, unsigned worker)
 {
     (void)worker;
     const struct norm *t = argument;
     for (size_t r = begin; r < end; r++)
-        norm_row(t, t->dx + r * t->lddx, t->dy + r * t->lddy, t->x + r * t->ldx);
+        t->kernels->rms_norm_backward_f32(t->dx + r * t->lddx, t->dy + r * t->lddy, t->x + r * t->ldx,
+                                          t->weight, t->n, t->eps, t->add);
 }
 
 void walsh_rms_norm_backward(const struct walsh_queue *q, float *dx, size_t lddx, const float *dy,
                              size_t lddy, const float *x, size_t ldx, const float *weight, size_t rows,
                              size_t n, float eps, bool add)
 {
-    struct norm t = {dx, dy, x, weight, lddx, lddy, ldx, n, eps, add};
+    struct norm t = {q->kernels, dx, dy, x, weight, lddx, lddy, ldx, n, eps, add};
     run_rows(q, rows, n, norm_rows, &t);
 }
 
@@ -93,19 +66,6 @@ static float sigmoid(float x, float e) /* e = exp(-|x|) */
     return (x >= 0 ? 1.0f : e) / (1 + e);
 }
 
-/* silu(g) = g s(g): its slope is s (1 + g (1 - s)). */
-static void silu_part(const struct gate *t, size_t at, size_t n)
-{
-    float e[PART];
-    memcpy(e, t->g + at, n * sizeof *e);
-    exp_minus(t->kernels, e, n);
-    for (size_t i = 0; i < n; i++) {
-        const float g = t->g[at + i], u = t->u[at + i], dy = t->dy[at + i], s = sigmoid(g, e[i]);
-        t->dgate[at + i] = dy * u * s * (1 + g * (1 - s));
-        t->dup[at + i] = dy * g * s;
-    }
-}
-
 /* gelu(g) = g s(2 v) with v = sqrt(2/pi) (g + 0.044715 g^3): its slope is s + 2 g s (1 - s) v'. */
 static void gelu_part(const struct gate *t, size_t at, size_t n)
 {
@@ -132,7 +92,7 @@ static void gate_rows(void *argument, size_t begin, size_t end, unsigned worker)
         if (t->gate == WALSH_GATE_GELU_TANH)
             gelu_part(t, at, n);
         else
-            silu_part(t, at, n);
+            t->kernels->swiglu_backward_f32(t->dgate + at, t->dup + at, t->dy + at, t->g + at, t->u + at, n);
     }
 }
 

@@ -110,21 +110,22 @@ static struct walsh_pass_options pass_options(const struct train *t)
                                        .checkpoint = t->job.checkpoint_layers};
 }
 
-/* Values, gradients, transposes, two moments; the image of a checkpoint's file; where it may stop early, the
+/* Pairs, values, gradients, transposes, two moments; the image of a checkpoint's file; where it may stop early, the
  * best values. */
-static uint64_t adapter_bytes(const struct train *t, size_t parameters)
+static uint64_t adapter_bytes(const struct train *t, size_t parameters, size_t pairs)
 {
-    return (uint64_t)parameters * sizeof(float) * (t->job.patience > 0 ? 5 + 4 + 1 : 5 + 3);
+    return (uint64_t)pairs * sizeof(uint32_t) +
+           (uint64_t)parameters * sizeof(float) * (t->job.patience > 0 ? 5 + 4 + 1 : 5 + 3);
 }
 
 /* Refuse what cannot fit before anything large is allocated. */
 static enum walsh_status check_memory(struct train *t)
 {
-    size_t parameters;
-    WALSH_TRY(walsh_parameters_count(t->graph, &t->job.parameters, &parameters, t->err));
+    size_t parameters, pairs;
+    WALSH_TRY(walsh_parameters_count(t->graph, &t->job.parameters, &parameters, &pairs, t->err));
     const struct walsh_pass_options options = pass_options(t);
     const uint64_t activations = walsh_pass_bytes(t->graph, t->queue, &options),
-                   adapter = adapter_bytes(t, parameters);
+                   adapter = adapter_bytes(t, parameters, pairs);
     t->report->parameters = parameters;
     t->report->memory_bytes = activations + adapter;
     walsh_log(t->hooks, WALSH_LOG_INFO,
@@ -235,6 +236,7 @@ static enum walsh_status open_train(struct train *t)
         t->job.context = (uint32_t)walsh_min(DEFAULT_CONTEXT, t->graph->config.max_positions);
         if (short_positions) t->job.context = (uint32_t)walsh_min(t->job.context, short_positions);
     }
+    t->job.parameters.narrow = t->job.compute == WALSH_ACTIVATION_BF16 && walsh_lora_narrow(t->queue);
     WALSH_TRY(check_job(t));
     WALSH_TRY(check_memory(t));
     WALSH_TRY(open_data(t));

@@ -3,6 +3,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/memory.h"
+#include "kernels/table.h"
 #include "train/gradients.h"
 
 /* --- memory --- */
@@ -248,11 +250,36 @@ static void norm_back(const struct walsh_layers *l, float *dx, const float *dy, 
                             (float)l->graph->config.rms_epsilon, add);
 }
 
-/* y = x + d. */
-static void add_to(const struct walsh_layers *l, float *y, const float *x, const float *d, size_t n)
+struct sum {
+    const struct walsh_kernels *kernels;
+    float *y;
+    const float *x, *d;
+    size_t n;
+};
+
+#define SUM_ELEMENTS 8192 /* of a piece */
+
+static void sum_pieces(void *argument, size_t begin, size_t end, unsigned worker)
 {
-    if (y != x) memcpy(y, x, n * sizeof *y);
-    l->queue->ops->add(l->queue, y, d, n);
+    (void)worker;
+    const struct sum *t = argument;
+    for (size_t at = begin * SUM_ELEMENTS; at < walsh_min(end * SUM_ELEMENTS, t->n); at += SUM_ELEMENTS) {
+        const size_t n = walsh_min(SUM_ELEMENTS, t->n - at);
+        memcpy(t->y + at, t->x + at, n * sizeof *t->y);
+        t->kernels->add_f32(t->y + at, t->d + at, n);
+    }
+}
+
+/* y = x + d. */
+static void sum_of(const struct walsh_layers *l, float *y, const float *x, const float *d, size_t n)
+{
+    struct sum t = {l->queue->kernels, y, x, d, n};
+    walsh_pool_run(l->queue->pool, walsh_div_up(n, SUM_ELEMENTS), 1, sum_pieces, &t);
+}
+
+static bool attention_is_narrow(const struct walsh_layers *l, const struct walsh_attention_shape *shape)
+{
+    return l->products.compute == WALSH_ACTIVATION_BF16 && walsh_attention_narrow(l->queue, shape);
 }
 
 /* --- forward --- */
@@ -282,14 +309,15 @@ static void attention_forward(struct walsh_layers *l, const struct walsh_layer *
         q->ops->rope(q, t->key, kv_width, rows->positions, n, c->kv_heads, c->head_dim, r->dim, r->cosine,
                      r->sine);
     }
-    walsh_attention_forward(q, &shape, &rows->documents, t->query, t->key, t->value, t->attention, t->lse);
+    walsh_attention_forward(q, &shape, &rows->documents, attention_is_narrow(l, &shape), t->query, t->key,
+                            t->value, t->attention, t->lse, l->scratch);
     const struct walsh_frozen_site output = {
         .calls = {{&layer->o, t->attention_delta ? t->attention_delta : l->delta, c->hidden}},
         .count = 1,
         .rows = n};
     walsh_train_linears(l, &output, 1, t->attention, q_width);
     if (t->attention_delta) norm(l, l->delta, t->attention_delta, layer->attention_output_norm, n, c->hidden);
-    add_to(l, t->middle, x, l->delta, n * c->hidden);
+    sum_of(l, t->middle, x, l->delta, n * c->hidden);
 }
 
 void walsh_train_layer_forward(struct walsh_layers *l, const struct walsh_layer *layer,
@@ -313,7 +341,7 @@ void walsh_train_layer_forward(struct walsh_layers *l, const struct walsh_layer 
         walsh_train_linears(l, &down, 1, l->wide, wide);
     }
     if (t->mlp_delta) norm(l, l->delta, t->mlp_delta, layer->mlp_output_norm, n, c->hidden);
-    add_to(l, y, t->middle, l->delta, n * c->hidden);
+    sum_of(l, y, t->middle, l->delta, n * c->hidden);
 }
 
 /* --- backward --- */
@@ -387,8 +415,9 @@ void walsh_train_layer_backward(struct walsh_layers *l, const struct walsh_layer
     }
     const struct walsh_frozen_site output = {.calls = {{&layer->o, dy, c->hidden}}, .count = 1, .rows = n};
     walsh_train_linears_backward(l, &output, 1, t->attention, q_width, l->dattention, q_width);
-    walsh_attention_backward(l->queue, &shape, &rows->documents, t->query, t->key, t->value, t->attention,
-                             t->lse, l->dattention, l->dquery, l->dkey, l->dvalue, l->scratch);
+    walsh_attention_backward(l->queue, &shape, &rows->documents, attention_is_narrow(l, &shape), t->query,
+                             t->key, t->value, t->attention, t->lse, l->dattention, l->dquery, l->dkey,
+                             l->dvalue, l->scratch);
     position_backward(l, layer, rows, t);
     norm(l, l->normed, x, layer->input_norm, n, c->hidden);
     const struct walsh_frozen_site projections = {.calls = {{&layer->q, l->dquery, q_width},

@@ -1,12 +1,16 @@
 #include "train/lora.h"
 
+#include <string.h>
+
 #include "base/memory.h"
+#include "kernels/cpu/cpu_ops.h"
 #include "kernels/table.h"
 
 #define ROWS 64      /* of a piece; a row's bits do not depend on it */
 #define COLUMNS 64   /* of a piece of a gradient */
 #define TOKENS 256   /* rows whose sum is added to a gradient at once: their part of x stays in L1 */
 #define MAX_RANK 256 /* WALSH_MAX_LORA_RANK */
+#define PIECE 4096   /* columns of x that are rounded to bf16 at once */
 
 static const float ones[MAX_RANK + ROWS] = {[0 ... MAX_RANK + ROWS - 1] = 1};
 
@@ -52,27 +56,117 @@ static const struct walsh_lora_site *site_of(const struct lora *t, size_t unit, 
     return &t->sites[low];
 }
 
-/* h[n][rank] = s A x of rows [row, row + n) of x. */
-static void project(const struct lora *t, const struct walsh_lora *l, size_t row, size_t n, float *h)
+/* --- products with A and B, in f32 or in bf16 --- */
+
+/* A worker's scratch: inner values of a piece's rows, and what a product in bf16 reads. */
+struct inner {
+    float h[ROWS * MAX_RANK];
+    uint16_t narrow[ROWS * MAX_RANK];
+    union {
+        uint16_t rows[ROWS][PIECE + 32]; /* not a power of two apart */
+        uint32_t pairs[TOKENS / 2][COLUMNS];
+    };
+};
+
+bool walsh_lora_narrow(const struct walsh_queue *q)
 {
-    const struct walsh_kernels *k = t->q->kernels;
-    k->multiply_tile_f32(h, l->rank, NULL, t->x + row * t->ldx, t->ldx, l->a_t, l->rank, n, l->rank, l->in);
-    k->scale_f32(h, l->scale, n * l->rank);
+    return strcmp(q->kernels->chosen[WALSH_KERNEL_ID_multiply_pairs_bf16], "reference") != 0;
 }
+
+size_t walsh_lora_pairs(uint32_t rank, size_t n)
+{
+    return walsh_div_up(n, 2) * rank + walsh_div_up(rank, 2) * n;
+}
+
+void walsh_lora_pack(const struct walsh_queue *q, uint32_t *to, const float *matrix, uint32_t rank, size_t n)
+{
+    q->kernels->pair_columns_turned_bf16(to, rank, matrix, n, rank, n);
+    q->kernels->pair_rows_bf16(to + walsh_div_up(n, 2) * rank, n, matrix, n, rank, n);
+}
+
+/* Rows of bf16, an odd last column beside 0. */
+static void round_rows(const struct walsh_kernels *k, uint16_t *to, size_t ldto, const float *from,
+                       size_t ldfrom, size_t rows, size_t cols)
+{
+    for (size_t i = 0; i < rows; i++) {
+        k->bf16_from_f32(to + i * ldto, from + i * ldfrom, cols);
+        if (cols % 2 != 0) to[i * ldto + cols] = 0;
+    }
+}
+
+/* inner->h [n][rank] = or, with `add`, += rows x[n][cols] by the transpose of a matrix [rank][cols]. */
+static void into_rank(const struct walsh_kernels *k, struct inner *inner, const float *x, size_t ldx,
+                      size_t n, size_t cols, size_t rank, const float *transpose, const uint32_t *pairs,
+                      bool add)
+{
+    if (!pairs) {
+        k->multiply_tile_f32(inner->h, rank, add ? ones : NULL, x, ldx, transpose, rank, n, rank, cols);
+        return;
+    }
+    for (size_t from = 0; from < cols; from += PIECE) {
+        const size_t width = walsh_min(PIECE, cols - from);
+        round_rows(k, inner->rows[0], PIECE + 32, x + from, ldx, n, width);
+        const struct walsh_pairs_product p = {.c = inner->h,
+                                              .ldc = rank,
+                                              .a = inner->rows[0],
+                                              .lda = PIECE + 32,
+                                              .b = pairs + from / 2 * rank,
+                                              .ldb = rank,
+                                              .m = n,
+                                              .n = rank,
+                                              .steps = walsh_div_up(width, 2),
+                                              .add = add || from > 0};
+        k->multiply_pairs_bf16(&p);
+    }
+}
+
+/* y[n][cols] += inner->h by a matrix [rank][cols]. */
+static void out_of_rank(const struct walsh_kernels *k, struct inner *inner, float *y, size_t ldy, size_t n,
+                        size_t cols, size_t rank, const float *matrix, const uint32_t *pairs)
+{
+    if (!pairs) {
+        k->multiply_tile_f32(y, ldy, ones, inner->h, rank, matrix, cols, n, cols, rank);
+        return;
+    }
+    const size_t even = walsh_round_up(rank, 2);
+    round_rows(k, inner->narrow, even, inner->h, rank, n, rank);
+    const struct walsh_pairs_product p = {.c = y,
+                                          .ldc = ldy,
+                                          .a = inner->narrow,
+                                          .lda = even,
+                                          .b = pairs + walsh_div_up(cols, 2) * rank,
+                                          .ldb = cols,
+                                          .m = n,
+                                          .n = cols,
+                                          .steps = even / 2,
+                                          .add = true};
+    k->multiply_pairs_bf16(&p);
+}
+
+/* inner->h [n][rank] = s A x of rows [row, row + n) of x. */
+static void project(const struct lora *t, const struct walsh_lora *l, size_t row, size_t n,
+                    struct inner *inner)
+{
+    into_rank(t->q->kernels, inner, t->x + row * t->ldx, t->ldx, n, l->in, l->rank, l->a_t, l->a_pairs,
+              false);
+    t->q->kernels->scale_f32(inner->h, l->scale, n * l->rank);
+}
+
+/* --- forward --- */
 
 /* Rows [row, row + n) of a site. */
 static void forward_rows(const struct lora *t, const struct walsh_lora_site *s, size_t row, size_t n,
-                         float *h)
+                         struct inner *inner)
 {
     for (size_t i = 0; i < s->count; i++) {
         if (!first_of_a(s, i)) continue;
-        project(t, s->calls[i].lora, s->begin + row, n, h);
+        project(t, s->calls[i].lora, s->begin + row, n, inner);
         for (size_t j = i; j < s->count; j++) {
             const struct walsh_lora_call *call = &s->calls[j];
             const struct walsh_lora *l = call->lora;
             if (!l || l->a != s->calls[i].lora->a) continue;
-            t->q->kernels->multiply_tile_f32(call->y + row * call->ldy, call->ldy, ones, h, l->rank, l->b,
-                                             l->out, n, l->out, l->rank);
+            out_of_rank(t->q->kernels, inner, call->y + row * call->ldy, call->ldy, n, l->out, l->rank, l->b,
+                        l->b_pairs);
         }
     }
 }
@@ -80,11 +174,11 @@ static void forward_rows(const struct lora *t, const struct walsh_lora_site *s, 
 static void forward_units(void *argument, size_t begin, size_t end, unsigned worker)
 {
     const struct lora *t = argument;
-    float *h = (float *)(void *)t->q->scratch[worker];
+    struct inner *inner = (struct inner *)(void *)t->q->scratch[worker];
     for (size_t unit = begin; unit < end; unit++) {
         const struct walsh_lora_site *s = site_of(t, unit, false);
         const size_t row = (unit - s->first) * ROWS;
-        forward_rows(t, s, row, walsh_min(ROWS, s->rows - row), h);
+        forward_rows(t, s, row, walsh_min(ROWS, s->rows - row), inner);
     }
 }
 
@@ -102,59 +196,94 @@ static size_t number_rows(struct walsh_lora_site *sites, size_t count)
 void walsh_lora_forward(const struct walsh_queue *q, struct walsh_lora_site *sites, size_t count,
                         const float *x, size_t ldx)
 {
+    _Static_assert(sizeof(struct inner) <= WALSH_SCRATCH_BYTES, "a worker's scratch");
     struct lora t = {.q = q, .sites = sites, .count = count, .x = x, .ldx = ldx};
     walsh_pool_run(q->pool, number_rows(sites, count), 1, forward_units, &t);
 }
 
+/* --- backward --- */
+
+/* Keep inner->h, turned, for the gradients: [rank][s->ld], f32 or bf16. */
+static void keep(const struct walsh_kernels *k, const struct walsh_lora_site *s, const struct inner *inner,
+                 float *to, size_t row, size_t n, size_t rank, bool narrow)
+{
+    if (narrow)
+        k->pair_rows_turned_bf16((uint32_t *)(void *)to + row / 2, s->ld / 2, inner->h, rank, n, rank);
+    else
+        k->transpose_f32(to + row, s->ld, inner->h, rank, n, rank);
+}
+
 /* Inner values of rows [row, row + n) of a site, and their part of dx. */
-static void inner_rows(const struct lora *t, const struct walsh_lora_site *s, size_t row, size_t n, float *h)
+static void inner_rows(const struct lora *t, const struct walsh_lora_site *s, size_t row, size_t n,
+                       struct inner *inner)
 {
     const struct walsh_kernels *k = t->q->kernels;
     for (size_t i = 0; i < s->count; i++) {
         if (!first_of_a(s, i)) continue;
         const struct walsh_lora *l = s->calls[i].lora;
         const size_t rank = l->rank;
-        project(t, l, s->begin + row, n, h);
-        k->transpose_f32(s->inner[i] + row, s->ld, h, rank, n, rank);
+        const bool narrow = l->a_pairs != NULL;
+        project(t, l, s->begin + row, n, inner);
+        keep(k, s, inner, s->inner[i], row, n, rank, narrow);
         bool started = false;
         for (size_t j = i; j < s->count; j++) {
             const struct walsh_lora_call *call = &s->calls[j];
             if (!call->lora || call->lora->a != l->a) continue;
-            k->multiply_tile_f32(h, rank, started ? ones : NULL, call->y + row * call->ldy, call->ldy,
-                                 call->lora->b_t, rank, n, rank, call->lora->out);
+            into_rank(k, inner, call->y + row * call->ldy, call->ldy, n, call->lora->out, rank,
+                      call->lora->b_t, call->lora->b_pairs, started);
             started = true;
         }
-        k->scale_f32(h, l->scale, n * rank);
-        k->transpose_f32(s->inner[i] + rank * s->ld + row, s->ld, h, rank, n, rank);
+        k->scale_f32(inner->h, l->scale, n * rank);
+        keep(k, s, inner, s->inner[i] + rank * s->ld, row, n, rank, narrow);
         if (t->dx)
-            k->multiply_tile_f32(t->dx + (s->begin + row) * t->lddx, t->lddx, ones, h, rank, l->a, l->in, n,
-                                 l->in, rank);
+            out_of_rank(k, inner, t->dx + (s->begin + row) * t->lddx, t->lddx, n, l->in, rank, l->a,
+                        l->a_pairs);
     }
 }
 
 static void inner_units(void *argument, size_t begin, size_t end, unsigned worker)
 {
     const struct lora *t = argument;
-    float *h = (float *)(void *)t->q->scratch[worker];
+    struct inner *inner = (struct inner *)(void *)t->q->scratch[worker];
     for (size_t unit = begin; unit < end; unit++) {
         const struct walsh_lora_site *s = site_of(t, unit, false);
         const size_t row = (unit - s->first) * ROWS;
-        inner_rows(t, s, row, walsh_min(ROWS, s->rows - row), h);
+        inner_rows(t, s, row, walsh_min(ROWS, s->rows - row), inner);
     }
 }
 
-/* gradient[rank][cols] += inner[rank][rows] · x[rows][cols], columns [from, from + n) of a site's rows. */
-static void add_gradient(const struct lora *t, const struct walsh_lora_site *s, float *gradient, size_t rank,
-                         size_t cols, const float *inner, const float *x, size_t ldx, size_t from, size_t n)
+/* gradient[rank][cols] += kept[rank][rows] · x[rows][cols], columns [from, from + n) of a site's rows. */
+static void add_gradient(const struct lora *t, const struct walsh_lora_site *s, const struct walsh_lora *l,
+                         struct inner *inner, float *gradient, size_t cols, const float *kept, const float *x,
+                         size_t ldx, size_t from)
 {
-    for (size_t row = 0; row < s->rows; row += TOKENS)
-        t->q->kernels->multiply_tile_f32(gradient + from, cols, ones, inner + row, s->ld,
-                                         x + row * ldx + from, ldx, rank, n,
-                                         walsh_min(TOKENS, s->rows - row));
+    const struct walsh_kernels *k = t->q->kernels;
+    const size_t n = walsh_min(COLUMNS, cols - from);
+    for (size_t row = 0; row < s->rows; row += TOKENS) {
+        const size_t rows = walsh_min(TOKENS, s->rows - row);
+        const float *part = x + row * ldx + from;
+        if (l->a_pairs) {
+            k->pair_rows_bf16(inner->pairs[0], COLUMNS, part, ldx, rows, n);
+            const struct walsh_pairs_product p = {.c = gradient + from,
+                                                  .ldc = cols,
+                                                  .a = (const uint16_t *)(const void *)kept + row,
+                                                  .lda = s->ld,
+                                                  .b = inner->pairs[0],
+                                                  .ldb = COLUMNS,
+                                                  .m = l->rank,
+                                                  .n = n,
+                                                  .steps = walsh_div_up(rows, 2),
+                                                  .add = true};
+            k->multiply_pairs_bf16(&p);
+        } else {
+            k->multiply_tile_f32(gradient + from, cols, ones, kept + row, s->ld, part, ldx, l->rank, n, rows);
+        }
+    }
 }
 
 /* Unit u of a site's gradients: COLUMNS columns of dA of each A, then of dB of each call. */
-static void gradient_unit(const struct lora *t, const struct walsh_lora_site *s, size_t u)
+static void gradient_unit(const struct lora *t, const struct walsh_lora_site *s, size_t u,
+                          struct inner *inner)
 {
     for (size_t i = 0; i < s->count; i++) {
         const struct walsh_lora *l = s->calls[i].lora;
@@ -162,18 +291,16 @@ static void gradient_unit(const struct lora *t, const struct walsh_lora_site *s,
         const size_t a_units = first_of_a(s, i) ? walsh_div_up(l->in, COLUMNS) : 0,
                      b_units = walsh_div_up(l->out, COLUMNS);
         if (u < a_units) {
-            const size_t from = u * COLUMNS;
-            add_gradient(t, s, l->grad_a, l->rank, l->in, s->inner[i] + l->rank * s->ld,
-                         t->x + s->begin * t->ldx, t->ldx, from, walsh_min(COLUMNS, l->in - from));
+            add_gradient(t, s, l, inner, l->grad_a, l->in, s->inner[i] + l->rank * s->ld,
+                         t->x + s->begin * t->ldx, t->ldx, u * COLUMNS);
             return;
         }
         u -= a_units;
         if (u < b_units) {
-            const size_t from = u * COLUMNS;
             size_t same = 0;
             while (s->calls[same].lora == NULL || s->calls[same].lora->a != l->a) same++;
-            add_gradient(t, s, l->grad_b, l->rank, l->out, s->inner[same], s->calls[i].y, s->calls[i].ldy,
-                         from, walsh_min(COLUMNS, l->out - from));
+            add_gradient(t, s, l, inner, l->grad_b, l->out, s->inner[same], s->calls[i].y, s->calls[i].ldy,
+                         u * COLUMNS);
             return;
         }
         u -= b_units;
@@ -182,11 +309,11 @@ static void gradient_unit(const struct lora *t, const struct walsh_lora_site *s,
 
 static void gradient_units(void *argument, size_t begin, size_t end, unsigned worker)
 {
-    (void)worker;
     const struct lora *t = argument;
+    struct inner *inner = (struct inner *)(void *)t->q->scratch[worker];
     for (size_t unit = begin; unit < end; unit++) {
         const struct walsh_lora_site *s = site_of(t, unit, true);
-        gradient_unit(t, s, unit - s->first_gradient);
+        gradient_unit(t, s, unit - s->first_gradient, inner);
     }
 }
 

@@ -17,7 +17,16 @@ struct walsh_lora {
     const float *a_t; /* [in][rank], walsh_lora_refresh */
     const float *b_t; /* [out][rank] */
     float *grad_a, *grad_b; /* as a, b; gradients are added */
+    /* Of a and of b, walsh_lora_pack: the updates are then computed by products of bf16 pairs with f32 sums. NULL: in f32,
+     * by a_t and b_t. */
+    const uint32_t *a_pairs, *b_pairs;
 };
+/* Does q multiply pairs of bf16 by an instruction? */
+bool walsh_lora_narrow(const struct walsh_queue *q);
+/* The pairs of a matrix [rank][n], walsh_lora_pairs of them: [n / 2, rounded up][rank] of its columns and, behind, [rank / 2,
+ * rounded up][n] of its rows. */
+size_t walsh_lora_pairs(uint32_t rank, size_t n);
+void walsh_lora_pack(const struct walsh_queue *q, uint32_t *to, const float *matrix, uint32_t rank, size_t n);
 
 /* One linear of a site: y += lora(x) forward, dy back. */
 struct walsh_lora_call {

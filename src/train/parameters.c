@@ -13,7 +13,7 @@ struct listing {
     struct walsh_parameters *p;
     const struct walsh_parameter_options *options;
     bool fill;
-    size_t modules, updates, values;
+    size_t modules, updates, values, pairs;
     struct walsh_error *err;
 };
 
@@ -51,8 +51,9 @@ static enum walsh_status add_module(struct listing *l, const char *name, const c
     const uint32_t rank = l->options->rank, in = linears[0]->in;
     uint32_t out = 0;
     for (size_t i = 0; i < parts; i++) out += linears[i]->out;
-    const size_t a = l->values;
+    const size_t a = l->values, a_pairs = l->pairs;
     l->values += (size_t)experts * rank * in;
+    if (l->options->narrow) l->pairs += experts * walsh_lora_pairs(rank, in);
     if (l->fill) {
         char *copy;
         WALSH_TRY(walsh_arena_strdup(&p->arena, name, &copy, l->err));
@@ -72,9 +73,14 @@ static enum walsh_status add_module(struct listing *l, const char *name, const c
                                                          .b_t = p->turned + l->values,
                                                          .grad_a = p->gradients + own_a,
                                                          .grad_b = p->gradients + l->values};
+            if (p->pairs) {
+                p->updates[l->updates].a_pairs = p->pairs + a_pairs + i / parts * walsh_lora_pairs(rank, in);
+                p->updates[l->updates].b_pairs = p->pairs + l->pairs;
+            }
             p->by_linear[linears[i]->index] = &p->updates[l->updates];
         }
         l->values += (size_t)rank * linears[i]->out;
+        if (l->options->narrow) l->pairs += walsh_lora_pairs(rank, linears[i]->out);
     }
     l->modules++;
     return WALSH_OK;
@@ -117,7 +123,7 @@ static enum walsh_status add_experts(struct listing *l, const struct walsh_layer
 static enum walsh_status list_modules(struct listing *l)
 {
     const struct walsh_model_graph *g = l->p->graph;
-    l->modules = l->updates = l->values = 0;
+    l->modules = l->updates = l->values = l->pairs = 0;
     for (uint32_t i = 0; i < g->config.layers; i++) {
         const struct walsh_layer *layer = &g->layers[i];
         const struct walsh_linear *const qkv[] = {&layer->q, &layer->k, &layer->v}, *const o[] = {&layer->o};
@@ -178,12 +184,13 @@ static enum walsh_status start(struct listing *l)
 
 enum walsh_status walsh_parameters_count(const struct walsh_model_graph *graph,
                                          const struct walsh_parameter_options *options, size_t *count,
-                                         struct walsh_error *err)
+                                         size_t *pairs, struct walsh_error *err)
 {
     struct walsh_parameters p = {.graph = graph};
     struct listing l = {.p = &p, .options = options, .err = err};
     WALSH_TRY(start(&l));
     *count = l.values;
+    *pairs = l.pairs;
     return WALSH_OK;
 }
 
@@ -199,6 +206,7 @@ static enum walsh_status allocate(struct walsh_parameters *p, const struct listi
     p->module_count = l->modules;
     p->update_count = l->updates;
     p->count = l->values;
+    p->pair_count = l->pairs;
     WALSH_TRY(
         walsh_arena_alloc(arena, l->modules, sizeof *p->modules, "the trained modules", &p->modules, err));
     WALSH_TRY(
@@ -208,6 +216,9 @@ static enum walsh_status allocate(struct walsh_parameters *p, const struct listi
     WALSH_TRY(walsh_arena_alloc(arena, p->count, sizeof(float), "the adapter", &p->values, err));
     WALSH_TRY(
         walsh_arena_alloc(arena, p->count, sizeof(float), "the adapter's gradient", &p->gradients, err));
+    if (p->pair_count > 0)
+        WALSH_TRY(
+            walsh_arena_alloc(arena, p->pair_count, sizeof *p->pairs, "the adapter in bf16", &p->pairs, err));
     return walsh_arena_alloc(arena, p->count, sizeof(float), "the adapter, transposed", &p->turned, err);
 }
 
@@ -244,8 +255,18 @@ void walsh_parameters_init(struct walsh_parameters *p, struct walsh_random *rand
 
 struct refresh {
     const struct walsh_parameters *p;
-    const struct walsh_kernels *kernels;
+    const struct walsh_queue *queue;
 };
+
+/* The transpose of a matrix of values, or its pairs. */
+static void refresh_matrix(const struct refresh *t, const float *matrix, const uint32_t *pairs, uint32_t rank,
+                           size_t n)
+{
+    if (pairs)
+        walsh_lora_pack(t->queue, t->p->pairs + (pairs - t->p->pairs), matrix, rank, n);
+    else
+        t->queue->kernels->transpose_f32(t->p->turned + (matrix - t->p->values), rank, matrix, n, rank, n);
+}
 
 static void refresh_updates(void *argument, size_t begin, size_t end, unsigned worker)
 {
@@ -253,16 +274,14 @@ static void refresh_updates(void *argument, size_t begin, size_t end, unsigned w
     const struct refresh *t = argument;
     for (size_t i = begin; i < end; i++) {
         const struct walsh_lora *u = &t->p->updates[i];
-        float *turned = t->p->turned, *values = t->p->values;
-        if (i == 0 || u->a != u[-1].a)
-            t->kernels->transpose_f32(turned + (u->a - values), u->rank, u->a, u->in, u->rank, u->in);
-        t->kernels->transpose_f32(turned + (u->b - values), u->rank, u->b, u->out, u->rank, u->out);
+        if (i == 0 || u->a != u[-1].a) refresh_matrix(t, u->a, u->a_pairs, u->rank, u->in);
+        refresh_matrix(t, u->b, u->b_pairs, u->rank, u->out);
     }
 }
 
 void walsh_parameters_refresh(struct walsh_parameters *p, const struct walsh_queue *q)
 {
-    struct refresh t = {p, q->kernels};
+    struct refresh t = {p, q};
     walsh_pool_run(q->pool, p->update_count, 4, refresh_updates, &t);
 }
 

@@ -26,6 +26,8 @@ struct walsh_parameters {
     const struct walsh_lora **by_linear; /* [linears of the graph]: walsh_layers_options.loras */
     float *values, *gradients, *turned;  /* [count]; turned: each matrix transposed */
     size_t count;
+    uint32_t *pairs; /* walsh_lora_pairs of each matrix, one behind the other; NULL: not narrow */
+    size_t pair_count;
     struct walsh_arena arena;
 };
 struct walsh_parameter_options {
@@ -33,6 +35,7 @@ struct walsh_parameter_options {
     double alpha;        /* scale = alpha / rank */
     const char *targets; /* "all-linear", or names of modules separated by commas: "q_proj,v_proj" */
     bool experts;        /* the experts' stacked parameters too */
+    bool narrow;         /* updates in bf16: walsh_lora_pack */
 };
 /* List the modules. Values are zero. WALSH_E_ARGUMENT: a name that no linear of the layers has, nothing to
  * train. */
@@ -40,13 +43,13 @@ enum walsh_status walsh_parameters_open(const struct walsh_model_graph *graph,
                                         const struct walsh_parameter_options *options,
                                         struct walsh_parameters *out, struct walsh_error *err);
 void walsh_parameters_close(struct walsh_parameters *p); /* safe on a zeroed struct */
-/* How many values the options mean, without an array for them. */
+/* How many values and pairs the options mean, without arrays for them. */
 enum walsh_status walsh_parameters_count(const struct walsh_model_graph *graph,
                                          const struct walsh_parameter_options *options, size_t *count,
-                                         struct walsh_error *err);
+                                         size_t *pairs, struct walsh_error *err);
 /* As PEFT does: A uniform in +-1/sqrt(in), B zero. */
 void walsh_parameters_init(struct walsh_parameters *p, struct walsh_random *random);
-/* The transposes that the products read, after values have changed. */
+/* The transposes and pairs that the products read, after values have changed. */
 void walsh_parameters_refresh(struct walsh_parameters *p, const struct walsh_queue *q);
 
 /* A module's matrices of `flat` (values or gradients) in PEFT's layout: a [experts * rank][in], b [out][rank

@@ -57,6 +57,67 @@ void check_rms_norm_f32(struct check *c, walsh_kernel_rms_norm_f32 *reference,
     }
 }
 
+void check_rms_norm_backward_f32(struct check *c, walsh_kernel_rms_norm_backward_f32 *reference,
+                                 walsh_kernel_rms_norm_backward_f32 *candidate)
+{
+    for (size_t l = 0; l < LENGTHS; l++) {
+        const size_t n = lengths[l];
+        const bool add = l % 2;
+        float *x = row(c, n), *dy = row(c, n), *weight = row(c, n), *expected = row(c, n),
+              *magnitude = row(c, n);
+        check_fill_normal(c, x, n);
+        check_fill_normal(c, dy, n);
+        check_fill_normal(c, weight, n);
+        check_fill_normal(c, expected, n);
+        if (c->round == CHECK_ROUNDS - 1) x[check_below(c, n)] = NAN;
+        float *got = copy(c, expected, n), *in_place = copy(c, dy, n);
+        double squares = 0, products = 0;
+        for (size_t i = 0; i < n; i++) {
+            squares += (double)x[i] * (double)x[i];
+            products += fabs((double)weight[i] * (double)dy[i] * (double)x[i]);
+        }
+        const double r = 1 / sqrt(squares / (double)n + 1e-5), along = r * r * r * products / (double)n;
+        for (size_t i = 0; i < n; i++)
+            magnitude[i] = (float)((add ? fabs((double)expected[i]) : 0) +
+                                   fabs(r * (double)weight[i] * (double)dy[i]) + fabs(along * (double)x[i]));
+        reference(expected, dy, x, weight, n, 1e-5f, add);
+        candidate(got, dy, x, weight, n, 1e-5f, add);
+        check_close_f32(c, "dx", expected, got, magnitude, n, 12);
+        if (add) continue;
+        candidate(in_place, in_place, x, weight, n, 1e-5f, false);
+        check_exact_f32(c, "dx in place", got, in_place, n);
+    }
+}
+
+void check_swiglu_backward_f32(struct check *c, walsh_kernel_swiglu_backward_f32 *reference,
+                               walsh_kernel_swiglu_backward_f32 *candidate)
+{
+    for (size_t l = 0; l < LENGTHS; l++) {
+        const size_t n = lengths[l];
+        float *gate = row(c, n), *up = row(c, n), *dy = row(c, n), *magnitude = row(c, n);
+        float *expected[2] = {row(c, n), row(c, n)}, *got[2] = {row(c, n), row(c, n)};
+        check_fill_normal(c, gate, n);
+        check_fill_normal(c, up, n);
+        check_fill_normal(c, dy, n);
+        for (size_t i = 0; i < n; i++) gate[i] *= c->round == 1 ? 30.0f : 3.0f;
+        if (c->round == CHECK_ROUNDS - 1) gate[check_below(c, n)] = NAN;
+        reference(expected[0], expected[1], dy, gate, up, n);
+        candidate(got[0], got[1], dy, gate, up, n);
+        /* the exponent's rounding is |gate| units of s, which gate multiplies again */
+        for (size_t i = 0; i < n; i++)
+            magnitude[i] =
+                fabsf(dy[i] * up[i]) * (1 + fabsf(gate[i]) * (1 + fabsf(gate[i]))) / (1 + expf(-gate[i]));
+        check_close_f32(c, "dgate", expected[0], got[0], magnitude, n, 8);
+        for (size_t i = 0; i < n; i++)
+            magnitude[i] = fabsf(dy[i] * gate[i]) * (1 + fabsf(gate[i])) / (1 + expf(-gate[i]));
+        check_close_f32(c, "dup", expected[1], got[1], magnitude, n, 8);
+        float *in_place[2] = {copy(c, gate, n), copy(c, dy, n)};
+        candidate(in_place[0], in_place[1], in_place[1], in_place[0], up, n);
+        check_exact_f32(c, "dgate in place", got[0], in_place[0], n);
+        check_exact_f32(c, "dup in place", got[1], in_place[1], n);
+    }
+}
+
 void check_rope_f32(struct check *c, walsh_kernel_rope_f32 *reference, walsh_kernel_rope_f32 *candidate)
 {
     static const size_t halves[] = {1, 3, 4, 8, 16, 20, 32, 48, 64, 128};

@@ -189,7 +189,7 @@ static void run(struct subject *s, const char *model, const char *outputs)
     const struct walsh_tensor *a = walsh_safetensors_find(&st, name);
     const uint32_t rank = (uint32_t)a->shape[0];
     const struct walsh_parameter_options options = {rank, 2.0 * rank, "all-linear",
-                                                    s->graph->config.experts > 0};
+                                                    s->graph->config.experts > 0, s->bf16};
     need(walsh_parameters_open(s->graph, &options, &s->p, &error));
     load(&s->p, &st);
     check(s, &st);

@@ -314,7 +314,8 @@ int main(int argc, char **argv)
     if (argc == 3) graph = synthesize(graph, argv[2], &load, &queue);
     const struct walsh_config *c = &graph->config;
     struct walsh_parameters p;
-    const struct walsh_parameter_options options = {RANK, 2 * RANK, "all-linear", c->experts > 0};
+    const struct walsh_parameter_options options = {RANK, 2 * RANK, "all-linear", c->experts > 0,
+                                                    compute == WALSH_ACTIVATION_BF16};
     need(walsh_parameters_open(graph, &options, &p, &error));
     const uint64_t seed = 5;
     printf("seed %llu\n", (unsigned long long)seed);

@@ -257,6 +257,44 @@ static void attention_forward_matches(struct attention_case *t, const float *con
     t->out = NULL;
 }
 
+/* bf16 is near f32, and is not f32. */
+static void near_in_norm(const char *what, const float *wide, const float *narrow, size_t n)
+{
+    double difference = 0, norm = 0;
+    for (size_t i = 0; i < n; i++) {
+        difference += pow((double)wide[i] - (double)narrow[i], 2);
+        norm += pow((double)wide[i], 2);
+    }
+    const double ratio = sqrt(difference / norm);
+    if (!(ratio > 1e-5 && ratio < 0.01)) fail_msg("%s in bf16: %g of its norm away from f32", what, ratio);
+}
+
+/* The same in bf16, on one and three threads. */
+static void attention_narrow(const struct attention_case *t, const float *const in[3],
+                             const float *const wide[5], const size_t n[5])
+{
+    if (!walsh_attention_narrow(&queue, &t->shape)) return;
+    const size_t rows = t->documents.begin[t->documents.count];
+    float *got[2][5], *scratch = normals(walsh_attention_scratch(&t->shape, rows), 1);
+    struct walsh_queue single = queue;
+    single.pool = NULL;
+    for (int i = 0; i < 2; i++) {
+        for (int j = 0; j < 5; j++) got[i][j] = normals(n[j], 1);
+        const struct walsh_queue *q = i ? &single : &queue;
+        walsh_attention_forward(q, &t->shape, &t->documents, true, in[0], in[1], in[2], got[i][0], got[i][1],
+                                scratch);
+        walsh_attention_backward(q, &t->shape, &t->documents, true, in[0], in[1], in[2], got[i][0], got[i][1],
+                                 t->dy, got[i][2], got[i][3], got[i][4], scratch);
+    }
+    static const char *const what[] = {"attention", "lse", "dquery", "dkey", "dvalue"};
+    for (int j = 0; j < 5; j++) {
+        near_in_norm(what[j], wide[j], got[0][j], n[j]);
+        assert_memory_equal(got[0][j], got[1][j], n[j] * sizeof(float));
+        free(got[0][j]), free(got[1][j]);
+    }
+    free(scratch);
+}
+
 static void test_attention(void **state)
 {
     (void)state;
@@ -273,6 +311,7 @@ static void test_attention(void **state)
         {2, 2, 20, 33, 0, NULL, {0, 131}, 1},       /* a window that starts within tiles */
         {2, 1, 16, 64, 5, NULL, {0, 64, 129, 200}, 3}, /* at their edges, with a cap */
         {6, 3, 8, 0, 3, sinks, {0, 90, 100}, 2},       {6, 6, 8, 1, 0, sinks, {0, 70}, 1},
+        {2, 1, 8, 0, 0, NULL, {0, 3, 340}, 2}, /* long enough for two parts of keys; pairs that begin at odd rows */
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const size_t rows = cases[i].begin[cases[i].documents], width = cases[i].heads * cases[i].dim,
@@ -295,12 +334,16 @@ static void test_attention(void **state)
         struct problem p = {
             attention_objective, &t, {q, k, v}, {rows * width, rows * kv_width, rows * kv_width}, 3};
         float *scratch = normals(walsh_attention_scratch(&t.shape, rows), 1);
-        walsh_attention_forward(&queue, &t.shape, &t.documents, q, k, v, out, lse);
+        walsh_attention_forward(&queue, &t.shape, &t.documents, false, q, k, v, out, lse, scratch);
         attention_forward_matches(&t, in, out, rows);
-        walsh_attention_backward(&queue, &t.shape, &t.documents, q, k, v, out, lse, dy, dq, dk, dv, scratch);
+        walsh_attention_backward(&queue, &t.shape, &t.documents, false, q, k, v, out, lse, dy, dq, dk, dv,
+                                 scratch);
         check(&p, 0, dq, "attention, queries");
         check(&p, 1, dk, "attention, keys");
         check(&p, 2, dv, "attention, values");
+        attention_narrow(&t, in, (const float *const[]){out, lse, dq, dk, dv},
+                         (const size_t[]){rows * width, rows * cases[i].heads, rows * width, rows * kv_width,
+                                          rows * kv_width});
         free(q), free(k), free(v), free(dy), free(out), free(lse), free(dq), free(dk), free(dv),
             free(scratch);
     }
@@ -432,6 +475,61 @@ static float *turn(const float *x, size_t rows, size_t cols)
     return y;
 }
 
+/* The same with pairs of A and B, on one and more threads: site's gradients and a forward, near those in f32. */
+static void lora_narrow(struct walsh_lora_site *site, const float *x, size_t n, const float *dx,
+                        const float *y)
+{
+    if (!walsh_lora_narrow(&queue)) return;
+    const size_t rows = site->rows;
+    struct walsh_queue single = queue;
+    single.pool = NULL;
+    float *got_dx[2], *got_y[2], *scratch = malloc(3 * walsh_lora_scratch(16, rows, 1) * sizeof *scratch);
+    for (int run = 0; run < 2; run++) {
+        const struct walsh_queue *q = run ? &single : &queue;
+        struct walsh_lora loras[4];
+        struct walsh_lora_site narrow = *site;
+        float *grad_a = NULL;
+        for (size_t i = 0; i < site->count; i++) {
+            const struct walsh_lora *l = site->calls[i].lora;
+            if (!l) continue;
+            uint32_t *pairs =
+                malloc((walsh_lora_pairs(l->rank, n) + walsh_lora_pairs(l->rank, l->out)) * sizeof *pairs);
+            loras[i] = *l;
+            loras[i].a_pairs = pairs;
+            loras[i].b_pairs = pairs + walsh_lora_pairs(l->rank, n);
+            walsh_lora_pack(q, pairs, l->a, l->rank, n);
+            walsh_lora_pack(q, pairs + walsh_lora_pairs(l->rank, n), l->b, l->rank, l->out);
+            const bool shared = i > 0 && l->a == site->calls[0].lora->a;
+            loras[i].grad_a = shared ? grad_a : calloc(l->rank * n, sizeof(float));
+            loras[i].grad_b = calloc((size_t)l->rank * l->out, sizeof(float));
+            if (i == 0) grad_a = loras[i].grad_a;
+            narrow.calls[i].lora = &loras[i];
+        }
+        got_dx[run] = calloc(rows * n, sizeof(float));
+        got_y[run] = calloc(rows * loras[0].out, sizeof(float));
+        walsh_lora_backward(q, &narrow, 1, x, n, got_dx[run], n, scratch);
+        for (size_t i = 0; i < site->count; i++) {
+            const struct walsh_lora *l = site->calls[i].lora;
+            if (!l) continue;
+            near_in_norm("dA", l->grad_a, loras[i].grad_a, l->rank * n);
+            near_in_norm("dB", l->grad_b, loras[i].grad_b, (size_t)l->rank * l->out);
+        }
+        struct walsh_lora_site forward = {
+            .calls = {{&loras[0], got_y[run], loras[0].out}}, .count = 1, .rows = rows};
+        walsh_lora_forward(q, &forward, 1, x, n);
+        near_in_norm("dx", dx, got_dx[run], rows * n);
+        near_in_norm("y", y, got_y[run], rows * loras[0].out);
+        for (size_t i = 0; i < site->count; i++) {
+            if (!site->calls[i].lora) continue;
+            free((void *)(uintptr_t)loras[i].a_pairs), free(loras[i].grad_b);
+            if (i == 0 || loras[i].grad_a != grad_a) free(loras[i].grad_a);
+        }
+    }
+    assert_memory_equal(got_dx[0], got_dx[1], rows * n * sizeof(float));
+    for (int run = 0; run < 2; run++) free(got_dx[run]), free(got_y[run]);
+    free(scratch);
+}
+
 static void test_lora(void **state)
 {
     (void)state;
@@ -461,7 +559,9 @@ static void test_lora(void **state)
                                        a_t[l],
                                        b_t[l],
                                        grad_a[l],
-                                       grad_b[l]};
+                                       grad_b[l],
+                                       NULL,
+                                       NULL};
     }
     calls[0] = (struct walsh_lora_call){&loras[0], dy[0], t.out[0]};
     calls[1] = (struct walsh_lora_call){NULL, NULL, 0};
@@ -491,6 +591,7 @@ static void test_lora(void **state)
                         (double)b[0][j * t.out[0] + o];
         assert_true(fabs(want - (double)y[r * t.out[0] + o]) < 1e-3);
     }
+    lora_narrow(&site, x, n, dx, y);
     free(x), free(dx), free(y), free(scratch), free(a[0]), free(a[1]), free(grad_a[0]), free(grad_a[1]);
     for (size_t l = 0; l < 3; l++) free(b[l]), free(a_t[l]), free(b_t[l]), free(dy[l]), free(grad_b[l]);
 }

@@ -16,6 +16,20 @@ void walsh_rms_norm_f32_reference(float *y, const float *x, const float *weight,
     for (size_t i = 0; i < n; i++) y[i] = (float)(x[i] * scale * weight[i]);
 }
 
+void walsh_rms_norm_backward_f32_reference(float *dx, const float *dy, const float *x, const float *weight,
+                                           size_t n, float eps, bool add)
+{
+    double squares = 0, products = 0;
+    for (size_t i = 0; i < n; i++) {
+        squares += (double)x[i] * (double)x[i];
+        products += (double)weight[i] * (double)dy[i] * (double)x[i];
+    }
+    const double r = 1 / sqrt(squares / (double)n + (double)eps), along = r * r * r * products / (double)n;
+    for (size_t i = 0; i < n; i++)
+        dx[i] =
+            (float)((add ? (double)dx[i] : 0) + r * (double)weight[i] * (double)dy[i] - along * (double)x[i]);
+}
+
 void walsh_rope_f32_reference(float *x, size_t heads, size_t half, const float *cosine, const float *sine)
 {
     for (size_t h = 0; h < heads; h++, x += 2 * half)
@@ -29,6 +43,16 @@ void walsh_rope_f32_reference(float *x, size_t heads, size_t half, const float *
 void walsh_swiglu_f32_reference(float *y, const float *gate, const float *up, size_t n)
 {
     for (size_t i = 0; i < n; i++) y[i] = (float)(gate[i] / (1.0 + exp(-(double)gate[i])) * up[i]);
+}
+
+void walsh_swiglu_backward_f32_reference(float *dgate, float *dup, const float *dy, const float *gate,
+                                         const float *up, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        const double g = (double)gate[i], u = (double)up[i], d = (double)dy[i], s = 1 / (1 + exp(-g));
+        dgate[i] = (float)(d * u * s * (1 + g * (1 - s)));
+        dup[i] = (float)(d * g * s);
+    }
 }
 
 void walsh_geglu_f32_reference(float *y, const float *gate, const float *up, size_t n)

@@ -1,0 +1,112 @@
+/* Benchmarks of bf16 pairs and of attention's tiles over them. */
+#include <stdio.h>
+
+#include "kernels/bench.h"
+
+enum { SIDE = 64 }; /* of a tile */
+
+struct pack_case {
+    walsh_kernel_pair_rows_bf16 *pack; /* all three have its type */
+    const float *x;
+    uint32_t *y;
+};
+
+static void run_pack(void *argument)
+{
+    const struct pack_case *t = argument;
+    t->pack(t->y, SIDE, t->x, SIDE, SIDE, SIDE);
+}
+
+static void bench_pack(struct walsh_bench *b, walsh_kernel_pair_rows_bf16 *pack)
+{
+    struct pack_case t = {pack, walsh_bench_normal(b, SIDE * SIDE),
+                          walsh_bench_alloc(b, SIDE * SIDE * sizeof(uint32_t))};
+    if (t.x == NULL || t.y == NULL) return;
+    walsh_bench_run(b, "64x64", 6.0 * SIDE * SIDE, 0, WALSH_CEILING_F32, run_pack, &t);
+}
+
+void walsh_bench_pair_rows_bf16(struct walsh_bench *b, walsh_kernel_pair_rows_bf16 *f)
+{
+    bench_pack(b, f);
+}
+void walsh_bench_pair_rows_turned_bf16(struct walsh_bench *b, walsh_kernel_pair_rows_turned_bf16 *f)
+{
+    bench_pack(b, f);
+}
+void walsh_bench_pair_columns_turned_bf16(struct walsh_bench *b, walsh_kernel_pair_columns_turned_bf16 *f)
+{
+    bench_pack(b, f);
+}
+
+struct product_case {
+    walsh_kernel_multiply_pairs_bf16 *multiply;
+    struct walsh_pairs_product p;
+};
+
+static void run_product(void *argument)
+{
+    const struct product_case *t = argument;
+    t->multiply(&t->p);
+}
+
+void walsh_bench_multiply_pairs_bf16(struct walsh_bench *b, walsh_kernel_multiply_pairs_bf16 *f)
+{
+    static const size_t shapes[][3] = {{64, 64, 64}, {64, 16, 576}, {64, 576, 16}, {16, 64, 256}};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        const size_t m = shapes[i][0], n = shapes[i][1], k = shapes[i][2];
+        uint16_t *a = walsh_bench_alloc(b, m * k * sizeof *a);
+        uint32_t *pairs = walsh_bench_alloc(b, k / 2 * n * sizeof *pairs);
+        float *c = walsh_bench_alloc(b, m * n * sizeof *c);
+        if (a == NULL || pairs == NULL || c == NULL) return;
+        for (size_t j = 0; j < m * k; j++) a[j] = 0x3f80; /* ones */
+        for (size_t j = 0; j < k / 2 * n; j++) pairs[j] = 0x3f803f80;
+        struct product_case t = {
+            f, {.c = c, .a = a, .b = pairs, .ldc = n, .lda = k, .ldb = n, .m = m, .n = n, .steps = k / 2}};
+        char size[48];
+        snprintf(size, sizeof size, "%zux%zux%zu", m, n, k);
+        walsh_bench_run(b, size, (double)(2 * m * k + 2 * k * n + 4 * m * n), 2.0 * (double)(m * n * k),
+                        WALSH_CEILING_BF16, run_product, &t);
+    }
+}
+
+struct tile_case {
+    walsh_kernel_softmax_columns_bf16 *softmax;
+    walsh_kernel_slope_columns_bf16 *slopes;
+    struct walsh_tile_softmax s;
+    struct walsh_tile_slopes g;
+};
+
+static void run_softmax(void *argument)
+{
+    const struct tile_case *t = argument;
+    t->softmax(&t->s);
+}
+static void run_slopes(void *argument)
+{
+    const struct tile_case *t = argument;
+    t->slopes(&t->g);
+}
+
+static void bench_tile(struct walsh_bench *b, struct tile_case t)
+{
+    const struct walsh_tile_scores scores = {
+        walsh_bench_normal(b, SIDE * SIDE), SIDE, SIDE, SIDE, SIDE, 0, 0.125f};
+    float *state = walsh_bench_alloc(b, 3 * SIDE * sizeof *state);
+    uint32_t *pairs = walsh_bench_alloc(b, SIDE * SIDE / 2 * sizeof *pairs);
+    uint16_t *rows = walsh_bench_alloc(b, 2 * SIDE * SIDE * sizeof *rows);
+    if (scores.s == NULL || state == NULL || pairs == NULL || rows == NULL) return;
+    t.s = (struct walsh_tile_softmax){scores, pairs, SIDE, state, state + SIDE, state + 2 * SIDE};
+    t.g = (struct walsh_tile_slopes){scores, scores.s, state, state, rows, rows + SIDE * SIDE,
+                                     pairs,  SIDE,     SIDE};
+    walsh_bench_run(b, "64x64", (t.softmax ? 10.0 : 14.0) * SIDE * SIDE, 20.0 * SIDE * SIDE,
+                    WALSH_CEILING_F32, t.softmax ? run_softmax : run_slopes, &t);
+}
+
+void walsh_bench_softmax_columns_bf16(struct walsh_bench *b, walsh_kernel_softmax_columns_bf16 *f)
+{
+    bench_tile(b, (struct tile_case){.softmax = f});
+}
+void walsh_bench_slope_columns_bf16(struct walsh_bench *b, walsh_kernel_slope_columns_bf16 *f)
+{
+    bench_tile(b, (struct tile_case){.slopes = f});
+}
