@@ -16,8 +16,11 @@
 #include "guard.h"
 #include "json_text.h"
 
-#define CONNECTION_MEMORY (32 * 1024) /* of libmicrohttpd per connection: its line and headers must fit */
-#define MOST_PATH 512                 /* bytes */
+#define MOST_PATH 512            /* bytes */
+#define MOST_HEADERS (32 * 1024) /* bytes of all names and values, also those behind a question mark */
+/* Of libmicrohttpd per connection, taken from the system as it is used. What does not fit it refuses in HTML: so
+ * there is room for more than we allow, and ours is the answer. */
+#define CONNECTION_MEMORY (128 * 1024)
 #define STREAM_BLOCK (16 * 1024)
 
 /* An open connection. */
@@ -322,12 +325,27 @@ static void find_route(struct exchange *x, const char *method, const char *path)
     }
 }
 
+static enum MHD_Result add_header_size(void *sum, enum MHD_ValueKind kind, const char *name, size_t name_size,
+                                       const char *value, size_t value_size)
+{
+    (void)kind, (void)name, (void)value;
+    *(size_t *)sum += name_size + value_size + 4; /* ": " and the line's end */
+    return MHD_YES;
+}
+
 /* What is wrong with the request before its body is there; true: nothing. */
 static bool check_head(struct exchange *x, const char *path, const char *method)
 {
     struct server *server = x->server;
+    size_t size = 0;
     if (strlen(path) > MOST_PATH)
         return refuse(&x->refusal, 414, "uri_too_long", NULL, "the path is longer than %d bytes", MOST_PATH);
+    MHD_get_connection_values_n(x->connection, MHD_HEADER_KIND | MHD_GET_ARGUMENT_KIND, add_header_size,
+                                &size);
+    if (size > MOST_HEADERS)
+        return refuse(&x->refusal, 431, "headers_too_large", NULL,
+                      "the request has %zu bytes of headers and parameters, expected at most %d", size,
+                      MOST_HEADERS);
     if (!guard_host(x) || !guard_origin(x)) return false;
     find_route(x, method, path);
     if (!x->route && x->allow)

@@ -616,6 +616,12 @@ def lines_and_headers_are_bounded():
                    head + b"A: b\r\n" * 10000 + b"\r\n"):  # their number
         got = server.raw(beyond, half_close=True)
         assert got == b"" or got[:12] in (b"HTTP/1.1 414", b"HTTP/1.1 431", b"HTTP/1.1 400", b"HTTP/1.1 413"), got[:80]
+    for status, beyond in ((b"414", b"GET /" + b"x" * 40000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+                           (b"431", b"GET /health?" + b"x" * 40000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+                           (b"431", head + b"X-Long: " + b"y" * 40000 + b"\r\n\r\n"),
+                           (b"431", head + b"".join(b"X-%d: %s\r\n" % (i, b"y" * 100) for i in range(400)) + b"\r\n")):
+        got = server.raw(beyond, half_close=True)
+        assert got.startswith(b"HTTP/1.1 " + status) and b"application/json" in got and b'"error"' in got, got[:300]
     # announced, and refused before it is sent; a number that is none; two lengths; a body where there should be none
     post = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     assert b" 413 " in server.raw(post + b"Content-Length: 99999999\r\n\r\n", half_close=True)[:20]
