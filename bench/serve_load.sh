@@ -6,7 +6,7 @@
 # server is stopped while it is not its turn, so that none waits busily beside the other.
 # SERVER_CPUS, CLIENT_CPUS: lists for taskset; THREADS: of the steps. WALSH: the program.
 set -eu
-model=$1 rounds=${2:-3} clients=${3:-32} tokens=${4:-256} words=${5:-40}
+model=$1 rounds=${2:-3} clients=${3:-32} tokens=${4:-512} words=${5:-40}
 root=$(cd "$(dirname "$0")/.." && pwd)
 walsh=${WALSH:-$root/build/walsh}
 work=$(mktemp -d)
