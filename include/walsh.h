@@ -669,6 +669,8 @@ struct walsh_batch_metrics {
     uint64_t prompt_tokens, generated_tokens;
     uint64_t prefix_tokens; /* of prompt_tokens, taken over from the prefix store */
     uint64_t steps;         /* that had something to do */
+    uint64_t kv_pages_used, kv_pages; /* kv_tokens_used and kv_tokens in pages of cache */
+    uint64_t prefix_hits;             /* requests that took something over from the prefix store */
 };
 /* Fills *metrics as far as its struct_size goes, which the caller sets. */
 WALSH_API void walsh_batch_get_metrics(const struct walsh_batch *batch, struct walsh_batch_metrics *metrics);

@@ -315,8 +315,11 @@ static void find_route(struct exchange *x, const char *method, const char *path)
 {
     if (strcmp(method, "HEAD") == 0) method = "GET"; /* libmicrohttpd leaves the body out */
     for (const struct route *r = routes; r->method; r++) {
-        if (strcmp(r->path, path) != 0) continue;
+        const size_t length = strlen(r->path);
+        const bool begins = length > 1 && r->path[length - 1] == '/';
+        if (begins ? strncmp(r->path, path, length) != 0 : strcmp(r->path, path) != 0) continue;
         if (strcmp(r->method, method) == 0) {
+            x->name = path + length;
             x->route = r;
             x->allow = NULL;
             return;

@@ -98,6 +98,8 @@ static bool put_batch(struct text *out, const struct engine_snapshot *e)
                   (double)b->prompt_tokens) &&
            number(out, "prefix_tokens_total", "counter", "Tokens of prompts taken over from the prefix store",
                   (double)b->prefix_tokens) &&
+           number(out, "prefix_hits_total", "counter", "Sequences that took something from the prefix store",
+                  (double)b->prefix_hits) &&
            number(out, "generated_tokens_total", "counter", "Tokens generated",
                   (double)b->generated_tokens) &&
            number(out, "steps_total", "counter", "Steps of the batch", (double)b->steps) &&
@@ -115,6 +117,8 @@ static bool put_batch(struct text *out, const struct engine_snapshot *e)
            number(out, "kv_tokens_used", "gauge", "Tokens of cache that running sequences reserve",
                   (double)b->kv_tokens_used) &&
            number(out, "kv_tokens", "gauge", "Tokens of cache in all", (double)b->kv_tokens) &&
+           number(out, "kv_pages_used", "gauge", "The same in pages of cache", (double)b->kv_pages_used) &&
+           number(out, "kv_pages", "gauge", "Pages of cache in all", (double)b->kv_pages) &&
            number(out, "kv_bytes", "gauge", "Bytes that the caches hold", (double)b->kv_bytes) &&
            number(out, "draining", "gauge", "1 while the server shuts down", e->draining);
 }

@@ -114,23 +114,36 @@ void models_release(struct models *models, struct model_entry *entry)
     pthread_mutex_unlock(&models->lock);
 }
 
+/* With the lock held. */
+static json_t *entry_json(const struct models *models, size_t i, uint32_t context)
+{
+    const struct model_entry *entry = models->entries[i];
+    json_t *item = json_object();
+    json_put_text(item, "id", entry->name);
+    json_put_text(item, "object", "model");
+    json_put_integer(item, "created", (unsigned long long)entry->created);
+    json_put_text(item, "owned_by", "walsh");
+    json_put_text(item, "root", entry->name);
+    json_put_text(item, "parent", i ? models->entries[0]->name : NULL);
+    json_put_integer(item, "max_model_len", context);
+    return item;
+}
+
+json_t *model_json(struct models *models, const char *name, uint32_t context)
+{
+    pthread_mutex_lock(&models->lock);
+    const size_t i = find(models, name);
+    json_t *item = i < models->count ? entry_json(models, i, context) : NULL;
+    pthread_mutex_unlock(&models->lock);
+    return item;
+}
+
 json_t *models_json(struct models *models, uint32_t context)
 {
     json_t *list = json_object(), *data = json_array();
     json_put_text(list, "object", "list");
     pthread_mutex_lock(&models->lock);
-    for (size_t i = 0; i < models->count; i++) {
-        const struct model_entry *entry = models->entries[i];
-        json_t *item = json_object();
-        json_put_text(item, "id", entry->name);
-        json_put_text(item, "object", "model");
-        json_put_integer(item, "created", (unsigned long long)entry->created);
-        json_put_text(item, "owned_by", "walsh");
-        json_put_text(item, "root", entry->name);
-        json_put_text(item, "parent", i ? models->entries[0]->name : NULL);
-        json_put_integer(item, "max_model_len", context);
-        json_array_append_new(data, item);
-    }
+    for (size_t i = 0; i < models->count; i++) json_array_append_new(data, entry_json(models, i, context));
     pthread_mutex_unlock(&models->lock);
     json_object_set_new(list, "data", data);
     return list;

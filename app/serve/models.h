@@ -42,6 +42,8 @@ bool models_has(struct models *models, const char *name);
 /* Hold the entry of that name (NULL: the model itself); NULL: there is none. */
 struct model_entry *models_hold(struct models *models, const char *name);
 void models_release(struct models *models, struct model_entry *entry); /* NULL-safe */
-json_t *models_json(struct models *models, uint32_t context);          /* the object of /v1/models */
+/* The objects of /v1/models and of /v1/models/NAME; NULL: there is none of that name. */
+json_t *models_json(struct models *models, uint32_t context);
+json_t *model_json(struct models *models, const char *name, uint32_t context);
 
 #endif

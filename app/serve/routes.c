@@ -57,11 +57,24 @@ static enum MHD_Result answer_models(struct exchange *x)
     return answer_json(x, 200, models_json(&x->server->models, x->server->context_tokens));
 }
 
+static enum MHD_Result answer_model(struct exchange *x)
+{
+    json_t *model = model_json(&x->server->models, x->name, x->server->context_tokens);
+    if (model) return answer_json(x, 200, model);
+    refuse(&x->refusal, 404, "model_not_found", "model", "there is no model \"%.100s\"; see /v1/models",
+           x->name);
+    return answer_refusal(x);
+}
+
 /* The body of the route's endpoint; false: x->refusal. */
 static bool parse_body(struct exchange *x, struct request *request)
 {
-    return request_parse(x->body.data ? x->body.data : "", x->body.size, x->route->endpoint,
-                         x->server->info.vocab, request, &x->refusal);
+    if (!request_parse(x->body.data ? x->body.data : "", x->body.size, x->route->endpoint,
+                       x->server->info.vocab, request, &x->refusal))
+        return false;
+    return !request->model || models_has(&x->server->models, request->model) ||
+           refuse(&x->refusal, 404, "model_not_found", "model",
+                  "there is no model \"%.100s\"; see /v1/models", request->model);
 }
 
 static bool encode(struct exchange *x, const struct request *r, int32_t **ids, size_t *count)
@@ -233,6 +246,7 @@ const struct route routes[] = {
     {"GET", "/ready", 0, true, false, answer_ready},
     {"GET", "/metrics", 0, false, false, answer_metrics},
     {"GET", "/v1/models", 0, false, false, answer_models},
+    {"GET", "/v1/models/", 0, false, false, answer_model},
     {"POST", "/v1/completions", FOR_COMPLETION, false, true, NULL},
     {"POST", "/v1/chat/completions", FOR_CHAT, false, true, NULL},
     {"POST", "/tokenize", FOR_TOKENIZE, false, false, answer_tokenize},

@@ -66,6 +66,7 @@ struct exchange {
     struct MHD_Connection *connection;
     struct client *client;
     const struct route *route; /* NULL: none matches */
+    const char *name;          /* what the path has behind the route's, where that ends with a slash */
     char id[40], origin[256];  /* origin: to be named in the answer; "" none */
     double started;
     uint64_t tenant;
@@ -80,7 +81,8 @@ struct exchange {
 };
 
 struct route {
-    const char *method, *path;
+    const char *method,
+        *path;         /* a path that ends with a slash and is longer than one stands for all that go on */
     unsigned endpoint; /* FOR_... of its body; 0: it has none */
     bool open;         /* needs no key */
     bool generates;    /* the body becomes a job */

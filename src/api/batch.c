@@ -174,6 +174,9 @@ void walsh_batch_get_metrics(const struct walsh_batch *batch, struct walsh_batch
         .generated_tokens = t->generated_tokens,
         .prefix_tokens = t->prefix_tokens,
         .steps = t->steps,
+        .kv_pages_used = batch->kv_tokens / WALSH_KV_PAGE,
+        .kv_pages = batch->limits.kv_tokens / WALSH_KV_PAGE,
+        .prefix_hits = t->prefix_hits,
     };
     for (uint32_t i = 0; i < batch->limits.rows; i++) {
         const struct walsh_batch_entry *entry = batch->slots[i];

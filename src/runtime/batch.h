@@ -89,6 +89,7 @@ struct walsh_batch_totals {
     uint64_t submitted, finished, failed, cancelled;
     uint64_t prompt_tokens;    /* put into caches */
     uint64_t prefix_tokens;    /* of them, taken from the prefix store */
+    uint64_t prefix_hits;      /* requests of which some were */
     uint64_t generated_tokens; /* drawn */
     uint64_t steps;            /* that did something */
 };

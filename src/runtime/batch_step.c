@@ -64,6 +64,7 @@ static void take_over(struct walsh_batch *b, struct walsh_batch_entry *entry)
     b->totals.prompt_tokens += session->kv->length;
     entry->prefix_tokens = session->kv->length;
     b->totals.prefix_tokens += session->kv->length;
+    b->totals.prefix_hits += session->kv->length > 0;
     if (session->kv->length == entry->count) entry->state = WALSH_BATCH_READY;
 }
 

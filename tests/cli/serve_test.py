@@ -42,6 +42,11 @@ def the_small_endpoints():
     assert b"http://" not in page and b"https://" not in page, "the page asks nobody else"
     models = json.loads(server.ask("GET", "/v1/models")[2])
     assert [m["id"] for m in models["data"]] == ["bookworm-8m", "bard"], models
+    assert json.loads(server.ask("GET", "/v1/models/bard")[2]) == models["data"][1]
+    status, headers, data = server.ask("GET", "/v1/models/nobody")
+    assert status == 404 and json.loads(data)["error"]["code"] == "model_not_found", data
+    assert server.ask("GET", "/v1/modelsbard")[0] == server.ask("GET", "/v1/models/")[0] == 404
+    assert server.ask("POST", "/v1/models/bard", {})[0] == 405
     status, headers, _ = server.ask("GET", "/nothing")
     assert status == 404 and headers["content-type"] == "application/json"
     assert headers["x-request-id"].startswith("req-")
@@ -58,6 +63,7 @@ def tokens_and_text():
     assert back == {"prompt": "Höhle, it was"}, back
     refused({"tokens": [1, 8192]}, 400, "invalid_value", "tokens", "/detokenize")
     refused({"tokens": "x"}, 400, "invalid_type", "tokens", "/detokenize")
+    refused({"prompt": "x", "model": "nobody"}, 404, "model_not_found", "model", "/tokenize")
     refused({}, 400, "missing_required_parameter", "prompt", "/tokenize")
 
 
@@ -497,6 +503,8 @@ def the_metrics_are_prometheus():
         buckets = [float(v) for v in re.findall(r"^walsh_%s_bucket\{le=.*\} (.*)$" % name, text, re.M)]
         assert buckets == sorted(buckets) and buckets[-1] > 0 and len(buckets) == 17, name
     assert 'walsh_requests_total{endpoint="/v1/completions",status="429"} 1' in text
+    assert server.metric("kv_pages") * 256 == server.metric("kv_tokens") and server.metric("kv_pages_used") == 0
+    assert server.metric("prefix_hits_total") > 0
     for name in ("kv_tokens", "batch_rows", "prefix_tokens_total", "sequences_waiting", "generated_tokens_total"):
         assert server.metric(name) is not None, name
 
@@ -539,7 +547,7 @@ def keys_guard_every_route():
         bearer = lambda k: {"Authorization": "Bearer " + k}
         for path in ("/health", "/ready", "/"):
             assert s.ask("GET", path)[0] == 200
-        for method, path in (("GET", "/v1/models"), ("GET", "/metrics"), ("POST", "/v1/completions"),
+        for method, path in (("GET", "/v1/models"), ("GET", "/v1/models/bookworm-8m"), ("GET", "/metrics"), ("POST", "/v1/completions"),
                              ("POST", "/v1/chat/completions"), ("POST", "/tokenize"), ("POST", "/detokenize"),
                              ("POST", "/v1/load_lora_adapter"), ("POST", "/v1/unload_lora_adapter")):
             body = {} if method == "POST" else None
