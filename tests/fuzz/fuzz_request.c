@@ -15,6 +15,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     /* what passed is within what the rest of the server relies on */
     if (good && (request.n < 1 || (size_t)request.n * request.prompt_count > MOST_CHOICES)) __builtin_trap();
     if (good && (request.top_logprobs < 0 || request.top_logprobs > MOST_LOGPROBS)) __builtin_trap();
+    if (good && request.max_tokens != OPTION_UNSET &&
+        (request.max_tokens < (endpoint == FOR_CHAT) || request.max_tokens > INT32_MAX))
+        __builtin_trap();
     for (size_t p = 0; good && p < request.prompt_count; p++)
         for (size_t i = 0; i < request.prompts[p].count; i++)
             if (request.prompts[p].ids[i] < 0 || request.prompts[p].ids[i] >= 8192) __builtin_trap();
