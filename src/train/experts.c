@@ -165,7 +165,7 @@ void walsh_train_experts_backward(struct walsh_layers *l, const struct walsh_lay
     walsh_train_gate(l, t, l->wide, slots, wide);
     size_t sites = active(l, layer, 1, down, &l->dgathered, hidden);
     walsh_train_linears_backward(l, l->sites, sites, l->wide, wide, l->dgate, wide);
-    walsh_gate_backward(q, c->gate, l->dgate, l->dup, l->dgate, t->gate, t->up, slots, wide);
+    walsh_gate_backward(q, c, l->dgate, l->dup, l->dgate, t->gate, t->up, slots, wide);
     m.from = normed;
     m.to = l->gathered;
     walsh_pool_run(q->pool, slots, 64, gather, &m);

@@ -48,7 +48,7 @@ struct gate {
     float *dgate, *dup;
     const float *dy, *g, *u;
     size_t n;
-    enum walsh_gate gate;
+    const struct walsh_config *config;
 };
 
 #define PART 1024 /* elements whose exponentials are taken at once */
@@ -83,23 +83,40 @@ static void gelu_part(const struct gate *t, size_t at, size_t n)
     }
 }
 
+/* y = g s (u + 1) with s = 1 / (1 + exp(-alpha g)), g and u clamped: the slope by g is s (1 + alpha g (1 - s)). */
+static void clamped_part(const struct gate *t, size_t at, size_t n)
+{
+    const float alpha = (float)t->config->gate_alpha, limit = (float)t->config->gate_limit;
+    float e[PART];
+    for (size_t i = 0; i < n; i++) e[i] = alpha * fminf(t->g[at + i], limit);
+    exp_minus(t->kernels, e, n);
+    for (size_t i = 0; i < n; i++) {
+        const float raw_g = t->g[at + i], raw_u = t->u[at + i], dy = t->dy[at + i], g = fminf(raw_g, limit),
+                    u = fmaxf(fminf(raw_u, limit), -limit), s = sigmoid(g, e[i]);
+        t->dgate[at + i] = raw_g <= limit ? dy * (u + 1) * s * (1 + alpha * g * (1 - s)) : 0;
+        t->dup[at + i] = fabsf(raw_u) <= limit ? dy * g * s : 0;
+    }
+}
+
 static void gate_rows(void *argument, size_t begin, size_t end, unsigned worker)
 {
     (void)worker;
     const struct gate *t = argument;
     for (size_t at = begin * t->n; at < end * t->n; at += PART) {
         const size_t n = walsh_min(PART, end * t->n - at);
-        if (t->gate == WALSH_GATE_GELU_TANH)
+        if (t->config->gate == WALSH_GATE_CLAMPED)
+            clamped_part(t, at, n);
+        else if (t->config->gate == WALSH_GATE_GELU_TANH)
             gelu_part(t, at, n);
         else
             t->kernels->swiglu_backward_f32(t->dgate + at, t->dup + at, t->dy + at, t->g + at, t->u + at, n);
     }
 }
 
-void walsh_gate_backward(const struct walsh_queue *q, enum walsh_gate gate, float *dgate, float *dup,
+void walsh_gate_backward(const struct walsh_queue *q, const struct walsh_config *config, float *dgate, float *dup,
                          const float *dy, const float *g, const float *u, size_t rows, size_t n)
 {
-    struct gate t = {q->kernels, dgate, dup, dy, g, u, n, gate};
+    struct gate t = {q->kernels, dgate, dup, dy, g, u, n, config};
     run_rows(q, rows, n, gate_rows, &t);
 }
 

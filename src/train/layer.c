@@ -34,7 +34,8 @@ static struct walsh_attention_shape attention_shape(const struct walsh_config *c
         .head_dim = c->head_dim,
         .scale = (float)(1 / sqrt(c->query_scalar != 0 ? c->query_scalar : (double)c->head_dim)),
         .window = layer ? layer->window : 0,
-        .soft_cap = (float)c->score_cap};
+        .soft_cap = (float)c->score_cap,
+        .sinks = layer ? layer->sinks : NULL};
 }
 
 /* A walk over the buffers of a struct: measured where arena is NULL, else allocated. */
@@ -230,7 +231,10 @@ void walsh_train_linears_backward(struct walsh_layers *l, const struct walsh_fro
 void walsh_train_gate(struct walsh_layers *l, const struct walsh_tape *tape, float *y, size_t slots, size_t n)
 {
     const struct walsh_queue *q = l->queue;
-    if (l->graph->config.gate == WALSH_GATE_GELU_TANH)
+    const struct walsh_config *c = &l->graph->config;
+    if (c->gate == WALSH_GATE_CLAMPED)
+        q->ops->clamped_swiglu(q, y, n, tape->gate, tape->up, n, slots, n, (float)c->gate_alpha, (float)c->gate_limit);
+    else if (c->gate == WALSH_GATE_GELU_TANH)
         q->ops->geglu(q, y, n, tape->gate, tape->up, n, slots, n);
     else
         q->ops->swiglu(q, y, n, tape->gate, tape->up, n, slots, n);
@@ -365,7 +369,7 @@ static void mlp_backward(struct walsh_layers *l, const struct walsh_layer *layer
             .calls = {{&layer->down, dy, c->hidden}}, .count = 1, .rows = n};
         walsh_train_gate(l, t, l->wide, n, wide);
         walsh_train_linears_backward(l, &down, 1, l->wide, wide, l->dgate, wide);
-        walsh_gate_backward(l->queue, c->gate, l->dgate, l->dup, l->dgate, t->gate, t->up, n, wide);
+        walsh_gate_backward(l->queue, c, l->dgate, l->dup, l->dgate, t->gate, t->up, n, wide);
         const struct walsh_frozen_site gate_up = {
             .calls = {{&layer->gate, l->dgate, wide}, {&layer->up, l->dup, wide}}, .count = 2, .rows = n};
         walsh_train_linears_backward(l, &gate_up, 1, l->normed, c->hidden, l->dnormed, c->hidden);

@@ -108,7 +108,7 @@ static void test_norm(void **state)
 /* --- gate --- */
 
 struct gate_case {
-    enum walsh_gate gate;
+    const struct walsh_config *config;
     size_t n;
     const float *dy;
 };
@@ -118,9 +118,15 @@ static double gate_objective(const void *user, const double *const *in)
     const struct gate_case *t = user;
     double sum = 0;
     for (size_t i = 0; i < t->n; i++) {
-        const double g = in[0][i], v = sqrt(2 / 3.14159265358979323846) * (g + 0.044715 * g * g * g);
-        const double y = t->gate == WALSH_GATE_GELU_TANH ? g / 2 * (1 + tanh(v)) : g / (1 + exp(-g));
-        sum += (double)t->dy[i] * y * in[1][i];
+        double g = in[0][i], u = in[1][i], alpha = 1;
+        const double v = sqrt(2 / 3.14159265358979323846) * (g + 0.044715 * g * g * g);
+        if (t->config->gate == WALSH_GATE_CLAMPED) {
+            g = fmin(g, t->config->gate_limit);
+            u = 1 + fmax(fmin(u, t->config->gate_limit), -t->config->gate_limit);
+            alpha = t->config->gate_alpha;
+        }
+        const double y = t->config->gate == WALSH_GATE_GELU_TANH ? g / 2 * (1 + tanh(v)) : g / (1 + exp(-alpha * g));
+        sum += (double)t->dy[i] * y * u;
     }
     return sum;
 }
@@ -129,13 +135,14 @@ static void test_gate(void **state)
 {
     (void)state;
     const size_t rows = 3, n = 701;
-    for (int kind = 0; kind < 2; kind++) {
+    for (int kind = 0; kind < 3; kind++) {
         float *g = normals(rows * n, 3), *u = normals(rows * n, 1), *dy = normals(rows * n, 1);
         float *dg = normals(rows * n, 1), *du = normals(rows * n, 1);
         g[0] = 0;
-        struct gate_case t = {kind ? WALSH_GATE_GELU_TANH : WALSH_GATE_SILU, rows * n, dy};
+        const struct walsh_config config = {.gate = (enum walsh_gate)kind, .gate_alpha = 1.702, .gate_limit = 1.5};
+        struct gate_case t = {&config, rows * n, dy};
         struct problem p = {gate_objective, &t, {g, u}, {rows * n, rows * n}, 2};
-        walsh_gate_backward(&queue, t.gate, dg, du, dy, g, u, rows, n);
+        walsh_gate_backward(&queue, &config, dg, du, dy, g, u, rows, n);
         check(&p, 0, dg, "gate");
         check(&p, 1, du, "up");
         free(g), free(u), free(dy), free(dg), free(du);
