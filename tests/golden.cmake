@@ -55,6 +55,9 @@ add_test(NAME golden_gradients_8m COMMAND gradients ${CMAKE_SOURCE_DIR}/models/b
   ${fixtures}/golden/lora-gradients-8m.safetensors)
 add_test(NAME golden_gradients_8m_bf16 COMMAND gradients --bf16 --threads 1 ${CMAKE_SOURCE_DIR}/models/bookworm-8m
   ${fixtures}/golden/lora-gradients-8m.safetensors)
+# gpt-oss: its gate, sinks, biases, and experts whose rows of gate and up alternate; made by tools/lora_gradients.py.
+add_test(NAME golden_gradients_gpt_oss COMMAND gradients ${fixtures}/golden/tiny-gpt-oss
+  ${fixtures}/golden/lora-gradients-tiny-gpt-oss.safetensors)
 
 # Gradients on packed bases against double precision on the decoded weights (tests/golden/oracle.c).
 add_executable(oracle golden/oracle.c)

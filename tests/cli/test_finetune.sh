@@ -138,6 +138,17 @@ refuses "WORK/turns.jsonl:1: message 2: the model's chat template does not write
 so that nobody can tell what is to be learned; write the conversation out as \"prompt\" and \"completion\"" \
     finetune "$work/own" --data "$work/turns.jsonl" --output "$work/e" --quiet
 
+# --- gpt-oss with its experts: what is learned is what eval loads
+tiny=$CLI_SOURCE/tests/fixtures/golden/tiny-gpt-oss
+head -c 2000 "$work/play.txt" >"$work/short.txt"
+works finetune "$tiny" --data "$work/short.txt" --output "$work/oss" --experts --rank 4 --steps 10 --lr 1e-2 --context 32 \
+    --activations f32 --eval "$work/short.txt" --json --quiet
+validation=$(value eval_loss)
+works eval "$tiny" --text "$work/short.txt" -c 32 --activations f32 --json
+true_that "gpt-oss learns" "$validation < $(value nll) - 0.1"
+works eval "$tiny" --text "$work/short.txt" -c 32 --adapter "$work/oss" --activations f32 --json
+true_that "validation and eval of gpt-oss agree" "($validation - $(value nll))^2 < 0.01^2"
+
 # --- a quantized base: the same job on E8P and on MXFP4
 for format in "e8p --bits 4 --no-hessian" "mxfp4"; do
     name=$work/q-${format%% *}
