@@ -98,3 +98,8 @@ const char *walsh_tokenizer_chat_template(const struct walsh_tokenizer *t)
 {
     return t->chat_template;
 }
+
+const char *walsh_tokenizer_chat_file(const struct walsh_tokenizer *t)
+{
+    return t->template_file;
+}

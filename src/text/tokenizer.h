@@ -39,6 +39,7 @@ int32_t walsh_tokenizer_eos(const struct walsh_tokenizer *t);          /* -1: no
 int32_t walsh_tokenizer_find(const struct walsh_tokenizer *t,
                              const char *token);                            /* id of a token's text, or -1 */
 const char *walsh_tokenizer_chat_template(const struct walsh_tokenizer *t); /* NULL: none */
+const char *walsh_tokenizer_chat_file(const struct walsh_tokenizer *t); /* where it comes from; NULL: none */
 
 enum {
     WALSH_ENCODE_SPECIAL = 1, /* run the post-processor: adds BOS and the like, as add_special_tokens=True */

@@ -150,10 +150,10 @@ static enum walsh_status read_turn(struct conversation *c, size_t at, const char
     if (!begins_with(*after, after_size, before, before_size))
         return walsh_fail(
             c->err, WALSH_E_UNSUPPORTED,
-            "%s: message %zu: the model's chat template does not write this answer behind its generation "
-            "prompt, so that nobody can tell what is to be learned; write the conversation out as "
-            "\"prompt\" and \"completion\"",
-            c->where, at + 1);
+            "%s: message %zu: the chat template in %s does not write this answer behind its generation "
+            "prompt, so that nobody can tell what is to be learned; write the conversation "
+            "out as \"prompt\" and \"completion\"",
+            c->where, at + 1, c->template_text ? "walsh" : walsh_tokenizer_chat_file(c->graph->tokenizer));
     if (c->text && !begins_with(before, before_size, c->text, c->size)) WALSH_TRY(hand_out(c));
     walsh_free(c->text);
     c->text = *after;

@@ -134,8 +134,8 @@ works finetune "$model" --data "$work/turns.jsonl" --output "$work/chatml" --ste
     fails "the template changes what is learned"
 rm "$work/own/chat_template.jinja"
 echo "{{ messages[-1].content }}{{ 'A:' if add_generation_prompt }}" >"$work/own/chat_template.jinja"
-refuses "WORK/turns.jsonl:1: message 2: the model's chat template does not write this answer behind its generation prompt, \
-so that nobody can tell what is to be learned; write the conversation out as \"prompt\" and \"completion\"" \
+refuses "WORK/turns.jsonl:1: message 2: the chat template in WORK/own/chat_template.jinja does not write this answer behind \
+its generation prompt, so that nobody can tell what is to be learned; write the conversation out as \"prompt\" and \"completion\"" \
     finetune "$work/own" --data "$work/turns.jsonl" --output "$work/e" --quiet
 
 # --- gpt-oss with its experts: what is learned is what eval loads

@@ -235,7 +235,7 @@ static void templates_that_hide_their_answers_are_refused(void **state)
                    "{% if add_generation_prompt %}{{ 'assistant: <think>' }}{% endif %}",
                    false);
     open_graph(&graph);
-    refuses(&graph, ANSWERED "]}", WALSH_E_UNSUPPORTED, "data.jsonl:1: message 2: the model's chat template");
+    refuses(&graph, ANSWERED "]}", WALSH_E_UNSUPPORTED, "data.jsonl:1: message 2: the chat template in ");
     walsh_tokenizer_close(&graph.tokenizer);
     /* what a template raises, and one that never ends, are told with the line */
     write_template("{{ raise_exception('not today') }}", false);
