@@ -89,6 +89,7 @@ void walsh_bench_attend_chunk(struct walsh_bench *b, walsh_kernel_attend_chunk *
 
 struct tile_case {
     walsh_kernel_multiply_tile_f32 *multiply;
+    walsh_kernel_multiply_tile_bf16 *multiply_bf16;
     walsh_kernel_transpose_f32 *transpose;
     walsh_kernel_softmax_step_f32 *softmax;
     size_t m, n, k;
@@ -99,6 +100,12 @@ static void run_multiply(void *argument)
 {
     const struct tile_case *t = argument;
     t->multiply(t->c, t->n, NULL, t->a, t->k, t->b, t->n, t->m, t->n, t->k);
+}
+static void run_multiply_bf16(void *argument) /* any numbers of moderate size: bytes of f32 */
+{
+    const struct tile_case *t = argument;
+    t->multiply_bf16(t->c, t->n, NULL, (const uint16_t *)(const void *)t->a, t->k,
+                     (const uint32_t *)(const void *)t->b, t->n, t->m, t->n, t->k);
 }
 static void run_transpose(void *argument)
 {
@@ -124,7 +131,14 @@ static void run_tile(struct walsh_bench *b, struct tile_case t, double bytes, do
     if (t.a == NULL || t.b == NULL || t.c == NULL) return;
     char size[48];
     snprintf(size, sizeof size, t.k > 0 ? "%zux%zux%zu" : "%zux%zu", t.m, t.n, t.k);
-    walsh_bench_run(b, size, bytes, operations, WALSH_CEILING_F32, call, &t);
+    walsh_bench_run(b, size, bytes, operations, t.multiply_bf16 ? WALSH_CEILING_BF16 : WALSH_CEILING_F32,
+                    call, &t);
+}
+
+void walsh_bench_multiply_tile_bf16(struct walsh_bench *b, walsh_kernel_multiply_tile_bf16 *f)
+{
+    run_tile(b, (struct tile_case){.multiply_bf16 = f, .m = 64, .n = 128, .k = 128}, 6.0 * 128 * 128,
+             2.0 * 64 * 128 * 128, run_multiply_bf16);
 }
 
 void walsh_bench_multiply_tile_f32(struct walsh_bench *b, walsh_kernel_multiply_tile_f32 *f)

@@ -89,7 +89,9 @@ static void detect(struct features *f)
     if ((f->isa & WALSH_ISA_avx2) && f512 && bw && dq && vl) f->isa |= WALSH_ISA_avx512;
     if ((f->isa & WALSH_ISA_avx512) && vnni && vbmi && gfni) f->isa |= WALSH_ISA_vnni;
     if ((f->isa & WALSH_ISA_avx512) && bf16) f->isa |= WALSH_ISA_bf16;
-    if ((f->isa & WALSH_ISA_vnni) && amx && amx_int8 && amx_bf16 && permit_tiles()) f->isa |= WALSH_ISA_amx;
+    if ((f->isa & WALSH_ISA_vnni) && (f->isa & WALSH_ISA_bf16) && amx && amx_int8 && amx_bf16 &&
+        permit_tiles())
+        f->isa |= WALSH_ISA_amx;
 }
 
 /* Constant once detected. */

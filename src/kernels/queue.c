@@ -25,8 +25,8 @@ static bool level_mask(enum walsh_cpu_level level, unsigned *mask)
     case WALSH_CPU_AMX:
         *mask = have;
         return (have & WALSH_ISA_amx) != 0;
-    case WALSH_CPU_BEST: /* AMX only where it is asked for: its kernels have run on emulated tiles alone */
-        *mask = have & ~(unsigned)WALSH_ISA_amx;
+    case WALSH_CPU_BEST:
+        *mask = have;
         return true;
     }
     return false;

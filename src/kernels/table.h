@@ -12,7 +12,7 @@
 
 /* The instruction sets by which implementations are named, as bits of a feature mask. Each needs everything
  * below it: avx2: AVX2, FMA, F16C, BMI2. avx512: F, BW, DQ, VL. vnni: AVX512 VNNI, VBMI, GFNI. bf16:
- * AVX512_BF16. amx: AMX-INT8 and AMX-BF16 with vnni, where the system lets the process use tiles. */
+ * AVX512_BF16. amx: AMX-INT8 and AMX-BF16 with vnni and bf16, where the system lets the process use tiles. */
 enum walsh_isa {
     WALSH_ISA_reference = 0,
     WALSH_ISA_avx2 = 1,

@@ -208,3 +208,52 @@ void check_transpose_f32(struct check *c, walsh_kernel_transpose_f32 *reference,
         check_exact_f32(c, "y", expected, got, out);
     }
 }
+
+/* n numbers as bf16, and as f32 what those are. */
+static void fill_bf16(struct check *c, uint16_t *narrow, float *wide, size_t n)
+{
+    check_fill_normal(c, wide, n);
+    for (size_t i = 0; i < n; i++) {
+        narrow[i] = walsh_bf16_from_f32(wide[i]);
+        wide[i] = walsh_f32_from_bf16(narrow[i]);
+    }
+}
+
+void check_multiply_tile_bf16(struct check *c, walsh_kernel_multiply_tile_bf16 *reference,
+                              walsh_kernel_multiply_tile_bf16 *candidate)
+{
+    for (size_t shape = 0; shape < 8; shape++) {
+        size_t m = check_below(c, 70) + 1, n = 16 * (check_below(c, 9) + 1), k = 32 * (check_below(c, 5) + 1);
+        if (shape == 0) m = 64, n = 128, k = 128;
+        const size_t ldc = n + check_below(c, 9), lda = k + check_below(c, 9), ldb = n + check_below(c, 9);
+        const size_t nc = (m - 1) * ldc + n, na = (m - 1) * lda + k, nb = (k / 2 - 1) * ldb + n;
+        uint16_t *a = check_alloc(c, na * sizeof *a, check_misalign(c, sizeof *a));
+        uint32_t *b = check_alloc(c, nb * sizeof *b, check_misalign(c, sizeof *b));
+        float *wide_a = row(c, na), *wide_b = row(c, 2 * nb), *keep = row(c, m), *alone = row(c, n);
+        float *expected = row(c, nc), *got = row(c, nc), *magnitude = row(c, nc);
+        fill_bf16(c, a, wide_a, na);
+        uint16_t *pairs = check_alloc(c, 2 * nb * sizeof *pairs, 0);
+        fill_bf16(c, pairs, wide_b, 2 * nb);
+        memcpy(b, pairs, nb * sizeof *b);
+        check_fill_normal(c, keep, m);
+        check_fill_normal(c, expected, nc);
+        const float *kept = check_below(c, 2) ? keep : NULL;
+        for (size_t i = 0; i < nc && kept == NULL; i++) expected[i] = NAN; /* what C held must not matter */
+        memcpy(got, expected, nc * sizeof *got);
+        for (size_t i = 0; i < m; i++)
+            for (size_t j = 0; j < n; j++) {
+                double sum = kept != NULL ? fabs((double)keep[i] * (double)expected[i * ldc + j]) : 0;
+                for (size_t p = 0; p < k; p++)
+                    sum += fabs((double)wide_a[i * lda + p] * (double)wide_b[2 * (p / 2 * ldb + j) + p % 2]);
+                magnitude[i * ldc + j] = (float)sum;
+            }
+        reference(expected, ldc, kept, a, lda, b, ldb, m, n, k);
+        candidate(got, ldc, kept, a, lda, b, ldb, m, n, k);
+        for (size_t i = 0; i < m; i++)
+            check_close_f32(c, "C", expected + i * ldc, got + i * ldc, magnitude + i * ldc, n, 10);
+        if (kept != NULL) continue;
+        const size_t r = check_below(c, m);
+        candidate(alone, n, NULL, a + r * lda, lda, b, ldb, 1, n, k);
+        check_exact_f32(c, "a row alone", got + r * ldc, alone, n);
+    }
+}

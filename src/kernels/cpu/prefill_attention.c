@@ -2,8 +2,10 @@
  * with a running softmax (Dao et al. 2022, "FlashAttention"; Milakov and Gimelshein 2018, "Online normalizer
  * calculation for softmax"). A tile of keys and values is widened once for all query heads that share it. A
  * row's arithmetic follows from its own position: keys that it may not see carry the weight 0 (so a NaN or
- * Inf in a later row of the same chunk reaches it, and nothing else of that row does). */
+ * Inf in a later row of the same chunk reaches it, and nothing else of that row does). Where the CPU multiplies
+ * bf16, both products of f16 and packed caches are of bf16, summed in f32. */
 #include <math.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "kernels/cpu/attention.h"
@@ -13,6 +15,9 @@
 #define QUERIES 64     /* rows of a tile */
 #define WIDE_KEYS 128  /* keys of a tile up to head_dim 256 */
 #define NARROW_KEYS 32 /* beyond */
+#define PAIR_KEYS 32   /* bf16: the tile's keys are padded to a multiple of it */
+#define BF16_DIM 256   /* bf16: the largest head_dim, a multiple of 32, */
+#define BF16_ROWS 2048 /* and the most elements of a query's heads that share keys */
 
 struct prefill {
     const struct walsh_queue *q;
@@ -22,6 +27,7 @@ struct prefill {
     size_t count, ldq, ldo, tiles;
     const float *query;
     float *out;
+    bool narrow; /* products in bf16 */
 };
 
 /* A worker's scratch. */
@@ -32,6 +38,9 @@ struct tiles {
     float span[WALSH_TURBO_SPAN * WALSH_MAX_HEAD_DIM]; /* of packed tokens */
     float keep[QUERIES];
     float maximum[WALSH_MAX_HEAD_GROUP][QUERIES], sum[WALSH_MAX_HEAD_GROUP][QUERIES];
+    /* bf16: the queries [row][group x head_dim], weights [row][keys], and pairs of rows of keys and values */
+    uint16_t query[QUERIES * BF16_ROWS], weights[QUERIES * WIDE_KEYS];
+    uint32_t key_pairs[WIDE_KEYS * BF16_DIM / 2], value_pairs[WIDE_KEYS * BF16_DIM / 2];
 };
 _Static_assert(sizeof(struct tiles) <= WALSH_SCRATCH_BYTES, "a worker's scratch");
 _Static_assert(NARROW_KEYS *WALSH_MAX_HEAD_DIM <= WIDE_KEYS * 256, "the tiles of keys and values");
@@ -93,11 +102,54 @@ static void softmax_rows(const struct prefill *t, struct tiles *s, uint32_t head
     }
 }
 
+/* The values of a tile as f32, and its keys transposed; in bf16 as pairs of rows, `padded` keys with zeros. */
+static void load_tile(const struct prefill *t, struct tiles *s, uint32_t kv_head, uint32_t from,
+                      uint32_t keys, uint32_t padded)
+{
+    const struct walsh_kernels *k = t->q->kernels;
+    const uint32_t dim = t->shape->head_dim;
+    const size_t missing = (size_t)(padded - keys) * dim * sizeof(float);
+    load_tokens(t, s, WALSH_TURBO_KEY, kv_head, from, keys, s->values);
+    memset(s->values + (size_t)keys * dim, 0, missing);
+    k->transpose_f32(s->keys, padded, s->values, dim, padded, dim);
+    if (t->narrow) k->pair_rows_bf16(s->key_pairs, padded, s->keys, padded, dim, padded);
+    load_tokens(t, s, WALSH_TURBO_VALUE, kv_head, from, keys, s->values);
+    memset(s->values + (size_t)keys * dim, 0, missing);
+    if (t->narrow) k->pair_rows_bf16(s->value_pairs, dim, s->values, dim, padded, dim);
+}
+
+/* Scores of one head's rows. */
+static void score(const struct prefill *t, struct tiles *s, const float *query, uint32_t g, size_t rows,
+                  uint32_t padded)
+{
+    const struct walsh_kernels *k = t->q->kernels;
+    const uint32_t dim = t->shape->head_dim, wide = t->shape->heads / t->shape->kv_heads * dim;
+    if (t->narrow)
+        k->multiply_tile_bf16(s->scores, padded, NULL, s->query + (size_t)g * dim, wide, s->key_pairs, padded,
+                              rows, padded, dim);
+    else
+        k->multiply_tile_f32(s->scores, padded, NULL, query + (size_t)g * dim, t->ldq, s->keys, padded, rows,
+                             padded, dim);
+}
+
+/* out = weights times values + keep * out. */
+static void weigh(const struct prefill *t, struct tiles *s, float *out, const float *keep, size_t rows,
+                  uint32_t padded)
+{
+    const struct walsh_kernels *k = t->q->kernels;
+    const uint32_t dim = t->shape->head_dim;
+    if (!t->narrow) {
+        k->multiply_tile_f32(out, t->ldo, keep, s->scores, padded, s->values, dim, rows, dim, padded);
+        return;
+    }
+    k->bf16_from_f32(s->weights, s->scores, rows * padded);
+    k->multiply_tile_bf16(out, t->ldo, keep, s->weights, padded, s->value_pairs, dim, rows, dim, padded);
+}
+
 /* Rows [row, row + rows) of all query heads of one head of keys and values. */
 static void attend(const struct prefill *t, struct tiles *s, uint32_t kv_head, size_t row, size_t rows)
 {
     const struct walsh_attention_shape *shape = t->shape;
-    const struct walsh_kernels *k = t->q->kernels;
     uint32_t group = shape->heads / shape->kv_heads, dim = shape->head_dim;
     uint32_t tile = dim <= 256 ? WIDE_KEYS : NARROW_KEYS;
     uint32_t end = t->first + (uint32_t)(row + rows);
@@ -109,17 +161,16 @@ static void attend(const struct prefill *t, struct tiles *s, uint32_t kv_head, s
             s->maximum[g][i] = -INFINITY;
             s->sum[g][i] = 0;
         }
+    for (size_t i = 0; t->narrow && i < rows; i++)
+        t->q->kernels->bf16_from_f32(s->query + i * group * dim, query + i * t->ldq, group * dim);
     for (uint32_t from = first_tile; from < end; from += tile) {
-        uint32_t keys = end - from < tile ? end - from : tile;
-        load_tokens(t, s, WALSH_TURBO_KEY, kv_head, from, keys, s->values);
-        k->transpose_f32(s->keys, keys, s->values, dim, keys, dim);
-        load_tokens(t, s, WALSH_TURBO_VALUE, kv_head, from, keys, s->values);
+        const uint32_t keys = end - from < tile ? end - from : tile;
+        const uint32_t padded = t->narrow ? (uint32_t)walsh_round_up(keys, PAIR_KEYS) : keys;
+        load_tile(t, s, kv_head, from, keys, padded);
         for (uint32_t g = 0; g < group; g++) {
-            k->multiply_tile_f32(s->scores, keys, NULL, query + (size_t)g * dim, t->ldq, s->keys, keys, rows,
-                                 keys, dim);
-            softmax_rows(t, s, g, row, rows, from, keys);
-            k->multiply_tile_f32(out + (size_t)g * dim, t->ldo, from == first_tile ? NULL : s->keep,
-                                 s->scores, keys, s->values, dim, rows, dim, keys);
+            score(t, s, query, g, rows, padded);
+            softmax_rows(t, s, g, row, rows, from, padded);
+            weigh(t, s, out + (size_t)g * dim, from == first_tile ? NULL : s->keep, rows, padded);
         }
     }
     for (uint32_t g = 0; g < group; g++)
@@ -146,7 +197,11 @@ void walsh_cpu_prefill_attention(const struct walsh_queue *q, float *out, size_t
                                  const struct walsh_attention_shape *shape)
 {
     if (count == 0) return;
-    struct prefill t = {
-        q, rows[0].kv, shape, rows[0].position, count, ldq, ldo, walsh_div_up(count, QUERIES), query, out};
+    struct prefill t = {q,     rows[0].kv, shape, rows[0].position,
+                        count, ldq,        ldo,   walsh_div_up(count, QUERIES),
+                        query, out,        false};
+    t.narrow = t.kv->type != WALSH_KV_F32 && walsh_queue_has_bf16(q) && shape->head_dim % PAIR_KEYS == 0 &&
+               shape->head_dim <= BF16_DIM &&
+               (size_t)shape->heads / shape->kv_heads * shape->head_dim <= BF16_ROWS;
     walsh_pool_run(q->pool, t.tiles * shape->kv_heads, 1, attend_units, &t);
 }

@@ -16,6 +16,9 @@ _Static_assert(WALSH_BLOCK_MAX_COLUMNS *WALSH_BLOCK_ROWS * sizeof(float) <=
  * piece. */
 #define PREFILL_OUTPUTS 192
 #define PREFILL_TILE 48
+/* With AMX a piece is done so fast that reading the activations again counts: larger pieces, of tiles of 32. */
+#define AMX_OUTPUTS 384
+#define AMX_TILE 64
 #define DECODE_BYTES ((size_t)128 << 10)
 #define PIECES_PER_THREAD 8
 
@@ -52,7 +55,9 @@ struct product_list {
 /* Outputs per piece of a product. */
 static size_t piece_outputs(const struct product_list *l, const struct walsh_weights *w)
 {
-    size_t balanced = l->outputs / (l->threads * PIECES_PER_THREAD);
+    const size_t balanced = l->outputs / (l->threads * PIECES_PER_THREAD);
+    if (l->role == WALSH_PREFILL && (l->queue->kernels->isa & WALSH_ISA_amx) != 0)
+        return walsh_round_up(walsh_min(walsh_max(2 * balanced, 1), AMX_OUTPUTS), AMX_TILE);
     if (l->role == WALSH_PREFILL)
         return walsh_round_up(walsh_min(walsh_max(balanced, 1), PREFILL_OUTPUTS), PREFILL_TILE);
     size_t row_bytes = walsh_max(walsh_weights_bytes(w) / walsh_max(w->rows, 1), 1);

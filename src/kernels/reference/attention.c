@@ -77,3 +77,21 @@ void walsh_transpose_f32_reference(float *y, size_t ldy, const float *x, size_t 
     for (size_t i = 0; i < rows; i++)
         for (size_t j = 0; j < cols; j++) y[j * ldy + i] = x[i * ldx + j];
 }
+
+void walsh_multiply_tile_bf16_reference(float *c, size_t ldc, const float *keep, const uint16_t *a,
+                                        size_t lda, const uint32_t *b, size_t ldb, size_t m, size_t n,
+                                        size_t k)
+{
+    for (size_t i = 0; i < m; i++)
+        for (size_t j = 0; j < n; j++) {
+            double sum = keep != NULL ? (double)keep[i] * (double)c[i * ldc + j] : 0.0;
+            for (size_t p = 0; p < k / 2; p++) {
+                const uint32_t pair = b[p * ldb + j];
+                sum += (double)walsh_f32_from_bf16(a[i * lda + 2 * p]) *
+                       (double)walsh_f32_from_bf16((uint16_t)pair);
+                sum += (double)walsh_f32_from_bf16(a[i * lda + 2 * p + 1]) *
+                       (double)walsh_f32_from_bf16((uint16_t)(pair >> 16));
+            }
+            c[i * ldc + j] = (float)sum;
+        }
+}

@@ -9,7 +9,7 @@
 #include "kernels/x86/amx/gemm.h"
 
 #define STEP 32                      /* columns of a tile */
-#define PANEL_BYTES (1280 << 10)     /* panels within the L2 */
+#define PANEL_BYTES (1536 << 10)     /* panels within the L2 */
 #define SUMS_BYTES ((size_t)1 << 20) /* of the scratch */
 
 /* Rows [row, row + outputs) of w as panels of `steps` steps. */
@@ -42,6 +42,10 @@ void walsh_product_bf16_prefill_amx(const struct walsh_product_part *p)
 {
     const struct walsh_weights *w = p->weights;
     const size_t steps = walsh_div_up(w->cols, STEP);
+    if (steps * TILE_BYTES * (GROUP_OUTPUTS / 16) > PANEL_BYTES) { /* the scratch holds no panel of a group */
+        walsh_product_bf16_prefill_bf16(p);
+        return;
+    }
     const size_t most = walsh_max(PANEL_BYTES / (steps * 64) / GROUP_OUTPUTS, 1) * GROUP_OUTPUTS;
     const struct tile_rows a = {p->a->data, p->a->stride * sizeof(uint16_t), p->a->rows};
     uint32_t *sums = p->scratch;

@@ -30,7 +30,7 @@ static inline tile_sum tile_step(tile_sum sum, __m512i weights, __m512i activati
 #define STEP 64                      /* columns of a tile */
 #define BLOCK_TILES 4                /* of a plane block: WALSH_PLANE_COLUMNS / STEP */
 #define PREFETCH_STREAM 2048         /* decode: bytes ahead in each pair of rows */
-#define PANEL_BYTES (1280 << 10)     /* prefill: panels within the L2 */
+#define PANEL_BYTES (1536 << 10)     /* prefill: panels within the L2 */
 #define SUMS_BYTES ((size_t)1 << 20) /* prefill: of the scratch, for sums */
 
 /* --- prefill --- */

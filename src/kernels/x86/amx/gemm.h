@@ -3,8 +3,9 @@
  *
  * Weights come as panels [tile of 16 outputs][step][1 KB], activations are read in place. Four sums of 16 x 16
  * are in registers: two tiles of rows by two of outputs, so that four loads serve four products. BLOCK_STEPS
- * steps of 32 rows stay in the L1 while the panels pass by from the L2; the sums of all outputs wait in `sums`
- * from block to block.
+ * steps of 32 rows stay in the L1 while the panels pass by from the L2, which are loaded as what is used once;
+ * the sums of all outputs wait in `sums` from block to block. The next block of rows, which lies in many pages
+ * and comes from further away than its 32 streams are guessed by hardware, is fetched into the L2 meanwhile.
  *
  * A template: the including file first defines TILE_DOT(t, c, a, b). */
 #ifndef WALSH_KERNELS_X86_AMX_GEMM_H
@@ -45,9 +46,9 @@ INLINE void amx_group(struct tiles *t, const char *a, size_t lda, const uint8_t 
     if (two_rows && two_outputs) {
         for (size_t k = 0; k < steps; k++) {
             TILE_LOAD(t, 4, a + 64 * k, lda);
-            TILE_LOAD(t, 6, b + TILE_BYTES * k, 64);
+            TILE_LOAD_ONCE(t, 6, b + TILE_BYTES * k, 64);
             TILE_DOT(t, 0, 4, 6);
-            TILE_LOAD(t, 7, b1 + TILE_BYTES * k, 64);
+            TILE_LOAD_ONCE(t, 7, b1 + TILE_BYTES * k, 64);
             TILE_DOT(t, 1, 4, 7);
             TILE_LOAD(t, 5, a1 + 64 * k, lda);
             TILE_DOT(t, 2, 5, 6);
@@ -56,11 +57,11 @@ INLINE void amx_group(struct tiles *t, const char *a, size_t lda, const uint8_t 
     } else {
         for (size_t k = 0; k < steps; k++) {
             TILE_LOAD(t, 4, a + 64 * k, lda);
-            TILE_LOAD(t, 6, b + TILE_BYTES * k, 64);
+            TILE_LOAD_ONCE(t, 6, b + TILE_BYTES * k, 64);
             TILE_DOT(t, 0, 4, 6);
             if (two_rows) TILE_LOAD(t, 5, a1 + 64 * k, lda);
             if (two_rows) TILE_DOT(t, 2, 5, 6);
-            if (two_outputs) TILE_LOAD(t, 7, b1 + TILE_BYTES * k, 64);
+            if (two_outputs) TILE_LOAD_ONCE(t, 7, b1 + TILE_BYTES * k, 64);
             if (two_outputs) TILE_DOT(t, 1, 4, 7);
         }
     }
@@ -68,6 +69,13 @@ INLINE void amx_group(struct tiles *t, const char *a, size_t lda, const uint8_t 
     TILE_STORE(t, 1, sums + 256, 64);
     TILE_STORE(t, 2, sums + 512, 64);
     TILE_STORE(t, 3, sums + 768, 64);
+}
+
+/* Lines of rows [begin, end), `bytes` of each, into the L2. */
+INLINE void amx_fetch(const char *from, size_t stride, size_t begin, size_t end, size_t bytes)
+{
+    for (size_t m = begin; m < end; m++)
+        for (size_t line = 0; line < bytes; line += 64) _mm_prefetch(from + m * stride + line, _MM_HINT_T1);
 }
 
 /* Hand the finished sums of a group to `store`. */
@@ -106,15 +114,24 @@ INLINE void amx_all(amx_store *store, const void *to, const uint8_t *panels, uin
         for (size_t k = 0; k < steps; k += BLOCK_STEPS) {
             const size_t some = steps - k < BLOCK_STEPS ? steps - k : BLOCK_STEPS;
             const char *from = (const char *)a->data + i * a->stride + 64 * k;
+            const bool last = k + some == steps;
+            const char *next = last ? (const char *)a->data + (i + GROUP_ROWS) * a->stride : from + 64 * some;
+            const size_t left = last ? a->rows - i - rows : rows; /* rows of the next block */
+            const size_t ahead = left < GROUP_ROWS ? left : GROUP_ROWS,
+                         ahead_steps = last ? steps : steps - k - some;
+            const size_t share = (ahead * GROUP_OUTPUTS + outputs - 1) / outputs; /* rows per group */
             for (size_t done = 0; done < outputs; done += GROUP_OUTPUTS) {
                 const uint8_t *b = panels + done / 16 * panel + k * TILE_BYTES;
                 uint32_t *of = sums + done / GROUP_OUTPUTS * 1024;
+                const size_t row = done / GROUP_OUTPUTS * share;
+                amx_fetch(next, a->stride, row, row + share < ahead ? row + share : ahead,
+                          64 * (ahead_steps < BLOCK_STEPS ? ahead_steps : BLOCK_STEPS));
                 if (rows > 16 && outputs - done > 16)
                     amx_group(&t, from, a->stride, b, panel, some, true, true, of, k == 0);
                 else
                     amx_group(&t, from, a->stride, b, panel, some, rows > 16, outputs - done > 16, of,
                               k == 0);
-                if (k + some == steps) amx_finish(store, to, of, i, rows, output + done, outputs - done);
+                if (last) amx_finish(store, to, of, i, rows, output + done, outputs - done);
             }
         }
     }

@@ -90,6 +90,7 @@ static inline void tile_emulate_dot_bf16(struct tiles *t, int c, int a, int b)
 
 #define TILE_ZERO(t, n) memset((t)->data[n], 0, sizeof(t)->data[n])
 #define TILE_LOAD(t, n, from, stride) tile_emulate_load(t, n, from, stride)
+#define TILE_LOAD_ONCE(t, n, from, stride) tile_emulate_load(t, n, from, stride)
 #define TILE_STORE(t, n, to, stride) tile_emulate_store(t, n, to, stride)
 #define TILE_DOT_SS(t, c, a, b) tile_emulate_dot(t, c, a, b, 1, 1)
 #define TILE_DOT_SU(t, c, a, b) tile_emulate_dot(t, c, a, b, 1, 0)
@@ -120,6 +121,9 @@ static inline void tiles_close(struct tiles *t)
 /* Rows of the tile's width from `from` on, `stride` bytes apart. */
 #define TILE_LOAD(t, n, from, stride)                                                                        \
     __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #n : : "r"(from), "r"((size_t)(stride)) : "memory")
+/* The same of what will not be read again soon: it need not stay in the L1. */
+#define TILE_LOAD_ONCE(t, n, from, stride)                                                                   \
+    __asm__ volatile("tileloaddt1 (%0,%1,1), %%tmm" #n : : "r"(from), "r"((size_t)(stride)) : "memory")
 #define TILE_STORE(t, n, to, stride)                                                                         \
     __asm__ volatile("tilestored %%tmm" #n ", (%0,%1,1)" : : "r"(to), "r"((size_t)(stride)) : "memory")
 /* c[m][n] += sum over k of a[m][k] b[k / 4][4 n + k % 4], 32-bit integers; S signed, U unsigned bytes. */
