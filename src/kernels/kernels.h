@@ -158,6 +158,8 @@ bool walsh_queue_kernel(const struct walsh_queue *q, size_t i, const char **kern
                         const char **implementation);
 /* True where BF16 activations have hardware products on q: in its table (AVX512_BF16), or on its device. */
 bool walsh_queue_has_bf16(const struct walsh_queue *q);
+/* True where they are AMX's, which outrun products of int8 activations in groups. */
+bool walsh_queue_has_bf16_tiles(const struct walsh_queue *q);
 /* "avx512f avx512bw ..." of this machine, for `walsh devices`. */
 const char *walsh_cpu_features(void);
 

@@ -45,8 +45,8 @@ enum walsh_status walsh_queue_open(enum walsh_cpu_level level, struct walsh_pool
                           "CPU level %s: this machine has kernels for %s (it has: %s)", level_name[level],
                           walsh_cpu_isa() & WALSH_ISA_amx      ? "reference, avx2, avx512, amx"
                           : walsh_cpu_isa() & WALSH_ISA_avx512 ? "reference, avx2, avx512"
-                          : walsh_cpu_isa() & WALSH_ISA_avx2 ? "reference, avx2"
-                                                             : "reference",
+                          : walsh_cpu_isa() & WALSH_ISA_avx2   ? "reference, avx2"
+                                                               : "reference",
                           walsh_cpu_features());
 
     /* One block: the table, the pointers, the workers' scratch. */
@@ -88,4 +88,9 @@ bool walsh_queue_kernel(const struct walsh_queue *q, size_t i, const char **kern
 bool walsh_queue_has_bf16(const struct walsh_queue *q)
 {
     return q->memory || (q->kernels->isa & WALSH_ISA_bf16) != 0; /* every device has them */
+}
+
+bool walsh_queue_has_bf16_tiles(const struct walsh_queue *q)
+{
+    return q->memory == NULL && (q->kernels->isa & WALSH_ISA_amx) != 0;
 }

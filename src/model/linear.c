@@ -366,12 +366,26 @@ struct walsh_activations walsh_linear_input(struct walsh_workspace *ws, const st
                                       .sum = ws->sum};
 }
 
+/* How x enters a product: as the linear says, but for prompts and codes of 4 bits as bf16 where tiles of
+ * bf16 multiply several times as fast as integers whose groups have a scale each. */
+static enum walsh_activation_type activation(const struct walsh_queue *q, const struct walsh_linear *linear,
+                                             enum walsh_role role)
+{
+    const enum walsh_code code = linear->weights.block.code;
+    const bool narrow = code == WALSH_CODE_E2M1 || code == WALSH_CODE_U4;
+    if (role == WALSH_PREFILL && linear->activation == WALSH_ACTIVATION_INT8_GROUPS && narrow &&
+        walsh_queue_has_bf16_tiles(q))
+        return WALSH_ACTIVATION_BF16;
+    return linear->activation;
+}
+
 /* x as the products of `linear` read it: in place, or prepared in the workspace. */
 static struct walsh_activations prepare(const struct walsh_queue *q, struct walsh_workspace *ws,
                                         const struct walsh_linear *linear, const float *x, size_t ldx,
-                                        size_t rows)
+                                        size_t rows, enum walsh_role role)
 {
     struct walsh_activations a = walsh_linear_input(ws, linear, rows);
+    a.type = activation(q, linear, role);
     if (a.type == WALSH_ACTIVATION_F32 && linear->in_rotation.kind == WALSH_ROTATION_NONE &&
         ldx == a.stride && (uintptr_t)x % WALSH_ALIGNMENT == 0)
         a.data = (void *)(uintptr_t)x; /* products only read it */
@@ -437,7 +451,7 @@ void walsh_linear_apply(const struct walsh_queue *q, struct walsh_workspace *ws,
     bool done[WALSH_LINEAR_CALLS] = {false};
     for (size_t first = 0; first < count; first++) {
         if (done[first]) continue;
-        const struct walsh_activations a = prepare(q, ws, calls[first].linear, x, ldx, rows);
+        const struct walsh_activations a = prepare(q, ws, calls[first].linear, x, ldx, rows, role);
         const struct walsh_linear_call *group[WALSH_LINEAR_CALLS];
         size_t members = 0, z = 0;
         for (size_t i = first; i < count; i++) {

@@ -7,7 +7,7 @@
 
 /* Scratch of a worker, for a product's tiles, attention's tiles or a rotated row. Only what an op uses
  * becomes resident. */
-#define WALSH_SCRATCH_BYTES ((size_t)4 << 20)
+#define WALSH_SCRATCH_BYTES ((size_t)7 << 20)
 _Static_assert(WALSH_MAX_COLUMNS * sizeof(float) <= WALSH_SCRATCH_BYTES, "a rotated row");
 
 extern const struct walsh_ops walsh_cpu_ops;

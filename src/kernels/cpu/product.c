@@ -6,9 +6,12 @@
 #include "formats/blocks.h"
 #include "kernels/product.h"
 
+/* Of a worker's scratch, what the dense kernels take for their panels; decoded rows stand behind it. */
+#define PANEL_SCRATCH ((size_t)3 << 20)
+
 _Static_assert(WALSH_PRODUCT_SCRATCH <= WALSH_SCRATCH_BYTES, "the tiles of a product");
 _Static_assert(WALSH_BLOCK_MAX_COLUMNS *WALSH_BLOCK_ROWS * sizeof(float) <=
-                   WALSH_SCRATCH_BYTES - ((size_t)1 << 20),
+                   WALSH_SCRATCH_BYTES - PANEL_SCRATCH,
                "a decoded tile");
 
 /* Prefill: outputs per piece, a multiple of the widest tile (48). More share one read of the activations,
@@ -23,9 +26,6 @@ _Static_assert(WALSH_BLOCK_MAX_COLUMNS *WALSH_BLOCK_ROWS * sizeof(float) <=
 #define PIECES_PER_THREAD 8
 
 typedef void product_kernel(const struct walsh_product_part *);
-
-/* Of a worker's scratch, what the dense kernels take for their panels; decoded rows stand behind it. */
-#define PANEL_SCRATCH ((size_t)1 << 20)
 
 /* The kernel of a combination. Whoever builds a linear chooses the activation type by the format (INT8 for
  * E8P only, INT8_GROUPS for block formats of integers and E2M1, BF16 for bf16 weights and block formats, F32
