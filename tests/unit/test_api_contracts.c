@@ -366,6 +366,8 @@ static void synthetic_models_are_checked(void **state)
     int32_t *ids;
     size_t count;
     assert_int_equal(walsh_model_encode(synthetic, "x", 1, 0, &ids, &count, &err), WALSH_E_NOT_FOUND);
+    const char *bytes;
+    assert_int_equal(walsh_model_token_bytes(synthetic, 1, &bytes, &count, &err), WALSH_E_NOT_FOUND);
     walsh_model_close(&synthetic);
 }
 
@@ -497,6 +499,21 @@ static void text_goes_in_and_out(void **state)
     walsh_text_stream_close(&stream);
     walsh_memory_free(ids);
     walsh_memory_free(back);
+    /* tokens by themselves: their bytes make the text, and one of them has a part of a character */
+    const char whole[] = "\xe6\x97\xa5\xe6\x9c\xac<|im_end|>", *bytes;
+    char joined[100] = "";
+    bool part = false;
+    assert_int_equal(walsh_model_encode(model, whole, sizeof whole - 1, 0, &ids, &count, &err), WALSH_OK);
+    for (size_t i = 0; i < count; i++) {
+        assert_int_equal(walsh_model_token_bytes(model, ids[i], &bytes, &size, &err), WALSH_OK);
+        part = part || (i + 1 < count && size % 3 != 0);
+        strncat(joined, bytes, size);
+    }
+    assert_string_equal(joined, whole);
+    assert_true(part);
+    assert_int_equal(walsh_model_token_bytes(model, 8192, &bytes, &size, &err), WALSH_E_ARGUMENT);
+    assert_int_equal(walsh_model_token_bytes(model, -1, &bytes, &size, &err), WALSH_E_ARGUMENT);
+    walsh_memory_free(ids);
 }
 
 int main(void)
