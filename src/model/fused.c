@@ -12,9 +12,9 @@ static struct walsh_unrotated output_of(const struct walsh_linear *linear)
 static bool layer_fits(const struct walsh_model_graph *graph, const struct walsh_queue *q,
                        const struct walsh_layer *l, uint32_t index, const struct walsh_rows *rows)
 {
-    if (l->experts || l->conv_weight || graph->config.gate == WALSH_GATE_CLAMPED ||
-        !walsh_linear_same_input(q, &l->q, &l->k) || !walsh_linear_same_input(q, &l->q, &l->v) ||
-        !walsh_linear_same_input(q, &l->gate, &l->up))
+    if (l->experts || l->conv_weight || (l->rope && l->rope->short_positions) ||
+        graph->config.gate == WALSH_GATE_CLAMPED || !walsh_linear_same_input(q, &l->q, &l->k) ||
+        !walsh_linear_same_input(q, &l->q, &l->v) || !walsh_linear_same_input(q, &l->gate, &l->up))
         return false;
     for (size_t i = 0; i < rows->count; i++)
         if (rows->kv[i][index].type == WALSH_KV_TURBO) return false;
@@ -41,6 +41,7 @@ struct pass {
     const struct walsh_rows *rows;
     struct walsh_workspace *ws;
     float *x;
+    bool host; /* attention's rows name their layer, and its output is always kept */
     bool keep; /* adapters read the inputs of products as they are before they are prepared */
 };
 
@@ -86,12 +87,15 @@ static void attention(const struct pass *p, const struct walsh_layer *l, uint32_
                                          .cosine = l->rope ? l->rope->cosine : NULL,
                                          .sine = l->rope ? l->rope->sine : NULL,
                                          .rows = ws->rows,
-                                         .layer = index,
+                                         .layer = p->host ? 0 : index,
                                          .query = ws->query};
+    if (p->host)
+        p->q->ops->attention_rows(p->q, ws->rows, p->rows->kv, p->rows->positions, p->rows->count, index);
     p->q->ops->fused->project(p->q, &to, p->rows->count, &shape);
     struct walsh_activations b = walsh_linear_input(ws, &l->o, p->rows->count);
-    p->q->ops->fused->attention(p->q, &b, &l->o.in_rotation, p->keep ? ws->attention : NULL, ws->attention_ld,
-                                ws->query, width, ws->rows, index, &shape, p->rows->role);
+    p->q->ops->fused->attention(p->q, &b, &l->o.in_rotation, p->keep || p->host ? ws->attention : NULL,
+                                ws->attention_ld, ws->query, width, ws->rows, p->host ? 0 : index, &shape,
+                                p->rows->role);
     const struct walsh_linear_call o = {&l->o, ws->delta, c->hidden};
     products(p, &o, 1, &b, ws->attention, ws->attention_ld, out);
 }
@@ -120,9 +124,10 @@ bool walsh_layers_fused(const struct walsh_model_graph *graph, const struct wals
     if (!q->ops->fused) return false;
     for (uint32_t i = 0; i < layers; i++)
         if (!layer_fits(graph, q, &graph->layers[i], i, rows)) return false;
-    const struct pass p = {graph, q, rows, ws, x, rows->sets.count > 0};
-    q->ops->attention_rows(q, ws->rows, rows->op_kv ? rows->op_kv : rows->kv, rows->positions, rows->count,
-                           0);
+    const struct pass p = {graph, q, rows, ws, x, q->memory == NULL, rows->sets.count > 0};
+    if (!p.host)
+        q->ops->attention_rows(q, ws->rows, rows->op_kv ? rows->op_kv : rows->kv, rows->positions,
+                               rows->count, 0);
     struct walsh_activations a = enter(&p, NULL, NULL, graph->layers[0].input_norm, &graph->layers[0].q);
     for (uint32_t i = 0; i < layers; i++) {
         const struct walsh_layer *l = &graph->layers[i], *next = i + 1 < layers ? l + 1 : NULL;

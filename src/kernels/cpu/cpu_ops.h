@@ -11,6 +11,18 @@
 _Static_assert(WALSH_MAX_COLUMNS * sizeof(float) <= WALSH_SCRATCH_BYTES, "a rotated row");
 
 extern const struct walsh_ops walsh_cpu_ops;
+extern const struct walsh_fused_ops walsh_cpu_fused_ops; /* the rows of attention name the layer's view */
+
+/* Single rows of the ops. Row r of `a` = round(forward(rotation, x)); rotated [padded] is scratch, apart from
+ * x. */
+void walsh_cpu_prepare_row(const struct walsh_kernels *k, const struct walsh_activations *a,
+                           const struct walsh_rotation *rotation, size_t r, const float *x, float *rotated);
+/* y = inverse of row r of u->z, with its bias. */
+void walsh_cpu_unrotate_row(const struct walsh_kernels *k, const struct walsh_unrotated *u, size_t r,
+                            float *y);
+/* One token's keys and values into their pages, F32 or F16. */
+void walsh_cpu_store_row(const struct walsh_kernels *k, const struct walsh_kv_view *kv, uint32_t position,
+                         const struct walsh_attention_shape *shape, const float *key, const float *value);
 
 void walsh_cpu_embed(const struct walsh_queue *q, float *out, const struct walsh_weights *table,
                      const int32_t *ids, size_t rows);

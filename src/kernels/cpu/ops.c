@@ -39,4 +39,5 @@ const struct walsh_ops walsh_cpu_ops = {
     .scale = walsh_cpu_scale,
     .soft_cap = walsh_cpu_soft_cap,
     .route = walsh_cpu_route,
+    .fused = &walsh_cpu_fused_ops,
 };

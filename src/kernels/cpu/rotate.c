@@ -14,9 +14,9 @@ struct prepare {
 };
 
 /* Row r, x rotated, in groups; the last one may be short. */
-static void prepare_groups(const struct prepare *t, size_t r, const float *x)
+static void prepare_groups(const struct walsh_kernels *k, const struct walsh_activations *a, size_t r,
+                           const float *x)
 {
-    const struct walsh_activations *a = t->a;
     const size_t whole = a->cols / WALSH_ACTIVATION_GROUP * WALSH_ACTIVATION_GROUP, left = a->cols - whole;
     const size_t groups = a->stride / WALSH_ACTIVATION_GROUP, sums = a->stride / WALSH_ACTIVATION_SUM;
     int8_t *q = (int8_t *)a->data + r * a->stride;
@@ -24,32 +24,28 @@ static void prepare_groups(const struct prepare *t, size_t r, const float *x)
     int32_t *sum = a->sum + r * sums;
     memset(scale, 0, groups * sizeof *scale);
     memset(sum, 0, sums * sizeof *sum);
-    t->q->kernels->quantize_groups_i8(q, scale, sum, x, whole);
+    k->quantize_groups_i8(q, scale, sum, x, whole);
     if (left == 0) return;
     float last[WALSH_ACTIVATION_GROUP] = {0};
     memcpy(last, x + whole, left * sizeof *last);
-    t->q->kernels->quantize_groups_i8(q + whole, scale + whole / WALSH_ACTIVATION_GROUP,
-                                      sum + whole / WALSH_ACTIVATION_SUM, last, WALSH_ACTIVATION_GROUP);
+    k->quantize_groups_i8(q + whole, scale + whole / WALSH_ACTIVATION_GROUP,
+                          sum + whole / WALSH_ACTIVATION_SUM, last, WALSH_ACTIVATION_GROUP);
 }
 
-/* Row r of t->x, rotated, into `data` of the activations' type. `rotated` [padded] is scratch or, for F32,
- * data itself. */
-static void prepare_row(const struct prepare *t, size_t r, float *rotated)
+void walsh_cpu_prepare_row(const struct walsh_kernels *k, const struct walsh_activations *a,
+                           const struct walsh_rotation *rotation, size_t r, const float *x, float *rotated)
 {
-    const struct walsh_kernels *k = t->q->kernels;
-    const struct walsh_activations *a = t->a;
-    const float *x = t->x + r * t->ldx;
     size_t element = walsh_activation_size(a->type), cols = a->cols;
     uint8_t *data = (uint8_t *)a->data + r * a->stride * element;
-    if (a->type == WALSH_ACTIVATION_F32) rotated = (float *)(void *)data;
-    if (t->rotation->kind != WALSH_ROTATION_NONE) {
-        walsh_kernels_rotate(k, t->rotation, t->rotation->signs, x, rotated);
+    if (a->type == WALSH_ACTIVATION_F32) rotated = (float *)(void *)data; /* in place */
+    if (rotation->kind != WALSH_ROTATION_NONE) {
+        walsh_kernels_rotate(k, rotation, rotation->signs, x, rotated);
         x = rotated;
     }
     if (a->type == WALSH_ACTIVATION_INT8)
         a->scale[r] = k->quantize_i8((int8_t *)data, &a->sum[r], x, cols);
     else if (a->type == WALSH_ACTIVATION_INT8_GROUPS)
-        prepare_groups(t, r, x);
+        prepare_groups(k, a, r, x);
     else if (a->type == WALSH_ACTIVATION_BF16)
         k->bf16_from_f32((uint16_t *)(void *)data, x, cols);
     else if (x != rotated)
@@ -60,7 +56,9 @@ static void prepare_row(const struct prepare *t, size_t r, float *rotated)
 static void prepare_rows(void *argument, size_t begin, size_t end, unsigned worker)
 {
     const struct prepare *t = argument;
-    for (size_t r = begin; r < end; r++) prepare_row(t, r, (float *)(void *)t->q->scratch[worker]);
+    for (size_t r = begin; r < end; r++)
+        walsh_cpu_prepare_row(t->q->kernels, t->a, t->rotation, r, t->x + r * t->ldx,
+                              (float *)(void *)t->q->scratch[worker]);
 }
 
 void walsh_cpu_prepare(const struct walsh_queue *q, struct walsh_activations *a, const float *x, size_t ldx,
@@ -70,34 +68,36 @@ void walsh_cpu_prepare(const struct walsh_queue *q, struct walsh_activations *a,
     walsh_run_rows(q, a->rows, a->cols, prepare_rows, &t);
 }
 
+void walsh_cpu_unrotate_row(const struct walsh_kernels *k, const struct walsh_unrotated *u, size_t r,
+                            float *y)
+{
+    float *z = u->z + r * u->ld;
+    if (u->rotation->kind != WALSH_ROTATION_NONE)
+        walsh_kernels_unrotate(k, u->rotation, u->rotation->signs, z, y);
+    else if (y != z)
+        memcpy(y, z, u->rotation->size * sizeof *y);
+    if (u->bias != NULL) k->add_f32(y, u->bias, u->rotation->size);
+}
+
 struct unrotate {
     const struct walsh_queue *q;
-    float *y, *z;
-    size_t ldy, ldz;
-    const struct walsh_rotation *rotation;
-    const float *bias;
+    float *y;
+    size_t ldy;
+    struct walsh_unrotated from;
 };
 
 static void unrotate_rows(void *argument, size_t begin, size_t end, unsigned worker)
 {
     (void)worker;
     const struct unrotate *t = argument;
-    const struct walsh_kernels *k = t->q->kernels;
-    const struct walsh_rotation *rotation = t->rotation;
-    for (size_t r = begin; r < end; r++) {
-        float *y = t->y + r * t->ldy, *z = t->z + r * t->ldz;
-        if (rotation->kind != WALSH_ROTATION_NONE)
-            walsh_kernels_unrotate(k, rotation, rotation->signs, z, y);
-        else if (y != z)
-            memcpy(y, z, rotation->size * sizeof *y);
-        if (t->bias != NULL) k->add_f32(y, t->bias, rotation->size);
-    }
+    for (size_t r = begin; r < end; r++)
+        walsh_cpu_unrotate_row(t->q->kernels, &t->from, r, t->y + r * t->ldy);
 }
 
 void walsh_cpu_unrotate(const struct walsh_queue *q, float *y, size_t ldy, float *z, size_t ldz,
                         const struct walsh_rotation *rotation, const float *bias, size_t rows)
 {
     if (rotation->kind == WALSH_ROTATION_NONE && y == z && bias == NULL) return;
-    struct unrotate t = {q, y, z, ldy, ldz, rotation, bias};
+    struct unrotate t = {q, y, ldy, {z, ldz, rotation, bias}};
     walsh_run_rows(q, rows, rotation->blocks.padded, unrotate_rows, &t);
 }

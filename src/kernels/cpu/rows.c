@@ -232,18 +232,25 @@ struct kv_append {
 };
 
 /* One row of keys or values into its page. */
-static void store(const struct kv_append *t, size_t r, void *const *pages, const float *x)
+static void store(const struct walsh_kernels *k, const struct walsh_kv_view *kv, uint32_t position,
+                  const struct walsh_attention_shape *shape, void *const *pages, const float *x)
 {
-    const struct walsh_kv_view *kv = t->rows[r].kv;
-    uint32_t position = t->rows[r].position, dim = t->shape->head_dim;
+    const uint32_t dim = shape->head_dim;
     void *page = pages[position / kv->page_tokens];
-    for (uint32_t h = 0; h < t->shape->kv_heads; h++, x += dim) {
+    for (uint32_t h = 0; h < shape->kv_heads; h++, x += dim) {
         size_t at = walsh_kv_offset(kv, h, position, dim);
         if (kv->type == WALSH_KV_F32)
             memcpy((float *)page + at, x, dim * sizeof *x);
         else
-            t->q->kernels->f16_from_f32((uint16_t *)page + at, x, dim);
+            k->f16_from_f32((uint16_t *)page + at, x, dim);
     }
+}
+
+void walsh_cpu_store_row(const struct walsh_kernels *k, const struct walsh_kv_view *kv, uint32_t position,
+                         const struct walsh_attention_shape *shape, const float *key, const float *value)
+{
+    store(k, kv, position, shape, kv->k_pages, key);
+    store(k, kv, position, shape, kv->v_pages, value);
 }
 
 static void kv_append_rows(void *argument, size_t begin, size_t end, unsigned worker)
@@ -252,8 +259,8 @@ static void kv_append_rows(void *argument, size_t begin, size_t end, unsigned wo
     const struct kv_append *t = argument;
     for (size_t r = begin; r < end; r++) {
         if (t->rows[r].kv->type == WALSH_KV_TURBO) continue;
-        store(t, r, t->rows[r].kv->k_pages, t->k + r * t->ld);
-        store(t, r, t->rows[r].kv->v_pages, t->v + r * t->ld);
+        walsh_cpu_store_row(t->q->kernels, t->rows[r].kv, t->rows[r].position, t->shape, t->k + r * t->ld,
+                            t->v + r * t->ld);
     }
 }
 
