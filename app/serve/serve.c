@@ -449,8 +449,10 @@ static enum walsh_status check_settings(const struct serve_settings *s, struct w
  * for: keep what was freed. The most is what all rows together ever had. */
 static void keep_freed_memory(void)
 {
+#ifdef M_TRIM_THRESHOLD /* other C libraries have no such thresholds */
     mallopt(M_MMAP_THRESHOLD, 32 << 20);
     mallopt(M_TRIM_THRESHOLD, 1 << 30);
+#endif
 }
 
 static enum walsh_status run_serve(struct command *command, struct walsh_error *err)
