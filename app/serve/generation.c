@@ -26,6 +26,22 @@ static bool encode_prompt(struct exchange *x, struct request_prompt *prompt)
     return true;
 }
 
+/* What is kept for log-probabilities: at most so many tokens of an answer have room. */
+static bool limit_logprobs(struct exchange *x, const struct request *r, size_t longest, int64_t *most)
+{
+    if (!r->logprobs_asked) return true;
+    const size_t each = r->prompt_count * (size_t)r->n * (size_t)(1 + r->top_logprobs),
+                 echoed = r->echo ? longest : 0, room = MOST_LOGPROBS_IN_ALL / each;
+    if (r->max_tokens == OPTION_UNSET && room > echoed && (int64_t)(room - echoed) < *most)
+        *most = (int64_t)(room - echoed);
+    if (echoed + (size_t)*most <= room) return true;
+    return refuse(&x->refusal, 400, "invalid_value", "logprobs",
+                  "log-probabilities of %zu tokens in each of %zu choices, with %lld alternatives: that is "
+                  "more than %d in all",
+                  echoed + (size_t)*most, r->prompt_count * (size_t)r->n, (long long)r->top_logprobs,
+                  MOST_LOGPROBS_IN_ALL);
+}
+
 /* max_tokens as the request has it, or the endpoint's default, against the context and the server's own
  * limit. */
 static bool find_length(struct exchange *x, const struct request *r, bool chat, uint32_t *tokens)
@@ -51,6 +67,7 @@ static bool find_length(struct exchange *x, const struct request *r, bool chat, 
         return refuse(&x->refusal, 400, "context_length_exceeded", "max_tokens",
                       "the prompt has %zu tokens and the answer may have %lld: the context holds %u", longest,
                       (long long)most, context);
+    if (!limit_logprobs(x, r, longest, &most)) return false;
     *tokens = (uint32_t)most;
     return true;
 }

@@ -18,18 +18,20 @@ enum {
     FOR_TEXT = FOR_COMPLETION | FOR_CHAT
 };
 
-#define MOST_CHOICES 64      /* prompts times n */
-#define MOST_BIASES 1024     /* entries of logit_bias */
-#define MOST_LOGPROBS 20     /* alternatives per token */
-#define MOST_STOP_IDS 16     /* entries of stop_token_ids */
-#define MOST_STOP_BYTES 1024 /* of one stop string */
+#define MOST_CHOICES 64             /* prompts times n */
+#define MOST_BIASES 1024            /* entries of logit_bias */
+#define MOST_LOGPROBS 20            /* alternatives per token */
+#define MOST_LOGPROBS_IN_ALL 524288 /* of all tokens of all choices: 150 MB while their answer is written */
+#define MOST_STOP_IDS 16            /* entries of stop_token_ids */
+#define MOST_STOP_BYTES 1024        /* of one stop string */
 
 struct request_prompt {
     const char *text; /* NULL: ids */
     size_t size;
     int32_t *ids; /* of `ids`, ours; with a text, filled when it is encoded */
     size_t count;
-    size_t *offsets; /* [count] of an echo with logprobs: the character where each token's text begins; ours */
+    size_t
+        *offsets; /* [count] of an echo with logprobs: the character where each token's text begins; ours */
 };
 
 /* All fields of all endpoints; a field that is not given is NULL, false, NAN or OPTION_UNSET. */

@@ -357,6 +357,10 @@ def every_wrong_field_is_named():
     refused({**ok, "seed": -1}, 400, "invalid_value", "seed")
     refused({**ok, "logprobs": 21}, 400, "invalid_value", "logprobs")
     refused({**ok, "logprobs": True}, 400, "invalid_type", "logprobs")
+    refused({**ok, "logprobs": 20, "n": 64, "max_tokens": 900}, 400, "invalid_value", "logprobs", says="900 tokens in each of 64 choices")
+    refused({"prompt": [5] * 1000, "n": 40, "max_tokens": 0, "echo": True, "logprobs": 20}, 400, "invalid_value", "logprobs")
+    refused({**CHAT, "n": 64, "logprobs": True, "top_logprobs": 20, "max_tokens": 900}, 400, "invalid_value", "logprobs",
+            "/v1/chat/completions")
     refused({**ok, "logit_bias": {"x": 1}}, 400, "invalid_value", "logit_bias")
     refused({**ok, "logit_bias": {"8192": 1}}, 400, "invalid_value", "logit_bias")
     refused({**ok, "logit_bias": {"5": 101}}, 400, "invalid_value", "logit_bias")
