@@ -12,8 +12,7 @@
 
 #include "base/machine.h"
 #include "walsh.h"
-
-#define MODEL WALSH_SOURCE_DIR "/models/bookworm-8m"
+#include "unit/test_model.h"
 
 static struct walsh_context *context;
 static struct walsh_model *model;
@@ -46,7 +45,7 @@ static int open_model(void **state)
     options.threads = 2;
     options.hooks = (struct walsh_hooks){.abort = on_abort, .progress = on_progress};
     if (walsh_context_open(&options, &context, &err) != WALSH_OK) return -1;
-    return walsh_model_open(context, MODEL, NULL, &model, &err) == WALSH_OK ? 0 : -1;
+    return walsh_model_open(context, test_model(), NULL, &model, &err) == WALSH_OK ? 0 : -1;
 }
 
 static int close_model(void **state)
@@ -103,8 +102,11 @@ static void contexts_refuse_what_they_do_not_know(void **state)
 static void models_say_what_they_are(void **state)
 {
     (void)state;
+    struct walsh_error err;
+    struct walsh_model *bookworm;
     struct walsh_model_info info = {.struct_size = sizeof info};
-    walsh_model_get_info(model, &info);
+    assert_int_equal(walsh_model_open(context, TEST_MODEL, NULL, &bookworm, &err), WALSH_OK);
+    walsh_model_get_info(bookworm, &info);
     assert_int_equal(info.struct_size, sizeof info);
     assert_string_equal(info.architecture, "LlamaForCausalLM");
     assert_string_equal(info.format, "bf16");
@@ -121,19 +123,20 @@ static void models_say_what_they_are(void **state)
     struct walsh_tensor_info tensor = {.struct_size = sizeof tensor};
     uint64_t weights = 0;
     size_t count = 0;
-    for (; walsh_model_tensor(model, count, &tensor); count++)
+    for (; walsh_model_tensor(bookworm, count, &tensor); count++)
         if (strcmp(tensor.part, "head") != 0) weights += tensor.rows * tensor.cols;
     assert_int_equal(weights, info.parameters);
     assert_int_equal(count, 1 + 5 * 9 + 2); /* tied head listed as well */
-    assert_true(walsh_model_is_eos(model, 0));
-    assert_true(walsh_model_is_eos(model, 2));
-    assert_false(walsh_model_is_eos(model, 1));
+    assert_true(walsh_model_is_eos(bookworm, 0));
+    assert_true(walsh_model_is_eos(bookworm, 2));
+    assert_false(walsh_model_is_eos(bookworm, 1));
     struct walsh_sampler_options defaults;
-    walsh_sampler_defaults(model, &defaults);
+    walsh_sampler_defaults(bookworm, &defaults);
     assert_true(defaults.temperature == 0.8 && defaults.top_p == 0.95 && defaults.repeat_penalty == 1);
     assert_int_equal(defaults.top_k, 0);
     assert_int_equal(defaults.repeat_last, 64);
-    assert_ptr_equal(defaults.model, model);
+    assert_ptr_equal(defaults.model, bookworm);
+    walsh_model_close(&bookworm);
 }
 
 /* Every option means what it says: none of them takes 0 for "not given". */
@@ -451,7 +454,7 @@ static void a_reference_measures_the_difference(void **state)
     struct walsh_model_options model_options = WALSH_MODEL_OPTIONS;
     model_options.activations = WALSH_ACTIVATIONS_F32;
     model_options.no_mmap = true;
-    assert_int_equal(walsh_model_open(context, MODEL, &model_options, &exact, &err), WALSH_OK);
+    assert_int_equal(walsh_model_open(context, test_model(), &model_options, &exact, &err), WALSH_OK);
     options.reference = exact;
     assert_int_equal(walsh_eval_ids(model, ids, 200, &options, &result, &err), WALSH_OK);
     assert_true(result.kl > 0 && result.kl < 1e-2);

@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "walsh.h"
+#include "unit/test_model.h"
 
 #define BATCH 5
 #define STEPS 6
@@ -18,13 +19,13 @@
 
 static const struct subject {
     const char *name;
-    const char *format; /* NULL: bookworm-8m */
+    const char *format; /* NULL: of unit/test_model.h */
     unsigned bits;
     bool sparse;
     enum walsh_activation_mode activations;
 } subjects[] = {
-    {"bookworm-8m, f32", NULL, 0, false, WALSH_ACTIVATIONS_F32},
-    {"bookworm-8m, auto", NULL, 0, false, WALSH_ACTIVATIONS_AUTO},
+    {"dense, f32", NULL, 0, false, WALSH_ACTIVATIONS_F32},
+    {"dense, auto", NULL, 0, false, WALSH_ACTIVATIONS_AUTO},
     {"e8p 2", "e8p", 2, false, WALSH_ACTIVATIONS_AUTO},
     {"e8p 3", "e8p", 3, false, WALSH_ACTIVATIONS_AUTO},
     {"e8p 4, f32", "e8p", 4, false, WALSH_ACTIVATIONS_F32},
@@ -59,18 +60,18 @@ static struct walsh_model *open_model(struct walsh_context *context, const struc
     struct walsh_model_options options = WALSH_MODEL_OPTIONS;
     options.activations = s->activations;
     if (!s->format) {
-        good(walsh_model_open(context, WALSH_SOURCE_DIR "/models/bookworm-8m", &options, &model, &err), &err);
+        good(walsh_model_open(context, test_model(), &options, &model, &err), &err);
         return model;
     }
     struct walsh_shape shape = WALSH_SHAPE;
     shape.name = s->name;
-    shape.hidden = 320; /* 256+64 */
-    shape.intermediate = 896;
-    shape.layers = 2;
-    shape.heads = 6;
-    shape.kv_heads = 2;
+    shape.hidden = test_small() ? 192 : 320; /* 128+64, 256+64 */
+    shape.intermediate = test_small() ? 192 : 896;
+    shape.layers = test_small() ? 1 : 2;
+    shape.heads = test_small() ? 2 : 6;
+    shape.kv_heads = test_small() ? 1 : 2;
     shape.head_dim = 64;
-    shape.vocab = 1000;
+    shape.vocab = test_small() ? 300 : 1000;
     shape.max_positions = 1024;
     if (s->sparse) {
         shape.experts = 8;
@@ -83,7 +84,7 @@ static struct walsh_model *open_model(struct walsh_context *context, const struc
 
 static int32_t token(uint32_t sequence, uint32_t position)
 {
-    return (int32_t)((sequence * 7919u + position * 104729u + position * position * 31u) % 1000u);
+    return (int32_t)((sequence * 7919u + position * 104729u + position * position * 31u) % 300u);
 }
 
 static struct walsh_session *open_session(const struct walsh_model *model)

@@ -11,6 +11,7 @@
 #include <jansson.h>
 
 #include "walsh.h"
+#include "unit/test_model.h"
 
 #define ROWS 4
 #define TOKENS 700
@@ -38,7 +39,7 @@ static int open_model(void **state)
     struct walsh_error err = {0};
     const char text[] = "It was late in the evening when";
     good(walsh_context_open(NULL, &context, &err), &err);
-    good(walsh_model_open(context, WALSH_SOURCE_DIR "/models/bookworm-8m", NULL, &model, &err), &err);
+    good(walsh_model_open(context, test_model(), NULL, &model, &err), &err);
     good(walsh_model_encode(model, text, strlen(text), 0, &prompt, &prompt_size, &err), &err);
     good(walsh_grammar_open(model, schema, strlen(schema), &grammar, &err), &err);
     return 0;

@@ -13,8 +13,8 @@
 
 #include "api/api.h"
 #include "runtime/eval.h"
+#include "unit/test_model.h"
 
-#define MODEL WALSH_SOURCE_DIR "/models/bookworm-8m"
 #define TOKENS 900u
 
 static struct walsh_context *context;
@@ -29,7 +29,7 @@ static int open_model(void **state)
     struct walsh_context_options options = WALSH_CONTEXT_OPTIONS;
     options.threads = 2;
     if (walsh_context_open(&options, &context, &err) != WALSH_OK) return -1;
-    if (walsh_model_open(context, MODEL, NULL, &model, &err) != WALSH_OK) return -1;
+    if (walsh_model_open(context, test_model(), NULL, &model, &err) != WALSH_OK) return -1;
     vocab = model->graph->config.vocab;
     for (uint32_t i = 0; i < TOKENS; i++) ids[i] = (int32_t)((i * 2654435761u + 12345) % vocab);
     return 0;
@@ -235,7 +235,7 @@ static void test_group_3_threads_change_nothing(void **state)
     struct walsh_model *same;
     options.threads = 1;
     check(walsh_context_open(&options, &single, &err), &err);
-    check(walsh_model_open(single, MODEL, NULL, &same, &err), &err);
+    check(walsh_model_open(single, test_model(), NULL, &same, &err), &err);
     struct walsh_session *a = open_session(turbo(3, 3, 0, 90)), *b;
     struct walsh_session_options session = WALSH_SESSION_OPTIONS;
     session.context = TOKENS;

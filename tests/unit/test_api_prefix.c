@@ -9,6 +9,7 @@
 
 #include "temporary.h"
 #include "walsh.h"
+#include "unit/test_model.h"
 
 #define TOKENS 600
 
@@ -75,7 +76,7 @@ static void sessions_share_what_their_salts_share(void **state)
     struct walsh_prefix_info info;
     int32_t ids[TOKENS];
     for (int i = 0; i < TOKENS; i++) ids[i] = i * 13 % 8192;
-    good(walsh_model_open(context, WALSH_SOURCE_DIR "/models/bookworm-8m", NULL, &model, &err), &err);
+    good(walsh_model_open(context, test_model(), NULL, &model, &err), &err);
     good(walsh_session_open(model, NULL, &a, &err), &err);
     good(walsh_session_open(model, NULL, &b, &err), &err);
     good(walsh_prefix_store_open(context, temporary_path("shared"), NULL, &store, &err), &err);

@@ -17,6 +17,7 @@
 #include "base/scalar.h"
 #include "cache/kv.h"
 #include "kernels/turbo.h"
+#include "unit/share.h"
 
 #define SEED 20260311u
 #define KV_HEADS 2u
@@ -233,6 +234,8 @@ static void test_group_5_recent_and_packed_tokens(void **state)
     for (size_t d = 0; d < 5; d++)
         for (size_t b = 0; b < 4; b++)
             for (uint32_t group = 1; group <= 4; group += 3, n++) {
+                /* each dimension, width, group and number of recent tokens is among every third */
+                if (test_small() && n % 3 != 0) continue;
                 struct fixture f = {.dim = dims[d],
                                     .group = group,
                                     .key_bits = bits[b],

@@ -12,6 +12,7 @@
 #include "base/memory.h"
 #include "base/random.h"
 #include "formats/e8p.h"
+#include "unit/share.h"
 
 #define SEED 8128u
 
@@ -153,7 +154,7 @@ static void test_e8p_encode_nearest(void **state)
     struct walsh_random r;
     print_message("seed %u\n", SEED);
     walsh_random_seed(&r, SEED);
-    for (int n = 0; n < 100000; n++) {
+    for (int n = 0, cases = (int)test_cases(100000, KINDS); n < cases; n++) {
         float x[8], w[8], decoded[8];
         enum kind kind = (enum kind)(n % KINDS);
         make_vector(&r, kind, x);
@@ -179,8 +180,8 @@ static void test_e8p_encode_brute_force(void **state)
     float(*grid)[8];
     assert_int_equal(walsh_alloc(65536, sizeof *grid, "test", &grid, NULL), WALSH_OK);
     for (unsigned code = 0; code < 65536; code++) walsh_e8p_decode((uint16_t)code, grid[code]);
-    int ties = 0;
-    for (int n = 0; n < 1500; n++) {
+    int ties = 0, cases = (int)test_cases(1500, 15);
+    for (int n = 0; n < cases; n++) {
         static const enum kind kinds[5] = {GRID, COARSE, TINY, ON_CODE, COARSE};
         float x[8] = {0};
         if (n > 0) make_vector(&r, kinds[n % 5], x);
@@ -197,7 +198,7 @@ static void test_e8p_encode_brute_force(void **state)
         ties += count > 1;
         assert_int_equal(walsh_e8p_encode(x, NULL), best);
     }
-    assert_true(ties > 300);
+    assert_true(ties > cases / 5);
     walsh_free(grid);
 }
 
@@ -243,7 +244,7 @@ static void test_e8p_encode_all_codes(void **state)
             half[code] += w[i] * w[i] / 2;
         }
     }
-    for (int n = 0; n < ALL_CODES_VECTORS; n++) {
+    for (int n = 0, cases = test_small() ? 50 : ALL_CODES_VECTORS; n < cases; n++) {
         float x[8];
         for (int i = 0; i < 8; i++) x[i] = (float)walsh_random_normal(&r);
         unsigned code = walsh_e8p_encode(x, NULL);
@@ -260,7 +261,7 @@ static void test_e81b_encode_brute_force(void **state)
     struct walsh_random r;
     print_message("seed %u\n", SEED + 2);
     walsh_random_seed(&r, SEED + 2);
-    for (int n = 0; n < 100000; n++) {
+    for (int n = 0, cases = (int)test_cases(100000, 12 * KINDS); n < cases; n++) {
         float x[8], w[8];
         enum kind kind = (enum kind)(n % KINDS);
         make_vector(&r, kind, x);
@@ -294,7 +295,7 @@ static void test_extreme_vectors(void **state)
     (void)state;
     struct walsh_random r;
     walsh_random_seed(&r, SEED + 3);
-    for (int n = 0; n < 300; n++) {
+    for (int n = 0, cases = (int)test_cases(300, 3); n < cases; n++) {
         double size = pow(10, 2 + 36 * walsh_random_uniform(&r));
         float x[8], v[8], w[8];
         for (int i = 0; i < 8; i++) x[i] = (float)(size * (2 * walsh_random_uniform(&r) - 1));

@@ -13,6 +13,7 @@
 #include "base/random.h"
 #include "base/scalar.h"
 #include "formats/turbo.h"
+#include "unit/share.h"
 
 #define SEED 20250119u
 #define MOST WALSH_TURBO_MAX_DIM
@@ -343,9 +344,9 @@ static void test_requantizing_is_idempotent(void **state)
         for (unsigned bits = 1; bits <= 8; bits++) {
             const uint32_t dim = some[k];
             struct walsh_turbo_codec *codec = open_codec(dim, bits, false, false);
-            enum { COUNT = 4000 };
+            const int count = (int)test_cases(4000, 600);
             int changed = 0;
-            for (int n = 0; n < COUNT; n++) {
+            for (int n = 0; n < count; n++) {
                 uint16_t norm, second;
                 fill_normal(&random, x, dim);
                 walsh_turbo_encode(codec, x, codes, &norm);
@@ -354,21 +355,21 @@ static void test_requantizing_is_idempotent(void **state)
                 changed += memcmp(codes, again, dim) != 0;
                 if (memcmp(codes, again, dim) == 0) assert_in_range(second, norm - 1, norm + 1);
             }
-            if (changed * 1000 > COUNT)
-                print_message("dim %u, %u bits: %d of %d change\n", dim, bits, changed, COUNT);
-            assert_true(changed * 500 < COUNT);
+            if (changed * 1000 > count)
+                print_message("dim %u, %u bits: %d of %d change\n", dim, bits, changed, count);
+            assert_true(changed * 500 < count);
             walsh_turbo_codec_close(&codec);
         }
     static const double shrink[] = {.940, .982, .995};
     for (unsigned bits = 2; bits <= 4; bits++) {
         struct walsh_turbo_codec *codec = open_codec(128, bits, false, true);
         double ratio = 0;
-        for (int n = 0; n < 500; n++) {
+        for (int n = 0; n < 2000; n++) {
             uint16_t norm;
             fill_normal(&random, x, 128);
             walsh_turbo_encode(codec, x, codes, &norm);
             walsh_turbo_decode(codec, codes, norm, y);
-            ratio += norm_of(y, 128) / norm_of(x, 128) / 500;
+            ratio += norm_of(y, 128) / norm_of(x, 128) / 2000;
         }
         assert_true(fabs(ratio - shrink[bits - 2]) < 0.002);
         walsh_turbo_codec_close(&codec);

@@ -17,6 +17,7 @@
 #include "formats/e8p_planes.h"
 #include "model/adapter.h"
 #include "model/sites.h"
+#include "unit/share.h"
 
 #define ROWS 17
 #define LINEARS 19 /* a dense layer: 7; one of two experts: 4 + 1 + 6; the head */
@@ -498,7 +499,8 @@ static void check_storage(struct bench *t, struct effect *e, enum walsh_format s
     effect_build(t, e, "a", storage);
     struct walsh_adapter_set *set = open_set(t, &(struct walsh_adapter_choice){&e->adapter, 1}, 1);
     struct walsh_site site;
-    for (size_t rows = ROWS; rows > 0; rows = rows > ROW_STEP ? rows - ROW_STEP : 0) {
+    const size_t step = test_small() ? 8 : ROW_STEP;
+    for (size_t rows = ROWS; rows > 0; rows = rows > step ? rows - step : 0) {
         const struct walsh_row_set every = {set, 0, rows};
         struct mixture m = {.sets = {&every, 1}};
         for (size_t row = 0; row < ROWS; row++) m.weight[row][0] = 1;
@@ -530,10 +532,12 @@ static void test_fused(void **state)
         for (unsigned f = 0; f < FORMATS; f++) {
             struct bench t;
             char what[40];
+            /* each rotation and each format is among every fifth pair too */
+            if (test_small() && (kind * FORMATS + f) % 5 != 0) continue;
             snprintf(what, sizeof what, "%s, %s", rotation_names[kind], formats[f].name);
             bench_open(&t, kind, &formats[f], seed + kind * FORMATS + f);
             double worst[2] = {0};
-            for (unsigned r = 0; r < RANKS; r++) {
+            for (unsigned r = test_small() ? 1 : 0; r < RANKS; r += test_small() ? 3 : 1) {
                 struct effect e;
                 effect_draw(&t, &e, ranks[r]);
                 for (unsigned s = 0; s < 2; s++) {
@@ -564,7 +568,7 @@ static void test_mixed(void **state)
     const struct effect *const effects[2] = {&a, &b};
     static const double weights[4][2] = {{1, 0}, {0, -0.5}, {0.25, 2}, {0, 0}};
     struct walsh_adapter_set *const sets[4] = {one, other, both, NULL};
-    for (size_t rows = 1; rows <= ROWS; rows++)
+    for (size_t rows = 1; rows <= ROWS; rows += test_small() ? 8 : 1)
         for (size_t turn = 0; turn < 8; turn++) {
             struct walsh_row_set list[ROWS];
             struct mixture m = {.sets = {list, 0}};

@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "runtime/batch.h"
+#include "unit/test_model.h"
 
 static struct walsh_queue queue;
 static struct walsh_model_graph *graph;
@@ -23,8 +24,7 @@ static int open_runner(void **state)
     const struct walsh_load_options options = {.use_mmap = true};
     for (int32_t i = 0; i < 1024; i++) ids[i] = 3 + i * 5 % 200;
     return walsh_queue_open(WALSH_CPU_BEST, NULL, &queue, &err) == WALSH_OK &&
-                   walsh_graph_open(WALSH_SOURCE_DIR "/models/bookworm-8m", &options, &queue, &graph, &err) ==
-                       WALSH_OK &&
+                   walsh_graph_open(test_model(), &options, &queue, &graph, &err) == WALSH_OK &&
                    walsh_runner_open(graph, &queue, NULL, &runner, &err) == WALSH_OK
                ? 0
                : -1;

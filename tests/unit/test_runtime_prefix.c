@@ -19,11 +19,11 @@
 #include "runtime/prefix.h"
 #include "runtime/prefix_identity.h"
 #include "temporary.h"
+#include "unit/test_model.h"
 
-#define MODEL WALSH_SOURCE_DIR "/models/bookworm-8m"
 #define ADAPTER WALSH_SOURCE_DIR "/models/shakespeare-lora-8m"
 #define VOCAB 8192
-#define HIDDEN 320
+#define HIDDEN 320 /* at most */
 #define CONTEXT 1024
 #define STEPS 6
 #define LOGITS ((1 + STEPS) * VOCAB)
@@ -219,8 +219,8 @@ static void a_hit_is_a_fresh_run(void **state)
     int32_t ids[CONTEXT];
     for (size_t c = 0; c < CACHES; c++) {
         struct machine one, three;
-        open_machine(&one, MODEL, 1, WALSH_CPU_BEST, WALSH_ACTIVATION_F32);
-        open_machine(&three, MODEL, 3, WALSH_CPU_BEST, WALSH_ACTIVATION_F32);
+        open_machine(&one, test_model(), 1, WALSH_CPU_BEST, WALSH_ACTIVATION_F32);
+        open_machine(&three, test_model(), 3, WALSH_CPU_BEST, WALSH_ACTIVATION_F32);
         for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
             const uint32_t count = counts[i], whole = count / 512 * 512;
             char name[40];
@@ -254,7 +254,7 @@ static void pieces_are_stored_where_they_leave_the_same_bits(void **state)
     static const size_t pieces[] = {100, 256, 512, 1000};
     int32_t ids[CONTEXT];
     struct machine m;
-    open_machine(&m, MODEL, 2, WALSH_CPU_BEST, WALSH_ACTIVATION_BF16);
+    open_machine(&m, test_model(), 2, WALSH_CPU_BEST, WALSH_ACTIVATION_BF16);
     make_prompt(ids, CONTEXT, 1, 0);
     for (size_t c = 1; c < 3; c++) /* f16, turbo */
         for (size_t i = 0; i < sizeof pieces / sizeof *pieces; i++) {
@@ -298,12 +298,14 @@ static void copy_file(const char *from, const char *to, long flip)
  * changed; `text`: behind config.json. */
 static const char *copy_model(const char *name, long flip, const char *text)
 {
-    char path[100];
+    char path[100], from[600];
     assert_int_equal(mkdir(temporary_path(name), 0700), 0);
     snprintf(path, sizeof path, "%s/model.safetensors", name);
-    copy_file(MODEL "/model.safetensors", temporary_path(path), flip);
+    snprintf(from, sizeof from, "%s/model.safetensors", test_model());
+    copy_file(from, temporary_path(path), flip);
     snprintf(path, sizeof path, "%s/config.json", name);
-    copy_file(MODEL "/config.json", temporary_path(path), 0);
+    snprintf(from, sizeof from, "%s/config.json", test_model());
+    copy_file(from, temporary_path(path), 0);
     FILE *file = fopen(temporary_path(path), "ab");
     assert_non_null(file);
     fputs(text, file);
@@ -431,7 +433,7 @@ static void everything_that_matters_is_in_the_key(void **state)
     struct roots roots = {.count = 0};
     struct machine m, other;
     struct walsh_prefix_key key, other_key;
-    open_machine(&m, MODEL, 2, WALSH_CPU_BEST, WALSH_ACTIVATION_F32);
+    open_machine(&m, test_model(), 2, WALSH_CPU_BEST, WALSH_ACTIVATION_F32);
     const struct walsh_kv_shape shape = walsh_session_kv_shape(m.graph, CONTEXT, &caches[1].policy);
     struct walsh_prefix_root root = root_of(&m, &key, &shape), variant = root;
     add_root(&roots, "itself", &root);
@@ -454,17 +456,17 @@ static void everything_that_matters_is_in_the_key(void **state)
                     {"other kernels", other_kernels(), WALSH_ACTIVATION_F32}};
     for (size_t i = 0; i < (other_kernels() == WALSH_CPU_BEST ? 1 : sizeof machines / sizeof *machines);
          i++) {
-        open_machine(&other, MODEL, 1, machines[i].level, machines[i].activations);
+        open_machine(&other, test_model(), 1, machines[i].level, machines[i].activations);
         variant = root_of(&other, &other_key, &shape);
         assert_memory_equal(&other_key, &key, sizeof key); /* threads and kernels are not the model's */
         add_root(&roots, machines[i].name, &variant);
         close_machine(&other);
     }
-    static const struct {
+    const struct {
         const char *name;
         long flip;
         const char *text;
-    } models[] = {{"first", 16000000, ""}, {"last", 1, ""}, {"text", 0, "\n"}};
+    } models[] = {{"first", test_small() ? 600000 : 16000000, ""}, {"last", 1, ""}, {"text", 0, "\n"}};
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         open_machine(&other, copy_model(models[i].name, models[i].flip, models[i].text), 1, WALSH_CPU_BEST,
                      WALSH_ACTIVATION_F32);
@@ -490,13 +492,17 @@ static void other_circumstances_miss(void **state)
     int32_t ids[CONTEXT];
     struct walsh_error err;
     struct machine m, bf16, lesser, changed;
-    open_machine(&m, MODEL, 2, WALSH_CPU_BEST, WALSH_ACTIVATION_F32);
-    open_machine(&bf16, MODEL, 2, WALSH_CPU_BEST, WALSH_ACTIVATION_BF16);
-    open_machine(&lesser, MODEL, 2, other_kernels(), WALSH_ACTIVATION_F32);
-    open_machine(&changed, copy_model("changed", 5000000, ""), 2, WALSH_CPU_BEST, WALSH_ACTIVATION_F32);
+    open_machine(&m, test_model(), 2, WALSH_CPU_BEST, WALSH_ACTIVATION_F32);
+    open_machine(&bf16, test_model(), 2, WALSH_CPU_BEST, WALSH_ACTIVATION_BF16);
+    open_machine(&lesser, test_model(), 2, other_kernels(), WALSH_ACTIVATION_F32);
+    open_machine(&changed, copy_model("changed", test_small() ? 300000 : 5000000, ""), 2, WALSH_CPU_BEST,
+                 WALSH_ACTIVATION_F32);
     struct walsh_adapter *lora;
     const struct walsh_adapter_loading loading = {.use_mmap = true, .storage = WALSH_FORMAT_F32};
-    good(walsh_adapter_load("lora", ADAPTER, m.graph, &loading, NULL, &lora, &err), &err);
+    if (test_small())
+        lora = random_adapter(&m, "lora", 5);
+    else
+        good(walsh_adapter_load("lora", ADAPTER, m.graph, &loading, NULL, &lora, &err), &err);
     const struct walsh_adapter_choice full = {lora, 1}, half = {lora, 0.5f};
     struct walsh_prefix_store *store = open_store("circumstances");
     const struct {
@@ -564,7 +570,7 @@ static void decoded_tokens_are_never_stored(void **state)
     int32_t ids[CONTEXT];
     struct walsh_error err;
     struct machine m;
-    open_machine(&m, MODEL, 2, WALSH_CPU_BEST, WALSH_ACTIVATION_F32);
+    open_machine(&m, test_model(), 2, WALSH_CPU_BEST, WALSH_ACTIVATION_F32);
     make_prompt(ids, CONTEXT, 1, 0);
     struct walsh_prefix_store *store = open_store("decoded");
     const struct run run = {.store = store, .policy = &caches[1].policy};
@@ -636,7 +642,7 @@ static void synthetic_models_and_devices_have_no_store(void **state)
     (void)state;
     struct walsh_error err;
     struct machine m;
-    open_machine(&m, MODEL, 1, WALSH_CPU_BEST, WALSH_ACTIVATION_F32);
+    open_machine(&m, test_model(), 1, WALSH_CPU_BEST, WALSH_ACTIVATION_F32);
     m.graph->checkpoint.file_count = 0; /* as a synthetic model's */
     struct walsh_prefix_store *store = open_store("synthetic");
     const struct run run = {.policy = &caches[1].policy};
@@ -687,7 +693,7 @@ static void faults_cost_time_only(void **state)
     int32_t ids[CONTEXT];
     struct walsh_error err;
     struct machine m;
-    open_machine(&m, MODEL, 2, WALSH_CPU_BEST, WALSH_ACTIVATION_F32);
+    open_machine(&m, test_model(), 2, WALSH_CPU_BEST, WALSH_ACTIVATION_F32);
     make_prompt(ids, CONTEXT, 1, 0);
     struct walsh_prefix_store *store = open_store("faults");
     const struct run plain = {.policy = &caches[2].policy},
@@ -745,7 +751,7 @@ static void faults_cost_time_only(void **state)
 static int process_child(const struct result *fresh, const int32_t *ids)
 {
     struct machine m;
-    open_machine(&m, MODEL, 1, WALSH_CPU_BEST, WALSH_ACTIVATION_F32);
+    open_machine(&m, test_model(), 1, WALSH_CPU_BEST, WALSH_ACTIVATION_F32);
     struct walsh_prefix_store *store = open_store("processes");
     const struct run with = {.store = store, .policy = &caches[2].policy};
     uint32_t reused = 0;
@@ -766,7 +772,7 @@ static void two_processes_agree(void **state)
     int32_t ids[CONTEXT];
     struct machine m;
     make_prompt(ids, CONTEXT, 1, 0);
-    open_machine(&m, MODEL, 1, WALSH_CPU_BEST, WALSH_ACTIVATION_F32);
+    open_machine(&m, test_model(), 1, WALSH_CPU_BEST, WALSH_ACTIVATION_F32);
     const struct run plain = {.policy = &caches[2].policy};
     struct result *fresh = execute(&m, &plain, ids, 1000);
     close_machine(&m);
