@@ -5,41 +5,25 @@
 
 #include "base/clock.h"
 #include "base/file.h"
+#include "model/sites.h"
 
 #define MAX_TEXT_BYTES ((size_t)1 << 30)
-
-/* --- groups --- */
-
-static struct walsh_input_group *add_group(struct walsh_input_group *at, enum walsh_tap_point point,
-                                           uint32_t expert, struct walsh_linear *a, struct walsh_linear *b,
-                                           struct walsh_linear *c)
-{
-    *at = (struct walsh_input_group){.point = point, .expert = expert, .linears = {a, b, c}};
-    at->count = c ? 3 : b ? 2 : 1;
-    return at + 1;
-}
 
 enum walsh_status walsh_layer_groups(const struct walsh_model_graph *graph, struct walsh_layer *layer,
                                      struct walsh_input_group **groups, size_t *count,
                                      struct walsh_error *err)
 {
-    size_t experts = layer->experts ? graph->config.experts : 1;
-    WALSH_TRY(walsh_alloc(2 + 2 * experts, sizeof **groups, "the inputs of a layer", groups, err));
-    struct walsh_input_group *at = *groups;
-    const bool conv = layer->conv_weight != NULL;
-    at = add_group(at, WALSH_TAP_ATTENTION, 0, &layer->q, conv ? NULL : &layer->k, conv ? NULL : &layer->v);
-    at = add_group(at, WALSH_TAP_OUTPUT, 0, &layer->o, NULL, NULL);
-    if (layer->experts) {
-        for (uint32_t e = 0; e < experts; e++) {
-            struct walsh_expert *expert = &layer->experts[e];
-            at = add_group(at, WALSH_TAP_EXPERT, e, &expert->gate, &expert->up, NULL);
-            at = add_group(at, WALSH_TAP_EXPERT_DOWN, e, &expert->down, NULL, NULL);
-        }
-    } else {
-        at = add_group(at, WALSH_TAP_MLP, 0, &layer->gate, &layer->up, NULL);
-        at = add_group(at, WALSH_TAP_DOWN, 0, &layer->down, NULL, NULL);
+    const uint32_t experts = graph->config.experts;
+    struct walsh_site site;
+    WALSH_TRY(walsh_alloc(4 + 2 * (size_t)experts, sizeof **groups, "the inputs of a layer", groups, err));
+    *count = 0;
+    for (uint32_t step = 0; walsh_layer_site(layer, experts, step, &site); step++) {
+        if (site.router) continue;
+        struct walsh_input_group *group = &(*groups)[(*count)++];
+        *group = (struct walsh_input_group){.point = site.point, .expert = site.expert, .count = site.count};
+        for (unsigned i = 0; i < site.count; i++) /* const only in the site: they are this layer's */
+            group->linears[i] = (struct walsh_linear *)(uintptr_t)site.linears[i];
     }
-    *count = (size_t)(at - *groups);
     return WALSH_OK;
 }
 

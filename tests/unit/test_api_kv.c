@@ -158,6 +158,7 @@ static void test_group_3_evaluation_is_decode(void **state)
 {
     (void)state;
     enum { COUNT = 600 };
+    const uint32_t count = test_small() ? 540 : COUNT; /* more than a chunk */
     static const struct {
         unsigned key_bits, value_bits;
         uint32_t skip, recent;
@@ -173,8 +174,8 @@ static void test_group_3_evaluation_is_decode(void **state)
         shape.rows = WALSH_CHUNK_ROWS;
         check(walsh_runtime_session_open_shape(model->runner, &shape, &rows, &err), &err);
         const struct walsh_prompt_outputs outputs = {.logits = logits, .decode = true};
-        check(walsh_runtime_prompt(rows, ids, COUNT, &outputs, NULL, &err), &err);
-        for (uint32_t i = 0; i < COUNT; i++) {
+        check(walsh_runtime_prompt(rows, ids, count, &outputs, NULL, &err), &err);
+        for (uint32_t i = 0; i < count; i++) {
             step(s, ids + i, 1);
             assert_memory_equal(walsh_session_logits(s), logits + i * vocab, vocab * sizeof *logits);
         }
@@ -371,8 +372,11 @@ static void test_group_8_options_that_need_turbo_are_refused_without(void **stat
                         "bits, skipped layers, recent tokens and codecs of the KV cache need its type turbo");
     options.kv = turbo(4, 4, 3, 0);
     assert_int_equal(walsh_session_open(model, &options, &s, &err), WALSH_E_ARGUMENT);
-    assert_string_equal(err.message,
-                        "KV cache: no layer of 5 is left to pack when the first and last 3 stay f16");
+    char message[100];
+    snprintf(message, sizeof message,
+             "KV cache: no layer of %u is left to pack when the first and last 3 stay f16",
+             model->graph->config.layers);
+    assert_string_equal(err.message, message);
     options.kv = turbo(4, 12, 0, 0);
     assert_int_equal(walsh_session_open(model, &options, &s, &err), WALSH_E_ARGUMENT);
     options.kv.type = (enum walsh_kv)9;

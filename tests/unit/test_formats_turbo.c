@@ -271,6 +271,7 @@ static void test_group_2_mse_falls_with_every_bit(void **state)
     struct walsh_random random = start();
     for (size_t k = 0; k < DIMS; k++) {
         double before = 1;
+        if (test_small() && k % 3 != 0) continue;
         for (unsigned bits = 1; bits <= 8; bits++) {
             struct walsh_turbo_codec *codec = open_codec(dims[k], bits, false, true);
             double d = measured_distortion(&random, codec, 0, dims[k], 2000);

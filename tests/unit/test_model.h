@@ -42,7 +42,7 @@ static inline void test_model_require(enum walsh_status status, const struct wal
 /* Random bf16 weights as large as a trained model's, norms of 1. */
 static inline void test_model_write_tensors(const char *path)
 {
-    enum { HIDDEN = 32, WIDE = 48, LAYERS = 5, HEAD = 64, VOCAB = 8192 };
+    enum { HIDDEN = 32, WIDE = 48, LAYERS = 3, HEAD = 64, VOCAB = 8192 };
     static const struct {
         const char *name;
         uint32_t rows, cols;
@@ -86,7 +86,7 @@ static inline const char *test_model(void)
 {
     static const char config[] =
         "{\"architectures\": [\"LlamaForCausalLM\"], \"hidden_size\": 32, \"intermediate_size\": 48, "
-        "\"num_hidden_layers\": 5, "
+        "\"num_hidden_layers\": 3, "
         "\"num_attention_heads\": 1, \"head_dim\": 64, \"vocab_size\": 8192, \"max_position_embeddings\": "
         "1024, "
         "\"rms_norm_eps\": 1e-05, \"tie_word_embeddings\": true, \"bos_token_id\": 0, \"eos_token_id\": 0}\n";
