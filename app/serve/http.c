@@ -21,6 +21,8 @@
 /* Of libmicrohttpd per connection, taken from the system as it is used. What does not fit it refuses in HTML: so
  * there is room for more than we allow, and ours is the answer. */
 #define CONNECTION_MEMORY (128 * 1024)
+#define MOST_DROPPED                                                                                         \
+    (64 << 20) /* bytes of a body that is refused, read so that its client gets to the answer */
 #define STREAM_BLOCK (16 * 1024)
 
 /* An open connection. */
@@ -336,6 +338,17 @@ static enum MHD_Result add_header_size(void *sum, enum MHD_ValueKind kind, const
     return MHD_YES;
 }
 
+/* Refuse a body that is announced as too long. The answer waits until the body has been read and dropped, since
+ * most clients look for it only then; not where the client asks first, or for what nobody should send. */
+static bool refuse_length(struct exchange *x, const char *length)
+{
+    const size_t most = x->server->limits.body_bytes;
+    x->at_once = strtoull(length, NULL, 10) > most + MOST_DROPPED ||
+                 MHD_lookup_connection_value(x->connection, MHD_HEADER_KIND, MHD_HTTP_HEADER_EXPECT);
+    return refuse(&x->refusal, 413, "body_too_large", NULL, "the body has %.20s bytes, expected at most %zu",
+                  length, most);
+}
+
 /* What is wrong with the request before its body is there; true: nothing. */
 static bool check_head(struct exchange *x, const char *path, const char *method)
 {
@@ -360,10 +373,7 @@ static bool check_head(struct exchange *x, const char *path, const char *method)
     if (!guard_json(x)) return false;
     const char *length =
         MHD_lookup_connection_value(x->connection, MHD_HEADER_KIND, MHD_HTTP_HEADER_CONTENT_LENGTH);
-    if (length && strtoull(length, NULL, 10) > server->limits.body_bytes)
-        return refuse(&x->refusal, 413, "body_too_large", NULL,
-                      "the body has %.20s bytes, expected at most %zu", length, server->limits.body_bytes);
-    return true;
+    return !length || strtoull(length, NULL, 10) <= server->limits.body_bytes || refuse_length(x, length);
 }
 
 /* A piece of the body. What comes after a refusal is read and dropped, so that the client is still there to
@@ -372,7 +382,7 @@ static enum MHD_Result take_body(struct exchange *x, const char *data, size_t si
 {
     struct server *server = x->server;
     x->seen += size;
-    if (x->seen > 2 * server->limits.body_bytes) return MHD_NO;
+    if (x->seen > server->limits.body_bytes + MOST_DROPPED) return MHD_NO;
     if (x->refusal.status) return MHD_YES;
     if (!x->route->endpoint) {
         refuse(&x->refusal, 400, "unexpected_body", NULL, "this endpoint takes no body");
@@ -419,8 +429,7 @@ static enum MHD_Result on_request(void *context, struct MHD_Connection *connecti
         if (!x) return MHD_NO;
         const bool preflight = strcmp(method, "OPTIONS") == 0;
         if (preflight && guard_host(x) && guard_origin(x) && *x->origin) return answer_preflight(x);
-        if (!x->refusal.status && !check_head(x, path, method) && x->refusal.status == 413)
-            return answer_refusal(x);
+        if (!x->refusal.status && !check_head(x, path, method) && x->at_once) return answer_refusal(x);
         return MHD_YES;
     }
     if (x->job) return await_job(x);

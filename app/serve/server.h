@@ -76,6 +76,7 @@ struct exchange {
     struct refusal refusal; /* status 0: none */
     unsigned retry;         /* seconds, with a 429 */
     const char *allow;      /* with a 405 */
+    bool at_once;           /* the refusal does not wait for the body */
     struct job *job;
     int status; /* answered */
 };

@@ -637,6 +637,10 @@ def lines_and_headers_are_bounded():
     # announced, and refused before it is sent; a number that is none; two lengths; a body where there should be none
     post = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     assert b" 413 " in server.raw(post + b"Content-Length: 99999999\r\n\r\n", half_close=True)[:20]
+    status, _, data = server.ask("POST", "/v1/completions", b"{\"prompt\": \"" + b"x" * 8000000 + b"\"}")
+    assert status == 413 and json.loads(data)["error"]["code"] == "body_too_large", "whoever sends it all is told"
+    asks = post + b"Expect: 100-continue\r\nContent-Length: 8000000\r\n\r\n"
+    assert server.raw(asks, half_close=True).startswith(b"HTTP/1.1 413"), "whoever asks first is told at once"
     for length in (b"-1", b"1e3", b"99999999999999999999999", b"0x10", b"5, 6", b""):
         got = server.raw(post + b"Content-Length: " + length + b"\r\n\r\n{}", half_close=True)
         assert got == b"" or got[9:10] == b"4", (length, got[:80])
