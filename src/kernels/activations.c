@@ -30,3 +30,13 @@ size_t walsh_activation_sums(enum walsh_activation_type type, size_t stride)
            : type == WALSH_ACTIVATION_INT8      ? 1
                                                 : 0;
 }
+
+struct walsh_activations walsh_activation_rows(const struct walsh_activations *a, size_t first, size_t rows)
+{
+    struct walsh_activations part = *a;
+    part.rows = rows;
+    part.data = (uint8_t *)a->data + first * a->stride * walsh_activation_size(a->type);
+    if (part.scale) part.scale += first * walsh_activation_scales(a->type, a->stride);
+    if (part.sum) part.sum += first * walsh_activation_sums(a->type, a->stride);
+    return part;
+}

@@ -50,6 +50,8 @@ size_t walsh_activation_size(enum walsh_activation_type type); /* bytes of one e
 /* Elements of `scale` and of `sum` of one row. */
 size_t walsh_activation_scales(enum walsh_activation_type type, size_t stride);
 size_t walsh_activation_sums(enum walsh_activation_type type, size_t stride);
+/* Rows [first, first + rows) of a, in place. */
+struct walsh_activations walsh_activation_rows(const struct walsh_activations *a, size_t first, size_t rows);
 
 /* The first half of a low-rank update, h = A x, of rows [row_begin, row_end) of a product's raw input. */
 struct walsh_low_rank_down {
@@ -87,6 +89,9 @@ struct walsh_product {
     size_t ldy;
     const struct walsh_low_rank_up *up;
     size_t up_count;
+    /* Only rows [first_row, first_row + rows) of the activations, y[0] being that of the first; rows 0: all of them. For
+     * the CPU's op, and for products without updates. */
+    size_t first_row, rows;
 };
 
 /* Keys and values of one layer of one sequence, in pages of page_tokens tokens. Page layout, for K and V

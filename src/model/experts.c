@@ -1,5 +1,6 @@
 /* Mixture of experts: every row picks k experts (Shazeer et al. 2017, top-k of a softmax as in Qwen3Moe). A
- * *slot* is one (row, expert) pair; slots are sorted by expert, so that an expert computes its rows together.
+ * *slot* is one (row, expert) pair; slots are sorted by expert, so that an expert computes its rows together, and the
+ * products of several experts are one dispatch.
  * A row's result is summed in the order of its own k, so that its bits never depend on the rows beside it. */
 #include <string.h>
 
@@ -66,6 +67,37 @@ static void gate_up_one_row(const struct walsh_queue *q, const struct walsh_laye
     }
 }
 
+/* The next experts from *e on that may run together: whole ones, of as many rows as the workspace has. Returns how many are
+ * in ws->groups; *e is then behind them. */
+static size_t next_groups(const struct walsh_config *c, struct walsh_workspace *ws, uint32_t *e)
+{
+    size_t count = 0, rows = 0;
+    for (; *e < c->experts; (*e)++) {
+        const size_t begin = ws->expert_begin[*e], n = ws->expert_begin[*e + 1] - begin;
+        if (rows + n > ws->max_rows) break;
+        if (n > 0) ws->groups[count++] = (struct walsh_linear_group){.begin = begin, .rows = n, .expert = *e};
+        rows += n;
+    }
+    return count;
+}
+
+/* Compute the calls of ws->groups, of which x[.][ldx] is the first row: together, or expert by expert where somebody
+ * watches, rows have adapters, or linears differ. */
+static void run_groups(const struct walsh_queue *q, const struct walsh_rows *rows, struct walsh_workspace *ws,
+                       size_t count, size_t calls, const float *x, size_t ldx)
+{
+    if (rows->sets.count == 0 && walsh_linear_groups_fit(q, ws->groups, count, calls)) {
+        walsh_linear_apply_groups(q, ws, ws->groups, count, calls, x, ldx, rows->role, ws->expert_products);
+        return;
+    }
+    for (size_t g = 0; g < count; g++) {
+        const struct walsh_linear_group *group = &ws->groups[g];
+        const struct walsh_row_sets sets = slot_sets(rows, ws, group->begin, group->rows);
+        walsh_linear_apply(q, ws, group->calls, calls, x + (group->begin - ws->groups[0].begin) * ldx, ldx,
+                           group->rows, rows->role, &sets);
+    }
+}
+
 static void gate_up(const struct walsh_config *c, const struct walsh_queue *q,
                     const struct walsh_layer *layer, const struct walsh_rows *rows,
                     struct walsh_workspace *ws, const struct walsh_tap *tap)
@@ -74,19 +106,38 @@ static void gate_up(const struct walsh_config *c, const struct walsh_queue *q,
         gate_up_one_row(q, layer, rows, c, ws);
         return;
     }
-    for (uint32_t e = 0; e < c->experts; e++) {
-        size_t begin = ws->expert_begin[e], n = ws->expert_begin[e + 1] - begin;
-        if (n == 0) continue;
-        for (size_t i = 0; i < n; i++)
-            memcpy(ws->gathered + i * ws->normed_ld, ws->normed + ws->slot_row[begin + i] * ws->normed_ld,
-                   c->hidden * sizeof(float));
-        walsh_tap_input(tap, WALSH_TAP_EXPERT, e, ws->gathered, ws->normed_ld, n, c->hidden);
-        const struct walsh_expert *expert = &layer->experts[e];
-        const struct walsh_linear_call calls[] = {
-            {&expert->gate, ws->gate + begin * ws->gate_ld, ws->gate_ld},
-            {&expert->up, ws->up + begin * ws->gate_ld, ws->gate_ld}};
-        const struct walsh_row_sets sets = slot_sets(rows, ws, begin, n);
-        walsh_linear_apply(q, ws, calls, 2, ws->gathered, ws->normed_ld, n, rows->role, &sets);
+    for (uint32_t e = 0; e < c->experts;) {
+        const size_t count = next_groups(c, ws, &e);
+        for (size_t g = 0; g < count; g++) {
+            struct walsh_linear_group *group = &ws->groups[g];
+            const struct walsh_expert *expert = &layer->experts[group->expert];
+            const size_t at = group->begin * ws->gate_ld, row = group->begin - ws->groups[0].begin;
+            float *x = ws->gathered + row * ws->normed_ld;
+            group->calls[0] = (struct walsh_linear_call){&expert->gate, ws->gate + at, ws->gate_ld};
+            group->calls[1] = (struct walsh_linear_call){&expert->up, ws->up + at, ws->gate_ld};
+            for (size_t i = 0; i < group->rows; i++)
+                memcpy(x + i * ws->normed_ld, ws->normed + ws->slot_row[group->begin + i] * ws->normed_ld,
+                       c->hidden * sizeof(float));
+            walsh_tap_input(tap, WALSH_TAP_EXPERT, group->expert, x, ws->normed_ld, group->rows, c->hidden);
+        }
+        if (count > 0) run_groups(q, rows, ws, count, 2, ws->gathered, ws->normed_ld);
+    }
+}
+
+static void down(const struct walsh_config *c, const struct walsh_queue *q, const struct walsh_layer *layer,
+                 const struct walsh_rows *rows, struct walsh_workspace *ws, const struct walsh_tap *tap)
+{
+    for (uint32_t e = 0; e < c->experts;) {
+        const size_t count = next_groups(c, ws, &e);
+        for (size_t g = 0; g < count; g++) {
+            struct walsh_linear_group *group = &ws->groups[g];
+            group->calls[0] = (struct walsh_linear_call){&layer->experts[group->expert].down,
+                                                         ws->delta + group->begin * c->hidden, c->hidden};
+            walsh_tap_input(tap, WALSH_TAP_EXPERT_DOWN, group->expert, ws->gate + group->begin * ws->gate_ld,
+                            ws->gate_ld, group->rows, c->expert_intermediate);
+        }
+        if ((tap && tap->skip_last) || count == 0) continue;
+        run_groups(q, rows, ws, count, 1, ws->gate + ws->groups[0].begin * ws->gate_ld, ws->gate_ld);
     }
 }
 
@@ -121,24 +172,13 @@ void walsh_experts_block(const struct walsh_model_graph *graph, const struct wal
                          struct walsh_workspace *ws, const struct walsh_tap *tap)
 {
     const struct walsh_config *c = &graph->config;
-    uint32_t k = c->experts_per_token, wide = c->expert_intermediate;
+    const uint32_t k = c->experts_per_token;
     route(c, q, layer, rows, ws);
     gate_up(c, q, layer, rows, ws, tap);
-    walsh_gate(c, q, ws, rows->count * k, wide);
+    walsh_gate(c, q, ws, rows->count * k, c->expert_intermediate);
 
-    bool skip = tap && tap->skip_last;
-    for (uint32_t e = 0; e < c->experts; e++) {
-        size_t begin = ws->expert_begin[e], n = ws->expert_begin[e + 1] - begin;
-        if (n == 0) continue;
-        const float *input = ws->gate + begin * ws->gate_ld;
-        walsh_tap_input(tap, WALSH_TAP_EXPERT_DOWN, e, input, ws->gate_ld, n, wide);
-        if (skip) continue;
-        const struct walsh_linear_call down = {&layer->experts[e].down, ws->delta + begin * c->hidden,
-                                               c->hidden};
-        const struct walsh_row_sets sets = slot_sets(rows, ws, begin, n);
-        walsh_linear_apply(q, ws, &down, 1, input, ws->gate_ld, n, rows->role, &sets);
-    }
-    if (skip) return;
+    down(c, q, layer, rows, ws, tap);
+    if (tap && tap->skip_last) return;
     struct combine sums = {ws, x, c->hidden, k};
     walsh_pool_run(q->pool, rows->count, 16, combine_rows, &sums);
 }

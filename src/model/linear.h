@@ -119,4 +119,24 @@ void walsh_linear_apply(const struct walsh_queue *q, struct walsh_workspace *ws,
                         const struct walsh_linear_call *calls, size_t count, const float *x, size_t ldx,
                         size_t rows, enum walsh_role role, const struct walsh_row_sets *sets);
 
+/* Calls of an expert: linears of the same x, whose rows [begin, begin + rows) they read. */
+#define WALSH_GROUP_CALLS 2
+struct walsh_linear_group {
+    struct walsh_linear_call calls[WALSH_GROUP_CALLS];
+    size_t begin, rows;
+    uint32_t expert; /* the caller's */
+};
+/* May the groups go through walsh_linear_apply_groups? Their linears must read x alike but for their signs, and have no
+ * low-rank parts of their own; the queue must be the CPU's. */
+bool walsh_linear_groups_fit(const struct walsh_queue *q, const struct walsh_linear_group *groups,
+                             size_t count, size_t calls);
+/* The first `calls` calls of each group, without adapters: as walsh_linear_apply for each of them, bit for bit, but all
+ * products in one dispatch, of pieces (linear, outputs, rows), and one preparation where all signs are equal. x[.][ldx] from
+ * the first group's first row on. Groups ascend, their rows join and are at most the workspace's; products: [count * calls],
+ * scratch. */
+void walsh_linear_apply_groups(const struct walsh_queue *q, struct walsh_workspace *ws,
+                               const struct walsh_linear_group *groups, size_t count, size_t calls,
+                               const float *x, size_t ldx, enum walsh_role role,
+                               struct walsh_product *products);
+
 #endif

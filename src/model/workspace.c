@@ -46,6 +46,9 @@ static enum walsh_status allocate_experts(struct walsh_workspace *ws, const stru
     WALSH_TRY(buffer(ws->queue, slots, 1, sizeof(int32_t), false, &ws->expert_index, err));
     WALSH_TRY(buffer(ws->queue, slots, 1, sizeof(float), false, &ws->expert_weight, err));
     WALSH_TRY(buffer(NULL, slots, 1, sizeof(uint32_t), false, &ws->slot_row, err));
+    WALSH_TRY(buffer(NULL, c->experts, 1, sizeof *ws->groups, false, &ws->groups, err));
+    WALSH_TRY(buffer(NULL, c->experts, WALSH_GROUP_CALLS, sizeof *ws->expert_products, false,
+                     &ws->expert_products, err));
     WALSH_TRY(buffer(NULL, slots, 1, sizeof(uint32_t), false, &ws->row_slot, err));
     return buffer(NULL, (size_t)c->experts + 1, 1, sizeof(uint32_t), false, &ws->expert_begin, err);
 }
@@ -124,7 +127,8 @@ void walsh_workspace_close(struct walsh_workspace **ws)
         w->mixed, w->normed, w->query,    w->key,           w->value,        w->attention,     w->gate,
         w->up,    w->delta,  w->rows,     w->own_pages[0],  w->own_pages[1], w->activations,   w->scale,
         w->sum,   w->z,      w->gathered, w->router_logits, w->expert_index, w->expert_weight, w->h};
-    void *const of_host[] = {w->expert_begin, w->slot_row, w->row_slot, w->downs, w->ups, w->expert_sets};
+    void *const of_host[] = {w->expert_begin, w->slot_row,    w->row_slot, w->downs,
+                             w->ups,          w->expert_sets, w->groups,   w->expert_products};
     for (size_t i = 0; i < sizeof of_queue / sizeof *of_queue; i++) walsh_queue_free(w->queue, of_queue[i]);
     for (size_t i = 0; i < sizeof of_host / sizeof *of_host; i++) walsh_free(of_host[i]);
     walsh_free(w);

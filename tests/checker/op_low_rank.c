@@ -84,7 +84,8 @@ static void run(struct check *c, const struct walsh_queue *q, const struct low_r
     a.rows = rows;
     a.data = (float *)a.data + begin * a.stride;
     for (unsigned n = 0; n < PRODUCTS; n++) {
-        list[n] = (struct walsh_product){&d->w[n], y[n], d->w[n].rows + n, up + ups, 0};
+        list[n] =
+            (struct walsh_product){.weights = &d->w[n], .y = y[n], .ldy = d->w[n].rows + n, .up = up + ups};
         for (unsigned u = 0; u < UPDATES; u++) {
             const struct update *t = &d->updates[u];
             const size_t first = walsh_max(t->row_begin, begin), end = walsh_min(t->row_end, begin + rows);

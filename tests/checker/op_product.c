@@ -17,13 +17,23 @@ struct op_case {
     struct product_shape shape[MOST_PRODUCTS]; /* cols is filled in */
 };
 
+/* `parted`: each product as two of a list, of its first and of its other rows. */
 static void run(const struct walsh_queue *q, const struct op_case *t, const struct walsh_weights *w,
-                const struct walsh_activations *a, float *const *y)
+                const struct walsh_activations *a, float *const *y, bool parted)
 {
-    struct walsh_product list[MOST_PRODUCTS];
-    for (size_t n = 0; n < t->count; n++)
-        list[n] = (struct walsh_product){.weights = &w[n], .y = y[n], .ldy = w[n].rows + n};
-    q->ops->product(q, list, t->count, a, NULL, t->role);
+    struct walsh_product list[2 * MOST_PRODUCTS];
+    size_t count = 0;
+    for (size_t n = 0; n < t->count; n++) {
+        const size_t ldy = w[n].rows + n, first = parted ? t->rows / 3 : 0;
+        if (first > 0)
+            list[count++] = (struct walsh_product){.weights = &w[n], .y = y[n], .ldy = ldy, .rows = first};
+        list[count++] = (struct walsh_product){.weights = &w[n],
+                                               .y = y[n] + first * ldy,
+                                               .ldy = ldy,
+                                               .first_row = first,
+                                               .rows = first > 0 ? t->rows - first : 0};
+    }
+    q->ops->product(q, list, count, a, NULL, t->role);
 }
 
 /* A product and what its reference needs. */
@@ -77,10 +87,12 @@ static void check_case(struct check *c, const struct check_queues *queues, const
             y[q][n] =
                 check_alloc(c, t->rows * (shape.rows + n) * sizeof(float), check_misalign(c, sizeof(float)));
     }
-    for (unsigned q = 0; q < 3; q++) run(&queues->best[q], t, w, &a, y[q]);
+    for (unsigned q = 0; q < 3; q++)
+        run(&queues->best[q], t, w, &a, y[q],
+            q == 1 && queues->best[q].device == NULL && queues->best[q].memory == NULL);
     for (size_t n = 0; n < t->count; n++) {
         size_t outputs = w[n].rows, ldy = outputs + n, bytes = t->rows * ldy * sizeof(float);
-        check_exact_bytes(c, "y of 1 and of 2 threads", y[0][n], y[1][n], bytes);
+        check_exact_bytes(c, "y of 1 and of 2 threads, in parts", y[0][n], y[1][n], bytes);
         check_exact_bytes(c, "y of 1 and of 3 threads", y[0][n], y[2][n], bytes);
         struct expectation e = {.reference = &queues->reference, .role = t->role, .w = &w[n], .a = &a};
         if (queues->best[0].device != NULL) e.role = WALSH_DECODE; /* a device merges no stages */

@@ -24,6 +24,7 @@ _Static_assert(WALSH_BLOCK_MAX_COLUMNS *WALSH_BLOCK_ROWS * sizeof(float) <=
 #define AMX_TILE 64
 #define DECODE_BYTES ((size_t)128 << 10)
 #define PIECES_PER_THREAD 8
+#define PIECE_ROWS 256 /* prefill, of a product of some rows: an expert with many is cut along them too */
 
 typedef void product_kernel(const struct walsh_product_part *);
 
@@ -64,9 +65,15 @@ static size_t piece_outputs(const struct product_list *l, const struct walsh_wei
     return walsh_round_up(walsh_max(DECODE_BYTES / row_bytes, 1), WALSH_PRODUCT_ROWS);
 }
 
-static size_t pieces(const struct product_list *l, const struct walsh_weights *w)
+/* Pieces along the rows of a product. */
+static size_t row_pieces(const struct product_list *l, const struct walsh_product *p)
 {
-    return walsh_div_up(w->rows, piece_outputs(l, w));
+    return l->role == WALSH_PREFILL && p->rows > PIECE_ROWS ? walsh_div_up(p->rows, PIECE_ROWS) : 1;
+}
+
+static size_t pieces(const struct product_list *l, const struct walsh_product *p)
+{
+    return walsh_div_up(p->weights->rows, piece_outputs(l, p->weights)) * row_pieces(l, p);
 }
 
 /* Rows of a block format are decoded into the scratch, a tile or several at a time, where they meet the
@@ -101,15 +108,22 @@ static void run_decoded(const struct walsh_queue *q, const struct walsh_product_
 static void run_piece(struct product_list *l, size_t piece, unsigned worker)
 {
     const struct walsh_product *product = l->list;
-    for (size_t n; piece >= (n = pieces(l, product->weights)); product++) piece -= n;
+    for (size_t n; piece >= (n = pieces(l, product)); product++) piece -= n;
     const struct walsh_weights *w = product->weights;
-    size_t outputs = piece_outputs(l, w), begin = piece * outputs;
+    const size_t outputs = piece_outputs(l, w), wide = walsh_div_up(w->rows, outputs),
+                 begin = piece % wide * outputs, block = piece / wide * PIECE_ROWS;
+    struct walsh_activations a = *l->a;
+    if (product->rows > 0) {
+        const size_t left = product->rows - block;
+        a = walsh_activation_rows(l->a, product->first_row + block,
+                                  row_pieces(l, product) > 1 ? walsh_min(left, PIECE_ROWS) : left);
+    }
     const struct walsh_product_part part = {
         .weights = w,
-        .a = l->a,
+        .a = &a,
         .begin = begin,
         .end = walsh_min(begin + outputs, w->rows),
-        .y = product->y,
+        .y = product->y + block * product->ldy,
         .ldy = product->ldy,
         .scratch = l->queue->scratch[worker],
     };
@@ -146,6 +160,6 @@ void walsh_cpu_product(const struct walsh_queue *q, const struct walsh_product *
     walsh_low_rank_begin(&l.low_rank, q, low_rank, role);
     size_t total = l.low_rank.units;
     for (size_t i = 0; i < count; i++) l.outputs += list[i].weights->rows;
-    for (size_t i = 0; i < count; i++) total += pieces(&l, list[i].weights);
+    for (size_t i = 0; i < count; i++) total += pieces(&l, &list[i]);
     walsh_pool_run(q->pool, total, 1, run_pieces, &l);
 }
