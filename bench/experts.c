@@ -100,6 +100,15 @@ static void make_experts(struct bench *b)
                                          .b_t = numbers((size_t)RANK * N),
                                          .grad_a = numbers((size_t)RANK * K),
                                          .grad_b = numbers((size_t)RANK * N)};
+    for (unsigned i = 0; i < MATRICES && walsh_lora_narrow(b->queue); i++) {
+        struct walsh_lora *l = &b->lora[i];
+        uint32_t *pairs = malloc((walsh_lora_pairs(RANK, K) + walsh_lora_pairs(RANK, N)) * sizeof *pairs);
+        if (!pairs) exit(1);
+        l->a_pairs = pairs;
+        l->b_pairs = pairs + walsh_lora_pairs(RANK, K);
+        walsh_lora_pack(b->queue, pairs, l->a, RANK, K);
+        walsh_lora_pack(b->queue, pairs + walsh_lora_pairs(RANK, K), l->b, RANK, N);
+    }
     b->layer.experts = b->experts;
     b->graph.layers = &b->layer;
     b->graph.config.layers = 1;

@@ -118,14 +118,20 @@ INLINE void direct_block(const struct walsh_product_part *p, const unsigned rows
 #pragma GCC unroll 4
         for (unsigned t = 0; t < tiles; t++) sum[m][t] = tile_zero();
     }
+    const size_t groups = walsh_block_groups(w),
+                 tile_bytes = walsh_block_words(w) * WALSH_BLOCK_ROWS * sizeof(uint32_t);
     for (size_t g = first; g < end; g++) {
+        /* behind a tile's end are those beside it, which are being read: the next ones' begin behind them all */
+        const size_t ahead =
+            PREFETCH +
+            (g + PREFETCH / (WALSH_BLOCK_ROWS * GROUP / 2) < groups ? 0 : (tiles - 1) * tile_bytes);
 #pragma GCC unroll 4
         for (unsigned t = 0; t < tiles; t++) {
             __m512i pairs[16];
             const uint32_t *words = group_words(w, tile + t, g);
 #pragma GCC unroll 4
             for (unsigned line = 0; line < 4; line++)
-                _mm_prefetch((const char *)(words + line * 16) + PREFETCH, _MM_HINT_T0);
+                _mm_prefetch((const char *)(words + line * 16) + ahead, _MM_HINT_T0);
             group_pairs(words, group_scales(w, tile + t, g), pairs);
 #pragma GCC unroll 3
             for (unsigned m = 0; m < rows; m++) {
