@@ -66,6 +66,7 @@ enum walsh_status walsh_vocabulary_open(struct walsh_vocabulary *v, size_t size,
     *v = (struct walsh_vocabulary){.size = size};
     fill_alphabet(v->byte_of);
     WALSH_TRY(walsh_alloc_zero(size, sizeof *v->tokens, "tokens", &v->tokens, err));
+    WALSH_TRY(walsh_buffer_reserve(&v->blob, 1, err)); /* there also where all texts are empty */
     return id_map_open(&v->by_text, size, err);
 }
 
