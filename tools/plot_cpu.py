@@ -2,7 +2,7 @@
 """Table and plot of bench/results/cpu-peers.json: decode and prompts of the Llama shape of 1.709 G weights per token by walsh and
 by llama-bench, two threads.
 
-    tools/plot_cpu.py bench/results/cpu-peers.json docs/cpu-peers.svg    # prints the table, writes the plot
+    tools/plot_cpu.py bench/results/cpu-peers.json docs/images/cpu-peers.svg    # prints the table, writes the plot
 
 The file is a list of runs in the order in which they were made: {"engine": "walsh", "format", "bits", "head", "arguments",
 "result": what `walsh bench --json` printed} or {"engine": "llama-bench", "type", "bits", "head", "repack", "result": [{"test",
