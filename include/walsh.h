@@ -486,7 +486,7 @@ WALSH_API enum walsh_status walsh_session_prompt_logits(struct walsh_session *se
 
 struct walsh_sampler_options {
     size_t struct_size;
-    double temperature;    /* 0: greedy */
+    double temperature;    /* below 1e-6: greedy */
     uint32_t top_k;        /* 0: off */
     double top_p;          /* in (0, 1]; 1 (set by the macro): off */
     double min_p;          /* 0: off */

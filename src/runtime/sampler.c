@@ -172,13 +172,15 @@ static struct walsh_candidate take_first(struct walsh_candidate *heap, size_t *n
 #define BUCKETS_PER_E 8.0 /* what lies further down than 32 is in the last one */
 #define BLOCK 256
 
-/* The smaller one of two numbers that are not negative. As integers, because a compiler that has to think of
- * floating-point exceptions does not take several at a time. */
+/* The smaller one of two numbers that are not negative; NaN, of either sign, is larger than all others. As
+ * integers, because a compiler that has to think of floating-point exceptions does not take several at a time.
+ */
 static float smaller(float a, float b)
 {
     int32_t x, y;
     memcpy(&x, &a, sizeof x);
     memcpy(&y, &b, sizeof y);
+    x &= INT32_MAX;
     const int32_t bits = x < y ? x : y;
     memcpy(&a, &bits, sizeof a);
     return a;
@@ -345,7 +347,7 @@ enum walsh_status walsh_sampler_choose(struct walsh_sampler *s, const float *log
     WALSH_TRY(apply_grammar(s, err));
     struct walsh_candidate best;
     WALSH_TRY(find_best(s, &best, err));
-    if (s->options.temperature == 0) {
+    if (s->options.temperature < WALSH_LEAST_TEMPERATURE) {
         *id = best.id;
     } else {
         double total;

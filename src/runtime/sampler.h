@@ -9,10 +9,14 @@
 #include "base/status.h"
 #include "text/grammar.h"
 
+/* A temperature below it is greedy: logits one step of f32 apart differ by more than a factor of e^0.1 there,
+ * and its reciprocal would leave f32 in the end. */
+#define WALSH_LEAST_TEMPERATURE 1e-6
+
 /* Applied in this order: repeat penalty, presence and frequency penalty, bias, temperature, top-k, top-p,
  * min-p; the filters as in Hugging Face's logits processors. */
 struct walsh_sampling {
-    double temperature;    /* >= 0; 0: the largest logit, ties to the lowest id */
+    double temperature;    /* >= 0; below WALSH_LEAST_TEMPERATURE: the largest logit, ties to the lowest id */
     uint32_t top_k;        /* 0: off */
     double top_p;          /* in (0, 1]; 1: off (Holtzman et al. 2020, nucleus sampling) */
     double min_p;          /* in [0, 1]: drop tokens below min_p * the largest probability; 0: off */

@@ -131,6 +131,42 @@ static void greedy_takes_the_first_of_the_largest(void **state)
     walsh_sampler_destroy(&sampler);
 }
 
+/* Temperatures, logits and filters at the ends of their ranges: what is drawn can be drawn, and a temperature
+ * near nothing is greedy. */
+static void extremes_are_drawn_from(void **state)
+{
+    (void)state;
+    static const double temperatures[] = {1e-320, 1e-300, 1e-40, 1e-38, 9e-7, 1e-6,
+                                          1e-3,   1,      1e6,   1e40,  1e300};
+    static const float extremes[] = {-INFINITY, -3.4e38f, -1e6f, -0.0f, 1e-45f, 30, 1e6f, 3.4e38f};
+    static const int32_t excluded[] = {2};
+    struct walsh_random random;
+    walsh_random_seed(&random, 11);
+    for (int round = 0; round < 20000; round++) {
+        struct walsh_sampling o = plain;
+        float logits[VOCAB];
+        int32_t id = -1, best = -1;
+        o.temperature = temperatures[walsh_random_u64(&random) % 11];
+        o.top_k = walsh_random_u64(&random) % 3 ? 0 : 1 + (uint32_t)(walsh_random_u64(&random) % VOCAB);
+        o.top_p = walsh_random_u64(&random) % 3 ? 1 : 1e-300 + walsh_random_uniform(&random) * 0.9;
+        o.min_p = walsh_random_u64(&random) % 3 ? 0 : walsh_random_uniform(&random);
+        o.repeat_penalty = walsh_random_u64(&random) % 3 ? 1 : 1.5;
+        o.excluded = excluded;
+        o.excluded_count = walsh_random_u64(&random) % 2;
+        for (int i = 0; i < VOCAB; i++) logits[i] = extremes[walsh_random_u64(&random) % 8];
+        logits[5] = 1;
+        for (int i = 0; i < VOCAB; i++)
+            if (!(o.excluded_count && i == 2) && (best < 0 || logits[i] > logits[best])) best = i;
+        struct walsh_sampler *sampler = open_sampler(&o);
+        assert_int_equal(walsh_sampler_choose(sampler, logits, &id, NULL), WALSH_OK);
+        if (!(id >= 0 && id < VOCAB && logits[id] > -INFINITY && !(o.excluded_count && id == 2)))
+            fail_msg("round %d: token %d at temperature %g", round, id, o.temperature);
+        if (o.temperature < WALSH_LEAST_TEMPERATURE && id != best)
+            fail_msg("round %d: token %d at temperature %g, expected %d", round, id, o.temperature, best);
+        walsh_sampler_destroy(&sampler);
+    }
+}
+
 static void repeats_are_penalized_while_they_are_recent(void **state)
 {
     (void)state;
@@ -324,6 +360,7 @@ int main(void)
         cmocka_unit_test(draws_follow_the_probabilities),
         cmocka_unit_test(filters_keep_what_they_say),
         cmocka_unit_test(greedy_takes_the_first_of_the_largest),
+        cmocka_unit_test(extremes_are_drawn_from),
         cmocka_unit_test(repeats_are_penalized_while_they_are_recent),
         cmocka_unit_test(excluded_tokens_are_never_drawn),
         cmocka_unit_test(drawn_tokens_are_penalized),
