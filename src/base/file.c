@@ -227,7 +227,7 @@ enum walsh_status walsh_fsync_directory(const char *path, struct walsh_error *er
     return WALSH_OK;
 }
 
-static enum walsh_status fsync_parent(const char *path, struct walsh_error *err)
+enum walsh_status walsh_fsync_parent(const char *path, struct walsh_error *err)
 {
     const char *slash = strrchr(path, '/');
     if (!slash) return walsh_fsync_directory(".", err);
@@ -252,7 +252,7 @@ enum walsh_status walsh_writer_commit(struct walsh_writer *w, struct walsh_error
     if (status == WALSH_OK) {
         walsh_free(w->temporary);
         w->temporary = NULL; /* there is nothing left to remove */
-        status = fsync_parent(w->path, err);
+        status = walsh_fsync_parent(w->path, err);
     }
     walsh_writer_discard(w);
     return status;

@@ -45,6 +45,8 @@ enum walsh_status walsh_file_write(const char *path, const void *data, size_t si
 enum walsh_status walsh_pwrite_all(int fd, const char *path, const void *data, size_t size, uint64_t offset,
                                    struct walsh_error *err);
 enum walsh_status walsh_fsync_directory(const char *path, struct walsh_error *err);
+/* The directory that holds `path`, so that its name lasts. */
+enum walsh_status walsh_fsync_parent(const char *path, struct walsh_error *err);
 enum walsh_status walsh_copy_file(const char *from, const char *to, struct walsh_error *err); /* atomic */
 
 bool walsh_path_exists(const char *path);

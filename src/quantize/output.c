@@ -91,10 +91,13 @@ static enum walsh_status create_tensors(struct walsh_output *o, struct walsh_err
 /* job.json comes first: it says that the directory is ours. */
 static enum walsh_status begin_job(struct walsh_output *o, const char *description, struct walsh_error *err)
 {
-    WALSH_TRY(lock_directory(o, err));
-    o->state = json_pack("{s:s, s:b, s:[]}", "job", description, "copied", 0, "layers");
-    if (!o->state) return walsh_fail(err, WALSH_E_MEMORY, "%s: no memory for its text", o->journal);
-    enum walsh_status status = write_journal(o, err);
+    enum walsh_status status = lock_directory(o, err);
+    if (status == WALSH_E_EXISTS) return status; /* it is another job's by now */
+    if (status == WALSH_OK) {
+        o->state = json_pack("{s:s, s:b, s:[]}", "job", description, "copied", 0, "layers");
+        if (!o->state) status = walsh_fail(err, WALSH_E_MEMORY, "%s: no memory for its text", o->journal);
+    }
+    if (status == WALSH_OK) status = write_journal(o, err);
     if (status == WALSH_OK) status = create_tensors(o, err);
     if (status != WALSH_OK) { /* nothing there is worth keeping */
         (void)unlink(o->tensors);
@@ -451,19 +454,6 @@ static enum walsh_status copy_companion(const struct walsh_output *o, const char
     return status;
 }
 
-static enum walsh_status sync_parent(const char *path, struct walsh_error *err)
-{
-    const char *slash = strrchr(path, '/');
-    if (!slash) return walsh_fsync_directory(".", err);
-    if (slash == path) return walsh_fsync_directory("/", err);
-    char *parent;
-    WALSH_TRY(concatenate(path, "", &parent, err));
-    parent[slash - path] = '\0';
-    enum walsh_status status = walsh_fsync_directory(parent, err);
-    walsh_free(parent);
-    return status;
-}
-
 static void remove_member(const struct walsh_output *o, const char *name)
 {
     char *path;
@@ -493,13 +483,16 @@ enum walsh_status walsh_output_finish(struct walsh_output *o, json_t *changes, s
     if (walsh_path_exists(o->destination))
         return walsh_fail(err, WALSH_E_EXISTS, "%s appeared while the job ran; the result is in %s",
                           o->destination, o->partial);
-    if (rename(o->partial, o->destination) != 0)
-        return walsh_fail_errno(err, errno, "%s: cannot rename it to %s", o->partial, o->destination);
-    WALSH_TRY(sync_parent(o->destination, err));
-    /* The record goes last: until the directory has its name, a kill must leave a job that can go on. */
     char *journal;
     WALSH_TRY(walsh_path_join(o->destination, "job.json", &journal, err));
-    (void)unlink(journal);
+    enum walsh_status status = WALSH_OK;
+    if (rename(o->partial, o->destination) != 0) {
+        status = walsh_fail_errno(err, errno, "%s: cannot rename it to %s", o->partial, o->destination);
+    } else {
+        status = walsh_fsync_parent(o->destination, err);
+        /* The record goes last: until the directory has its name, a kill must leave a job that can go on. */
+        (void)unlink(journal);
+    }
     walsh_free(journal);
-    return WALSH_OK;
+    return status;
 }

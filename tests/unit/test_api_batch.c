@@ -19,7 +19,7 @@
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define SCALE 5u
 #else
-#define SCALE (test_small() ? 5u : 1u)
+#define SCALE (test_small() ? 8u : 1u)
 #endif
 #define MOST_REQUESTS 200
 #define REQUESTS (MOST_REQUESTS / SCALE)

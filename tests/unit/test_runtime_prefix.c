@@ -222,6 +222,7 @@ static void a_hit_is_a_fresh_run(void **state)
         open_machine(&one, test_model(), 1, WALSH_CPU_BEST, WALSH_ACTIVATION_F32);
         open_machine(&three, test_model(), 3, WALSH_CPU_BEST, WALSH_ACTIVATION_F32);
         for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
+            if (test_small() && i != c % 3) continue;
             const uint32_t count = counts[i], whole = count / 512 * 512;
             char name[40];
             snprintf(name, sizeof name, "hit-%zu-%zu", c, i);

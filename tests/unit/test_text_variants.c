@@ -10,6 +10,7 @@
 
 #include "unit/temporary.h"
 #include "unit/text_fixtures.h"
+#include "unit/share.h"
 
 static json_t *small, *variants; /* as in the fixtures */
 
@@ -124,6 +125,7 @@ static void test_variants(void **state)
             uint32_t hash = reader_u32(&expected);
             size_t count;
             left_out += hash == 0;
+            if (test_small() && i % 10 != 0) continue;
             if (hash && folded(encode_hash(t, s.text, s.size, WALSH_ENCODE_SPECIAL, &count)) != hash)
                 fail_msg("variant %s, hard string %u", name, i);
         }
@@ -177,7 +179,10 @@ static void test_code_points(void **state)
                 size += sweep_text(block + size, c);
                 bool last = i + 1 == ranges && c == range[1];
                 if (++points % 64 != 0 && !last) continue;
-                if (folded(encode_hash(t, block, size, 0, &count)) != reader_u32(&r))
+                const uint32_t wanted = reader_u32(&r);
+                /* every tenth block of the sweep shows each script */
+                if (!(test_small() && points / 64 % 10 != 0) &&
+                    folded(encode_hash(t, block, size, 0, &count)) != wanted)
                     fail_msg("variant %s, the 64 code points up to U+%04X", swept[v], c);
                 size = 0;
             }
