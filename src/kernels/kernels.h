@@ -244,6 +244,13 @@ struct walsh_ops {
      * indices and weights, renormalised to sum 1 where `normalize`. */
     void (*route)(const struct walsh_queue *q, int32_t *index, float *weight, const float *logits,
                   size_t rows, uint32_t experts, uint32_t k, bool normalize);
+    /* out[i][0..n) = x[index[i]][0..n). out and x do not overlap. */
+    void (*gather)(const struct walsh_queue *q, float *out, size_t ldo, const float *x, size_t ldx,
+                   const uint32_t *index, size_t rows, size_t n);
+    /* x[row][0..n) += sum over j < k of weight[row][j] y[slot[row][j]][0..n), k >= 1: every product and sum
+     * rounded, the sum from the left. No slot stands twice; y is overwritten. */
+    void (*combine)(const struct walsh_queue *q, float *x, size_t n, float *y, const uint32_t *slot,
+                    const float *weight, size_t rows, uint32_t k);
     const struct walsh_fused_ops *fused; /* NULL: none */
 };
 

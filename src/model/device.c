@@ -83,6 +83,12 @@ static enum walsh_status upload_layer(struct upload *u, struct walsh_layer *laye
     struct walsh_linear *const linears[] = {&layer->q,    &layer->k,  &layer->v,   &layer->o,
                                             &layer->gate, &layer->up, &layer->down};
     for (size_t i = 0; i < sizeof linears / sizeof *linears; i++) WALSH_TRY(upload_linear(u, linears[i]));
+    if (c->experts) WALSH_TRY(upload_linear(u, &layer->router));
+    for (uint32_t e = 0; e < c->experts; e++) {
+        WALSH_TRY(upload_linear(u, &layer->experts[e].gate));
+        WALSH_TRY(upload_linear(u, &layer->experts[e].up));
+        WALSH_TRY(upload_linear(u, &layer->experts[e].down));
+    }
     WALSH_TRY(upload_vector(u, &layer->input_norm, c->hidden, "a norm"));
     WALSH_TRY(upload_vector(u, &layer->mlp_norm, c->hidden, "a norm"));
     WALSH_TRY(upload_vector(u, &layer->attention_output_norm, c->hidden, "a norm"));
@@ -122,9 +128,6 @@ static enum walsh_status upload_ends(struct upload *u)
 static enum walsh_status check(const struct upload *u)
 {
     const struct walsh_model_graph *g = u->graph;
-    if (g->config.experts)
-        return walsh_fail(u->err, WALSH_E_UNSUPPORTED, "%s: mixtures of experts run on the CPU only",
-                          g->checkpoint.directory ? g->checkpoint.directory : "shape");
     if (g->config.conv_taps)
         return walsh_fail(u->err, WALSH_E_UNSUPPORTED, "%s: short convolutions run on the CPU only",
                           g->checkpoint.directory ? g->checkpoint.directory : "shape");
@@ -155,8 +158,10 @@ enum walsh_status walsh_graph_upload(struct walsh_model_graph *graph, const stru
     if (!queue->memory) return WALSH_OK;
     struct upload u = {.graph = graph, .queue = queue, .err = err};
     WALSH_TRY(check(&u));
-    /* of a layer: 7 linears with stages, two vectors of signs and a bias each, 6 norms and the sinks */
-    u.capacity = graph->config.layers * (7 * (WALSH_MAX_STAGES + 4) + 7) + 2 * (WALSH_MAX_STAGES + 4) + 8;
+    /* of a layer: linears with stages, two vectors of signs and a bias each, 6 norms and the sinks */
+    const size_t linears = 7 + 1 + 3 * (size_t)graph->config.experts; /* of a layer, with the router */
+    u.capacity =
+        graph->config.layers * (linears * (WALSH_MAX_STAGES + 4) + 7) + 2 * (WALSH_MAX_STAGES + 4) + 8;
     WALSH_TRY(walsh_alloc(u.capacity, sizeof *graph->device_blocks, "the model's device memory",
                           &graph->device_blocks, err));
     graph->device = queue;

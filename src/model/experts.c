@@ -6,9 +6,24 @@
 
 #include "model/layer.h"
 
+/* Where the queue is a device's, the experts that it chose come back, and the slots go up. */
+static enum walsh_status fetch_choice(const struct walsh_queue *q, struct walsh_workspace *ws, size_t slots)
+{
+    if (!q->memory) return WALSH_OK;
+    return walsh_queue_download(q, ws->chosen, ws->expert_index, slots * sizeof *ws->chosen, &ws->failure);
+}
+static enum walsh_status send_slots(const struct walsh_queue *q, struct walsh_workspace *ws, size_t slots)
+{
+    if (!q->memory) return WALSH_OK;
+    WALSH_TRY(
+        walsh_queue_upload(q, ws->op_slot_row, ws->slot_row, slots * sizeof *ws->slot_row, &ws->failure));
+    return walsh_queue_upload(q, ws->op_row_slot, ws->row_slot, slots * sizeof *ws->row_slot, &ws->failure);
+}
+
 /* Route the rows and sort the slots by expert, rows ascending within one. */
-static void route(const struct walsh_config *c, const struct walsh_queue *q, const struct walsh_layer *layer,
-                  const struct walsh_rows *rows, struct walsh_workspace *ws)
+static enum walsh_status route(const struct walsh_config *c, const struct walsh_queue *q,
+                               const struct walsh_layer *layer, const struct walsh_rows *rows,
+                               struct walsh_workspace *ws)
 {
     uint32_t k = c->experts_per_token;
     const struct walsh_linear_call router = {&layer->router, ws->router_logits, c->experts};
@@ -16,18 +31,20 @@ static void route(const struct walsh_config *c, const struct walsh_queue *q, con
     q->ops->route(q, ws->expert_index, ws->expert_weight, ws->router_logits, rows->count, c->experts, k,
                   c->normalize_topk);
 
-    memset(ws->expert_begin, 0, ((size_t)c->experts + 1) * sizeof *ws->expert_begin);
     size_t slots = rows->count * k;
-    for (size_t i = 0; i < slots; i++) ws->expert_begin[ws->expert_index[i] + 1]++;
+    WALSH_TRY(fetch_choice(q, ws, slots));
+    memset(ws->expert_begin, 0, ((size_t)c->experts + 1) * sizeof *ws->expert_begin);
+    for (size_t i = 0; i < slots; i++) ws->expert_begin[ws->chosen[i] + 1]++;
     for (uint32_t e = 0; e < c->experts; e++) ws->expert_begin[e + 1] += ws->expert_begin[e];
     for (size_t i = 0; i < slots; i++) { /* begin[e] runs ahead to begin[e + 1] ... */
-        uint32_t slot = ws->expert_begin[ws->expert_index[i]]++;
+        uint32_t slot = ws->expert_begin[ws->chosen[i]]++;
         ws->slot_row[slot] = (uint32_t)(i / k);
         ws->row_slot[i] = slot;
     }
     for (uint32_t e = c->experts; e > 0; e--)
         ws->expert_begin[e] = ws->expert_begin[e - 1]; /* ... and back */
     ws->expert_begin[0] = 0;
+    return send_slots(q, ws, slots);
 }
 
 /* The adapters of the slots [begin, begin + n) of an expert: their rows ascend, so that those of a set stay
@@ -57,7 +74,7 @@ static void gate_up_one_row(const struct walsh_queue *q, const struct walsh_laye
     struct walsh_linear_call calls[WALSH_LINEAR_CALLS];
     size_t count = 0;
     for (uint32_t k = 0; k < c->experts_per_token; k++) {
-        const struct walsh_expert *expert = &layer->experts[ws->expert_index[k]];
+        const struct walsh_expert *expert = &layer->experts[ws->chosen[k]];
         size_t at = ws->row_slot[k] * ws->gate_ld;
         calls[count++] = (struct walsh_linear_call){&expert->gate, ws->gate + at, ws->gate_ld};
         calls[count++] = (struct walsh_linear_call){&expert->up, ws->up + at, ws->gate_ld};
@@ -115,9 +132,8 @@ static void gate_up(const struct walsh_config *c, const struct walsh_queue *q,
             float *x = ws->gathered + row * ws->normed_ld;
             group->calls[0] = (struct walsh_linear_call){&expert->gate, ws->gate + at, ws->gate_ld};
             group->calls[1] = (struct walsh_linear_call){&expert->up, ws->up + at, ws->gate_ld};
-            for (size_t i = 0; i < group->rows; i++)
-                memcpy(x + i * ws->normed_ld, ws->normed + ws->slot_row[group->begin + i] * ws->normed_ld,
-                       c->hidden * sizeof(float));
+            q->ops->gather(q, x, ws->normed_ld, ws->normed, ws->normed_ld, ws->op_slot_row + group->begin,
+                           group->rows, c->hidden);
             walsh_tap_input(tap, WALSH_TAP_EXPERT, group->expert, x, ws->normed_ld, group->rows, c->hidden);
         }
         if (count > 0) run_groups(q, rows, ws, count, 2, ws->gathered, ws->normed_ld);
@@ -141,44 +157,17 @@ static void down(const struct walsh_config *c, const struct walsh_queue *q, cons
     }
 }
 
-/* The rows' sums, shared by the pool. */
-struct combine {
-    const struct walsh_workspace *ws;
-    float *x;
-    size_t hidden;
-    uint32_t k;
-};
-
-static void combine_rows(void *argument, size_t begin, size_t end, unsigned worker)
-{
-    (void)worker;
-    const struct combine *c = argument;
-    for (size_t row = begin; row < end; row++) {
-        float *x = c->x + row * c->hidden;
-        const uint32_t *slot = c->ws->row_slot + row * c->k;
-        const float *weight = c->ws->expert_weight + row * c->k;
-        float *sum = c->ws->delta + slot[0] * c->hidden;
-        for (size_t j = 0; j < c->hidden; j++) sum[j] *= weight[0];
-        for (uint32_t k = 1; k < c->k; k++) {
-            const float *y = c->ws->delta + slot[k] * c->hidden, w = weight[k];
-            for (size_t j = 0; j < c->hidden; j++) sum[j] += w * y[j];
-        }
-        for (size_t j = 0; j < c->hidden; j++) x[j] += sum[j];
-    }
-}
-
 void walsh_experts_block(const struct walsh_model_graph *graph, const struct walsh_queue *q,
                          const struct walsh_layer *layer, float *x, const struct walsh_rows *rows,
                          struct walsh_workspace *ws, const struct walsh_tap *tap)
 {
     const struct walsh_config *c = &graph->config;
     const uint32_t k = c->experts_per_token;
-    route(c, q, layer, rows, ws);
+    if (ws->failure.status != WALSH_OK || route(c, q, layer, rows, ws) != WALSH_OK) return;
     gate_up(c, q, layer, rows, ws, tap);
     walsh_gate(c, q, ws, rows->count * k, c->expert_intermediate);
 
     down(c, q, layer, rows, ws, tap);
     if (tap && tap->skip_last) return;
-    struct combine sums = {ws, x, c->hidden, k};
-    walsh_pool_run(q->pool, rows->count, 16, combine_rows, &sums);
+    q->ops->combine(q, x, c->hidden, ws->delta, ws->op_row_slot, ws->expert_weight, rows->count, k);
 }

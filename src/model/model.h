@@ -149,6 +149,8 @@ struct walsh_tap {
 enum walsh_status walsh_workspace_open(const struct walsh_model_graph *graph, const struct walsh_queue *queue,
                                        size_t max_rows, struct walsh_workspace **out,
                                        struct walsh_error *err);
+/* What a forward met and could not return (copies to and from a device), once. */
+enum walsh_status walsh_workspace_check(struct walsh_workspace *workspace, struct walsh_error *err);
 void walsh_workspace_close(struct walsh_workspace **ws);
 
 /* x [rows.count][hidden] <- layer(x). `kv_layer` indexes the kv views (a calibration cache has one layer).

@@ -50,6 +50,16 @@ static enum walsh_status allocate_experts(struct walsh_workspace *ws, const stru
     WALSH_TRY(buffer(NULL, c->experts, WALSH_GROUP_CALLS, sizeof *ws->expert_products, false,
                      &ws->expert_products, err));
     WALSH_TRY(buffer(NULL, slots, 1, sizeof(uint32_t), false, &ws->row_slot, err));
+    ws->chosen = ws->expert_index;
+    ws->op_slot_row = ws->slot_row;
+    ws->op_row_slot = ws->row_slot;
+    if (ws->queue->memory) {
+        ws->chosen = NULL;
+        ws->op_slot_row = ws->op_row_slot = NULL;
+        WALSH_TRY(buffer(NULL, slots, 1, sizeof(int32_t), false, &ws->chosen, err));
+        WALSH_TRY(buffer(ws->queue, slots, 1, sizeof(uint32_t), false, &ws->op_slot_row, err));
+        WALSH_TRY(buffer(ws->queue, slots, 1, sizeof(uint32_t), false, &ws->op_row_slot, err));
+    }
     return buffer(NULL, (size_t)c->experts + 1, 1, sizeof(uint32_t), false, &ws->expert_begin, err);
 }
 
@@ -119,6 +129,14 @@ enum walsh_status walsh_workspace_open(const struct walsh_model_graph *graph, co
     return WALSH_OK;
 }
 
+enum walsh_status walsh_workspace_check(struct walsh_workspace *ws, struct walsh_error *err)
+{
+    const struct walsh_error failure = ws->failure;
+    if (failure.status == WALSH_OK) return WALSH_OK;
+    memset(&ws->failure, 0, sizeof ws->failure);
+    return walsh_fail(err, failure.status, "%s", failure.message);
+}
+
 void walsh_workspace_close(struct walsh_workspace **ws)
 {
     if (!ws || !*ws) return;
@@ -129,6 +147,11 @@ void walsh_workspace_close(struct walsh_workspace **ws)
         w->sum,   w->z,      w->gathered, w->router_logits, w->expert_index, w->expert_weight, w->h};
     void *const of_host[] = {w->expert_begin, w->slot_row,    w->row_slot, w->downs,
                              w->ups,          w->expert_sets, w->groups,   w->expert_products};
+    if (w->queue->memory) {
+        walsh_free(w->chosen);
+        walsh_queue_free(w->queue, w->op_slot_row);
+        walsh_queue_free(w->queue, w->op_row_slot);
+    }
     for (size_t i = 0; i < sizeof of_queue / sizeof *of_queue; i++) walsh_queue_free(w->queue, of_queue[i]);
     for (size_t i = 0; i < sizeof of_host / sizeof *of_host; i++) walsh_free(of_host[i]);
     walsh_free(w);

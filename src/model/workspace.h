@@ -41,15 +41,19 @@ struct walsh_workspace {
     struct walsh_row_set *expert_sets; /* [max_rows] */
 
     /* experts; NULL where the model has none */
-    float *router_logits;              /* [max_rows][experts] */
-    int32_t *expert_index;             /* [max_rows][k], as routed */
-    float *expert_weight;              /* [max_rows][k] */
-    uint32_t *expert_begin;            /* [experts + 1]: the slots of expert e are [begin[e], begin[e+1]) */
-    uint32_t *slot_row;                /* [max_rows * k]: the row that a slot computes */
-    uint32_t *row_slot;                /* [max_rows][k]: the slot of a row's k-th expert */
-    float *gathered;                   /* [max_rows][normed_ld]: the rows of some experts */
-    struct walsh_linear_group *groups; /* [experts]: experts that run together */
+    float *router_logits;                /* [max_rows][experts] */
+    int32_t *expert_index;               /* [max_rows][k], as routed */
+    int32_t *chosen;                     /* the same in host memory */
+    float *expert_weight;                /* [max_rows][k] */
+    uint32_t *expert_begin;              /* [experts + 1]: the slots of expert e are [begin[e], begin[e+1]) */
+    uint32_t *slot_row;                  /* [max_rows * k]: the row that a slot computes */
+    uint32_t *row_slot;                  /* [max_rows][k]: the slot of a row's k-th expert */
+    uint32_t *op_slot_row, *op_row_slot; /* both where the ops read them */
+    float *gathered;                     /* [max_rows][normed_ld]: the rows of some experts */
+    struct walsh_linear_group *groups;   /* [experts]: experts that run together */
     struct walsh_product *expert_products; /* [experts * WALSH_GROUP_CALLS] */
+    /* of what experts copy to and from a device: a forward has no result to return */
+    struct walsh_error failure;
 };
 
 /* Row stride of a rotated product, in elements. Rows of a prompt a large power of two apart would share a few

@@ -134,6 +134,7 @@ static enum walsh_status run_on_device(struct walsh_runner *r, const int32_t *id
     const struct walsh_runner_device *d = &r->device;
     WALSH_TRY(send_rows(r, ids, rows, err));
     run_layers(r, d->ids, rows, d->x);
+    WALSH_TRY(walsh_workspace_check(r->workspace, err));
     return walsh_queue_download(r->queue, x, d->x, rows->count * r->graph->config.hidden * sizeof *x, err);
 }
 
@@ -175,11 +176,12 @@ static enum walsh_status step_on_device(struct walsh_runner *r, struct walsh_row
 {
     const struct walsh_memory *m = r->queue->memory;
     unsigned bucket = 0;
-    const bool replays = rows->sets.count == 0;
+    const bool replays = rows->sets.count == 0 && r->graph->config.experts == 0;
     if (replays) rows->count = fill_bucket(r, rows->count, &bucket);
     WALSH_TRY(send_rows(r, r->ids, rows, err));
     if (!replays) {
         enqueue_step(r, rows);
+        WALSH_TRY(walsh_workspace_check(r->workspace, err));
         return m->synchronize(r->queue, err);
     }
     void **recording = &r->device.recordings[bucket];

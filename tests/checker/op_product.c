@@ -146,9 +146,10 @@ static void check_lists(struct check *c, const struct check_queues *queues)
 /* Block formats by int8 activations in groups: exact, and the same rows in any number. */
 static void check_block_products(struct check *c, const struct check_queues *queues)
 {
-    static const size_t shapes[][2] = {{16, 32}, {17, 33}, {80, 264}, {33, 1056}}, batch[] = {1, 8, 9, 37};
+    static const size_t shapes[][2] = {{16, 32}, {17, 33}, {80, 264}, {33, 1056}, {48, 5992}},
+                        batch[] = {1, 8, 9, 37};
     for (size_t k = 0; k < BLOCK_INTEGER_KINDS; k++)
-        for (size_t s = 0; s < 4; s++) {
+        for (size_t s = 0; s < 5; s++) {
             const size_t outs = shapes[s][0], rows = batch[(k + s + c->round) % 4], ldy = outs + 3;
             const struct walsh_weights w = block_weights(c, &block_kinds[k], outs, shapes[s][1]);
             const struct walsh_activations a = block_activations(c, rows, w.cols);
@@ -163,9 +164,51 @@ static void check_block_products(struct check *c, const struct check_queues *que
         }
 }
 
+/* Block formats by f32 and bf16 activations: what the decoded matrix gives. */
+static void check_decoded_products(struct check *c, const struct check_queues *queues)
+{
+    static const size_t shapes[][2] = {{17, 40}, {144, 328}}, batch[] = {3, 260, 1, 97};
+    const struct walsh_kernels *k = queues->reference.kernels;
+    for (size_t kind = 0; kind < BLOCK_KINDS; kind++)
+        for (size_t s = 0; s < 4; s++) {
+            const bool bf16 = s % 2;
+            const size_t outs = shapes[s / 2][0], cols = shapes[s / 2][1],
+                         rows = batch[(kind + s + c->round) % 4];
+            const struct walsh_weights w = block_weights(c, &block_kinds[kind], outs, cols);
+            const struct walsh_activations a = product_activations(
+                c, bf16 ? WALSH_ACTIVATION_BF16 : WALSH_ACTIVATION_F32, rows, cols, false);
+            void *decoded = check_alloc(c, outs * cols * sizeof(float), 0);
+            const struct walsh_weights dense = {.format = bf16 ? WALSH_FORMAT_BF16 : WALSH_FORMAT_F32,
+                                                .rows = (uint32_t)outs,
+                                                .cols = (uint32_t)cols,
+                                                .data = decoded};
+            if (bf16)
+                k->decode_weights_bf16(&w, 0, outs, 0, cols, decoded, cols);
+            else
+                k->decode_weights_f32(&w, 0, outs, 0, cols, decoded, cols);
+            float *y = check_alloc(c, rows * outs * sizeof *y, 0),
+                  *expected = check_alloc(c, rows * outs * sizeof *y, 0),
+                  *magnitude = check_alloc(c, rows * outs * sizeof *y, 0);
+            const struct walsh_product product = {.weights = &w, .y = y, .ldy = outs};
+            queues->best[0].ops->product(&queues->best[0], &product, 1, &a, NULL,
+                                         rows > 8 ? WALSH_PREFILL : WALSH_DECODE);
+            const struct walsh_weights absolute_w = product_magnitudes(c, &dense);
+            const struct walsh_activations absolute_a = product_absolute(c, &a);
+            struct walsh_product_part part = {
+                &dense, &a, 0, outs, expected, outs, queues->reference.scratch[0]};
+            k->product_dense_decode(&part);
+            part.weights = &absolute_w;
+            part.a = &absolute_a;
+            part.y = magnitude;
+            k->product_dense_decode(&part);
+            check_close_f32(c, "y of a decoded block format", expected, y, magnitude, rows * outs, 16);
+        }
+}
+
 void check_op_product(struct check *c, const struct check_queues *queues)
 {
     check_block_products(c, queues);
+    check_decoded_products(c, queues);
     static const size_t rows[] = {1, 639, 640, 2048};
     check_lists(c, queues);
     /* so many columns that a device's kernel cannot hold eight rows of activations at once */
@@ -176,6 +219,15 @@ void check_op_product(struct check *c, const struct check_queues *queues)
                                  .count = 1,
                                  .shape = {{WALSH_FORMAT_E8P, "PPB", 48, 0}}};
     check_case(c, queues, &wide);
+    /* many rows by long columns: pieces of both go round in a device's shared memory */
+    const struct op_case deep = {
+        .type = WALSH_ACTIVATION_INT8,
+        .role = WALSH_PREFILL,
+        .rows = c->round % 2 ? 300 : 128,
+        .cols = 1472,
+        .count = 2,
+        .shape = {{WALSH_FORMAT_E8P, "PBP", 176, 0}, {WALSH_FORMAT_E8P, "P", 33, 0}}};
+    check_case(c, queues, &deep);
     const struct op_case cases[] = {
         {.type = WALSH_ACTIVATION_INT8, .cols = 320, .shape = {{WALSH_FORMAT_E8P, "PB", 11008, 0}}},
         {.type = WALSH_ACTIVATION_F32, .cols = 256, .shape = {{WALSH_FORMAT_E8P, "P", 11008, 0}}},

@@ -131,6 +131,38 @@ static void check_route(struct check *c, const struct check_queues *queues)
     compare(c, "route", weight, TOKENS * K, 4, 0);
 }
 
+/* What stands around the experts' products: rows by index, the gate that clamps, the weighted sums. */
+static void check_experts(struct check *c, const struct check_queues *queues)
+{
+    enum { SLOTS = ROWS * 3, WIDE = 1300 };
+    float *x = row(c, (size_t)ROWS * N), *up = row(c, (size_t)SLOTS * N), *weight = row(c, SLOTS);
+    float *gathered[4], *gated[4], *sum[4];
+    uint32_t index[SLOTS], slot[SLOTS];
+    check_fill_normal(c, x, (size_t)ROWS * N);
+    check_fill_normal(c, up, (size_t)SLOTS * N);
+    check_fill_normal(c, weight, SLOTS);
+    for (uint32_t i = 0; i < SLOTS; i++) index[i] = (uint32_t)check_below(c, ROWS), slot[i] = i;
+    for (size_t i = SLOTS; i-- > 1;) { /* in any order */
+        const size_t j = check_below(c, i + 1);
+        const uint32_t other = slot[j];
+        slot[j] = slot[i], slot[i] = other;
+    }
+    for (unsigned i = 0; i < 4; i++) {
+        const struct walsh_queue *q = queue(queues, i);
+        gathered[i] = row(c, (size_t)SLOTS * N);
+        gated[i] = row(c, (size_t)SLOTS * WIDE);
+        memset(gathered[i], 0, (size_t)SLOTS * N * sizeof(float));
+        q->ops->gather(q, gathered[i], N, x, N, index, SLOTS, N - 1);
+        q->ops->clamped_swiglu(q, gated[i], WIDE, gathered[i], up, N, SLOTS, WIDE, 1.702f, 1.5f);
+        sum[i] = copy(c, x, (size_t)ROWS * N);
+        float *y = copy(c, up, (size_t)SLOTS * N);
+        q->ops->combine(q, sum[i], N, y, slot, weight, ROWS, 3);
+    }
+    compare(c, "gather", gathered, (size_t)SLOTS * N, 0, 0);
+    compare(c, "clamped_swiglu", gated, (size_t)SLOTS * WIDE, 16, 1e-30f);
+    compare(c, "combine", sum, (size_t)ROWS * N, 0, 0);
+}
+
 /* A sequence of TOKENS tokens in two pages, the last ROWS of which are the call's, against the formula in
  * double; the same token by token, as decode calls it. Equal bits for any pool. */
 static void check_short_conv(struct check *c, const struct check_queues *queues)
@@ -190,5 +222,6 @@ void check_op_rows(struct check *c, const struct check_queues *queues)
     check_norm_gate_add(c, queues);
     check_rope(c, queues);
     check_route(c, queues);
+    check_experts(c, queues);
     check_short_conv(c, queues);
 }

@@ -380,6 +380,39 @@ static void route(const struct walsh_queue *q, int32_t *index, float *weight, co
     finish(s);
 }
 
+static void clamped_swiglu(const struct walsh_queue *q, float *y, size_t ldy, const float *gate,
+                           const float *up, size_t ld, size_t rows, size_t n, float alpha, float limit)
+{
+    struct staged *s = of(q);
+    float *to = out(s, y, span(rows, ldy, n, 4));
+    const float *from = gate == y ? to : in(s, gate, span(rows, ld, n, 4));
+    s->device.ops->clamped_swiglu(&s->device, to, ldy, from, in(s, up, span(rows, ld, n, 4)), ld, rows, n,
+                                  alpha, limit);
+    finish(s);
+}
+
+static void gather(const struct walsh_queue *q, float *y, size_t ldo, const float *x, size_t ldx,
+                   const uint32_t *index, size_t rows, size_t n)
+{
+    struct staged *s = of(q);
+    size_t last = 0;
+    for (size_t i = 0; i < rows; i++) last = walsh_max(last, index[i]);
+    s->device.ops->gather(&s->device, out(s, y, span(rows, ldo, n, 4)), ldo,
+                          in(s, x, span(last + 1, ldx, n, 4)), ldx, in(s, index, rows * 4), rows, n);
+    finish(s);
+}
+
+static void combine(const struct walsh_queue *q, float *x, size_t n, float *y, const uint32_t *slot,
+                    const float *weight, size_t rows, uint32_t k)
+{
+    struct staged *s = of(q);
+    size_t last = 0;
+    for (size_t i = 0; i < rows * k; i++) last = walsh_max(last, slot[i]);
+    s->device.ops->combine(&s->device, out(s, x, rows * n * 4), n, out(s, y, (last + 1) * n * 4),
+                           in(s, slot, rows * k * 4), in(s, weight, rows * k * 4), rows, k);
+    finish(s);
+}
+
 static const struct walsh_ops ops = {
     .embed = embed,
     .rms_norm = rms_norm,
@@ -395,6 +428,9 @@ static const struct walsh_ops ops = {
     .scale = scale,
     .soft_cap = soft_cap,
     .route = route,
+    .clamped_swiglu = clamped_swiglu,
+    .gather = gather,
+    .combine = combine,
 };
 
 void staged_open(struct staged *s, const struct walsh_device_module *module, unsigned device,

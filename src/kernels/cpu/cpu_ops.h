@@ -61,5 +61,9 @@ void walsh_cpu_scale(const struct walsh_queue *q, float *x, float factor, size_t
 void walsh_cpu_soft_cap(const struct walsh_queue *q, float *x, float cap, size_t n);
 void walsh_cpu_route(const struct walsh_queue *q, int32_t *index, float *weight, const float *logits,
                      size_t rows, uint32_t experts, uint32_t k, bool normalize);
+void walsh_cpu_gather(const struct walsh_queue *q, float *out, size_t ldo, const float *x, size_t ldx,
+                      const uint32_t *index, size_t rows, size_t n);
+void walsh_cpu_combine(const struct walsh_queue *q, float *x, size_t n, float *y, const uint32_t *slot,
+                       const float *weight, size_t rows, uint32_t k);
 
 #endif

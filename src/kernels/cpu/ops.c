@@ -39,5 +39,7 @@ const struct walsh_ops walsh_cpu_ops = {
     .scale = walsh_cpu_scale,
     .soft_cap = walsh_cpu_soft_cap,
     .route = walsh_cpu_route,
+    .gather = walsh_cpu_gather,
+    .combine = walsh_cpu_combine,
     .fused = &walsh_cpu_fused_ops,
 };

@@ -271,3 +271,58 @@ void walsh_cpu_kv_append(const struct walsh_queue *q, const struct walsh_attenti
     walsh_run_rows(q, count, (size_t)shape->kv_heads * shape->head_dim * 2, kv_append_rows, &t);
     walsh_turbo_append(q, rows, count, k, v, ld, shape);
 }
+
+struct gather {
+    float *out;
+    const float *x;
+    const uint32_t *index;
+    size_t ldo, ldx, n;
+};
+
+static void gather_rows(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    (void)worker;
+    const struct gather *t = argument;
+    for (size_t i = begin; i < end; i++)
+        memcpy(t->out + i * t->ldo, t->x + t->index[i] * t->ldx, t->n * sizeof(float));
+}
+
+void walsh_cpu_gather(const struct walsh_queue *q, float *out, size_t ldo, const float *x, size_t ldx,
+                      const uint32_t *index, size_t rows, size_t n)
+{
+    struct gather t = {out, x, index, ldo, ldx, n};
+    walsh_pool_run(q->pool, rows, 16, gather_rows, &t);
+}
+
+struct combine {
+    float *x, *y;
+    const uint32_t *slot;
+    const float *weight;
+    size_t n;
+    uint32_t k;
+};
+
+static void combine_rows(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    (void)worker;
+    const struct combine *t = argument;
+    for (size_t row = begin; row < end; row++) {
+        float *x = t->x + row * t->n;
+        const uint32_t *slot = t->slot + row * t->k;
+        const float *weight = t->weight + row * t->k;
+        float *sum = t->y + slot[0] * t->n;
+        for (size_t i = 0; i < t->n; i++) sum[i] *= weight[0];
+        for (uint32_t j = 1; j < t->k; j++) {
+            const float *y = t->y + slot[j] * t->n, w = weight[j];
+            for (size_t i = 0; i < t->n; i++) sum[i] += w * y[i];
+        }
+        for (size_t i = 0; i < t->n; i++) x[i] += sum[i];
+    }
+}
+
+void walsh_cpu_combine(const struct walsh_queue *q, float *x, size_t n, float *y, const uint32_t *slot,
+                       const float *weight, size_t rows, uint32_t k)
+{
+    struct combine t = {x, y, slot, weight, n, k};
+    walsh_pool_run(q->pool, rows, 16, combine_rows, &t);
+}

@@ -196,6 +196,8 @@ struct product {
     struct cuda_e8p w;      /* of the first matrix */
     size_t bytes, matrices; /* of one matrix with its stages */
     size_t rows, stride;
+    bool tensor; /* many rows by wgmma */
+    struct cuda_blocks blocks;
     const void *x;
     float *y, *scale;
     int32_t *sum;
@@ -210,6 +212,9 @@ static void call_e8p(const struct bench *b, const void *argument, unsigned i)
     if (p->rows <= CUDA_E8P_DECODE_ROWS)
         cuda_product_e8p_decode(b->d->stream, &(struct cuda_e8p_output){w, p->y, p->w.outs}, 1, p->x,
                                 p->stride, p->scale, p->sum, p->rows, b->d->processors);
+    else if (p->tensor)
+        cuda_product_e8p_wgmma(b->d->stream, &w, p->x, p->stride, p->scale, p->sum, p->rows, p->y, p->w.outs,
+                               b->d->scratch);
     else
         cuda_product_e8p_tile(b->d->stream, &w, p->x, p->stride, p->scale, p->sum, p->rows, p->y, p->w.outs);
 }
@@ -234,11 +239,13 @@ static struct product product_of(const struct bench *b, uint32_t outs, uint32_t 
 }
 
 static enum walsh_status bench_e8p(const struct bench *b, uint32_t outs, uint32_t cols, unsigned bits,
-                                   size_t rows)
+                                   size_t rows, bool tensor)
 {
-    const char *kernel = rows <= CUDA_E8P_DECODE_ROWS ? "e8p_i8" : "e8p_i8_tile";
+    const char *kernel = rows <= CUDA_E8P_DECODE_ROWS ? "e8p_i8" : tensor ? "e8p_i8_wgmma" : "e8p_i8_tile";
     if (!wanted(b, kernel)) return WALSH_OK;
+    if (tensor && cuda_product_e8p_wgmma_rows(cols, CUDA_SCRATCH_BYTES) < rows) return WALSH_OK;
     struct product p = product_of(b, outs, cols, rows);
+    p.tensor = tensor;
     for (unsigned left = bits; left > 0;) {
         const bool narrow = left == 1;
         p.w.stage[p.w.stages].data = b->room + p.bytes;
@@ -253,6 +260,49 @@ static enum walsh_status bench_e8p(const struct bench *b, uint32_t outs, uint32_
     const double operations = 2.0 * outs * cols * (double)rows;
     return report(b, kernel, size, rows > 64 ? 4 : GRAPH_CALLS, (double)p.bytes, operations,
                   b->ceilings->read_bandwidth, call_e8p, &p);
+}
+
+static void call_blocks(const struct bench *b, const void *argument, unsigned i)
+{
+    const struct product *p = argument;
+    struct cuda_blocks w = p->blocks;
+    const size_t at = i % p->matrices * p->bytes;
+    w.data = (const uint32_t *)(const void *)((const uint8_t *)w.data + at);
+    w.scales = (const uint8_t *)w.scales + at;
+    if (p->tensor)
+        cuda_product_mxfp4_wgmma(b->d->stream, &w, p->x, p->stride, p->rows, p->y, w.outs, b->d->scratch);
+    else
+        cuda_product_blocks(b->d->stream, &w, p->x, p->stride, p->scale, p->sum, p->rows, p->y, w.outs);
+}
+
+/* Scales are all the same, 2^-7 and about 1/87: random bits would be numbers of any size. */
+static enum walsh_status bench_blocks(const struct bench *b, const char *kernel, enum cuda_code code,
+                                      uint32_t outs, uint32_t cols, size_t rows)
+{
+    if (!wanted(b, kernel)) return WALSH_OK;
+    struct product p = product_of(b, outs, cols, rows);
+    p.tensor = strstr(kernel, "wgmma") != NULL;
+    if (p.tensor && cuda_product_mxfp4_wgmma_rows(cols, CUDA_SCRATCH_BYTES) < rows) return WALSH_OK;
+    const bool mx = code == CUDA_CODE_E2M1;
+    const uint32_t group = mx ? 32 : 128;
+    const size_t data = (size_t)outs * cols / (code == CUDA_CODE_U8 ? 1 : 2);
+    p.blocks = (struct cuda_blocks){.outs = outs,
+                                    .cols = cols,
+                                    .group = group,
+                                    .groups = cols / group,
+                                    .code = code,
+                                    .scale = mx ? CUDA_SCALE_E8M0 : CUDA_SCALE_BF16,
+                                    .data = (const uint32_t *)(const void *)b->room,
+                                    .scales = b->room + data,
+                                    .tensor_scale = 1};
+    p.bytes = data + (size_t)outs * p.blocks.groups * (mx ? 1 : 2);
+    p.matrices = walsh_min(ROOM / p.bytes, GRAPH_CALLS);
+    for (size_t i = 0; i < p.matrices; i++)
+        cudaMemsetAsync(b->room + i * p.bytes + data, mx ? 0x78 : 0x3c, p.bytes - data, b->d->stream);
+    char size[64];
+    snprintf(size, sizeof size, "%ux%u rows=%zu", outs, cols, rows);
+    return report(b, kernel, size, rows > 64 ? 4 : GRAPH_CALLS, (double)p.bytes,
+                  2.0 * outs * cols * (double)rows, b->ceilings->read_bandwidth, call_blocks, &p);
 }
 
 static enum walsh_status bench_bf16(const struct bench *b, uint32_t outs, uint32_t cols, size_t rows)
@@ -273,9 +323,16 @@ static enum walsh_status bench_products(const struct bench *b)
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
         for (unsigned bits = 2; bits <= 4; bits++)
             for (size_t rows = 1; rows <= 8; rows += 7)
-                WALSH_TRY(bench_e8p(b, shapes[s][0], shapes[s][1], bits, rows));
+                WALSH_TRY(bench_e8p(b, shapes[s][0], shapes[s][1], bits, rows, false));
         for (unsigned bits = 2; bits <= 4; bits += 2)
-            WALSH_TRY(bench_e8p(b, shapes[s][0], shapes[s][1], bits, 2048));
+            for (int tensor = 0; tensor < 2; tensor++)
+                WALSH_TRY(bench_e8p(b, shapes[s][0], shapes[s][1], bits, 2048, tensor));
+        WALSH_TRY(bench_blocks(b, "mxfp4_bf16_wgmma", CUDA_CODE_E2M1, shapes[s][0], shapes[s][1], 2048));
+        for (size_t rows = 1; rows <= 8; rows += 7) {
+            WALSH_TRY(bench_blocks(b, "mxfp4_i8", CUDA_CODE_E2M1, shapes[s][0], shapes[s][1], rows));
+            WALSH_TRY(bench_blocks(b, "int4_i8", CUDA_CODE_U4, shapes[s][0], shapes[s][1], rows));
+            WALSH_TRY(bench_blocks(b, "int8_i8", CUDA_CODE_U8, shapes[s][0], shapes[s][1], rows));
+        }
         for (size_t rows = 1; rows <= 8; rows += 7)
             WALSH_TRY(bench_bf16(b, shapes[s][0], shapes[s][1], rows));
     }

@@ -2,58 +2,12 @@
 // them. A warp owns a tile of 16 outputs over all columns, because the chain of a row's groups has one order; eight rows of
 // activations are the other side of mma.m16n8k32. Words go from memory into fragments as they are: a word's low nibbles are four
 // consecutive columns, its high nibbles the next four.
-#include "rotation.cuh"
+#include "blocks.cuh"
 
 namespace {
 
-constexpr int WARPS = 4, ROWS = 8, STEP = 32, TILE = 16;
-constexpr uint32_t NIBBLES = 0x0f0f0f0fu;
-
-__device__ __forceinline__ void multiply(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1)
-{
-    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-// Twice the value of four E2M1 codes plus 12, a code in each nibble of the selectors' low half: where a nibble's top bit, which is
-// the sign, is set, the result is the top bit of the byte repeated, which is 0 in both tables.
-__device__ __forceinline__ uint32_t select_four(uint32_t low, uint32_t high, uint32_t selectors)
-{
-    uint32_t r;
-    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(low), "r"(high), "r"(selectors));
-    return r;
-}
-__device__ __forceinline__ uint32_t e2m1_four(uint32_t selectors)
-{
-    return select_four(0x0f0e0d0cu, 0x18141210u, selectors) | select_four(0x090a0b0cu, 0x00040608u, selectors ^ 0x8888u);
-}
-
-// The two A registers of a word of 4-bit codes. Of E2M1 they are the columns 0, 4, 1, 5 and 2, 6, 3, 7.
-template <cuda_code CODE> __device__ __forceinline__ void decode(uint32_t word, uint32_t *first, uint32_t *second)
-{
-    if (CODE == CUDA_CODE_E2M1)
-        *first = e2m1_four(word), *second = e2m1_four(word >> 16);
-    else
-        *first = word & NIBBLES, *second = word >> 4 & NIBBLES;
-}
-
-__device__ __forceinline__ float scale_at(cuda_scale_type type, const void *scales, size_t at)
-{
-    switch (type) {
-    case CUDA_SCALE_E8M0: {
-        const uint32_t b = static_cast<const uint8_t *>(scales)[at];
-        return __uint_as_float(b == 0 ? 0x00400000u : b == 255 ? 0x7fc00000u : b << 23);
-    }
-    case CUDA_SCALE_E4M3: {
-        const uint32_t b = static_cast<const uint8_t *>(scales)[at], magnitude = b & 0x7fu;
-        const float v = magnitude >= 8 ? __uint_as_float((magnitude << 20) + (120u << 23)) : (float)magnitude * 0x1p-9f;
-        return magnitude == 0x7f ? __uint_as_float(0x7fc00000u) : b & 0x80u ? -v : v;
-    }
-    case CUDA_SCALE_BF16: return f32_from_bf16(static_cast<const uint16_t *>(scales)[at]);
-    default: return static_cast<const float *>(scales)[at];
-    }
-}
+constexpr int WARPS = 4, ROWS = 8;
+constexpr size_t MOST_FEW = 32; // rows of the kernel for few (blocks_decode.cu)
 
 struct block_product {
     cuda_blocks w;
@@ -141,6 +95,60 @@ template <cuda_code CODE, bool HALVES> __global__ void __launch_bounds__(32 * WA
     }
 }
 
+// --- decoded ---
+
+// An FP8 number of EXPONENT bits; where the exponent is all ones: of E5M2 Inf or NaN, of E4M3 NaN if the mantissa is too.
+template <int EXPONENT> __device__ float f32_from_fp8(uint32_t b)
+{
+    constexpr uint32_t MANTISSA = 7 - EXPONENT, BIAS = (1u << (EXPONENT - 1)) - 1, MOST = (1u << EXPONENT) - 1;
+    const uint32_t magnitude = b & 0x7fu, exponent = magnitude >> MANTISSA, sign = (b & 0x80u) << 24;
+    if (EXPONENT == 5 && exponent == MOST)
+        return __uint_as_float(sign | 0x7f800000u | (magnitude & ((1u << MANTISSA) - 1) ? 0x400000u : 0));
+    if (EXPONENT == 4 && magnitude == 0x7f) return __uint_as_float(sign | 0x7fc00000u);
+    const uint32_t bits = exponent ? (magnitude << (23 - MANTISSA)) + ((127 - BIAS) << 23)
+                                   : __float_as_uint((float)magnitude * __uint_as_float((128 - BIAS - MANTISSA) << 23));
+    return __uint_as_float(sign | bits);
+}
+
+__device__ float code_value(cuda_code code, uint32_t b, int zero)
+{
+    switch (code) {
+    case CUDA_CODE_E2M1: {
+        const uint32_t m = b & 7;
+        const float v = m < 2 ? 0.5f * (float)m : __uint_as_float((m << 22) + (126u << 23));
+        return b & 8 ? -v : v;
+    }
+    case CUDA_CODE_E4M3: return f32_from_fp8<4>(b);
+    case CUDA_CODE_E5M2: return f32_from_fp8<5>(b);
+    default: return (float)((int)b - zero);
+    }
+}
+
+// A thread decodes a word: walsh_block_weight of four or eight columns of output row + o into out [outs][cols].
+__global__ void __launch_bounds__(256) decode_kernel(const __grid_constant__ cuda_blocks w, uint32_t row, uint32_t outs, bool bf16, void *out)
+{
+    const bool nibbles = w.code == CUDA_CODE_E2M1 || w.code == CUDA_CODE_U4;
+    const uint32_t columns = nibbles ? 8 : 4, words = (w.cols + STEP - 1) / STEP * STEP / columns;
+    const size_t i = (size_t)blockIdx.x * 256 + threadIdx.x;
+    const uint32_t lane = (uint32_t)(i % TILE), word = (uint32_t)(i / TILE % words), tile = (uint32_t)(i / TILE / words);
+    const uint32_t o = tile * TILE + lane;
+    if (o >= outs) return;
+    const size_t stored = row / TILE + tile;
+    const uint32_t v = w.data[(stored * words + word) * TILE + lane];
+    for (uint32_t k = 0; k < columns; k++) {
+        const uint32_t column = word * columns + k;
+        if (column >= w.cols) break;
+        const size_t at = (stored * w.groups + (w.group ? column / w.group : 0)) * TILE + lane;
+        const int zero = w.zeros ? w.zeros[at] : w.code == CUDA_CODE_U4 ? 8 : 128;
+        const uint32_t b = nibbles ? v >> (k < 4 ? 8 * k : 8 * (k - 4) + 4) & 15 : v >> (8 * k) & 255;
+        const float x = __fmul_rn(w.tensor_scale, __fmul_rn(scale_at(w.scale, w.scales, at), code_value(w.code, b, zero)));
+        if (bf16)
+            static_cast<uint16_t *>(out)[(size_t)o * w.cols + column] = bf16_from_f32(x);
+        else
+            static_cast<float *>(out)[(size_t)o * w.cols + column] = x;
+    }
+}
+
 // A warp does 32 elements of a row: kernels.def, quantize_groups_i8.
 __global__ void __launch_bounds__(256) groups_kernel(const float *x, size_t ldx, int cols, int8_t *q, size_t stride, float *scale, int32_t *sum)
 {
@@ -172,10 +180,21 @@ void cuda_round_groups(cudaStream_t stream, const float *x, size_t ldx, size_t c
     }
 }
 
+void cuda_decode_blocks(cudaStream_t stream, const struct cuda_blocks *w, uint32_t row, uint32_t outs, enum cuda_type type, void *out)
+{
+    const uint32_t columns = w->code == CUDA_CODE_E2M1 || w->code == CUDA_CODE_U4 ? 8 : 4;
+    const size_t words = (size_t)div_up(w->cols, STEP) * STEP / columns;
+    decode_kernel<<<div_up(div_up(outs, TILE) * words * TILE, 256), 256, 0, stream>>>(*w, row, outs, type == CUDA_TYPE_BF16, out);
+}
+
 void cuda_product_blocks(cudaStream_t stream, const struct cuda_blocks *w, const int8_t *q, size_t stride, const float *scale,
                          const int32_t *sum, size_t rows, float *y, size_t ldy)
 {
     if (rows == 0 || w->outs == 0) return;
+    if (rows <= MOST_FEW && cuda_product_blocks_few_fits(w)) {
+        cuda_product_blocks_few(stream, w, q, stride, scale, sum, rows, y, ldy);
+        return;
+    }
     const block_product p = {*w, q, scale, sum, y, stride, ldy, (int)rows};
     const dim3 grid(div_up(div_up(w->outs, TILE), WARPS), div_up(rows, ROWS));
     auto start = [&](auto kernel) { launch_early(stream, kernel, grid, 32 * WARPS, 0, p); };

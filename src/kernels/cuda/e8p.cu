@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(TILE_WARPS * 32, 1) tile_kernel(const __grid_c
 {
     extern __shared__ __align__(1024) uint8_t shared[];
     uint8_t *tables = shared;
-    int8_t *x = reinterpret_cast<int8_t *>(shared + (p.narrow ? 2 : 1) * PAIR_BYTES); // [2][TILE_ROWS][TILE_STRIDE]
+    int8_t *x = reinterpret_cast<int8_t *>(shared + PAIR_BYTES + (p.narrow ? NARROW_BYTES : 0)); // [2][TILE_ROWS][TILE_STRIDE]
     const int lane = (int)threadIdx.x & 31, warp = (int)threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
     const uint32_t lane4 = (uint32_t)lane * 4;
     const uint32_t group = min(blockIdx.x * TILE_GROUPS + (uint32_t)(warp & 3), p.groups - 1);
@@ -248,7 +248,7 @@ void cuda_product_e8p_tile(cudaStream_t stream, const struct cuda_e8p *w, const 
 {
     tile_product p = {*w, q, scale, sum, y, stride, ldy, rows, div_up(w->outs, CUDA_E8P_ROWS), false};
     for (uint32_t k = 0; k < w->stages; k++) p.narrow = p.narrow || w->stage[k].narrow;
-    const int shared = (p.narrow ? 2 : 1) * PAIR_BYTES + 2 * TILE_ROWS * TILE_STRIDE;
+    const int shared = PAIR_BYTES + (p.narrow ? NARROW_BYTES : 0) + 2 * TILE_ROWS * TILE_STRIDE;
     cudaFuncSetAttribute(tile_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
     const dim3 grid(div_up(p.groups, TILE_GROUPS), div_up(rows, TILE_ROWS));
     tile_kernel<<<grid, TILE_WARPS * 32, shared, stream>>>(p);

@@ -46,9 +46,8 @@ static __device__ __forceinline__ void copies_done()
 }
 
 // Tables in shared memory, each entry 32 times, so that no two lanes meet in a bank: entry e of table h at byte
-// 256e + 128h + 4 lane. Tables 0 and 1 are E8P's magnitudes and signs; a second pair, 64 KB behind, has E81B's low and
-// high nibbles, already apart.
-constexpr int PAIR_BYTES = 65536;
+// 256e + 128h + 4 lane. Tables 0 and 1 are E8P's magnitudes and signs; E81B's stands 64 KB behind, entry e at 128e + 4 lane.
+constexpr int PAIR_BYTES = 65536, NARROW_BYTES = 32768;
 
 static __device__ __forceinline__ void fill_tables(uint8_t *shared, const uint32_t *tables, bool narrow)
 {
@@ -56,9 +55,9 @@ static __device__ __forceinline__ void fill_tables(uint8_t *shared, const uint32
         const int entry = i >> 3, part = i & 7, e = entry & 255, h = entry >> 8;
         const uint32_t v = __ldg(tables + entry);
         reinterpret_cast<uint4 *>(shared)[e * 16 + h * 8 + part] = make_uint4(v, v, v, v);
-        if (!narrow) continue;
-        const uint32_t u = __ldg(tables + 512 + e) & (h ? HIGH : LOW);
-        reinterpret_cast<uint4 *>(shared + PAIR_BYTES)[e * 16 + h * 8 + part] = make_uint4(u, u, u, u);
+        if (!narrow || h) continue;
+        const uint32_t u = __ldg(tables + 512 + e);
+        reinterpret_cast<uint4 *>(shared + PAIR_BYTES)[e * 8 + part] = make_uint4(u, u, u, u);
     }
 }
 
@@ -83,15 +82,15 @@ static __device__ __forceinline__ void decode_wide(const uint8_t *shared, uint32
     }
 }
 
-// The same of one word of 8-bit codes; `shared` is the second pair.
+// The same of one word of 8-bit codes; `shared` is E81B's table.
 static __device__ __forceinline__ void decode_narrow(const uint8_t *shared, uint32_t lane4, uint32_t word, uint32_t (&low)[4],
                                                      uint32_t (&high)[4])
 {
 #pragma unroll
     for (int c = 0; c < 4; c++) {
-        const uint32_t at = permute(word, lane4, 0x5504u | (uint32_t)c << 4);
-        low[c] = entry(shared, at);
-        high[c] = entry(shared + 128, at);
+        const uint32_t both = entry(shared, permute(word, lane4 * 2, 0x5504u | (uint32_t)c << 4) >> 1);
+        low[c] = both & LOW;
+        high[c] = both & HIGH;
     }
 }
 

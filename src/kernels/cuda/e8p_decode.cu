@@ -60,6 +60,10 @@ __device__ __forceinline__ run run_of(const decode_product &p, int set, int colu
 // Activations in shared memory are B fragments: of each chunk of 64 columns, for t of 0..3, 16 bytes: even columns of X, even
 // ones of Y, odd ones of X, odd ones of Y. The padding keeps eight rows in different banks.
 constexpr int PADDING = 64;
+__host__ __device__ constexpr int table_bytes(bool narrow)
+{
+    return PAIR_BYTES + (narrow ? NARROW_BYTES : 0);
+}
 constexpr int SPREAD = 4; // between rows of sums: the lanes of a warp then add in different banks
 
 // Piece number `piece` of a row: the 16 bytes of chunk piece / 4 and t = piece % 4.
@@ -78,7 +82,7 @@ __global__ void __launch_bounds__(WARPS * 32, 1) decode_kernel(const __grid_cons
     constexpr int OUTS = GROUPS * CUDA_E8P_ROWS, THREADS = WARPS * 32, EIGHTS = ROWS == 1 ? 1 : ROWS / 8;
     uint8_t *tables = shared;
     const int subs = WARPS / p.split, totals = subs * p.stages * ROWS * (OUTS + SPREAD);
-    int *total = reinterpret_cast<int *>(shared + (NARROW ? 2 : 1) * PAIR_BYTES); // [set at a time][stage][ROWS][OUTS + SPREAD]
+    int *total = reinterpret_cast<int *>(shared + table_bytes(NARROW)); // [set at a time][stage][ROWS][OUTS + SPREAD]
     uint8_t *x = reinterpret_cast<uint8_t *>(total + totals);
     const int x_stride = p.slab + PADDING;
     const int lane = (int)threadIdx.x & 31, warp = (int)threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
@@ -225,7 +229,7 @@ void launch(cudaStream_t stream, decode_product p, int processors)
         p.sets += (p.m[i].groups + GROUPS - 1) / GROUPS;
     }
     const int steps = (int)steps_of((uint32_t)p.cols, false), outputs = (GROUPS * CUDA_E8P_ROWS + SPREAD) * ROWS * 4 * p.stages;
-    const int whole = (int)steps_of((uint32_t)p.cols, true) * 128, room = SHARED_LIMIT - (NARROW ? 2 : 1) * PAIR_BYTES;
+    const int whole = (int)steps_of((uint32_t)p.cols, true) * 128, room = SHARED_LIMIT - table_bytes(NARROW);
     // Few warps to a set leave fewer sums to add up, but more rounds where there are few sets: the least time, counted in
     // steps of a warp, of which what comes behind a set's last costs about four.
     int subs = 1, best = 0;

@@ -38,6 +38,11 @@ struct cuda_rotation {
 void cuda_rotate_forward(cudaStream_t stream, const struct cuda_rotation *rotation, enum cuda_type in,
                          const void *x, size_t ldx, size_t rows, enum cuda_type out, void *data,
                          size_t stride, float *scale, int32_t *sum);
+/* The same for rows of 16-bit numbers to 16-bit numbers with blocks of 8192 and more, where it fits. */
+bool cuda_rotate_wide_fits(const struct cuda_rotation *rotation, enum cuda_type in, const void *x, size_t ldx,
+                           enum cuda_type out, size_t stride);
+void cuda_rotate_wide(cudaStream_t stream, const struct cuda_rotation *rotation, enum cuda_type type,
+                      const void *x, size_t ldx, size_t rows, void *data, size_t stride);
 /* The same without a rotation: cols elements of x. */
 void cuda_round_rows(cudaStream_t stream, const float *x, size_t ldx, size_t cols, size_t rows,
                      enum cuda_type out, void *data, size_t stride, float *scale, int32_t *sum);
@@ -95,6 +100,12 @@ void cuda_scale(cudaStream_t stream, float *x, float factor, size_t n);
 void cuda_soft_cap(cudaStream_t stream, float *x, float cap, size_t n);
 void cuda_route(cudaStream_t stream, int32_t *index, float *weight, const float *logits, size_t rows,
                 uint32_t experts, uint32_t k, bool normalize);
+void cuda_clamped_swiglu(cudaStream_t stream, float *y, size_t ldy, const float *gate, const float *up,
+                         size_t ld, size_t rows, size_t n, float alpha, float limit);
+void cuda_gather(cudaStream_t stream, float *out, size_t ldo, const float *x, size_t ldx,
+                 const uint32_t *index, size_t rows, size_t n);
+void cuda_combine(cudaStream_t stream, float *x, size_t n, const float *y, const uint32_t *slot,
+                  const float *weight, size_t rows, uint32_t k);
 
 /* --- dense.cu --- */
 
@@ -155,12 +166,18 @@ void cuda_product_e8p_decode(cudaStream_t stream, const struct cuda_e8p_output *
 /* Many rows. */
 void cuda_product_e8p_tile(cudaStream_t stream, const struct cuda_e8p *w, const int8_t *q, size_t stride,
                            const float *scale, const int32_t *sum, size_t rows, float *y, size_t ldy);
+/* The same on the tensor cores of compute capability 9.0, of up to so many rows at once: 0 on others. scratch is
+ * 1024-byte aligned. */
+size_t cuda_product_e8p_wgmma_rows(uint32_t cols, size_t scratch_bytes);
+void cuda_product_e8p_wgmma(cudaStream_t stream, const struct cuda_e8p *w, const int8_t *q, size_t stride,
+                            const float *scale, const int32_t *sum, size_t rows, float *y, size_t ldy,
+                            void *scratch);
 void cuda_product_e8p_f32(cudaStream_t stream, const struct cuda_e8p *w, const float *x, size_t stride,
                           size_t rows, float *y, size_t ldy);
 
 /* --- blocks.cu: formats/blocks.h --- */
 
-enum cuda_code { CUDA_CODE_E2M1, CUDA_CODE_U4, CUDA_CODE_U8 };
+enum cuda_code { CUDA_CODE_E2M1, CUDA_CODE_U4, CUDA_CODE_U8, CUDA_CODE_E4M3, CUDA_CODE_E5M2 };
 enum cuda_scale_type { CUDA_SCALE_E8M0, CUDA_SCALE_E4M3, CUDA_SCALE_BF16, CUDA_SCALE_F32 };
 /* A matrix as it lies in host memory; zeros NULL: 8 of U4, 128 of U8. */
 struct cuda_blocks {
@@ -176,9 +193,24 @@ struct cuda_blocks {
  * sum [rows][stride / 16]. */
 void cuda_round_groups(cudaStream_t stream, const float *x, size_t ldx, size_t cols, size_t rows, int8_t *q,
                        size_t stride, float *scale, int32_t *sum);
-/* kernels.def, product_block_decode, of any number of rows. */
+/* kernels.def, product_block_decode, of any number of rows; E2M1, U4 and U8. `few`: for few rows; it knows not all formats. */
+bool cuda_product_blocks_few_fits(const struct cuda_blocks *w);
+void cuda_product_blocks_few(cudaStream_t stream, const struct cuda_blocks *w, const int8_t *q, size_t stride,
+                             const float *scale, const int32_t *sum, size_t rows, float *y, size_t ldy);
 void cuda_product_blocks(cudaStream_t stream, const struct cuda_blocks *w, const int8_t *q, size_t stride,
                          const float *scale, const int32_t *sum, size_t rows, float *y, size_t ldy);
+
+/* out [outs][cols] F32 or BF16 = outputs row.. of the matrix, row a multiple of 16: kernels.def, decode_weights_*. */
+void cuda_decode_blocks(cudaStream_t stream, const struct cuda_blocks *w, uint32_t row, uint32_t outs,
+                        enum cuda_type type, void *out);
+
+/* --- blocks_wgmma.cu --- */
+
+/* y = W a of MXFP4 weights (E2M1, E8M0, groups of 32, no tensor scale) by a [rows][stride] BF16, zero from cols to stride, on
+ * the tensor cores of compute capability 9.0, of up to so many rows at once: 0 on others. scratch is 1024-byte aligned. */
+size_t cuda_product_mxfp4_wgmma_rows(uint32_t cols, size_t scratch_bytes);
+void cuda_product_mxfp4_wgmma(cudaStream_t stream, const struct cuda_blocks *w, const void *a, size_t stride,
+                              size_t rows, float *y, size_t ldy, void *scratch);
 
 /* --- low_rank.cu: formats/low_rank.h --- */
 

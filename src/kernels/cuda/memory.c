@@ -218,8 +218,7 @@ static enum walsh_status upload_weights(const struct walsh_queue *q, const struc
     } else if (host->format < WALSH_FORMAT_E8P) {
         const size_t bytes = (size_t)host->rows * host->cols * (host->format == WALSH_FORMAT_F32 ? 4 : 2);
         status = upload_part(q, host->data, bytes, what, &out->data, err);
-    } else if (host->block.code == WALSH_CODE_E2M1 || host->block.code == WALSH_CODE_U4 ||
-               host->block.code == WALSH_CODE_U8) {
+    } else if (walsh_format_is_block(host->format)) {
         status = upload_blocks(q, host, what, out, err);
     } else {
         return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: weights of format %s have no kernels on CUDA", what,

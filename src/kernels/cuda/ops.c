@@ -19,6 +19,8 @@ _Static_assert(sizeof(struct walsh_attention_row) == sizeof(struct cuda_attentio
                "the kernels' row of attention");
 _Static_assert(WALSH_KV_F32 == 0 && WALSH_KV_F16 == 1, "the kernels' types of a cache");
 
+#define LEAST_WGMMA_ROWS 96 /* of products on the tensor cores, which do 256 at a time */
+
 /* The device of q, current for this thread. */
 static struct cuda_device *enter(const struct walsh_queue *q)
 {
@@ -130,15 +132,26 @@ struct cuda_e8p cuda_e8p_of(const struct cuda_device *d, const struct walsh_weig
     return out;
 }
 
+static void product_e8p_many(struct cuda_device *d, const struct walsh_product *p,
+                             const struct walsh_activations *a)
+{
+    const struct cuda_e8p w = cuda_e8p_of(d, p->weights);
+    const size_t most =
+        a->rows < LEAST_WGMMA_ROWS ? 0 : cuda_product_e8p_wgmma_rows(w.cols, CUDA_SCRATCH_BYTES);
+    if (most == 0)
+        cuda_product_e8p_tile(d->stream, &w, a->data, a->stride, a->scale, a->sum, a->rows, p->y, p->ldy);
+    for (size_t at = 0, n; most > 0 && at < a->rows; at += n) {
+        n = walsh_min(a->rows - at, most);
+        cuda_product_e8p_wgmma(d->stream, &w, (const int8_t *)a->data + at * a->stride, a->stride,
+                               a->scale + at, a->sum + at, n, p->y + at * p->ldy, p->ldy, d->scratch);
+    }
+}
+
 /* E8P by int8. Integer sums: a row's bits are the same by either kernel, and whatever shares a launch. */
 static void products_int8(struct cuda_device *d, const struct walsh_product *list, size_t count,
                           const struct walsh_activations *a)
 {
-    for (size_t i = 0; i < count && a->rows > CUDA_E8P_DECODE_ROWS; i++) {
-        const struct cuda_e8p w = cuda_e8p_of(d, list[i].weights);
-        cuda_product_e8p_tile(d->stream, &w, a->data, a->stride, a->scale, a->sum, a->rows, list[i].y,
-                              list[i].ldy);
-    }
+    for (size_t i = 0; i < count && a->rows > CUDA_E8P_DECODE_ROWS; i++) product_e8p_many(d, &list[i], a);
     for (size_t i = 0, n; i < count && a->rows <= CUDA_E8P_DECODE_ROWS; i += n) {
         struct cuda_e8p_output some[CUDA_E8P_LIST];
         for (n = 0; n < CUDA_E8P_LIST && i + n < count; n++)
@@ -149,30 +162,66 @@ static void products_int8(struct cuda_device *d, const struct walsh_product *lis
     }
 }
 
+static struct cuda_blocks blocks_of(const struct walsh_weights *w)
+{
+    static const enum cuda_code codes[] = {[WALSH_CODE_E2M1] = CUDA_CODE_E2M1,
+                                           [WALSH_CODE_U4] = CUDA_CODE_U4,
+                                           [WALSH_CODE_U8] = CUDA_CODE_U8,
+                                           [WALSH_CODE_E4M3] = CUDA_CODE_E4M3,
+                                           [WALSH_CODE_E5M2] = CUDA_CODE_E5M2};
+    static const enum cuda_scale_type scales[] = {[WALSH_SCALE_E8M0] = CUDA_SCALE_E8M0,
+                                                  [WALSH_SCALE_E4M3] = CUDA_SCALE_E4M3,
+                                                  [WALSH_SCALE_BF16] = CUDA_SCALE_BF16,
+                                                  [WALSH_SCALE_F32] = CUDA_SCALE_F32};
+    return (struct cuda_blocks){.outs = w->rows,
+                                .cols = w->cols,
+                                .group = w->block.group,
+                                .groups = (uint32_t)walsh_block_groups(w),
+                                .code = codes[w->block.code],
+                                .scale = scales[w->block.scale],
+                                .data = w->data,
+                                .scales = w->scales,
+                                .zeros = w->zeros,
+                                .tensor_scale = w->tensor_scale};
+}
+
+/* By other activations than those of blocks: MXFP4 on the tensor cores, else decoded a piece at a time. */
+static void product_decoded(struct cuda_device *d, const struct walsh_product *p,
+                            const struct walsh_activations *a)
+{
+    const struct cuda_blocks w = blocks_of(p->weights);
+    const enum cuda_type type = a->type == WALSH_ACTIVATION_BF16 ? CUDA_TYPE_BF16 : CUDA_TYPE_F32;
+    const size_t element = type == CUDA_TYPE_BF16 ? 2 : 4;
+    if (p->weights->format == WALSH_FORMAT_MXFP4 && type == CUDA_TYPE_BF16 && a->rows >= LEAST_WGMMA_ROWS) {
+        const size_t most = cuda_product_mxfp4_wgmma_rows(w.cols, CUDA_SCRATCH_BYTES);
+        for (size_t at = 0, n; most > 0 && at < a->rows; at += n) {
+            n = walsh_min(a->rows - at, most);
+            cuda_product_mxfp4_wgmma(d->stream, &w, (const uint16_t *)a->data + at * a->stride, a->stride, n,
+                                     p->y + at * p->ldy, p->ldy, d->scratch);
+        }
+        if (most > 0) return;
+    }
+    const size_t most = CUDA_SCRATCH_BYTES / (w.cols * element) / WALSH_BLOCK_ROWS * WALSH_BLOCK_ROWS;
+    for (size_t at = 0, n; at < w.outs; at += n) {
+        n = walsh_min(w.outs - at, most);
+        cuda_decode_blocks(d->stream, &w, (uint32_t)at, (uint32_t)n, type, d->scratch);
+        if (type == CUDA_TYPE_BF16 && w.cols % 8 == 0)
+            cuda_product_bf16(d->stream, d->scratch, n, w.cols, a->data, a->stride, a->rows, p->y + at,
+                              p->ldy);
+        else
+            cuda_product_dense(d->stream, type, d->scratch, n, w.cols, type, a->data, a->stride, a->rows,
+                               p->y + at, p->ldy);
+    }
+}
+
 static void product_blocks(struct cuda_device *d, const struct walsh_product *p,
                            const struct walsh_activations *a)
 {
-    const struct walsh_weights *w = p->weights;
-    if (a->type != WALSH_ACTIVATION_INT8_GROUPS) {
-        cuda_refuse(d, "product", "block formats have kernels for int8 activations only");
-        return;
-    }
-    const struct cuda_blocks blocks = {.outs = w->rows,
-                                       .cols = w->cols,
-                                       .group = w->block.group,
-                                       .groups = (uint32_t)walsh_block_groups(w),
-                                       .code = w->block.code == WALSH_CODE_E2M1 ? CUDA_CODE_E2M1
-                                               : w->block.code == WALSH_CODE_U4 ? CUDA_CODE_U4
-                                                                                : CUDA_CODE_U8,
-                                       .scale = w->block.scale == WALSH_SCALE_E8M0   ? CUDA_SCALE_E8M0
-                                                : w->block.scale == WALSH_SCALE_E4M3 ? CUDA_SCALE_E4M3
-                                                : w->block.scale == WALSH_SCALE_BF16 ? CUDA_SCALE_BF16
-                                                                                     : CUDA_SCALE_F32,
-                                       .data = w->data,
-                                       .scales = w->scales,
-                                       .zeros = w->zeros,
-                                       .tensor_scale = w->tensor_scale};
-    cuda_product_blocks(d->stream, &blocks, a->data, a->stride, a->scale, a->sum, a->rows, p->y, p->ldy);
+    const struct cuda_blocks w = blocks_of(p->weights);
+    if (a->type == WALSH_ACTIVATION_INT8_GROUPS)
+        cuda_product_blocks(d->stream, &w, a->data, a->stride, a->scale, a->sum, a->rows, p->y, p->ldy);
+    else
+        product_decoded(d, p, a);
 }
 
 static bool tensor_product(const struct walsh_weights *w, const struct walsh_activations *a)
@@ -345,6 +394,30 @@ static void route(const struct walsh_queue *q, int32_t *index, float *weight, co
     cuda_note(d, "route");
 }
 
+static void clamped_swiglu(const struct walsh_queue *q, float *y, size_t ldy, const float *gate,
+                           const float *up, size_t ld, size_t rows, size_t n, float alpha, float limit)
+{
+    struct cuda_device *d = enter(q);
+    cuda_clamped_swiglu(d->stream, y, ldy, gate, up, ld, rows, n, alpha, limit);
+    cuda_note(d, "clamped_swiglu");
+}
+
+static void gather(const struct walsh_queue *q, float *out, size_t ldo, const float *x, size_t ldx,
+                   const uint32_t *index, size_t rows, size_t n)
+{
+    struct cuda_device *d = enter(q);
+    cuda_gather(d->stream, out, ldo, x, ldx, index, rows, n);
+    cuda_note(d, "gather");
+}
+
+static void combine(const struct walsh_queue *q, float *x, size_t n, float *y, const uint32_t *slot,
+                    const float *weight, size_t rows, uint32_t k)
+{
+    struct cuda_device *d = enter(q);
+    cuda_combine(d->stream, x, n, y, slot, weight, rows, k);
+    cuda_note(d, "combine");
+}
+
 /* --- fused --- */
 
 static struct cuda_rotation rotation_or_none(const struct walsh_rotation *r)
@@ -479,5 +552,8 @@ const struct walsh_ops cuda_ops = {
     .scale = scale,
     .soft_cap = soft_cap,
     .route = route,
+    .clamped_swiglu = clamped_swiglu,
+    .gather = gather,
+    .combine = combine,
     .fused = &cuda_fused_ops,
 };

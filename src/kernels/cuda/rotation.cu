@@ -35,9 +35,12 @@ template <typename In, typename Out> __global__ void __launch_bounds__(1024) for
     fetch_row(x, f.c, f.wide, active, t, (int)f.r.size, shared + (size_t)slot * f.c.shared, v);
     if (all_units != 0) {
 #pragma unroll
-        for (int e = 0; e < HELD; e++) {
-            const float turned = __uint_as_float(__float_as_uint(v[e]) ^ (negative << (31 - e) & 0x80000000u));
-            v[e] = at + e < (int)f.r.size ? turned : 0.0f; // the padding is +0
+        for (int e = 0; e < HELD; e++)
+            v[e] = __uint_as_float(__float_as_uint(v[e]) ^ (negative << (31 - e) & 0x80000000u));
+        if (f.r.size != f.r.padded) { // the padding is +0
+#pragma unroll
+            for (int e = 0; e < HELD; e++)
+                if (at + e >= (int)f.r.size) v[e] = 0.0f;
         }
     } else if (active) {
 #pragma unroll
@@ -171,6 +174,10 @@ void cuda_rotate_forward(cudaStream_t stream, const struct cuda_rotation *rotati
                          size_t ldx, size_t rows, enum cuda_type out, void *data, size_t stride, float *scale, int32_t *sum)
 {
     if (rows == 0) return;
+    if (cuda_rotate_wide_fits(rotation, in, x, ldx, out, stride)) {
+        cuda_rotate_wide(stream, rotation, in, x, ldx, rows, data, stride);
+        return;
+    }
     const size_t element = in == CUDA_TYPE_F32 ? 4 : 2;
     forward f = {*rotation, cut_rows(rotation, rows), x, data, scale, sum, ldx, stride, rows, false};
     f.wide = (uintptr_t)x % 16 == 0 && ldx * element % 16 == 0;

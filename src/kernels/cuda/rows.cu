@@ -138,6 +138,44 @@ __global__ void __launch_bounds__(THREADS)
     for (uint32_t j = 0; j < k; j++) weight[j] = (float)(exp((double)weight[j] - top) / (normalize ? chosen : sum));
 }
 
+// A thread walks down the grid's column of blocks: any number of rows.
+__global__ void __launch_bounds__(THREADS)
+    clamped_kernel(float *y, size_t ldy, const float *gate, const float *up, size_t ld, size_t rows, size_t n, float alpha, float limit)
+{
+    const size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x;
+    if (i >= n) return;
+    for (size_t row = blockIdx.y; row < rows; row += gridDim.y) {
+        const float raw = gate[row * ld + i], before = up[row * ld + i];
+        const float g = raw > limit ? limit : raw, u = before > limit ? limit : before < -limit ? -limit : before; // NaN stays
+        y[row * ldy + i] = g / (1.0f + expf(-alpha * g)) * (u + 1.0f);
+    }
+}
+
+__global__ void __launch_bounds__(THREADS)
+    gather_kernel(float *out, size_t ldo, const float *x, size_t ldx, const uint32_t *index, size_t rows, size_t n)
+{
+    const size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x;
+    if (i >= n) return;
+    for (size_t row = blockIdx.y; row < rows; row += gridDim.y) out[row * ldo + i] = x[index[row] * ldx + i];
+}
+
+__global__ void __launch_bounds__(THREADS)
+    combine_kernel(float *x, size_t n, const float *y, const uint32_t *slot, const float *weight, size_t rows, uint32_t k)
+{
+    const size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x;
+    if (i >= n) return;
+    for (size_t row = blockIdx.y; row < rows; row += gridDim.y) {
+        float sum = __fmul_rn(weight[row * k], y[slot[row * k] * n + i]);
+        for (uint32_t j = 1; j < k; j++) sum = __fadd_rn(sum, __fmul_rn(weight[row * k + j], y[slot[row * k + j] * n + i]));
+        x[row * n + i] = __fadd_rn(x[row * n + i], sum);
+    }
+}
+
+dim3 grid_of(size_t rows, size_t n)
+{
+    return dim3(div_up(n, THREADS), (unsigned)(rows < 32768 ? rows : 32768));
+}
+
 } // namespace
 
 void cuda_embed(cudaStream_t stream, float *out, enum cuda_type type, const void *table, size_t cols, const int32_t *ids,
@@ -199,4 +237,21 @@ void cuda_route(cudaStream_t stream, int32_t *index, float *weight, const float 
 {
     if (rows > 0)
         route_kernel<<<div_up(rows, THREADS), THREADS, 0, stream>>>(index, weight, logits, rows, experts, k, normalize);
+}
+
+void cuda_clamped_swiglu(cudaStream_t stream, float *y, size_t ldy, const float *gate, const float *up, size_t ld, size_t rows,
+                         size_t n, float alpha, float limit)
+{
+    if (rows > 0 && n > 0) clamped_kernel<<<grid_of(rows, n), THREADS, 0, stream>>>(y, ldy, gate, up, ld, rows, n, alpha, limit);
+}
+
+void cuda_gather(cudaStream_t stream, float *out, size_t ldo, const float *x, size_t ldx, const uint32_t *index, size_t rows, size_t n)
+{
+    if (rows > 0 && n > 0) gather_kernel<<<grid_of(rows, n), THREADS, 0, stream>>>(out, ldo, x, ldx, index, rows, n);
+}
+
+void cuda_combine(cudaStream_t stream, float *x, size_t n, const float *y, const uint32_t *slot, const float *weight, size_t rows,
+                  uint32_t k)
+{
+    if (rows > 0 && n > 0) combine_kernel<<<grid_of(rows, n), THREADS, 0, stream>>>(x, n, y, slot, weight, rows, k);
 }

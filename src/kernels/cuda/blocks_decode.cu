@@ -1,0 +1,420 @@
+// Products of block formats with few rows: memory-bound. A chain of a row's groups has one order, but what it adds up has
+// none: of a block of threads, which owns 32 outputs, many warps read codes and leave a step's integer dots in shared
+// memory, and one warp for each row of activations follows with the chains, an output a lane. For one row the dots' warps
+// leave both factors of the chain's next link, so that the chain itself is one instruction a step.
+//
+// A lane reads the words of four outputs at once: lanes 4g + t with g < 4 have word t of the outputs 4g.. of the first tile
+// of 16, the others of the second, so that two mma.m16n8k32 have all 32 outputs of 32 columns.
+#include "blocks.cuh"
+
+namespace {
+
+constexpr int OUTS = 2 * TILE;
+
+struct few_rows {
+    cuda_blocks w;
+    const int8_t *q;
+    const float *scale;
+    const int32_t *sum;
+    float *y;
+    size_t stride, ldy;
+    int rows;
+    int shift; // log2 of the steps of a group
+};
+
+__host__ __device__ constexpr int bytes_of_scale(cuda_scale_type type)
+{
+    return type == CUDA_SCALE_F32 ? 4 : type == CUDA_SCALE_BF16 ? 2 : 1;
+}
+
+// How a kernel is cut: one warp of dots does every DOTS-th step, DEPTH of them in a chunk, which is also how many it has
+// under way; the chains' warps, one for each row, follow a chunk behind.
+template <int ROWS, int SLOT_BYTES> struct division {
+    static constexpr int CHAINS = ROWS, DOTS = ROWS == 1 ? 14 : 8, DEPTH = SLOT_BYTES > 16 ? 4 : 6, CHUNK = DOTS * DEPTH;
+    static constexpr int THREADS = 32 * (CHAINS + DOTS);
+    static_assert(CHUNK % 4 == 0, "a chunk's scales of activations are whole 16 bytes");
+};
+
+// What the chains need of a chunk, in shared memory.
+template <int CHUNK, int ROWS, int SCALE_BYTES> struct staged {
+    static constexpr int GROUPS = CHUNK + 1; // a chunk may begin and end within a group
+    uint8_t scales[2][GROUPS * TILE * SCALE_BYTES];
+    uint8_t zeros[2][GROUPS * TILE];
+    float x[ROWS][CHUNK];
+    int2 sum[ROWS][CHUNK];
+};
+template <int CHUNK, int ROWS, int SCALE_BYTES> struct room {
+    int dots[2][CHUNK * ROWS * OUTS];
+    staged<CHUNK, ROWS, SCALE_BYTES> of[2];
+};
+// The types of a kernel.
+template <cuda_code CODE, cuda_scale_type SCALE, int ROWS> struct kind {
+    static constexpr int BYTES = bytes_of_scale(SCALE), WORDS = CODE == CUDA_CODE_U8 ? 8 : 4; // words: of an output in a step
+    using cut = division<ROWS, WORDS * 4>;
+    using of_chunk = staged<cut::CHUNK, ROWS, BYTES>;
+    using shared = room<cut::CHUNK, ROWS, BYTES>;
+};
+
+__device__ __forceinline__ void copy16(void *shared, const void *global)
+{
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(shared)), "l"(global)
+                 : "memory");
+}
+// Named barriers: `meet` waits, `pass` only counts.
+// FIRST is the barrier of buffer 0.
+template <int FIRST, int THREADS> __device__ __forceinline__ void meet(int buffer)
+{
+    if (buffer == 0)
+        asm volatile("bar.sync %0, %1;" ::"n"(FIRST), "n"(THREADS) : "memory");
+    else
+        asm volatile("bar.sync %0, %1;" ::"n"(FIRST + 1), "n"(THREADS) : "memory");
+}
+template <int FIRST, int THREADS> __device__ __forceinline__ void pass(int buffer)
+{
+    if (buffer == 0)
+        asm volatile("bar.arrive %0, %1;" ::"n"(FIRST), "n"(THREADS) : "memory");
+    else
+        asm volatile("bar.arrive %0, %1;" ::"n"(FIRST + 1), "n"(THREADS) : "memory");
+}
+constexpr int FULL = 1, EMPTY = 3, TEAM = 5;
+
+__device__ __forceinline__ uint4 stream_words(const uint32_t *p)
+{
+    uint4 r;
+    asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
+                 : "l"(p));
+    return r;
+}
+
+// The codes and activations of a step that a lane of the dots holds.
+template <cuda_code CODE> struct slot {
+    uint4 word[CODE == CUDA_CODE_U8 ? 2 : 1];
+    uint32_t x0, x1;
+};
+
+template <cuda_code CODE, int ROWS>
+__device__ __forceinline__ void dots_of(const slot<CODE> &s, int *to, int lane)
+{
+    const int g = lane >> 2, t = lane & 3;
+    uint32_t b0 = s.x0, b1 = s.x1;
+    if (CODE == CUDA_CODE_E2M1) b0 = __byte_perm(s.x0, s.x1, 0x5140u), b1 = __byte_perm(s.x0, s.x1, 0x7362u);
+    int c[2][4] = {};
+    const uint32_t word[4] = {s.word[0].x, s.word[0].y, s.word[0].z, s.word[0].w};
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        uint32_t a[4];
+        if constexpr (CODE == CUDA_CODE_U8) {
+            a[0] = word[2 * i], a[1] = word[2 * i + 1];
+            a[2] = i ? s.word[1].z : s.word[1].x, a[3] = i ? s.word[1].w : s.word[1].y;
+        } else {
+            decode<CODE>(word[2 * i], &a[0], &a[2]);
+            decode<CODE>(word[2 * i + 1], &a[1], &a[3]);
+        }
+        multiply(c[i], a[0], a[1], a[2], a[3], b0, b1);
+    }
+    if (ROWS > 1 || t == 0) *reinterpret_cast<int4 *>(to + 2 * t * OUTS * (ROWS > 1) + 4 * g) = make_int4(c[0][0], c[0][2], c[1][0], c[1][2]);
+    if (ROWS > 1) *reinterpret_cast<int4 *>(to + (2 * t + 1) * OUTS + 4 * g) = make_int4(c[0][1], c[0][3], c[1][1], c[1][3]);
+}
+
+template <cuda_code CODE, cuda_scale_type SCALE, int ROWS>
+__device__ __forceinline__ void follow(const few_rows &p, typename kind<CODE, SCALE, ROWS>::shared &shared, int steps, int row, int lane)
+{
+    using cut = typename kind<CODE, SCALE, ROWS>::cut;
+    using of_chunk = typename kind<CODE, SCALE, ROWS>::of_chunk;
+    constexpr int BYTES = bytes_of_scale(SCALE), TEAM_THREADS = 32 * cut::CHAINS;
+    const int t = row * 32 + lane, chunks = (steps + cut::CHUNK - 1) / cut::CHUNK, first_row = (int)blockIdx.y * ROWS;
+    const int tiles = (int)((p.w.outs + TILE - 1) / TILE), groups = (int)p.w.groups;
+    const size_t of_row = p.stride / STEP;
+    auto bring = [&](int chunk) {
+        of_chunk &to = shared.of[chunk & 1];
+        const int begin = chunk * cut::CHUNK, end = min(begin + cut::CHUNK, steps);
+        const int first = begin >> p.shift, count = ((end - 1) >> p.shift) + 1 - first;
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const size_t at = ((size_t)min((int)blockIdx.x * 2 + i, tiles - 1) * (size_t)groups + (size_t)first) * TILE;
+            for (int b = t * 16; b < count * TILE * BYTES; b += TEAM_THREADS * 16)
+                copy16(to.scales[i] + b, static_cast<const uint8_t *>(p.w.scales) + at * BYTES + b);
+            if (CODE != CUDA_CODE_E2M1 && p.w.zeros)
+                for (int b = t * 16; b < count * TILE; b += TEAM_THREADS * 16) copy16(to.zeros[i] + b, p.w.zeros + at + b);
+        }
+        // each warp its own row's; what lies beyond the last step is the row's too, or is not read
+        const size_t from = (size_t)min(first_row + row, p.rows - 1) * of_row + (size_t)begin;
+        for (int k = lane; k < end - begin; k += 32) {
+            to.x[row][k] = p.scale[from + (size_t)k];
+            to.sum[row][k] = reinterpret_cast<const int2 *>(p.sum)[from + (size_t)k];
+        }
+        asm volatile("cp.async.commit_group;" ::: "memory");
+    };
+    const float unit = CODE == CUDA_CODE_E2M1 ? 0.5f : 1.0f;
+    float chain = 0.0f;
+    bring(0);
+    for (int chunk = 0; chunk < chunks; chunk++) {
+        asm volatile("cp.async.wait_all;" ::: "memory");
+        meet<TEAM, TEAM_THREADS>(0); // this chunk's are there, and nobody reads the one before any more
+        if (chunk + 1 < chunks) bring(chunk + 1);
+        const int buffer = chunk & 1, begin = chunk * cut::CHUNK, count = min(cut::CHUNK, steps - begin);
+        const of_chunk &of = shared.of[buffer];
+        const uint8_t *scales = of.scales[lane / TILE], *zeros = of.zeros[lane / TILE];
+        const int first = begin >> p.shift;
+        meet<FULL, cut::THREADS>(buffer);
+        const int *dots = shared.dots[buffer] + row * OUTS + lane;
+#pragma unroll 6
+        for (int k = 0; k < count; k++) {
+            const int group = ((begin + k) >> p.shift) - first, at = group * TILE + lane % TILE;
+            const float weight = __fmul_rn(scale_at(SCALE, scales, (size_t)at), unit);
+            const int zero = CODE == CUDA_CODE_E2M1 ? 12 : p.w.zeros ? zeros[at] : CODE == CUDA_CODE_U4 ? 8 : 128;
+            const int2 sum = of.sum[row][k];
+            chain = fmaf((float)(dots[k * ROWS * OUTS] - zero * (sum.x + sum.y)), __fmul_rn(weight, of.x[row][k]), chain);
+        }
+        if (chunk + 2 < chunks) pass<EMPTY, cut::THREADS>(buffer);
+    }
+    const size_t out = (size_t)blockIdx.x * OUTS + (size_t)lane;
+    if (first_row + row < p.rows && out < p.w.outs) p.y[(size_t)(first_row + row) * p.ldy + out] = __fmul_rn(chain, p.w.tensor_scale);
+}
+
+template <cuda_code CODE, cuda_scale_type SCALE, int ROWS>
+__global__ void __launch_bounds__(kind<CODE, SCALE, ROWS>::cut::THREADS, 2) few_rows_kernel(const __grid_constant__ few_rows p)
+{
+    extern __shared__ __align__(16) uint8_t bytes[];
+    using types = kind<CODE, SCALE, ROWS>;
+    using cut = typename types::cut;
+    auto &shared = *reinterpret_cast<typename types::shared *>(bytes);
+    constexpr int WORDS = types::WORDS;
+    const int lane = (int)threadIdx.x & 31, warp = (int)threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
+    const int steps = (int)((p.w.cols + STEP - 1) / STEP), tiles = (int)((p.w.outs + TILE - 1) / TILE);
+    let_next_start();
+    if (warp < cut::CHAINS) {
+        wait_for_previous();
+        follow<CODE, SCALE, ROWS>(p, shared, steps, warp, lane);
+        return;
+    }
+    const int turn = warp - cut::CHAINS;
+    const uint32_t *data = p.w.data + ((size_t)min((int)blockIdx.x * 2 + (g >> 2), tiles - 1) * (size_t)steps) * WORDS * TILE + t * TILE + 4 * (g & 3);
+    // an absent row's activations are another's: what it becomes is not stored
+    const int8_t *q = p.q + (size_t)min((int)blockIdx.y * ROWS + (ROWS == 1 ? 0 : g), p.rows - 1) * p.stride + (CODE == CUDA_CODE_U8 ? 4 : 8) * t;
+    slot<CODE> ahead[cut::DEPTH];
+    auto codes = [&](slot<CODE> &to, int step) {
+        to.word[0] = stream_words(data + (size_t)step * WORDS * TILE);
+        if constexpr (CODE == CUDA_CODE_U8) to.word[1] = stream_words(data + (size_t)step * WORDS * TILE + 4 * TILE);
+    };
+    auto activations = [&](slot<CODE> &to, int step) {
+        if constexpr (CODE == CUDA_CODE_U8) {
+            to.x0 = *reinterpret_cast<const uint32_t *>(q + step * STEP);
+            to.x1 = *reinterpret_cast<const uint32_t *>(q + step * STEP + 16);
+        } else {
+            const uint2 x = *reinterpret_cast<const uint2 *>(q + step * STEP);
+            to.x0 = x.x, to.x1 = x.y;
+        }
+    };
+#pragma unroll
+    for (int d = 0; d < cut::DEPTH; d++)
+        if (d * cut::DOTS + turn < steps) codes(ahead[d], d * cut::DOTS + turn);
+    wait_for_previous();
+#pragma unroll
+    for (int d = 0; d < cut::DEPTH; d++)
+        if (d * cut::DOTS + turn < steps) activations(ahead[d], d * cut::DOTS + turn);
+    for (int chunk = 0; chunk * cut::CHUNK < steps; chunk++) {
+        const int buffer = chunk & 1;
+        if (chunk >= 2) meet<EMPTY, cut::THREADS>(buffer);
+#pragma unroll
+        for (int d = 0; d < cut::DEPTH; d++) {
+            const int within = d * cut::DOTS + turn, step = chunk * cut::CHUNK + within;
+            if (step >= steps) continue;
+            dots_of<CODE, ROWS>(ahead[d], shared.dots[buffer] + within * ROWS * OUTS, lane);
+            if (step + cut::CHUNK < steps) codes(ahead[d], step + cut::CHUNK), activations(ahead[d], step + cut::CHUNK);
+        }
+        pass<FULL, cut::THREADS>(buffer);
+    }
+}
+
+// --- one row ---
+
+constexpr int ROW_DOTS = 15, ROW_THREADS = 32 * (ROW_DOTS + 1);
+template <cuda_code CODE> constexpr int ROW_DEPTH = CODE == CUDA_CODE_U8 ? 3 : 5;
+
+// Shared memory behind the ring: scales and zeros of both tiles, then scale and sum of the activations' steps.
+struct row_place {
+    int scales, zeros, x, sum, all;
+};
+template <cuda_code CODE, cuda_scale_type SCALE> __host__ __device__ inline row_place place_row(uint32_t groups, bool zeros, int steps)
+{
+    row_place at;
+    at.scales = 2 * ROW_DOTS * ROW_DEPTH<CODE> * OUTS * 8;
+    at.zeros = at.scales + 2 * (int)groups * TILE * bytes_of_scale(SCALE);
+    at.x = at.zeros + (zeros ? 2 * (int)groups * TILE : 0);
+    at.sum = at.x + steps * 4;
+    at.all = at.sum + steps * 4;
+    return at;
+}
+
+template <cuda_code CODE, cuda_scale_type SCALE>
+__global__ void __launch_bounds__(ROW_THREADS, 2) row_kernel(const __grid_constant__ few_rows p)
+{
+    extern __shared__ __align__(16) uint8_t shared[];
+    constexpr int BYTES = bytes_of_scale(SCALE), WORDS = CODE == CUDA_CODE_U8 ? 8 : 4, DEPTH = ROW_DEPTH<CODE>, CHUNK = ROW_DOTS * DEPTH;
+    const int t = (int)threadIdx.x & 3, lane = (int)threadIdx.x & 31, warp = (int)threadIdx.x >> 5, g = lane >> 2;
+    const int steps = (int)((p.w.cols + STEP - 1) / STEP), tiles = (int)((p.w.outs + TILE - 1) / TILE);
+    const bool has_zeros = CODE != CUDA_CODE_E2M1 && p.w.zeros;
+    const row_place at = place_row<CODE, SCALE>(p.w.groups, has_zeros, steps);
+    float2 *ring = reinterpret_cast<float2 *>(shared); // [2][CHUNK][OUTS]
+    float *x = reinterpret_cast<float *>(shared + at.x);
+    int *sum = reinterpret_cast<int *>(shared + at.sum);
+    const int tile[2] = {min((int)blockIdx.x * 2, tiles - 1), min((int)blockIdx.x * 2 + 1, tiles - 1)};
+    const int turn = warp - 1;
+    const uint32_t *data = p.w.data + (size_t)(g >> 2 ? tile[1] : tile[0]) * (size_t)steps * WORDS * TILE + t * TILE + 4 * (g & 3);
+    slot<CODE> ahead[DEPTH];
+    auto codes = [&](slot<CODE> &to, int step) {
+        to.word[0] = stream_words(data + (size_t)step * WORDS * TILE);
+        if constexpr (CODE == CUDA_CODE_U8) to.word[1] = stream_words(data + (size_t)step * WORDS * TILE + 4 * TILE);
+    };
+    if (turn >= 0) {
+#pragma unroll
+        for (int d = 0; d < DEPTH; d++) codes(ahead[d], min(d * ROW_DOTS + turn, steps - 1));
+    }
+    let_next_start();
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const size_t from = (size_t)tile[i] * p.w.groups * TILE;
+        const int count = (int)p.w.groups * TILE;
+        for (int b = (int)threadIdx.x * 16; b < count * BYTES; b += ROW_THREADS * 16)
+            copy16(shared + at.scales + i * count * BYTES + b, static_cast<const uint8_t *>(p.w.scales) + from * BYTES + b);
+        if (has_zeros)
+            for (int b = (int)threadIdx.x * 16; b < count; b += ROW_THREADS * 16) copy16(shared + at.zeros + i * count + b, p.w.zeros + from + b);
+    }
+    wait_for_previous();
+    for (int k = (int)threadIdx.x; k < steps; k += ROW_THREADS) {
+        const int2 both = reinterpret_cast<const int2 *>(p.sum)[k];
+        x[k] = p.scale[k], sum[k] = both.x + both.y;
+    }
+    const int8_t *q = p.q + (CODE == CUDA_CODE_U8 ? 4 : 8) * t;
+    auto activations = [&](slot<CODE> &to, int step) {
+        if constexpr (CODE == CUDA_CODE_U8) {
+            to.x0 = *reinterpret_cast<const uint32_t *>(q + step * STEP);
+            to.x1 = *reinterpret_cast<const uint32_t *>(q + step * STEP + 16);
+        } else {
+            const uint2 both = *reinterpret_cast<const uint2 *>(q + step * STEP);
+            to.x0 = both.x, to.x1 = both.y;
+        }
+    };
+    if (turn >= 0) {
+#pragma unroll
+        for (int d = 0; d < DEPTH; d++) activations(ahead[d], min(d * ROW_DOTS + turn, steps - 1));
+    }
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    __syncthreads();
+
+    if (turn < 0) {
+        float chain = 0.0f;
+        for (int chunk = 0; chunk * CHUNK < steps; chunk++) {
+            const int buffer = chunk & 1, count = min(CHUNK, steps - chunk * CHUNK);
+            const float2 *link = ring + buffer * CHUNK * OUTS + lane;
+            meet<FULL, ROW_THREADS>(buffer);
+            int k = 0;
+            for (; k + 15 <= count; k += 15) {
+                float2 v[15];
+#pragma unroll
+                for (int i = 0; i < 15; i++) v[i] = link[(k + i) * OUTS];
+#pragma unroll
+                for (int i = 0; i < 15; i++) chain = fmaf(v[i].x, v[i].y, chain);
+            }
+            for (; k < count; k++) chain = fmaf(link[k * OUTS].x, link[k * OUTS].y, chain);
+            if ((chunk + 2) * CHUNK < steps) pass<EMPTY, ROW_THREADS>(buffer);
+        }
+        const size_t out = (size_t)blockIdx.x * OUTS + (size_t)lane;
+        if (out < p.w.outs) p.y[out] = __fmul_rn(chain, p.w.tensor_scale);
+        return;
+    }
+    // all columns of the product are the one row, so that lane 4g + t has its own output among its fragments
+    const uint8_t *scales = shared + at.scales + ((lane / TILE) * (int)p.w.groups * TILE + lane % TILE) * BYTES;
+    const uint8_t *zeros = shared + at.zeros + (lane / TILE) * (int)p.w.groups * TILE + lane % TILE;
+    const float unit = CODE == CUDA_CODE_E2M1 ? 0.5f : 1.0f;
+    auto link = [&](const slot<CODE> &s, int step, float2 *to) {
+        const int group = step >> p.shift;
+        const float factor = __fmul_rn(__fmul_rn(scale_at(SCALE, scales, (size_t)(group * TILE)), unit), x[step]);
+        const int zero = CODE == CUDA_CODE_E2M1 ? 12 : has_zeros ? zeros[group * TILE] : CODE == CUDA_CODE_U4 ? 8 : 128;
+        uint32_t b0 = s.x0, b1 = s.x1;
+        if (CODE == CUDA_CODE_E2M1) b0 = __byte_perm(s.x0, s.x1, 0x5140u), b1 = __byte_perm(s.x0, s.x1, 0x7362u);
+        int c[2][4] = {};
+        const uint32_t word[4] = {s.word[0].x, s.word[0].y, s.word[0].z, s.word[0].w};
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            uint32_t a[4];
+            if constexpr (CODE == CUDA_CODE_U8) {
+                a[0] = word[2 * i], a[1] = word[2 * i + 1];
+                a[2] = i ? s.word[1].z : s.word[1].x, a[3] = i ? s.word[1].w : s.word[1].y;
+            } else {
+                decode<CODE>(word[2 * i], &a[0], &a[2]);
+                decode<CODE>(word[2 * i + 1], &a[1], &a[3]);
+            }
+            multiply(c[i], a[0], a[1], a[2], a[3], b0, b1);
+        }
+        const int even = t & 2 ? c[1][0] : c[0][0], odd = t & 2 ? c[1][2] : c[0][2], dot = t & 1 ? odd : even;
+        *to = make_float2((float)(dot - zero * sum[step]), factor);
+    };
+    int begin = 0;
+    for (int chunk = 0; begin < steps; chunk++, begin += CHUNK) {
+        const int buffer = chunk & 1;
+        float2 *to = ring + (buffer * CHUNK + turn) * OUTS + lane;
+        if (chunk >= 2) meet<EMPTY, ROW_THREADS>(buffer);
+#pragma unroll
+        for (int d = 0; d < DEPTH; d++) {
+            const int step = begin + d * ROW_DOTS + turn, next = min(step + CHUNK, steps - 1);
+            link(ahead[d], min(step, steps - 1), to + d * ROW_DOTS * OUTS); // what lies beyond the last is not read
+            codes(ahead[d], next);
+            activations(ahead[d], next);
+        }
+        pass<FULL, ROW_THREADS>(buffer);
+    }
+}
+
+constexpr size_t ROW_SHARED = 112 << 10;
+
+template <cuda_code CODE, cuda_scale_type SCALE> bool start_row(cudaStream_t stream, const few_rows &p)
+{
+    const bool zeros = CODE != CUDA_CODE_E2M1 && p.w.zeros;
+    const size_t shared = (size_t)place_row<CODE, SCALE>(p.w.groups, zeros, (int)div_up(p.w.cols, STEP)).all;
+    if (shared > ROW_SHARED) return false;
+    launch_early(stream, row_kernel<CODE, SCALE>, dim3(div_up(p.w.outs, OUTS)), ROW_THREADS, shared, p);
+    return true;
+}
+
+// --- launches ---
+
+template <cuda_code CODE, cuda_scale_type SCALE, int ROWS> void start_rows(cudaStream_t stream, const few_rows &p)
+{
+    using types = kind<CODE, SCALE, ROWS>;
+    launch_early(stream, few_rows_kernel<CODE, SCALE, ROWS>, dim3(div_up(p.w.outs, OUTS), div_up((size_t)p.rows, ROWS)),
+                 types::cut::THREADS, sizeof(typename types::shared), p);
+}
+template <cuda_code CODE, cuda_scale_type SCALE> void start(cudaStream_t stream, const few_rows &p)
+{
+    if (p.rows == 1 && start_row<CODE, SCALE>(stream, p)) return;
+    start_rows<CODE, SCALE, 8>(stream, p);
+}
+
+} // namespace
+
+bool cuda_product_blocks_few_fits(const struct cuda_blocks *w)
+{
+    const uint32_t group = w->group;
+    if (group != 0 && (group < (uint32_t)STEP || (group & (group - 1)) != 0)) return false;
+    return w->code == CUDA_CODE_E2M1 ? w->scale == CUDA_SCALE_E8M0 : w->scale == CUDA_SCALE_BF16 || w->scale == CUDA_SCALE_F32;
+}
+
+void cuda_product_blocks_few(cudaStream_t stream, const struct cuda_blocks *w, const int8_t *q, size_t stride, const float *scale,
+                             const int32_t *sum, size_t rows, float *y, size_t ldy)
+{
+    few_rows p = {*w, q, scale, sum, y, stride, ldy, (int)rows, 30};
+    if (w->group != 0)
+        for (p.shift = 0; (uint32_t)STEP << p.shift < w->group;) p.shift++;
+    switch (w->code) {
+    case CUDA_CODE_E2M1: start<CUDA_CODE_E2M1, CUDA_SCALE_E8M0>(stream, p); break;
+    case CUDA_CODE_U4:
+        w->scale == CUDA_SCALE_BF16 ? start<CUDA_CODE_U4, CUDA_SCALE_BF16>(stream, p) : start<CUDA_CODE_U4, CUDA_SCALE_F32>(stream, p);
+        break;
+    default:
+        w->scale == CUDA_SCALE_BF16 ? start<CUDA_CODE_U8, CUDA_SCALE_BF16>(stream, p) : start<CUDA_CODE_U8, CUDA_SCALE_F32>(stream, p);
+        break;
+    }
+}
