@@ -226,7 +226,7 @@ void check_op_product(struct check *c, const struct check_queues *queues)
         .rows = c->round % 2 ? 300 : 128,
         .cols = 1472,
         .count = 2,
-        .shape = {{WALSH_FORMAT_E8P, "PBP", 176, 0}, {WALSH_FORMAT_E8P, "P", 33, 0}}};
+        .shape = {{WALSH_FORMAT_E8P, "PBP", 176, 0}, {WALSH_FORMAT_E8P, "P", 48, 0}}};
     check_case(c, queues, &deep);
     const struct op_case cases[] = {
         {.type = WALSH_ACTIVATION_INT8, .cols = 320, .shape = {{WALSH_FORMAT_E8P, "PB", 11008, 0}}},

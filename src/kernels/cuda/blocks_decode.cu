@@ -30,9 +30,8 @@ __host__ __device__ constexpr int bytes_of_scale(cuda_scale_type type)
 // How a kernel is cut: one warp of dots does every DOTS-th step, DEPTH of them in a chunk, which is also how many it has
 // under way; the chains' warps, one for each row, follow a chunk behind.
 template <int ROWS, int SLOT_BYTES> struct division {
-    static constexpr int CHAINS = ROWS, DOTS = ROWS == 1 ? 14 : 8, DEPTH = SLOT_BYTES > 16 ? 4 : 6, CHUNK = DOTS * DEPTH;
+    static constexpr int CHAINS = ROWS, DOTS = 8, DEPTH = SLOT_BYTES > 16 ? 4 : 6, CHUNK = DOTS * DEPTH;
     static constexpr int THREADS = 32 * (CHAINS + DOTS);
-    static_assert(CHUNK % 4 == 0, "a chunk's scales of activations are whole 16 bytes");
 };
 
 // What the chains need of a chunk, in shared memory.
@@ -93,7 +92,7 @@ template <cuda_code CODE> struct slot {
     uint32_t x0, x1;
 };
 
-template <cuda_code CODE, int ROWS>
+template <cuda_code CODE>
 __device__ __forceinline__ void dots_of(const slot<CODE> &s, int *to, int lane)
 {
     const int g = lane >> 2, t = lane & 3;
@@ -113,8 +112,8 @@ __device__ __forceinline__ void dots_of(const slot<CODE> &s, int *to, int lane)
         }
         multiply(c[i], a[0], a[1], a[2], a[3], b0, b1);
     }
-    if (ROWS > 1 || t == 0) *reinterpret_cast<int4 *>(to + 2 * t * OUTS * (ROWS > 1) + 4 * g) = make_int4(c[0][0], c[0][2], c[1][0], c[1][2]);
-    if (ROWS > 1) *reinterpret_cast<int4 *>(to + (2 * t + 1) * OUTS + 4 * g) = make_int4(c[0][1], c[0][3], c[1][1], c[1][3]);
+    *reinterpret_cast<int4 *>(to + 2 * t * OUTS + 4 * g) = make_int4(c[0][0], c[0][2], c[1][0], c[1][2]);
+    *reinterpret_cast<int4 *>(to + (2 * t + 1) * OUTS + 4 * g) = make_int4(c[0][1], c[0][3], c[1][1], c[1][3]);
 }
 
 template <cuda_code CODE, cuda_scale_type SCALE, int ROWS>
@@ -192,7 +191,7 @@ __global__ void __launch_bounds__(kind<CODE, SCALE, ROWS>::cut::THREADS, 2) few_
     const int turn = warp - cut::CHAINS;
     const uint32_t *data = p.w.data + ((size_t)min((int)blockIdx.x * 2 + (g >> 2), tiles - 1) * (size_t)steps) * WORDS * TILE + t * TILE + 4 * (g & 3);
     // an absent row's activations are another's: what it becomes is not stored
-    const int8_t *q = p.q + (size_t)min((int)blockIdx.y * ROWS + (ROWS == 1 ? 0 : g), p.rows - 1) * p.stride + (CODE == CUDA_CODE_U8 ? 4 : 8) * t;
+    const int8_t *q = p.q + (size_t)min((int)blockIdx.y * ROWS + g, p.rows - 1) * p.stride + (CODE == CUDA_CODE_U8 ? 4 : 8) * t;
     slot<CODE> ahead[cut::DEPTH];
     auto codes = [&](slot<CODE> &to, int step) {
         to.word[0] = stream_words(data + (size_t)step * WORDS * TILE);
@@ -221,7 +220,7 @@ __global__ void __launch_bounds__(kind<CODE, SCALE, ROWS>::cut::THREADS, 2) few_
         for (int d = 0; d < cut::DEPTH; d++) {
             const int within = d * cut::DOTS + turn, step = chunk * cut::CHUNK + within;
             if (step >= steps) continue;
-            dots_of<CODE, ROWS>(ahead[d], shared.dots[buffer] + within * ROWS * OUTS, lane);
+            dots_of<CODE>(ahead[d], shared.dots[buffer] + within * ROWS * OUTS, lane);
             if (step + cut::CHUNK < steps) codes(ahead[d], step + cut::CHUNK), activations(ahead[d], step + cut::CHUNK);
         }
         pass<FULL, cut::THREADS>(buffer);

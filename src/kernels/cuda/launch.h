@@ -38,7 +38,7 @@ struct cuda_rotation {
 void cuda_rotate_forward(cudaStream_t stream, const struct cuda_rotation *rotation, enum cuda_type in,
                          const void *x, size_t ldx, size_t rows, enum cuda_type out, void *data,
                          size_t stride, float *scale, int32_t *sum);
-/* The same for rows of 16-bit numbers to 16-bit numbers with blocks of 8192 and more, where it fits. */
+/* The same for rows of 16-bit numbers to 16-bit numbers that are one block of 8192 or 16384. */
 bool cuda_rotate_wide_fits(const struct cuda_rotation *rotation, enum cuda_type in, const void *x, size_t ldx,
                            enum cuda_type out, size_t stride);
 void cuda_rotate_wide(cudaStream_t stream, const struct cuda_rotation *rotation, enum cuda_type type,
