@@ -4,7 +4,9 @@
  *   gradients [--bf16] [--threads N] MODEL OUTPUTS
  *
  * OUTPUTS holds input_ids [rows][tokens], loss, losses [10], and init.NAME and grad.NAME for each tensor NAME
- * of the adapter (alpha = 2 rank; learning rate 1e-3, betas .9 and .999, epsilon 1e-8, no decay, no
+ * of the adapter. A small file (tools/lora_gradients.py --rank) has neither init, which then follows the rule of `initial`, nor
+ * most of grad: sketch.NAME holds the norm of the gradient and its products with SKETCH vectors of random signs, whose
+ * differences have, in the mean square, the length of the gradient's own error. (alpha = 2 rank; learning rate 1e-3, betas .9 and .999, epsilon 1e-8, no decay, no
  * clipping). f32, all layers kept; then with layers checkpointed, whose gradients must have the same bits.
  * --bf16: products in bf16, with wider bounds. Exit 0: all agree. */
 #include <math.h>
@@ -34,18 +36,51 @@ static void expect(bool good, const char *what, double found, double bound)
     if (!good) failures++;
 }
 
+#define SKETCH 16
+
+/* KIND.NAME of a matrix of a module; NULL: it is not there. */
 static const struct walsh_tensor *find(const struct walsh_safetensors *st, const char *kind,
                                        const char *module, char matrix)
 {
     char name[400];
     snprintf(name, sizeof name, "%s.base_model.model.%s.lora_%c.weight", kind, module, matrix);
     const struct walsh_tensor *t = walsh_safetensors_find(st, name);
-    if (!t) {
-        fprintf(stderr, "gradients: no tensor %s\n", name);
-        exit(1);
-    }
-    ((struct walsh_tensor *)(uintptr_t)t)->used = true;
+    if (t) ((struct walsh_tensor *)(uintptr_t)t)->used = true;
     return t;
+}
+
+/* Number i of a sequence that a word and the name of a matrix begin: the finaliser of splitmix64 (Steele et al. 2014) over a
+ * counter that starts at the text's FNV-1a. */
+static uint64_t drawn(const char *word, const char *module, char matrix, size_t i)
+{
+    char name[400];
+    snprintf(name, sizeof name, "%s base_model.model.%s.lora_%c.weight", word, module, matrix);
+    uint64_t z = 0xcbf29ce484222325u;
+    for (const char *c = name; *c; c++) z = (z ^ (uint8_t)*c) * 0x100000001b3u;
+    z += i * 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+/* A within +-1 / sqrt(in), B within +-0.05, uniform. */
+static void initial(const struct walsh_module *m, char matrix, float *to, size_t n)
+{
+    const double bound = matrix == 'A' ? 1 / sqrt((double)m->in) : 0.05;
+    for (size_t i = 0; i < n; i++)
+        to[i] = (float)(bound * ((double)(drawn("init", m->name, matrix, i) >> 40) / 0x1p23 - 1));
+}
+
+/* Norm, and products with vectors of signs. */
+static void sketch(const struct walsh_module *m, char matrix, const float *x, size_t n, double out[1 + SKETCH])
+{
+    memset(out, 0, (1 + SKETCH) * sizeof *out);
+    for (size_t i = 0; i < n; i++) {
+        const uint64_t signs = drawn("sign", m->name, matrix, i);
+        out[0] += (double)x[i] * (double)x[i];
+        for (int k = 0; k < SKETCH; k++) out[1 + k] += signs >> k & 1 ? -(double)x[i] : (double)x[i];
+    }
+    out[0] = sqrt(out[0]);
 }
 
 static float *copy(const struct walsh_tensor *t)
@@ -60,7 +95,18 @@ static void load(struct walsh_parameters *p, const struct walsh_safetensors *st)
 {
     for (size_t i = 0; i < p->module_count; i++) {
         const struct walsh_module *m = &p->modules[i];
-        float *a = copy(find(st, "init", m->name, 'A')), *b = copy(find(st, "init", m->name, 'B'));
+        const size_t size[2] = {(size_t)m->experts * m->rank * m->in, (size_t)m->out * m->rank * m->experts};
+        float *matrix[2];
+        for (int k = 0; k < 2; k++) {
+            const struct walsh_tensor *t = find(st, "init", m->name, "AB"[k]);
+            if (t) {
+                matrix[k] = copy(t);
+                continue;
+            }
+            need(walsh_alloc(size[k], sizeof(float), "a matrix", &matrix[k], &error));
+            initial(m, "AB"[k], matrix[k], size[k]);
+        }
+        float *a = matrix[0], *b = matrix[1];
         walsh_module_import(p, m, p->values, a, b);
         walsh_free(a);
         walsh_free(b);
@@ -78,21 +124,42 @@ static double distance(const float *found, const float *expected, size_t n)
     return sqrt(difference / norm);
 }
 
+/* The distance of a gradient from what the file has of it, relative to its norm. */
+static double compare_matrix(const struct walsh_safetensors *st, const struct walsh_module *m, char matrix,
+                             const float *found, size_t n)
+{
+    const struct walsh_tensor *t = find(st, "grad", m->name, matrix);
+    if (t) {
+        float *want = copy(t);
+        const double d = distance(found, want, n);
+        walsh_free(want);
+        return d;
+    }
+    t = find(st, "sketch", m->name, matrix);
+    if (!t) {
+        fprintf(stderr, "gradients: nothing of %s.lora_%c\n", m->name, matrix);
+        exit(1);
+    }
+    double got[1 + SKETCH], sum = 0;
+    sketch(m, matrix, found, n, got);
+    const double *want = t->data;
+    for (int k = 0; k < SKETCH; k++) sum += pow(got[1 + k] - want[1 + k], 2);
+    return fmax(sqrt(sum / SKETCH), fabs(got[0] - want[0])) / want[0];
+}
+
 static double compare(const struct walsh_parameters *p, const struct walsh_safetensors *st, double bound)
 {
     double worst = 0;
     for (size_t i = 0; i < p->module_count; i++) {
         const struct walsh_module *m = &p->modules[i];
-        float *want[2] = {copy(find(st, "grad", m->name, 'A')), copy(find(st, "grad", m->name, 'B'))},
-              *got[2];
+        float *got[2];
         const size_t size[2] = {(size_t)m->experts * m->rank * m->in, (size_t)m->out * m->rank * m->experts};
         for (int k = 0; k < 2; k++) need(walsh_alloc(size[k], sizeof(float), "a gradient", &got[k], &error));
         walsh_module_export(p, m, p->gradients, got[0], got[1]);
         for (int k = 0; k < 2; k++) {
-            const double d = distance(got[k], want[k], size[k]);
+            const double d = compare_matrix(st, m, "AB"[k], got[k], size[k]);
             worst = fmax(worst, d);
             expect(d <= bound, m->name, d, bound);
-            walsh_free(want[k]);
             walsh_free(got[k]);
         }
     }
@@ -186,15 +253,20 @@ static void run(struct subject *s, const char *model, const char *outputs)
 
     char name[400];
     snprintf(name, sizeof name, "init.base_model.model.%s.lora_A.weight", s->graph->layers[0].q.name);
-    const struct walsh_tensor *a = walsh_safetensors_find(&st, name);
-    const uint32_t rank = (uint32_t)a->shape[0];
+    const struct walsh_tensor *a = walsh_safetensors_find(&st, name), *stored = walsh_safetensors_find(&st, "rank");
+    if (!a && !stored) {
+        fprintf(stderr, "gradients: neither %s nor a rank\n", name);
+        exit(1);
+    }
+    const uint32_t rank = a ? (uint32_t)a->shape[0] : (uint32_t)*(const int32_t *)stored->data;
     const struct walsh_parameter_options options = {rank, 2.0 * rank, "all-linear",
                                                     s->graph->config.experts > 0, s->bf16};
     need(walsh_parameters_open(s->graph, &options, &s->p, &error));
     load(&s->p, &st);
     check(s, &st);
     for (size_t i = 0; i < st.count; i++)
-        if (strncmp(st.tensors[i].name, "grad.", 5) == 0 && !st.tensors[i].used)
+        if ((strncmp(st.tensors[i].name, "grad.", 5) == 0 || strncmp(st.tensors[i].name, "sketch.", 7) == 0) &&
+            !st.tensors[i].used)
             expect(false, st.tensors[i].name, 1, 0);
     walsh_parameters_close(&s->p);
     walsh_graph_close(&s->graph);
