@@ -5,10 +5,7 @@
 
 #include "json_text.h"
 
-static bool out_of_memory(struct exchange *x)
-{
-    return refuse(&x->refusal, 503, "out_of_memory", NULL, "the server is out of memory");
-}
+#define MOST_MESSAGES 2048 /* of a conversation: a template's work grows with them */
 
 /* What a template fails with: the client's conversation, or the model's own template. */
 static bool refuse_rendering(struct exchange *x, const struct walsh_error *err)
@@ -22,14 +19,34 @@ static bool refuse_rendering(struct exchange *x, const struct walsh_error *err)
     case WALSH_E_FORMAT: /* mostly what a conversation lacks that the template wants */
         return refuse(&x->refusal, 400, "invalid_messages", "messages", "%s", err->message);
     case WALSH_E_MEMORY:
-        return out_of_memory(x);
+        return refuse_memory(&x->refusal);
     default:
         return refuse(&x->refusal, 500, "template_error", "messages", "%s", err->message);
     }
 }
 
-/* Content in parts ([{"type": "text", "text": ...}]) becomes the text that templates expect; false: a part
- * that is none. */
+/* The text of a part of a message's content, {"type": "text", "text": ...}; NULL: x->refusal. */
+static const json_t *part_text(struct exchange *x, const json_t *part)
+{
+    const char *type = json_string_value(json_object_get(part, "type")), *key;
+    const json_t *words = json_object_get(part, "text");
+    json_t *value;
+    if (!type || strcmp(type, "text") != 0 || !json_is_string(words)) {
+        refuse(&x->refusal, 400, "unsupported_value", "messages",
+               "a part of a message's content has type \"%.40s\", expected text", type ? type : "");
+        return NULL;
+    }
+    json_object_foreach((json_t *)(uintptr_t)part, key, value)
+    {
+        if (strcmp(key, "type") == 0 || strcmp(key, "text") == 0 || json_is_null(value)) continue;
+        refuse(&x->refusal, 400, "unknown_parameter", "messages",
+               "'%.60s' of a part of a message's content is not supported", key);
+        return NULL;
+    }
+    return words;
+}
+
+/* Content in parts becomes the text that templates expect; false: a part that is none. */
 static bool join_parts(struct exchange *x, json_t *message)
 {
     const json_t *parts = json_object_get(message, "content");
@@ -37,39 +54,82 @@ static bool join_parts(struct exchange *x, json_t *message)
     if (!json_is_array(parts)) return true;
     bool good = true;
     for (size_t i = 0; good && i < json_array_size(parts); i++) {
-        const json_t *part = json_array_get(parts, i), *words = json_object_get(part, "text");
-        const char *type = json_string_value(json_object_get(part, "type"));
-        if (!type || strcmp(type, "text") != 0 || !json_is_string(words))
-            good =
-                refuse(&x->refusal, 400, "unsupported_value", "messages",
-                       "a part of a message's content has type \"%.40s\", expected text", type ? type : "");
-        else if (!text_append(&text, json_string_value(words), json_string_length(words)))
-            good = out_of_memory(x);
+        const json_t *words = part_text(x, json_array_get(parts, i));
+        good = words != NULL;
+        if (good && !text_append(&text, json_string_value(words), json_string_length(words)))
+            good = refuse_memory(&x->refusal);
     }
     if (good) json_object_set_new(message, "content", json_stringn(text.data ? text.data : "", text.size));
     text_free(&text);
     return good;
 }
 
-static bool check_messages(struct exchange *x, const json_t *messages)
+/* The members of a message that templates get; what is null, and the empty list of annotations that OpenAI's
+ * own answers have, is not given. */
+static bool check_members(struct exchange *x, size_t i, json_t *message)
 {
-    if (!json_is_array(messages) || json_array_size(messages) == 0)
+    static const char *const texts[] = {"role", "name", "reasoning_content", "reasoning", "thinking"};
+    const char *key;
+    json_t *value;
+    void *next;
+    json_object_foreach_safe(message, next, key, value)
+    {
+        bool text = false;
+        for (size_t k = 0; k < sizeof texts / sizeof *texts; k++) text |= strcmp(key, texts[k]) == 0;
+        if (strcmp(key, "content") == 0) continue;
+        if (json_is_null(value) ||
+            (strcmp(key, "annotations") == 0 && json_is_array(value) && json_array_size(value) == 0))
+            json_object_del(message, key);
+        else if (!text)
+            return refuse(&x->refusal, 400, "unknown_parameter", "messages",
+                          "message %zu: '%.60s' is not supported", i, key);
+        else if (!json_is_string(value))
+            return refuse(&x->refusal, 400, "invalid_type", "messages", "message %zu: '%s' must be a string",
+                          i, key);
+    }
+    return true;
+}
+
+/* bounded: they must fit into the context. */
+static bool check_messages(struct exchange *x, const json_t *messages, bool bounded)
+{
+    const size_t count = json_array_size(messages);
+    size_t bytes = 0;
+    if (!json_is_array(messages) || count == 0)
         return refuse(&x->refusal, 400, "invalid_type", "messages",
                       "'messages' must be an array of one message or more");
-    for (size_t i = 0; i < json_array_size(messages); i++) {
+    if (count > MOST_MESSAGES)
+        return refuse(&x->refusal, 400, "invalid_value", "messages",
+                      "'messages' has %zu messages, expected at most %d", count, MOST_MESSAGES);
+    for (size_t i = 0; i < count; i++) {
         json_t *message = json_array_get(messages, i);
         if (!json_is_string(json_object_get(message, "role")))
             return refuse(&x->refusal, 400, "invalid_type", "messages",
                           "message %zu is no object with a 'role'", i);
-        if (json_object_get(message, "tool_calls") || json_object_get(message, "tool_call_id"))
-            return refuse(&x->refusal, 400, "unsupported_value", "messages",
-                          "message %zu: tools are not supported", i);
+        if (!check_members(x, i, message)) return false;
         const json_t *content = json_object_get(message, "content");
         if (!json_is_string(content) && !json_is_array(content))
             return refuse(&x->refusal, 400, "invalid_type", "messages",
                           "message %zu: 'content' must be a string", i);
         if (!join_parts(x, message)) return false;
+        bytes += json_string_length(json_object_get(message, "content"));
     }
+    return !bounded || check_prompt_bytes(x, bytes, "messages");
+}
+
+/* Variables for the template, none of which is checked elsewhere or the library's own. */
+static bool check_arguments(struct exchange *x, const json_t *arguments)
+{
+    static const char *const taken[] = {"messages",  "tools",     "documents",    "add_generation_prompt",
+                                        "bos_token", "eos_token", "strftime_now", "raise_exception"};
+    if (!arguments) return true;
+    if (!json_is_object(arguments))
+        return refuse(&x->refusal, 400, "invalid_type", "chat_template_kwargs",
+                      "'chat_template_kwargs' must be an object");
+    for (size_t i = 0; i < sizeof taken / sizeof *taken; i++)
+        if (json_object_get(arguments, taken[i]))
+            return refuse(&x->refusal, 400, "unsupported_value", "chat_template_kwargs",
+                          "'chat_template_kwargs.%s' is not supported", taken[i]);
     return true;
 }
 
@@ -79,15 +139,13 @@ bool chat_tokens(struct exchange *x, const struct request *request, int32_t **id
     struct walsh_chat_options options = WALSH_CHAT_OPTIONS;
     struct walsh_error err = {0};
     *ids = NULL;
-    if (!check_messages(x, request->messages)) return false;
-    if (request->template_arguments && !json_is_object(request->template_arguments))
-        return refuse(&x->refusal, 400, "invalid_type", "chat_template_kwargs",
-                      "'chat_template_kwargs' must be an object");
+    if (!check_messages(x, request->messages, x->route->endpoint == FOR_CHAT)) return false;
+    if (!check_arguments(x, request->template_arguments)) return false;
     char *messages = json_dumps(request->messages, JSON_COMPACT);
     char *variables =
         request->template_arguments ? json_dumps(request->template_arguments, JSON_COMPACT) : NULL;
     bool good = messages && (variables || !request->template_arguments);
-    if (!good) out_of_memory(x);
+    if (!good) refuse_memory(&x->refusal);
     options.variables_json = variables;
     options.add_generation_prompt = request->add_generation_prompt;
     if (good && walsh_chat_encode(x->server->model, messages, strlen(messages), &options, ids, count, text,
@@ -115,9 +173,9 @@ bool chat_prompt(struct exchange *x, struct request *request, bool *thinking)
     *thinking = false;
     if (!chat_tokens(x, request, &ids, &count, &text, &size)) return false;
     struct request_prompt *prompt = request->prompts = calloc(1, sizeof *prompt);
-    bool good = prompt || out_of_memory(x);
+    bool good = prompt || refuse_memory(&x->refusal);
     if (good) request->prompt_count = 1;
-    if (good && !(prompt->ids = calloc(count + 1, sizeof *ids))) good = out_of_memory(x);
+    if (good && !(prompt->ids = calloc(count + 1, sizeof *ids))) good = refuse_memory(&x->refusal);
     if (good) {
         memcpy(prompt->ids, ids, count * sizeof *ids);
         prompt->count = count;
@@ -132,12 +190,12 @@ static bool open_grammar(struct exchange *x, const json_t *schema, struct walsh_
 {
     struct walsh_error err = {0};
     char *text = schema ? json_dumps(schema, JSON_COMPACT | JSON_ENCODE_ANY) : NULL;
-    if (schema && !text) return out_of_memory(x);
+    if (schema && !text) return refuse_memory(&x->refusal);
     const enum walsh_status status =
         walsh_grammar_open(x->server->model, text, text ? strlen(text) : 0, grammar, &err);
     free(text);
     if (status == WALSH_OK) return true;
-    if (status == WALSH_E_MEMORY) return out_of_memory(x);
+    if (status == WALSH_E_MEMORY) return refuse_memory(&x->refusal);
     return refuse(&x->refusal, 400, status == WALSH_E_UNSUPPORTED ? "unsupported_value" : "invalid_schema",
                   "response_format", "%s", err.message);
 }
@@ -176,11 +234,16 @@ static bool read_schema(struct exchange *x, const json_t *object, const json_t *
                       "'response_format.json_schema' must be an object");
     json_object_foreach((json_t *)(uintptr_t)object, key, value)
     {
+        const bool text = strcmp(key, "name") == 0 || strcmp(key, "description") == 0;
+        if (json_is_null(value)) continue;
         if (strcmp(key, "schema") == 0)
             *schema = value;
-        else if (strcmp(key, "name") != 0 && strcmp(key, "strict") != 0 && strcmp(key, "description") != 0)
+        else if (!text && strcmp(key, "strict") != 0)
             return refuse(&x->refusal, 400, "unknown_parameter", "response_format",
                           "'response_format.json_schema.%.40s' is not supported", key);
+        else if (text ? !json_is_string(value) : !json_is_boolean(value))
+            return refuse(&x->refusal, 400, "invalid_type", "response_format",
+                          "'response_format.json_schema.%s' must be a %s", key, text ? "string" : "boolean");
     }
     if (!*schema)
         return refuse(&x->refusal, 400, "missing_required_parameter", "response_format",
@@ -191,11 +254,22 @@ static bool read_schema(struct exchange *x, const json_t *object, const json_t *
 static bool open_format(struct exchange *x, const struct request *request, struct walsh_grammar **grammar)
 {
     const json_t *format = request->response_format, *schema = NULL;
-    const char *type = json_string_value(json_object_get(format, "type"));
+    const char *type = json_string_value(json_object_get(format, "type")), *key;
+    json_t *value;
     *grammar = NULL;
-    if (!format || (type && strcmp(type, "text") == 0)) return true;
+    if (!format) return true;
+    const bool has_schema = type && strcmp(type, "json_schema") == 0;
+    json_object_foreach((json_t *)(uintptr_t)format, key, value)
+    {
+        if (json_is_null(value) || strcmp(key, "type") == 0 || (has_schema && strcmp(key, type) == 0))
+            continue;
+        return refuse(&x->refusal, 400, "unknown_parameter", "response_format",
+                      "'response_format.%.40s' is not supported beside type \"%.40s\"", key,
+                      type ? type : "");
+    }
+    if (type && strcmp(type, "text") == 0) return true;
     if (type && strcmp(type, "json_object") == 0) return open_grammar(x, NULL, grammar);
-    if (type && strcmp(type, "json_schema") == 0)
+    if (has_schema)
         return read_schema(x, json_object_get(format, "json_schema"), &schema) &&
                open_grammar(x, schema, grammar);
     return refuse(

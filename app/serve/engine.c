@@ -98,6 +98,13 @@ bool engine_submit(struct engine *e, struct job *job, struct refusal *refusal, u
     const double wait = pace * (1 + (double)e->waiting / e->rows);
     if (e->stop || e->draining) {
         refuse(refusal, 503, "shutting_down", NULL, "the server is shutting down");
+    } else if (job->count > e->options.max_waiting || job->count > e->options.max_waiting_tenant) {
+        const size_t most = e->options.max_waiting < e->options.max_waiting_tenant
+                                ? e->options.max_waiting
+                                : e->options.max_waiting_tenant;
+        refuse(refusal, 400, "invalid_value", "n",
+               "the request has %zu sequences, and the queue never holds more than %zu%s", job->count, most,
+               most < e->options.max_waiting ? " of one client" : "");
     } else if (job->count > e->options.max_waiting - e->waiting ||
                job->count > e->options.max_waiting_tenant - own) {
         const bool all = job->count > e->options.max_waiting - e->waiting;
@@ -107,7 +114,7 @@ bool engine_submit(struct engine *e, struct job *job, struct refusal *refusal, u
                all ? "" : " for you", job->count,
                all ? e->options.max_waiting : e->options.max_waiting_tenant);
     } else if (!t && !(t = calloc(1, sizeof *t))) {
-        refuse(refusal, 503, "out_of_memory", NULL, "the server is out of memory");
+        refuse_memory(refusal);
     } else {
         if (!t->first) {
             t->id = job->tenant;
@@ -144,8 +151,7 @@ static void end_sequence(struct engine *e, struct sequence *s)
     const bool done = --job->open == 0;
     if (done) {
         const bool stream = job->request.stream;
-        if (stream && !job->failure.status && !job_send_end(job))
-            refuse(&job->failure, 503, "out_of_memory", NULL, "the server is out of memory");
+        if (stream && !job->failure.status && !job_send_end(job)) refuse_memory(&job->failure);
         if (stream && job->failure.status) job_send_failure(job);
         job->done = true;
         job_wake(job);
@@ -177,11 +183,11 @@ static bool doomed(struct engine *e, struct sequence *s, double now)
         if (e->abandon.status)
             job->failure = e->abandon;
         else if (starved)
-            refuse(&job->failure, 503, "queue_timeout", NULL, "the request waited %.0f seconds for its turn",
+            refuse(&job->failure, 503, "queue_timeout", NULL, "the request waited %.3g seconds for its turn",
                    now - job->arrived);
         else
-            refuse(&job->failure, 504, "timeout", NULL, "the request took more than %.0f seconds",
-                   job->deadline - job->arrived);
+            refuse(&job->failure, 504, "timeout", NULL, "the request took more than %g seconds",
+                   job->limit_seconds);
         if (!e->abandon.status) metrics_add(e->options.metrics, &e->options.metrics->timeouts);
     }
     pthread_mutex_unlock(&job->lock);
@@ -251,12 +257,19 @@ static void sweep_active(struct engine *e, double now)
 
 /* ---------------------------------------------------------------------------------------- the batch */
 
-static void fail_job(struct sequence *s, int status, const char *code, const char *message)
+static void fail_job(struct sequence *s, const struct refusal *why)
 {
     pthread_mutex_lock(&s->job->lock);
-    if (!s->job->failure.status) refuse(&s->job->failure, status, code, NULL, "%s", message);
+    if (!s->job->failure.status) s->job->failure = *why;
     pthread_mutex_unlock(&s->job->lock);
     job_cancel(s->job);
+}
+
+static void fail_inside(struct sequence *s, const char *message)
+{
+    struct refusal why;
+    refuse(&why, 500, "internal_error", NULL, "%s", message);
+    fail_job(s, &why);
 }
 
 /* The logits of an echoed prompt; `user` is the sequence. */
@@ -309,8 +322,10 @@ static void admit(struct engine *e)
         e->active = s;
         metrics_observe(e->options.metrics, &e->options.metrics->wait, s->started - s->job->arrived);
         if (start(e, s, &err) == WALSH_OK) continue;
-        fail_job(s, err.status == WALSH_E_CAPACITY || err.status == WALSH_E_ARGUMENT ? 400 : 503, "refused",
-                 err.message);
+        struct refusal why;
+        refuse(&why, err.status == WALSH_E_CAPACITY || err.status == WALSH_E_ARGUMENT ? 400 : 503, "refused",
+               NULL, "%s", err.message);
+        fail_job(s, &why);
         retire(e, s);
     }
 }
@@ -342,7 +357,7 @@ static void take_event(struct engine *e, const struct walsh_batch_event *event, 
     struct job *job = s->job;
     if (event->finish == WALSH_FINISH_ERROR) {
         log_message(e->options.log, "error", "sequence_failed", event->message);
-        fail_job(s, 500, "internal_error", event->message);
+        fail_inside(s, event->message);
         retire(e, s);
         return;
     }
@@ -365,7 +380,11 @@ static void take_event(struct engine *e, const struct walsh_batch_event *event, 
     job->stalled |= stalled;
     pthread_mutex_unlock(&job->lock);
     if (stopped && event->finish == WALSH_FINISH_NONE) walsh_batch_cancel(e->batch, s->id, NULL);
-    if (!good) fail_job(s, 503, "out_of_memory", "the server is out of memory");
+    if (!good) {
+        struct refusal why;
+        refuse_memory(&why);
+        fail_job(s, &why);
+    }
     if (!good && !ended) walsh_batch_cancel(e->batch, s->id, NULL);
     if (stalled) { /* nobody reads: what is left of it is for nothing */
         metrics_add(e->options.metrics, &e->options.metrics->stalled);
@@ -382,7 +401,7 @@ static void step(struct engine *e)
         log_message(e->options.log, "error", "step_failed", err.message);
         while (e->active) {
             struct sequence *s = e->active;
-            fail_job(s, 500, "internal_error", err.message);
+            fail_inside(s, err.message);
             walsh_batch_cancel(e->batch, s->id, NULL);
             retire(e, s);
         }
@@ -502,7 +521,6 @@ void engine_abandon(struct engine *e, const struct refusal *refusal)
 void engine_snapshot(struct engine *e, struct engine_snapshot *out)
 {
     pthread_mutex_lock(&e->lock);
-    *out = (struct engine_snapshot){
-        .batch = e->snapshot, .waiting = e->waiting, .running = e->running, .draining = e->draining};
+    *out = (struct engine_snapshot){.batch = e->snapshot, .waiting = e->waiting, .draining = e->draining};
     pthread_mutex_unlock(&e->lock);
 }

@@ -7,10 +7,31 @@
 #include "chat.h"
 #include "server.h"
 
+bool check_prompt_bytes(struct exchange *x, size_t size, const char *param)
+{
+    return size <= x->server->prompt_bytes ||
+           refuse(&x->refusal, 400, "context_length_exceeded", param,
+                  "the prompt has %zu bytes, which do not fit into the context of %u tokens", size,
+                  x->server->context_tokens);
+}
+
+size_t longest_prompt(const struct walsh_model *model, uint32_t vocab, uint32_t context)
+{
+    size_t longest = 64; /* what normalization leaves out, texts of special tokens */
+    for (uint32_t i = 0; i < vocab; i++) {
+        const char *bytes;
+        size_t size;
+        if (walsh_model_token_bytes(model, (int32_t)i, &bytes, &size, NULL) == WALSH_OK && size > longest)
+            longest = size;
+    }
+    return longest * context;
+}
+
 static bool encode_prompt(struct exchange *x, struct request_prompt *prompt)
 {
     struct walsh_error err = {0};
     if (prompt->text) {
+        if (!check_prompt_bytes(x, prompt->size, "prompt")) return false;
         int32_t *ids = NULL;
         if (walsh_model_encode(x->server->model, prompt->text, prompt->size, WALSH_TEXT_SPECIAL, &ids,
                                &prompt->count, &err) != WALSH_OK)
@@ -18,8 +39,7 @@ static bool encode_prompt(struct exchange *x, struct request_prompt *prompt)
         prompt->ids = calloc(prompt->count + 1, sizeof *prompt->ids);
         if (prompt->ids) memcpy(prompt->ids, ids, prompt->count * sizeof *ids);
         walsh_memory_free(ids);
-        if (!prompt->ids)
-            return refuse(&x->refusal, 503, "out_of_memory", NULL, "the server is out of memory");
+        if (!prompt->ids) return refuse_memory(&x->refusal);
     }
     if (prompt->count == 0)
         return refuse(&x->refusal, 400, "invalid_prompt", "prompt", "the prompt is empty");
@@ -156,6 +176,7 @@ static void set_limits(struct exchange *x, struct job *job)
 {
     const struct server_limits *l = &x->server->limits;
     job->arrived = x->started;
+    job->limit_seconds = l->request_seconds;
     job->deadline = l->request_seconds > 0 ? x->started + l->request_seconds : INFINITY;
     job->queue_deadline = l->queue_seconds > 0 ? x->started + l->queue_seconds : INFINITY;
     job->stall_bytes = l->stall_bytes;
@@ -175,7 +196,7 @@ static struct job *make_job(struct exchange *x, struct request *r, bool chat, st
     if (!find_length(x, r, chat, &max_tokens)) return NULL;
     struct job *job = job_open(r, chat, server->model, &server->models, entry);
     if (!job) {
-        refuse(&x->refusal, 503, "out_of_memory", NULL, "the server is out of memory");
+        refuse_memory(&x->refusal);
         return NULL;
     }
     job->max_tokens = max_tokens ? max_tokens : 1;
@@ -183,13 +204,13 @@ static struct job *make_job(struct exchange *x, struct request *r, bool chat, st
     job->vocab = server->info.vocab;
     set_sampling(server, &job->request, &job->sampling);
     set_limits(x, job);
-    if (open_sequences(server, job, thinking)) return job;
-    refuse(&x->refusal, 503, "out_of_memory", NULL, "the server is out of memory");
+    if (open_sequences(server, job, thinking) && request_settle(&job->request)) return job;
+    refuse_memory(&x->refusal);
     job_release(job);
     return NULL;
 }
 
-struct job *generation_open(struct exchange *x)
+bool generation_prepare(struct exchange *x)
 {
     const bool chat = x->route->endpoint == FOR_CHAT;
     struct request request;
@@ -213,5 +234,6 @@ struct job *generation_open(struct exchange *x)
         models_release(&x->server->models, entry);
         request_free(&request);
     }
-    return job;
+    x->job = job;
+    return job != NULL;
 }

@@ -41,8 +41,19 @@ static bool is_number(const char *host)
     return inet_pton(AF_INET, host, &address) == 1 || inet_pton(AF_INET6, host, &address) == 1;
 }
 
+static enum MHD_Result count_hosts(void *count, enum MHD_ValueKind kind, const char *name, const char *value)
+{
+    (void)kind, (void)value;
+    *(int *)count += strcasecmp(name, MHD_HTTP_HEADER_HOST) == 0;
+    return MHD_YES;
+}
+
 bool guard_host(struct exchange *x)
 {
+    int hosts = 0;
+    MHD_get_connection_values(x->connection, MHD_HEADER_KIND, count_hosts, &hosts);
+    if (hosts > 1) /* RFC 9112, 3.2: what stands before us may look at the other one */
+        return refuse(&x->refusal, 400, "invalid_host", NULL, "the request has %d Host headers", hosts);
     const char *value = header(x, MHD_HTTP_HEADER_HOST);
     char host[256];
     if (!value) return true; /* HTTP/1.0, which no browser speaks */

@@ -24,6 +24,7 @@
 #define MOST_DROPPED                                                                                         \
     (64 << 20) /* bytes of a body that is refused, read so that its client gets to the answer */
 #define STREAM_BLOCK (16 * 1024)
+#define CLIENT_CLOSED_REQUEST 499 /* in log and metrics, as nginx has it: the client left without an answer */
 
 /* An open connection. */
 struct client {
@@ -114,16 +115,14 @@ static void set_phase(struct server *server, struct client *client, bool answeri
 
 static bool has_left(int fd)
 {
+    if (fd < 0) return false;
     struct pollfd p = {.fd = fd, .events = POLLRDHUP};
     return poll(&p, 1, 0) == 1 && (p.revents & (POLLRDHUP | POLLHUP | POLLERR));
 }
 
-#define LEAVERS 64 /* dealt with at a time; the others are there at the next look */
-
 void http_watch(struct server *server)
 {
-    struct job *left[LEAVERS];
-    size_t count = 0;
+    struct job *left = NULL;
     const double now = seconds_now();
     pthread_mutex_lock(&server->lock);
     for (struct client *c = server->clients; c; c = c->next) {
@@ -131,22 +130,26 @@ void http_watch(struct server *server)
             shutdown(c->fd, SHUT_RDWR); /* libmicrohttpd sees its end and closes it */
             c->since = now;
         }
-        if (!c->job || count == LEAVERS || !has_left(c->fd)) continue;
-        job_hold(left[count++] = c->job);
+        if (!c->job || !has_left(c->fd)) continue;
+        job_hold(c->job);
+        c->job->next_left = left;
+        left = c->job;
         c->job = NULL;
     }
     pthread_mutex_unlock(&server->lock);
-    for (size_t i = 0; i < count; i++) {
-        pthread_mutex_lock(&left[i]->lock);
-        const bool open = !left[i]->done;
-        left[i]->gone = true;
-        job_wake(left[i]);
-        pthread_mutex_unlock(&left[i]->lock);
-        job_cancel(left[i]);
+    const bool some = left != NULL;
+    for (struct job *job = left, *next; job; job = next) {
+        next = job->next_left;
+        pthread_mutex_lock(&job->lock);
+        const bool open = !job->done;
+        job->gone = true;
+        job_wake(job);
+        pthread_mutex_unlock(&job->lock);
+        job_cancel(job);
         if (open) metrics_add(&server->metrics, &server->metrics.disconnects);
-        job_release(left[i]);
+        job_release(job);
     }
-    if (count) engine_poke(server->engine);
+    if (some) engine_poke(server->engine);
 }
 
 /* ---------------------------------------------------------------------------------------- answers */
@@ -189,6 +192,18 @@ enum MHD_Result answer_text(struct exchange *x, int status, const char *type, st
     if (!response) text_free(text);
     *text = (struct text){0};
     return answer_response(x, status, type, response);
+}
+
+bool reply_json(struct exchange *x, json_t *json)
+{
+    x->reply_type = "application/json";
+    return json_write_tree(&x->reply, json) || refuse_memory(&x->refusal);
+}
+
+bool reply_words(struct exchange *x, const char *words)
+{
+    x->reply_type = "text/plain; charset=utf-8";
+    return text_append(&x->reply, words, strlen(words)) || refuse_memory(&x->refusal);
 }
 
 enum MHD_Result answer_json(struct exchange *x, int status, json_t *json)
@@ -281,9 +296,11 @@ static enum MHD_Result await_job(struct exchange *x)
     return done ? answer_done(x) : MHD_YES;
 }
 
-enum MHD_Result answer_job(struct exchange *x)
+/* Hand a job to the engine and answer when it has something. */
+static enum MHD_Result answer_job(struct exchange *x)
 {
     struct job *job = x->job;
+    x->phase = EXCHANGE_AWAITS;
     job->connection = x->connection;
     job->wake = wake;
     if (!engine_submit(x->server->engine, job, &x->refusal, &x->retry)) return answer_refusal(x);
@@ -395,7 +412,7 @@ static enum MHD_Result take_body(struct exchange *x, const char *data, size_t si
         refuse(&x->refusal, 503, "busy", NULL, "too many requests are being read");
     } else if (!text_append(&x->body, data, size)) {
         atomic_fetch_sub(&server->body_bytes, size);
-        refuse(&x->refusal, 503, "out_of_memory", NULL, "the server is out of memory");
+        refuse_memory(&x->refusal);
     }
     return MHD_YES;
 }
@@ -418,6 +435,37 @@ static enum MHD_Result answer_preflight(struct exchange *x)
     return answer_response(x, 204, "text/plain", response);
 }
 
+/* On a worker's thread: nobody else looks at the exchange until its connection is resumed. */
+static void prepare(struct work_item *item, bool stopping)
+{
+    struct exchange *x = (struct exchange *)item;
+    x->left = x->client && has_left(x->client->fd);
+    if (stopping)
+        refuse(&x->refusal, 503, "shutting_down", NULL, "the server is shutting down");
+    else if (!x->left)
+        x->route->prepare(x);
+    drop_body(x);
+    x->phase = EXCHANGE_PREPARED;
+    MHD_resume_connection(x->connection);
+}
+
+static enum MHD_Result begin_preparation(struct exchange *x)
+{
+    x->phase = EXCHANGE_PREPARES;
+    x->work.tenant = x->tenant;
+    x->work.run = prepare;
+    MHD_suspend_connection(x->connection);
+    work_submit(&x->server->work, &x->work);
+    return MHD_YES;
+}
+
+static enum MHD_Result answer_prepared(struct exchange *x)
+{
+    if (x->left) return MHD_NO;
+    if (x->refusal.status) return answer_refusal(x);
+    return x->job ? answer_job(x) : answer_text(x, 200, x->reply_type, &x->reply);
+}
+
 static enum MHD_Result on_request(void *context, struct MHD_Connection *connection, const char *path,
                                   const char *method, const char *version, const char *data, size_t *size,
                                   void **state)
@@ -432,7 +480,8 @@ static enum MHD_Result on_request(void *context, struct MHD_Connection *connecti
         if (!x->refusal.status && !check_head(x, path, method) && x->at_once) return answer_refusal(x);
         return MHD_YES;
     }
-    if (x->job) return await_job(x);
+    if (x->phase == EXCHANGE_AWAITS) return await_job(x);
+    if (x->phase == EXCHANGE_PREPARED) return answer_prepared(x);
     if (*size) {
         const enum MHD_Result result = take_body(x, data, *size);
         *size = 0;
@@ -440,10 +489,7 @@ static enum MHD_Result on_request(void *context, struct MHD_Connection *connecti
     }
     set_phase(x->server, x->client, true, NULL);
     if (x->refusal.status) return answer_refusal(x);
-    if (!x->route->generates) return x->route->answer(x);
-    x->job = generation_open(x);
-    drop_body(x);
-    return x->job ? answer_job(x) : answer_refusal(x);
+    return x->route->endpoint ? begin_preparation(x) : x->route->answer(x);
 }
 
 static void log_exchange(const struct exchange *x)
@@ -462,7 +508,8 @@ static void log_exchange(const struct exchange *x)
         json_put_integer(line, "prefix_tokens", x->job->prefix_tokens);
         json_put_integer(line, "completion_tokens", x->job->tokens);
         if (x->job->first_token > 0) json_put_real(line, "first_token_seconds", x->job->first_token);
-        if (!x->job->done || x->job->gone) json_object_set_new(line, "disconnected", json_true());
+        if (!x->refusal.status && (!x->job->done || x->job->gone))
+            json_object_set_new(line, "disconnected", json_true());
         pthread_mutex_unlock(&x->job->lock);
     }
     log_write(&x->server->log, "info", "request", line);
@@ -479,6 +526,7 @@ static void on_completed(void *context, struct MHD_Connection *connection, void 
     if (!x) return;
     *state = NULL;
     set_phase(server, x->client, false, NULL);
+    if (!x->status) x->status = CLIENT_CLOSED_REQUEST;
     log_exchange(x);
     metrics_count_response(&server->metrics, x->route ? x->route->path : "other", x->status);
     if (x->job) {
@@ -495,6 +543,7 @@ static void on_completed(void *context, struct MHD_Connection *connection, void 
         job_release(x->job);
     }
     drop_body(x);
+    text_free(&x->reply);
     free(x);
 }
 
@@ -539,6 +588,8 @@ static void on_http_log(void *context, const char *format, va_list args)
 
 enum walsh_status http_open(struct server *server, struct walsh_error *err)
 {
+    if (!work_open(&server->work, server->http_threads))
+        return fail(err, WALSH_E_MEMORY, "cannot start the threads that prepare requests");
     const unsigned flags = MHD_USE_EPOLL_INTERNAL_THREAD | MHD_USE_ERROR_LOG | MHD_ALLOW_SUSPEND_RESUME |
                            (server->tls_certificate ? MHD_USE_TLS : 0);
     struct MHD_OptionItem more[4];
@@ -577,6 +628,7 @@ void http_quiesce(struct server *server)
 
 void http_close(struct server *server)
 {
+    work_close(&server->work); /* no connection is suspended behind this */
     if (server->daemon)
         MHD_stop_daemon(server->daemon);
     else if (server->listener >= 0)

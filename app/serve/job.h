@@ -68,9 +68,10 @@ struct job {
     size_t salt_size;
     uint64_t seed;
     double arrived, deadline, queue_deadline; /* seconds_now(); INFINITY: none */
+    double limit_seconds;                     /* from arrived to deadline */
     struct walsh_sampler_options sampling;
     struct walsh_grammar *grammar; /* NULL: any text */
-    uint32_t max_tokens;           /* 0: what the context leaves */
+    uint32_t max_tokens;           /* of each sequence, 1 or more */
     uint32_t vocab;                /* of the logits of prompts */
     bool silent;                /* the request's max_tokens is 0: the one token that is drawn is not told */
     struct text head;           /* begins every piece of a stream */
@@ -89,6 +90,7 @@ struct job {
     void *connection;   /* whom `wake` wakes; NULL: nobody */
     bool suspended;
     void (*wake)(struct job *job); /* with the lock held */
+    struct job *next_left;         /* of those whose clients have left, at one look */
 };
 
 /* A job of one reference, its sequences made; `request` and the hold of `entry` become the job's. NULL: out

@@ -36,7 +36,7 @@ struct metrics {
 /* What the engine knows, copied under its lock. */
 struct engine_snapshot {
     struct walsh_batch_metrics batch;
-    size_t waiting, running; /* sequences */
+    size_t waiting; /* sequences */
     bool draining;
 };
 

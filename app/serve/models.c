@@ -26,7 +26,7 @@ static size_t find(const struct models *models, const char *name)
 }
 
 static enum walsh_status add(struct models *models, const char *name, const char *path,
-                             struct walsh_adapter *adapter, float scale, struct walsh_error *err)
+                             struct walsh_adapter *adapter, float scale, bool given, struct walsh_error *err)
 {
     struct model_entry *entry = calloc(1, sizeof *entry);
     if (entry && path) entry->path = strdup(path);
@@ -37,6 +37,7 @@ static enum walsh_status add(struct models *models, const char *name, const char
     snprintf(entry->name, sizeof entry->name, "%s", name);
     entry->adapter = adapter;
     entry->scale = scale;
+    entry->given = given;
     entry->created = time(NULL);
     entry->references = 1;
     models->entries[models->count++] = entry;
@@ -48,7 +49,7 @@ enum walsh_status models_open(struct models *models, const struct walsh_model *m
 {
     *models = (struct models){.model = model};
     pthread_mutex_init(&models->lock, NULL);
-    return add(models, name, NULL, NULL, 1, err);
+    return add(models, name, NULL, NULL, 1, true, err);
 }
 
 void models_close(struct models *models)
@@ -60,7 +61,7 @@ void models_close(struct models *models)
 }
 
 enum walsh_status models_add(struct models *models, const char *name, const char *path,
-                             struct walsh_adapter *adapter, float scale, struct walsh_error *err)
+                             struct walsh_adapter *adapter, float scale, bool given, struct walsh_error *err)
 {
     enum walsh_status status;
     pthread_mutex_lock(&models->lock);
@@ -69,23 +70,24 @@ enum walsh_status models_add(struct models *models, const char *name, const char
     else if (models->count == sizeof models->entries / sizeof *models->entries)
         status = fail(err, WALSH_E_CAPACITY, "there are %d adapters, which is the most", MOST_ADAPTERS);
     else
-        status = add(models, name, path, adapter, scale, err);
+        status = add(models, name, path, adapter, scale, given, err);
     pthread_mutex_unlock(&models->lock);
     return status;
 }
 
-bool models_remove(struct models *models, const char *name)
+enum walsh_status models_remove(struct models *models, const char *name)
 {
+    enum walsh_status status = WALSH_E_NOT_FOUND;
     pthread_mutex_lock(&models->lock);
     const size_t i = find(models, name);
-    const bool found = i > 0 && i < models->count;
-    if (found) {
+    if (i > 0 && i < models->count) status = models->entries[i]->given ? WALSH_E_ARGUMENT : WALSH_OK;
+    if (status == WALSH_OK) {
         release(models->entries[i]);
         memmove((void *)(models->entries + i), (void *)(models->entries + i + 1),
                 (--models->count - i) * sizeof *models->entries);
     }
     pthread_mutex_unlock(&models->lock);
-    return found;
+    return status;
 }
 
 bool models_has(struct models *models, const char *name)

@@ -17,6 +17,7 @@ struct model_entry {
     char *path;                    /* of an adapter; NULL: the model itself */
     struct walsh_adapter *adapter; /* NULL: none */
     float scale;
+    bool given; /* at the start: no request removes it */
     time_t created;
     unsigned references; /* under the list's lock */
 };
@@ -35,9 +36,10 @@ void models_close(struct models *models);
 /* Add an adapter, which becomes the list's to close. WALSH_E_EXISTS: the name is taken; WALSH_E_CAPACITY: too
  * many. */
 enum walsh_status models_add(struct models *models, const char *name, const char *path,
-                             struct walsh_adapter *adapter, float scale, struct walsh_error *err);
-/* Forget an adapter: requests that hold it keep it. false: no adapter of that name. */
-bool models_remove(struct models *models, const char *name);
+                             struct walsh_adapter *adapter, float scale, bool given, struct walsh_error *err);
+/* Forget an adapter: requests that hold it keep it. WALSH_E_NOT_FOUND: no adapter of that name;
+ * WALSH_E_ARGUMENT: it was given at the start. */
+enum walsh_status models_remove(struct models *models, const char *name);
 bool models_has(struct models *models, const char *name);
 /* Hold the entry of that name (NULL: the model itself); NULL: there is none. */
 struct model_entry *models_hold(struct models *models, const char *name);

@@ -23,6 +23,11 @@ bool refuse(struct refusal *refusal, int status, const char *code, const char *p
     return false;
 }
 
+bool refuse_memory(struct refusal *refusal)
+{
+    return refuse(refusal, 503, "out_of_memory", NULL, "the server is out of memory");
+}
+
 /* ---------------------------------------------------------------------------------------- fields */
 
 enum field_kind {
@@ -101,11 +106,6 @@ static bool parse_stop_ids(const struct field *field, const json_t *value, uint3
     return true;
 }
 
-static bool out_of_memory(struct refusal *refusal)
-{
-    return refuse(refusal, 503, "out_of_memory", NULL, "the server is out of memory");
-}
-
 static bool parse_bias(const struct field *field, const json_t *value, uint32_t vocab, struct request *out,
                        struct refusal *refusal)
 {
@@ -118,7 +118,7 @@ static bool parse_bias(const struct field *field, const json_t *value, uint32_t 
                       "'logit_bias' has %zu entries, expected at most %d", count, MOST_BIASES);
     out->bias_ids = calloc(count + 1, sizeof *out->bias_ids);
     out->biases = calloc(count + 1, sizeof *out->biases);
-    if (!out->bias_ids || !out->biases) return out_of_memory(refusal);
+    if (!out->bias_ids || !out->biases) return refuse_memory(refusal);
     json_object_foreach((json_t *)(uintptr_t)value, key, bias)
     {
         char *end;
@@ -175,7 +175,7 @@ static bool parse_id_list(const struct field *field, const json_t *list, uint32_
 {
     const size_t count = json_array_size(list);
     prompt->ids = calloc(count + 1, sizeof *prompt->ids);
-    if (!prompt->ids) return out_of_memory(refusal);
+    if (!prompt->ids) return refuse_memory(refusal);
     for (; prompt->count < count; prompt->count++)
         if (!parse_id(field, json_array_get(list, prompt->count), vocab, &prompt->ids[prompt->count],
                       refusal))
@@ -194,7 +194,7 @@ static bool parse_prompt(const struct field *field, const json_t *value, uint32_
         return refuse(refusal, 400, "invalid_value", field->name,
                       "'prompt' has %zu entries, expected 1 to %d", count, MOST_CHOICES);
     out->prompts = calloc(count, sizeof *out->prompts);
-    if (!out->prompts) return out_of_memory(refusal);
+    if (!out->prompts) return refuse_memory(refusal);
     for (; out->prompt_count < count;) {
         const json_t *one = several ? json_array_get(value, out->prompt_count) : value;
         struct request_prompt *prompt = &out->prompts[out->prompt_count++];
@@ -267,7 +267,7 @@ static bool parse_field(const struct field *field, const json_t *value, uint32_t
     case FIELD_INTEGER: {
         if (!json_is_integer(value)) return wrong_type(field, "an integer", refusal);
         const json_int_t n = json_integer_value(value);
-        if ((double)n < field->least || (double)n > field->most)
+        if (n < (json_int_t)field->least || n > (json_int_t)field->most) /* as a double 9e18 + 1 is 9e18 */
             return out_of_range(field, (double)n, refusal);
         *(int64_t *)at = n;
         return true;
@@ -306,23 +306,33 @@ static const struct field *find_field(const char *name, unsigned endpoint)
     return NULL;
 }
 
-/* Levels of nesting, before anything recursive sees the text. */
-static bool too_deep(const char *body, size_t size)
+/* Levels of nesting and values, before a tree of them is built. */
+static bool check_size(const char *body, size_t size, struct refusal *refusal)
 {
-    size_t depth = 0;
+    size_t depth = 0, containers = 0, values = 1;
     bool quoted = false;
     for (size_t i = 0; i < size; i++) {
         const char c = body[i];
-        if (quoted && c == '\\')
+        if (quoted && c == '\\') {
             i++;
-        else if (c == '"')
+        } else if (c == '"') {
             quoted = !quoted;
-        else if (!quoted && (c == '[' || c == '{') && ++depth > JSON_LIMIT)
-            return true;
-        else if (!quoted && (c == ']' || c == '}') && depth > 0)
-            depth--;
+        } else if (!quoted && (c == '[' || c == '{')) {
+            containers++;
+            values++; /* the first of its own, as each comma brings one more */
+            if (++depth > JSON_LIMIT)
+                return refuse(refusal, 400, "invalid_json", NULL, "the body is nested deeper than %d levels",
+                              JSON_LIMIT);
+        } else if (!quoted && (c == ']' || c == '}')) {
+            depth -= depth > 0;
+        } else if (!quoted && c == ',') {
+            values++;
+        }
     }
-    return false;
+    if (values <= MOST_VALUES && containers <= MOST_CONTAINERS) return true;
+    return refuse(refusal, 400, "too_many_values", NULL,
+                  "the body has %zu JSON values, %zu of them arrays or objects, expected at most %d and %d",
+                  values, containers, MOST_VALUES, MOST_CONTAINERS);
 }
 
 /* What no single field can say. */
@@ -339,7 +349,7 @@ static bool check_together(struct request *r, unsigned endpoint, struct refusal 
         return refuse(refusal, 400, "invalid_value", "n",
                       "'n' times the number of prompts is %zu, expected at most %d",
                       (size_t)r->n * r->prompt_count, MOST_CHOICES);
-    if (endpoint == FOR_CHAT && r->top_logprobs != OPTION_UNSET && !r->logprobs_asked)
+    if (endpoint == FOR_CHAT && r->top_logprobs > 0 && !r->logprobs_asked)
         return refuse(refusal, 400, "invalid_value", "top_logprobs", "'top_logprobs' needs 'logprobs': true");
     if (r->top_logprobs == OPTION_UNSET) r->top_logprobs = 0;
     if (r->include_usage && !r->stream)
@@ -373,9 +383,7 @@ bool request_parse(const char *body, size_t size, unsigned endpoint, uint32_t vo
                             .frequency_penalty = 0,
                             .add_special = true,
                             .add_generation_prompt = true};
-    if (too_deep(body, size))
-        return refuse(refusal, 400, "invalid_json", NULL, "the body is nested deeper than %d levels",
-                      JSON_LIMIT);
+    if (!check_size(body, size, refusal)) return false;
     out->body = json_loadb(body, size, JSON_REJECT_DUPLICATES, &error);
     if (!out->body)
         return refuse(refusal, 400, "invalid_json", NULL, "the body is not JSON: line %d, column %d: %s",
@@ -393,8 +401,28 @@ bool request_parse(const char *body, size_t size, unsigned endpoint, uint32_t vo
     return check_together(out, endpoint, refusal);
 }
 
+bool request_settle(struct request *r)
+{
+    size_t size = 0;
+    for (size_t i = 0; i < r->stops.count; i++) size += strlen(r->stops.values[i]) + 1;
+    char *at = r->stop_text = malloc(size + 1);
+    if (!at) return false;
+    for (size_t i = 0; i < r->stops.count; i++) {
+        const size_t length = strlen(r->stops.values[i]) + 1;
+        r->stops.values[i] = memcpy(at, r->stops.values[i], length);
+        at += length;
+    }
+    for (size_t i = 0; i < r->prompt_count; i++) r->prompts[i].text = NULL;
+    r->model = r->user = r->lora_name = r->lora_path = r->prompt_text = NULL;
+    r->messages = r->response_format = r->tokens = r->template_arguments = NULL;
+    json_decref(r->body);
+    r->body = NULL;
+    return true;
+}
+
 void request_free(struct request *request)
 {
+    free(request->stop_text);
     for (size_t i = 0; i < request->prompt_count; i++) {
         free(request->prompts[i].ids);
         free(request->prompts[i].offsets);

@@ -18,6 +18,8 @@ enum {
     FOR_TEXT = FOR_COMPLETION | FOR_CHAT
 };
 
+#define MOST_VALUES 262144          /* of JSON in a body: 64 prompts of 4096 ids; 30 MB while it is parsed */
+#define MOST_CONTAINERS 16384       /* arrays and objects among them */
 #define MOST_CHOICES 64             /* prompts times n */
 #define MOST_BIASES 1024            /* entries of logit_bias */
 #define MOST_LOGPROBS 20            /* alternatives per token */
@@ -36,7 +38,8 @@ struct request_prompt {
 
 /* All fields of all endpoints; a field that is not given is NULL, false, NAN or OPTION_UNSET. */
 struct request {
-    json_t *body; /* keeps the strings */
+    json_t *body;    /* keeps the strings until request_settle */
+    char *stop_text; /* those of `stops` from then on */
     const char *model, *user, *lora_name, *lora_path, *prompt_text;
     const json_t *messages, *response_format, *tokens, *template_arguments;
     bool stream, include_usage, echo, ignore_eos, logprobs_asked, add_special, add_special_given;
@@ -64,10 +67,15 @@ struct refusal {
 bool refuse(struct refusal *refusal, int status, const char *code, const char *param, const char *format, ...)
     __attribute__((format(printf, 5, 6), cold));
 
+bool refuse_memory(struct refusal *refusal); /* 503 */
+
 /* Parse [size] bytes for the endpoint (one of FOR_...). vocab: ids are below it. false: *refusal says why.
  * Either way request_free. */
 bool request_parse(const char *body, size_t size, unsigned endpoint, uint32_t vocab, struct request *out,
                    struct refusal *refusal);
+/* Let go of the parsed body: stop strings, ids and numbers are kept, every other text and tree is NULL. false:
+ * out of memory. */
+bool request_settle(struct request *request);
 void request_free(struct request *request);
 
 #endif

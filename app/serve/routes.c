@@ -2,6 +2,7 @@
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "chat.h"
 #include "page.h"
@@ -111,7 +112,7 @@ static void put_tokens(struct exchange *x, const struct request *r, const int32_
     if (!r->return_strings) json_decref(strings);
 }
 
-static enum MHD_Result answer_tokenize(struct exchange *x)
+static bool prepare_tokenize(struct exchange *x)
 {
     struct request r;
     json_t *answer = json_object();
@@ -121,9 +122,9 @@ static enum MHD_Result answer_tokenize(struct exchange *x)
     if (good) put_tokens(x, &r, ids, count, answer);
     walsh_memory_free(ids);
     request_free(&r);
-    if (good) return answer_json(x, 200, answer);
+    if (good) return reply_json(x, answer);
     json_decref(answer);
-    return answer_refusal(x);
+    return false;
 }
 
 static bool put_text(struct exchange *x, const struct request *r, json_t *answer)
@@ -132,7 +133,7 @@ static bool put_text(struct exchange *x, const struct request *r, json_t *answer
     if (!json_is_array(r->tokens))
         return refuse(&x->refusal, 400, "invalid_type", "tokens", "'tokens' must be an array of token ids");
     int32_t *ids = calloc(count + 1, sizeof *ids);
-    if (!ids) return refuse(&x->refusal, 503, "out_of_memory", NULL, "the server is out of memory");
+    if (!ids) return refuse_memory(&x->refusal);
     struct walsh_error err = {0};
     char *text = NULL;
     size_t size = 0;
@@ -154,18 +155,40 @@ static bool put_text(struct exchange *x, const struct request *r, json_t *answer
     return good;
 }
 
-static enum MHD_Result answer_detokenize(struct exchange *x)
+static bool prepare_detokenize(struct exchange *x)
 {
     struct request r;
     json_t *answer = json_object();
     const bool good = parse_body(x, &r) && put_text(x, &r, answer);
     request_free(&r);
-    if (good) return answer_json(x, 200, answer);
+    if (good) return reply_json(x, answer);
     json_decref(answer);
-    return answer_refusal(x);
+    return false;
 }
 
 /* ---------------------------------------------------------------------------------------- adapters */
+
+/* Does the real path of `joined` lie below the adapter directory? */
+static bool lies_below(const char *root, const char *joined, char path[PATH_MAX])
+{
+    const size_t length = strlen(root);
+    return realpath(joined, path) && strncmp(path, root, length) == 0 &&
+           (path[length] == '/' || root[length - 1] == '/');
+}
+
+/* The files of an adapter that are there lie below the directory too, wherever links lead. */
+static bool files_lie_below(const char *root, const char *path)
+{
+    static const char *const names[] = {"adapter_config.json", "adapter_model.safetensors"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char joined[PATH_MAX], real[PATH_MAX];
+        struct stat is;
+        const int n = snprintf(joined, sizeof joined, "%s/%s", path, names[i]);
+        if (n < 0 || (size_t)n >= sizeof joined) return false;
+        if (lstat(joined, &is) == 0 && !lies_below(root, joined, real)) return false;
+    }
+    return true;
+}
 
 /* The real path of what a request names, where it lies below the adapter directory. */
 static bool find_adapter(struct exchange *x, const char *named, char path[PATH_MAX])
@@ -174,10 +197,8 @@ static bool find_adapter(struct exchange *x, const char *named, char path[PATH_M
     char joined[PATH_MAX];
     const int n =
         snprintf(joined, sizeof joined, "%s%s%s", *named == '/' ? "" : root, *named == '/' ? "" : "/", named);
-    const size_t length = strlen(root);
-    const bool inside = n > 0 && (size_t)n < sizeof joined && realpath(joined, path) &&
-                        strncmp(path, root, length) == 0 && (path[length] == '/' || root[length - 1] == '/');
-    if (inside) return true;
+    if (n > 0 && (size_t)n < sizeof joined && lies_below(root, joined, path) && files_lie_below(root, path))
+        return true;
     /* one answer for what is missing and for what is elsewhere: it says nothing about other directories */
     return refuse(&x->refusal, 404, "adapter_not_found", "lora_path",
                   "there is no adapter \"%.200s\" below the adapter directory", named);
@@ -196,11 +217,15 @@ static bool load_adapter(struct exchange *x, const struct request *r)
     if (models_has(&server->models, r->lora_name))
         return refuse(&x->refusal, 400, "model_exists", "lora_name",
                       "there is a model named \"%.100s\" already", r->lora_name);
+    for (const char *c = r->lora_name; *c; c++)
+        if ((unsigned char)*c < ' ' || *c == 0x7f || strchr("<>\"&", *c))
+            return refuse(&x->refusal, 400, "invalid_value", "lora_name",
+                          "'lora_name' has a control character or one of < > \" &");
     if (!find_adapter(x, r->lora_path, path)) return false;
     options.name = r->lora_name;
     enum walsh_status status = walsh_adapter_open(server->model, path, &options, &adapter, &err);
     if (status == WALSH_OK) {
-        status = models_add(&server->models, r->lora_name, path, adapter, 1, &err);
+        status = models_add(&server->models, r->lora_name, path, adapter, 1, false, &err);
         if (status != WALSH_OK) walsh_adapter_close(&adapter);
     }
     if (status != WALSH_OK)
@@ -208,7 +233,7 @@ static bool load_adapter(struct exchange *x, const struct request *r)
     return true;
 }
 
-static enum MHD_Result answer_load(struct exchange *x)
+static bool prepare_load(struct exchange *x)
 {
     struct request r;
     char words[200] = "";
@@ -219,10 +244,10 @@ static enum MHD_Result answer_load(struct exchange *x)
     if (good) good = load_adapter(x, &r);
     if (good) snprintf(words, sizeof words, "Success: LoRA adapter '%s' added successfully.", r.lora_name);
     request_free(&r);
-    return good ? plain(x, 200, words) : answer_refusal(x);
+    return good && reply_words(x, words);
 }
 
-static enum MHD_Result answer_unload(struct exchange *x)
+static bool prepare_unload(struct exchange *x)
 {
     struct request r;
     char words[200] = "";
@@ -232,26 +257,30 @@ static enum MHD_Result answer_unload(struct exchange *x)
                       "adapters can be unloaded only with --adapter-directory");
     if (good && !r.lora_name)
         good = refuse(&x->refusal, 400, "missing_required_parameter", "lora_name", "'lora_name' is missing");
-    if (good && !models_remove(&x->server->models, r.lora_name))
+    const enum walsh_status status = good ? models_remove(&x->server->models, r.lora_name) : WALSH_OK;
+    if (status == WALSH_E_NOT_FOUND)
         good = refuse(&x->refusal, 404, "model_not_found", "lora_name", "there is no adapter \"%.100s\"",
                       r.lora_name);
+    else if (status != WALSH_OK)
+        good = refuse(&x->refusal, 403, "adapter_is_fixed", "lora_name",
+                      "the adapter \"%.100s\" was given at the server's start and stays", r.lora_name);
     if (good) snprintf(words, sizeof words, "Success: LoRA adapter '%s' removed successfully.", r.lora_name);
     request_free(&r);
-    return good ? plain(x, 200, words) : answer_refusal(x);
+    return good && reply_words(x, words);
 }
 
 const struct route routes[] = {
-    {"GET", "/", 0, true, false, answer_page},
-    {"GET", "/health", 0, true, false, answer_health},
-    {"GET", "/ready", 0, true, false, answer_ready},
-    {"GET", "/metrics", 0, false, false, answer_metrics},
-    {"GET", "/v1/models", 0, false, false, answer_models},
-    {"GET", "/v1/models/", 0, false, false, answer_model},
-    {"POST", "/v1/completions", FOR_COMPLETION, false, true, NULL},
-    {"POST", "/v1/chat/completions", FOR_CHAT, false, true, NULL},
-    {"POST", "/tokenize", FOR_TOKENIZE, false, false, answer_tokenize},
-    {"POST", "/detokenize", FOR_DETOKENIZE, false, false, answer_detokenize},
-    {"POST", "/v1/load_lora_adapter", FOR_LOAD, false, false, answer_load},
-    {"POST", "/v1/unload_lora_adapter", FOR_UNLOAD, false, false, answer_unload},
-    {NULL, NULL, 0, false, false, NULL},
+    {"GET", "/", 0, true, NULL, answer_page},
+    {"GET", "/health", 0, true, NULL, answer_health},
+    {"GET", "/ready", 0, true, NULL, answer_ready},
+    {"GET", "/metrics", 0, false, NULL, answer_metrics},
+    {"GET", "/v1/models", 0, false, NULL, answer_models},
+    {"GET", "/v1/models/", 0, false, NULL, answer_model},
+    {"POST", "/v1/completions", FOR_COMPLETION, false, generation_prepare, NULL},
+    {"POST", "/v1/chat/completions", FOR_CHAT, false, generation_prepare, NULL},
+    {"POST", "/tokenize", FOR_TOKENIZE, false, prepare_tokenize, NULL},
+    {"POST", "/detokenize", FOR_DETOKENIZE, false, prepare_detokenize, NULL},
+    {"POST", "/v1/load_lora_adapter", FOR_LOAD, false, prepare_load, NULL},
+    {"POST", "/v1/unload_lora_adapter", FOR_UNLOAD, false, prepare_unload, NULL},
+    {NULL, NULL, 0, false, NULL, NULL},
 };

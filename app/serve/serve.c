@@ -273,7 +273,7 @@ static enum walsh_status open_models(struct server *server, struct serve_setting
         walsh_adapter_get_info(list.adapters[i], &info);
         if (status == WALSH_OK)
             status = models_add(&server->models, info.name, s->adapters.values[i], list.adapters[i],
-                                list.uses[i].scale, err);
+                                list.uses[i].scale, true, err);
         if (status == WALSH_OK) list.adapters[i] = NULL; /* the list of models has it now */
     }
     adapters_close(&list);
@@ -362,6 +362,7 @@ static enum walsh_status open_server(struct server *server, struct serve_setting
     TRY(prefix_store_open(&s->prefix, server->context, &server->store, err));
     TRY(open_models(server, s, err));
     TRY(open_engine(server, s, err));
+    server->prompt_bytes = longest_prompt(server->model, server->info.vocab, server->context_tokens);
     return http_open(server, err);
 }
 
@@ -429,7 +430,8 @@ static void drain(struct server *server, double seconds)
     engine_drain(server->engine);
     http_quiesce(server);
     const double end = seconds_now() + seconds;
-    while (engine_jobs(server->engine) && seconds_now() < end) pause_watching(server);
+    while ((engine_jobs(server->engine) || work_pending(&server->work)) && seconds_now() < end)
+        pause_watching(server);
     refuse(&refusal, 503, "shutting_down", NULL, "the server is shutting down");
     engine_abandon(server->engine, &refusal);
     while (engine_jobs(server->engine)) pause_watching(server);

@@ -8,6 +8,7 @@
 #include "engine.h"
 #include "keys.h"
 #include "prefix.h"
+#include "work.h"
 
 struct server_limits {
     size_t body_bytes;     /* of one request */
@@ -32,7 +33,9 @@ struct server {
     struct log log;
     struct keys keys;
     struct server_limits limits;
+    struct work work;        /* what requests need before they are answered */
     uint32_t context_tokens; /* of a request */
+    size_t prompt_bytes;     /* of a prompt that could fit into the context */
     enum reasoning_style reasoning;
     const char *adapter_directory; /* real path; NULL: adapters are not loaded by requests */
     const char *host;              /* as the user gave it */
@@ -54,14 +57,18 @@ enum walsh_status http_bind(struct server *server, const char *host, int *port, 
 enum walsh_status http_open(struct server *server, struct walsh_error *err);
 /* Stop listening; connections go on. */
 void http_quiesce(struct server *server);
-void http_close(struct server *server); /* after every job has ended */
+void http_close(struct server *server); /* after every job has ended; the engine is still there */
 /* To be called a few times a second: finds clients that have left or take too long. */
 void http_watch(struct server *server);
 
 /* ---------------------------------------------------------------------------------------- exchanges */
 
+enum exchange_phase { EXCHANGE_READS, EXCHANGE_PREPARES, EXCHANGE_PREPARED, EXCHANGE_AWAITS };
+
 /* One request and its answer. */
 struct exchange {
+    struct work_item work; /* the first member */
+    enum exchange_phase phase;
     struct server *server;
     struct MHD_Connection *connection;
     struct client *client;
@@ -77,6 +84,9 @@ struct exchange {
     unsigned retry;         /* seconds, with a 429 */
     const char *allow;      /* with a 405 */
     bool at_once;           /* the refusal does not wait for the body */
+    bool left;              /* the client had gone before its request was looked at */
+    struct text reply;      /* prepared, of reply_type */
+    const char *reply_type;
     struct job *job;
     int status; /* answered */
 };
@@ -86,8 +96,10 @@ struct route {
         *path;         /* a path that ends with a slash and is longer than one stands for all that go on */
     unsigned endpoint; /* FOR_... of its body; 0: it has none */
     bool open;         /* needs no key */
-    bool generates;    /* the body becomes a job */
-    enum MHD_Result (*answer)(struct exchange *x);
+    /* Of an endpoint with a body, on a worker's thread: the body becomes x->job or x->reply; false:
+     * x->refusal. */
+    bool (*prepare)(struct exchange *x);
+    enum MHD_Result (*answer)(struct exchange *x); /* of one without */
 };
 extern const struct route routes[]; /* ends with a NULL method */
 
@@ -97,11 +109,16 @@ enum MHD_Result answer_response(struct exchange *x, int status, const char *type
 enum MHD_Result answer_text(struct exchange *x, int status, const char *type, struct text *text);
 enum MHD_Result answer_json(struct exchange *x, int status, json_t *json);
 enum MHD_Result answer_refusal(struct exchange *x);
-/* Hand a job to the engine and answer when it has something: the exchange's reference becomes the exchange's.
- */
-enum MHD_Result answer_job(struct exchange *x);
+/* Keep an answer of 200 for the HTTP side, on a worker's thread; the reference to the tree is ended. false:
+ * out of memory, and x->refusal says so. */
+bool reply_json(struct exchange *x, json_t *json);
+bool reply_words(struct exchange *x, const char *words);
 
-/* Build the job of a completion or chat; NULL: x->refusal says why. */
-struct job *generation_open(struct exchange *x);
+/* Bytes of a prompt that could be [context] tokens, each as long as the longest of the vocabulary. */
+size_t longest_prompt(const struct walsh_model *model, uint32_t vocab, uint32_t context);
+/* Refuse more of them before anything is encoded. */
+bool check_prompt_bytes(struct exchange *x, size_t size, const char *param);
+/* Build x->job of a completion or chat; false: x->refusal says why. */
+bool generation_prepare(struct exchange *x);
 
 #endif

@@ -124,8 +124,11 @@ static enum walsh_status read_count(struct compiler *c, const json_t *schema, co
 {
     const json_t *value = json_object_get(schema, key);
     if (!value) return WALSH_OK;
-    if (!json_is_integer(value) || json_integer_value(value) < 0 || json_integer_value(value) > INT32_MAX)
-        return wrong(c, key, value, "a whole number from 0 to 2147483647");
+    if (!json_is_integer(value)) return wrong(c, key, value, "a whole number from 0 to 2147483647");
+    if (json_integer_value(value) < 0 || json_integer_value(value) > INT32_MAX)
+        return walsh_fail(c->err, WALSH_E_ARGUMENT,
+                          "schema: %s.%s: found %lld, expected a whole number from 0 to 2147483647", c->place,
+                          key, (long long)json_integer_value(value));
     *out = (uint32_t)json_integer_value(value);
     return WALSH_OK;
 }
@@ -196,7 +199,10 @@ static enum walsh_status compile_literals(struct compiler *c, const json_t *valu
                                           uint32_t *out)
 {
     const size_t count = json_array_size(values);
-    if (count == 0) return wrong(c, "enum", values, "an array of values");
+    if (!json_is_array(values)) return wrong(c, "enum", values, "an array of values");
+    if (count == 0)
+        return walsh_fail(c->err, WALSH_E_ARGUMENT, "schema: %s.enum: the array is empty, expected values",
+                          c->place);
     if (count > WALSH_GRAMMAR_LITERALS)
         return walsh_fail(c->err, WALSH_E_CAPACITY, "schema: %s.enum: %zu values, at most %d are supported",
                           c->place, count, WALSH_GRAMMAR_LITERALS);

@@ -140,6 +140,7 @@ class Cases:
 
     def run(self, *functions):
         for function in functions:
+            begun = time.monotonic()
             try:
                 function()
             except (AssertionError, OSError, http.client.HTTPException, KeyError, ValueError) as error:
@@ -147,6 +148,7 @@ class Cases:
                 self.failures += 1
                 print("FAILED: %s: %r" % (function.__name__, error))
                 traceback.print_exc(limit=-3, file=sys.stdout)
+            print("%6.2f s %s" % (time.monotonic() - begun, function.__name__))
 
     def finish(self):
         if self.failures:
