@@ -363,7 +363,7 @@ static void test_glq(void **state)
 #define SHELL_CONFIG                                                                                         \
     SMALL_CONFIG_WITH(",\"quantization_config\":{\"quant_method\":\"glq\",\"codebook\":\"e8_shell\"}")
 
-/* Layers of bookworm-8m that GLQ quantized (e8p3: that walsh quantized) and ran on a GPU, in fp16, by its
+/* Layers of bookworm-8m that GLQ quantized (walsh3: that walsh quantized) and ran on a GPU, in fp16, by its
  * kernels for several rows and for one. */
 static void test_glq_on_gpu(void **state)
 {
@@ -371,8 +371,8 @@ static void test_glq_on_gpu(void **state)
     static const struct glq_case cases[] = {
         {"e8p2", 320, 64, WALSH_FORMAT_E8P, 1, 2, "x", "y", 4, 1e-3},
         {"e8p2", 320, 64, WALSH_FORMAT_E8P, 1, 2, "x", "y1", 1, 1e-3},
-        {"e8p3", 320, 64, WALSH_FORMAT_E8P, 2, 2, "x", "y", 4, 1e-3},
-        {"e8p3", 320, 64, WALSH_FORMAT_E8P, 2, 2, "x", "y1", 1, 1e-3},
+        {"walsh3", 320, 64, WALSH_FORMAT_E8P, 2, 2, "x", "y", 4, 1e-3},
+        {"walsh3", 320, 64, WALSH_FORMAT_E8P, 2, 2, "x", "y1", 1, 1e-3},
         {"e8p4", 320, 64, WALSH_FORMAT_E8P, 2, 2, "x", "y", 4, 1e-3},
         {"e8p4", 320, 64, WALSH_FORMAT_E8P, 2, 2, "x", "y1", 1, 1e-3},
         {"pow2", 320, 64, WALSH_FORMAT_E8P, 1, 1, "x", "y", 4, 1e-3},
