@@ -667,8 +667,8 @@ struct walsh_batch_metrics {
     /* since the batch was opened */
     uint64_t submitted, finished, failed, cancelled; /* requests */
     uint64_t prompt_tokens, generated_tokens;
-    uint64_t prefix_tokens; /* of prompt_tokens, taken over from the prefix store */
-    uint64_t steps;         /* that had something to do */
+    uint64_t prefix_tokens;           /* of prompt_tokens, taken over from the prefix store */
+    uint64_t steps;                   /* that had something to do */
     uint64_t kv_pages_used, kv_pages; /* kv_tokens_used and kv_tokens in pages of cache */
     uint64_t prefix_hits;             /* requests that took something over from the prefix store */
 };

@@ -171,7 +171,8 @@ enum walsh_status walsh_model_synthesize(struct walsh_context *context, const st
     snprintf(what, sizeof what, "a synthetic %.80s in %.20s", shape->name ? shape->name : "model", format);
     WALSH_TRY(walsh_memory_check(what, walsh_shape_bytes(&config, bits), err));
     struct walsh_model_graph *graph;
-    WALSH_TRY(walsh_graph_synthesize(&config, weights, bits, s.head_int8, seed, &load, &context->queue, &graph, err));
+    WALSH_TRY(walsh_graph_synthesize(&config, weights, bits, s.head_int8, seed, &load, &context->queue,
+                                     &graph, err));
     o.no_mmap = false; /* it has no files */
     return wrap(context, &o, graph, out, err);
 }

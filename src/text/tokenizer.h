@@ -33,9 +33,10 @@ void walsh_tokenizer_close(struct walsh_tokenizer **t);
 
 size_t walsh_tokenizer_size(const struct walsh_tokenizer *t);          /* 1 + the largest id */
 bool walsh_tokenizer_has(const struct walsh_tokenizer *t, int32_t id); /* false: a hole, or outside */
-bool walsh_tokenizer_is_special(const struct walsh_tokenizer *t, int32_t id); /* one that skip_special skips */
-int32_t walsh_tokenizer_bos(const struct walsh_tokenizer *t);          /* -1: none named */
-int32_t walsh_tokenizer_eos(const struct walsh_tokenizer *t);          /* -1: none named */
+bool walsh_tokenizer_is_special(const struct walsh_tokenizer *t,
+                                int32_t id);                  /* one that skip_special skips */
+int32_t walsh_tokenizer_bos(const struct walsh_tokenizer *t); /* -1: none named */
+int32_t walsh_tokenizer_eos(const struct walsh_tokenizer *t); /* -1: none named */
 int32_t walsh_tokenizer_find(const struct walsh_tokenizer *t,
                              const char *token);                            /* id of a token's text, or -1 */
 const char *walsh_tokenizer_chat_template(const struct walsh_tokenizer *t); /* NULL: none */

@@ -113,8 +113,8 @@ static void gate_rows(void *argument, size_t begin, size_t end, unsigned worker)
     }
 }
 
-void walsh_gate_backward(const struct walsh_queue *q, const struct walsh_config *config, float *dgate, float *dup,
-                         const float *dy, const float *g, const float *u, size_t rows, size_t n)
+void walsh_gate_backward(const struct walsh_queue *q, const struct walsh_config *config, float *dgate,
+                         float *dup, const float *dy, const float *g, const float *u, size_t rows, size_t n)
 {
     struct gate t = {q->kernels, dgate, dup, dy, g, u, n, config};
     run_rows(q, rows, n, gate_rows, &t);

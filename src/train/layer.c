@@ -233,7 +233,8 @@ void walsh_train_gate(struct walsh_layers *l, const struct walsh_tape *tape, flo
     const struct walsh_queue *q = l->queue;
     const struct walsh_config *c = &l->graph->config;
     if (c->gate == WALSH_GATE_CLAMPED)
-        q->ops->clamped_swiglu(q, y, n, tape->gate, tape->up, n, slots, n, (float)c->gate_alpha, (float)c->gate_limit);
+        q->ops->clamped_swiglu(q, y, n, tape->gate, tape->up, n, slots, n, (float)c->gate_alpha,
+                               (float)c->gate_limit);
     else if (c->gate == WALSH_GATE_GELU_TANH)
         q->ops->geglu(q, y, n, tape->gate, tape->up, n, slots, n);
     else

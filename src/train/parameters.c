@@ -57,8 +57,8 @@ static enum walsh_status add_module(struct listing *l, const char *name, const c
     if (l->fill) {
         char *copy;
         WALSH_TRY(walsh_arena_strdup(&p->arena, name, &copy, l->err));
-        p->modules[l->modules] =
-            (struct walsh_module){copy, parameter, rank, in, out, experts, a, l->updates, parts, linears[0]->fusion.step > 1};
+        p->modules[l->modules] = (struct walsh_module){
+            copy, parameter, rank, in, out, experts, a, l->updates, parts, linears[0]->fusion.step > 1};
     }
     for (size_t i = 0; i < experts * parts; i++, l->updates++) {
         if (l->fill) {
@@ -298,7 +298,8 @@ static void walk_b(const struct walsh_parameters *p, const struct walsh_module *
             for (size_t o = 0; o < u->out; o++)
                 for (size_t j = 0; j < m->rank; j++)
                     visit(argument,
-                          (m->alternating ? o * m->parts + part : row + o) * m->rank * m->experts + j * m->experts + e,
+                          (m->alternating ? o * m->parts + part : row + o) * m->rank * m->experts +
+                              j * m->experts + e,
                           b + j * u->out + o);
             row += u->out;
         }

@@ -16,7 +16,8 @@ struct walsh_module {
     uint32_t experts;    /* 1 where it is not stacked */
     size_t a;            /* offset of A: [experts][rank][in] */
     size_t first, parts; /* its linears: loras [first, first + experts * parts), expert by expert */
-    bool alternating;    /* the parts' rows of B take turns (gpt-oss's gate and up); else one part is behind the other */
+    bool
+        alternating; /* the parts' rows of B take turns (gpt-oss's gate and up); else one part is behind the other */
 };
 struct walsh_parameters {
     const struct walsh_model_graph *graph;

@@ -72,7 +72,8 @@ static void initial(const struct walsh_module *m, char matrix, float *to, size_t
 }
 
 /* Norm, and products with vectors of signs. */
-static void sketch(const struct walsh_module *m, char matrix, const float *x, size_t n, double out[1 + SKETCH])
+static void sketch(const struct walsh_module *m, char matrix, const float *x, size_t n,
+                   double out[1 + SKETCH])
 {
     memset(out, 0, (1 + SKETCH) * sizeof *out);
     for (size_t i = 0; i < n; i++) {
@@ -253,19 +254,21 @@ static void run(struct subject *s, const char *model, const char *outputs)
 
     char name[400];
     snprintf(name, sizeof name, "init.base_model.model.%s.lora_A.weight", s->graph->layers[0].q.name);
-    const struct walsh_tensor *a = walsh_safetensors_find(&st, name), *stored = walsh_safetensors_find(&st, "rank");
+    const struct walsh_tensor *a = walsh_safetensors_find(&st, name),
+                              *stored = walsh_safetensors_find(&st, "rank");
     if (!a && !stored) {
         fprintf(stderr, "gradients: neither %s nor a rank\n", name);
         exit(1);
     }
-    const uint32_t rank = a ? (uint32_t)a->shape[0] : (uint32_t)*(const int32_t *)stored->data;
+    const uint32_t rank = a ? (uint32_t)a->shape[0] : (uint32_t) * (const int32_t *)stored->data;
     const struct walsh_parameter_options options = {rank, 2.0 * rank, "all-linear",
                                                     s->graph->config.experts > 0, s->bf16};
     need(walsh_parameters_open(s->graph, &options, &s->p, &error));
     load(&s->p, &st);
     check(s, &st);
     for (size_t i = 0; i < st.count; i++)
-        if ((strncmp(st.tensors[i].name, "grad.", 5) == 0 || strncmp(st.tensors[i].name, "sketch.", 7) == 0) &&
+        if ((strncmp(st.tensors[i].name, "grad.", 5) == 0 ||
+             strncmp(st.tensors[i].name, "sketch.", 7) == 0) &&
             !st.tensors[i].used)
             expect(false, st.tensors[i].name, 1, 0);
     walsh_parameters_close(&s->p);

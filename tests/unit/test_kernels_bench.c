@@ -41,7 +41,8 @@ static size_t rows_at(enum walsh_cpu_level level)
     assert_int_equal(walsh_queue_open(level, NULL, &q, NULL), WALSH_OK);
     walsh_queue_bench(&q, "add_f32", &roofline, collect, &rows);
     assert_int_equal(rows.reference, 1);
-    assert_true(roofline.one.f32 > 0 && roofline.all.f32 > 0 && roofline.l1_bandwidth > 0 && roofline.l2_bandwidth > 0);
+    assert_true(roofline.one.f32 > 0 && roofline.all.f32 > 0 && roofline.l1_bandwidth > 0 &&
+                roofline.l2_bandwidth > 0);
     assert_true(roofline.core_bandwidth > 0 && roofline.read_bandwidth >= roofline.core_bandwidth);
     assert_int_equal(roofline.one.int8 > 0, (q.kernels->isa & WALSH_ISA_vnni) != 0);
     walsh_queue_close(&q);

@@ -248,7 +248,8 @@ static void synthetic_experts_have_their_own_signs(void **state)
                                   .experts_per_token = 1,
                                   .expert_intermediate = 64};
     const struct walsh_load_options options = {.rotated = WALSH_ACTIVATION_INT8};
-    if (walsh_graph_synthesize(&config, WALSH_FORMAT_E8P, 2, false, 1, &options, &queue, &graph, &err) != WALSH_OK)
+    if (walsh_graph_synthesize(&config, WALSH_FORMAT_E8P, 2, false, 1, &options, &queue, &graph, &err) !=
+        WALSH_OK)
         fail_msg("%s", err.message);
     const struct walsh_layer *layer = &graph->layers[0];
     /* one expert of two: 3 matrices of 64 x hidden */
@@ -263,8 +264,9 @@ static void synthetic_experts_have_their_own_signs(void **state)
     walsh_graph_close(&graph);
 
     config.hidden = 65600; /* 65536 + 64 columns */
-    assert_int_equal(walsh_graph_synthesize(&config, WALSH_FORMAT_E8P, 2, false, 1, &options, &queue, &graph, &err),
-                     WALSH_E_UNSUPPORTED);
+    assert_int_equal(
+        walsh_graph_synthesize(&config, WALSH_FORMAT_E8P, 2, false, 1, &options, &queue, &graph, &err),
+        WALSH_E_UNSUPPORTED);
     assert_string_equal(err.message,
                         "model.layers.0.self_attn.q_proj: 65600 columns in e8p, expected at most 65536");
 }

@@ -125,7 +125,8 @@ static double gate_objective(const void *user, const double *const *in)
             u = 1 + fmax(fmin(u, t->config->gate_limit), -t->config->gate_limit);
             alpha = t->config->gate_alpha;
         }
-        const double y = t->config->gate == WALSH_GATE_GELU_TANH ? g / 2 * (1 + tanh(v)) : g / (1 + exp(-alpha * g));
+        const double y =
+            t->config->gate == WALSH_GATE_GELU_TANH ? g / 2 * (1 + tanh(v)) : g / (1 + exp(-alpha * g));
         sum += (double)t->dy[i] * y * u;
     }
     return sum;
@@ -139,7 +140,8 @@ static void test_gate(void **state)
         float *g = normals(rows * n, 3), *u = normals(rows * n, 1), *dy = normals(rows * n, 1);
         float *dg = normals(rows * n, 1), *du = normals(rows * n, 1);
         g[0] = 0;
-        const struct walsh_config config = {.gate = (enum walsh_gate)kind, .gate_alpha = 1.702, .gate_limit = 1.5};
+        const struct walsh_config config = {
+            .gate = (enum walsh_gate)kind, .gate_alpha = 1.702, .gate_limit = 1.5};
         struct gate_case t = {&config, rows * n, dy};
         struct problem p = {gate_objective, &t, {g, u}, {rows * n, rows * n}, 2};
         walsh_gate_backward(&queue, &config, dg, du, dy, g, u, rows, n);

@@ -142,8 +142,8 @@ static inline void prefill_planes(const struct walsh_weights *w, struct prefill_
     out->merged = walsh_stages_merge(w, &merged);
     out->count = out->merged ? 1 : w->stages;
     for (unsigned k = 0; k < out->count; k++)
-        out->plane[k] = (struct plane_source){w->stage[k].kind, {w->stage[k].data, NULL}, stage_term(w, k),
-                                              _mm512_setzero_si512()};
+        out->plane[k] = (struct plane_source){
+            w->stage[k].kind, {w->stage[k].data, NULL}, stage_term(w, k), _mm512_setzero_si512()};
     if (!out->merged) return;
     const __m128i second = _mm_loadu_si128((const __m128i *)(const void *)merged.second);
     out->plane[0] = (struct plane_source){w->stage[1].kind,
@@ -163,9 +163,8 @@ INLINE __m512i merge_even(const struct plane_source *s, __m512i m0, __m512i m1)
 INLINE __m512i merge_odd(const struct plane_source *s, __m512i m0, __m512i m1)
 {
     const __m512i low = _mm512_set1_epi8(15), high = _mm512_set1_epi8((char)0xf0);
-    return _mm512_add_epi8(
-        _mm512_and_si512(m0, high),
-        _mm512_shuffle_epi8(s->second, _mm512_and_si512(_mm512_srli_epi16(m1, 4), low)));
+    return _mm512_add_epi8(_mm512_and_si512(m0, high),
+                           _mm512_shuffle_epi8(s->second, _mm512_and_si512(_mm512_srli_epi16(m1, 4), low)));
 }
 
 /* Rows [row, row + 16) of plane block `block` as bytes: tile[16][256] nibbles. `exist` rows exist (an even

@@ -150,8 +150,8 @@ INLINE __m512i panel_tile(const void *from, size_t row, size_t step, size_t coun
 }
 
 /* All columns of `outputs` outputs of a plane from row on: nibbles of a stage, or two stages merged. */
-INLINE void pack_plane(enum walsh_stage_kind kind, bool merged, const struct plane_source *from, size_t blocks,
-                       size_t row, size_t outputs, uint32_t *panels)
+INLINE void pack_plane(enum walsh_stage_kind kind, bool merged, const struct plane_source *from,
+                       size_t blocks, size_t row, size_t outputs, uint32_t *panels)
 {
     _Alignas(64) uint8_t tile[16 * WALSH_PLANE_COLUMNS];
     struct stage_lookup first = stage_lookup(merged ? WALSH_STAGE_E8P : kind), second = stage_lookup(kind);
