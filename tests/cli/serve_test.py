@@ -719,6 +719,12 @@ def one_row_is_shared_fairly():
 
 
 def deadlines():
+    s = Server("--max-batch", "1", "--request-timeout", "0.5", "--drain-timeout", "0.1")
+    try: # one request alone: its own row at once, and more tokens than half a second gives
+        status, answer = s.post("/v1/completions", {**BASE, "max_tokens": 1000, "n": 40, "ignore_eos": True})
+        assert (status, answer["error"]["code"]) == (504, "timeout") and "more than 0.5 seconds" in answer["error"]["message"], answer
+    finally:
+        assert s.stop() == 0
     s = Server("--max-batch", "1", "--queue-timeout", "0.05", "--request-timeout", "0.1", "--drain-timeout", "0.1")
     try:
         long = {**BASE, "max_tokens": 1000, "n": 40, "ignore_eos": True}
