@@ -132,6 +132,9 @@ struct walsh_attention_shape {
      * packed.
      */
     const struct walsh_kv_view *own;
+    /* PREFILL on F16 and TURBO kv: q, k, v and the weights may be rounded to bf16, where the machine multiplies
+     * it (sums stay f32); false: all of it is f32. */
+    bool narrow;
 };
 
 /* The instruction sets that a table may use; `--cpu` caps it. */

@@ -51,7 +51,8 @@ struct walsh_attention_shape walsh_attention_shape_of(const struct walsh_config 
         .scale = (float)(1 / sqrt(c->query_scalar != 0 ? c->query_scalar : (double)c->head_dim)),
         .window = layer->window,
         .soft_cap = (float)c->score_cap,
-        .sinks = layer->sinks};
+        .sinks = layer->sinks,
+        .narrow = layer->q.activation != WALSH_ACTIVATION_F32};
 }
 
 /* ws->attention of ws->query, ws->key and ws->value. A prompt's chunk attends to its own tokens in f16 as in

@@ -127,7 +127,8 @@ static void check_prefill(struct check *c, const struct check_queues *queues, co
                           WALSH_PREFILL);
         check_exact_f32(c, "prefill with another pool", out[0], out[t], count * s->ldq);
     }
-    const bool narrow = s->kv.type == WALSH_KV_F16 && walsh_queue_has_bf16(&queues->best[0]);
+    const bool narrow =
+        s->shape.narrow && s->kv.type == WALSH_KV_F16 && walsh_queue_has_bf16(&queues->best[0]);
     compare_rows(c, s, out[0], first, count, narrow ? FACTOR_BF16 : FACTOR);
     /* a part of the rows has the bits that it has among all */
     uint32_t from = (uint32_t)check_below(c, count), part = (uint32_t)check_below(c, count - from) + 1;
@@ -194,6 +195,7 @@ void check_op_attention(struct check *c, const struct check_queues *queues)
         struct walsh_attention_shape shape = shapes[i];
         shape.scale = 1.0f / sqrtf((float)shape.head_dim);
         if ((i + c->round) % 2) shape.sinks = sinks(c, shape.heads);
+        shape.narrow = check_below(c, 2);
         uint32_t tokens = (i + c->round) % 3 == 0 ? 1700 : (uint32_t)check_below(c, 600) + 1;
         struct setting s = make_setting(c, &queues->best[c->round % 3], shape, tokens,
                                         check_below(c, 2) ? WALSH_KV_F16 : WALSH_KV_F32);

@@ -200,8 +200,8 @@ void walsh_cpu_prefill_attention(const struct walsh_queue *q, float *out, size_t
     struct prefill t = {q,     rows[0].kv, shape, rows[0].position,
                         count, ldq,        ldo,   walsh_div_up(count, QUERIES),
                         query, out,        false};
-    t.narrow = t.kv->type != WALSH_KV_F32 && walsh_queue_has_bf16(q) && shape->head_dim % PAIR_KEYS == 0 &&
-               shape->head_dim <= BF16_DIM &&
+    t.narrow = shape->narrow && t.kv->type != WALSH_KV_F32 && walsh_queue_has_bf16(q) &&
+               shape->head_dim % PAIR_KEYS == 0 && shape->head_dim <= BF16_DIM &&
                (size_t)shape->heads / shape->kv_heads * shape->head_dim <= BF16_ROWS;
     walsh_pool_run(q->pool, t.tiles * shape->kv_heads, 1, attend_units, &t);
 }
