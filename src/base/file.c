@@ -148,23 +148,37 @@ static enum walsh_status read_to_end(int fd, const char *path, size_t guess, siz
     }
 }
 
-enum walsh_status walsh_file_read_text(const char *path, size_t max_size, char **out, size_t *size,
-                                       struct walsh_error *err)
+static enum walsh_status read_text(const char *path, bool regular, size_t max_size, char **out, size_t *size,
+                                   struct walsh_error *err)
 {
     *out = NULL;
     *size = 0;
     int fd;
     struct stat info;
-    WALSH_TRY(open_for_reading(path, 0, &fd, &info, err));
+    WALSH_TRY(open_for_reading(path, regular ? O_NONBLOCK : 0, &fd, &info, err));
     enum walsh_status status;
     size_t guess = S_ISREG(info.st_mode) ? (size_t)info.st_size : 0;
-    if (guess > max_size)
+    if (regular && !S_ISREG(info.st_mode))
+        status = walsh_fail(err, WALSH_E_IO, "%s: is not a regular file", path);
+    else if (guess > max_size)
         status = walsh_fail(err, WALSH_E_CAPACITY, "%s: %zu bytes, larger than the %zu bytes allowed here",
                             path, guess, max_size);
     else
         status = read_to_end(fd, path, guess, max_size, out, size, err);
     close(fd);
     return status;
+}
+
+enum walsh_status walsh_file_read_text(const char *path, size_t max_size, char **out, size_t *size,
+                                       struct walsh_error *err)
+{
+    return read_text(path, false, max_size, out, size, err);
+}
+
+enum walsh_status walsh_file_read_regular(const char *path, size_t max_size, char **out, size_t *size,
+                                          struct walsh_error *err)
+{
+    return read_text(path, true, max_size, out, size, err);
 }
 
 enum walsh_status walsh_pwrite_all(int fd, const char *path, const void *data, size_t size, uint64_t offset,

@@ -24,6 +24,10 @@ void walsh_file_close(struct walsh_file *file); /* zeroes *file; safe on a zeroe
  */
 enum walsh_status walsh_file_read_text(const char *path, size_t max_size, char **out, size_t *size,
                                        struct walsh_error *err);
+/* The same of the files of a directory that came from elsewhere: a FIFO or a device there, which a user may
+ * well name as a text, is WALSH_E_IO instead of a wait. */
+enum walsh_status walsh_file_read_regular(const char *path, size_t max_size, char **out, size_t *size,
+                                          struct walsh_error *err);
 
 /* An output that is written under a temporary name in the same directory, then fsynced and renamed. */
 struct walsh_writer {

@@ -92,14 +92,14 @@ static enum walsh_status read_configs(struct walsh_checkpoint *ck, struct walsh_
     WALSH_TRY(walsh_path_join(ck->directory, "config.json", &path, err));
     enum walsh_status status = walsh_path_exists(path) ? WALSH_OK : fail_missing(ck, "config.json", err);
     if (status == WALSH_OK)
-        status = walsh_file_read_text(path, MAX_CONFIG, &ck->config_json, &ck->config_size, err);
+        status = walsh_file_read_regular(path, MAX_CONFIG, &ck->config_json, &ck->config_size, err);
     if (status == WALSH_OK)
         status = walsh_config_parse(path, ck->config_json, ck->config_size, &ck->config, err);
     walsh_free(path);
     if (status != WALSH_OK) return status;
 
     WALSH_TRY(walsh_path_join(ck->directory, "generation_config.json", &path, err));
-    if (walsh_path_exists(path)) status = walsh_file_read_text(path, MAX_CONFIG, &text, &size, err);
+    if (walsh_path_exists(path)) status = walsh_file_read_regular(path, MAX_CONFIG, &text, &size, err);
     if (status == WALSH_OK) status = walsh_generation_config_parse(path, text, size, &ck->generation, err);
     if (status == WALSH_OK && ck->config.architecture == WALSH_ARCH_LALAMO)
         status = walsh_lalamo_read_generation(path, ck->config_json, ck->config_size, &ck->generation, err);
@@ -238,7 +238,7 @@ static enum walsh_status open_index(struct walsh_checkpoint *ck, const char *pat
 {
     char *text;
     size_t size;
-    WALSH_TRY(walsh_file_read_text(path, MAX_INDEX, &text, &size, err));
+    WALSH_TRY(walsh_file_read_regular(path, MAX_INDEX, &text, &size, err));
     json_t *root = NULL;
     enum walsh_status status = walsh_json_parse(path, text, size, &root, err);
     walsh_free(text);

@@ -180,6 +180,7 @@ enum walsh_status walsh_config_read_rope(const struct walsh_json_object *o, stru
     }
     c->rope.theta = info->rope_theta;
     WALSH_TRY(walsh_json_double(o, "rope_theta", false, 0, true, 1e12, &c->rope.theta, err));
+    if (info->lfm2) WALSH_TRY(walsh_json_double(o, "theta", false, 0, true, 1e12, &c->rope.theta, err));
     if (info->local_rope) {
         c->has_local_rope = true;
         c->local_rope = (struct walsh_rope_config){.theta = 10000, .factor = 1};

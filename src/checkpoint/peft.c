@@ -430,7 +430,7 @@ static enum walsh_status open_config(const char *directory, struct walsh_peft *p
     char *path = NULL, *text = NULL;
     size_t size = 0;
     WALSH_TRY(walsh_path_join(directory, "adapter_config.json", &path, err));
-    enum walsh_status status = walsh_file_read_text(path, MAX_CONFIG_BYTES, &text, &size, err);
+    enum walsh_status status = walsh_file_read_regular(path, MAX_CONFIG_BYTES, &text, &size, err);
     if (status == WALSH_E_NOT_FOUND)
         status = walsh_fail(err, WALSH_E_NOT_FOUND, "%s: not a LoRA adapter: it has no adapter_config.json",
                             directory);

@@ -9,7 +9,7 @@ enum walsh_status walsh_json_read_file(const char *path, size_t max_size, json_t
     char *text;
     size_t size;
     *out = NULL;
-    WALSH_TRY(walsh_file_read_text(path, max_size, &text, &size, err));
+    WALSH_TRY(walsh_file_read_regular(path, max_size, &text, &size, err));
     json_error_t error;
     json_t *root = json_loadb(text, size, JSON_REJECT_DUPLICATES, &error);
     walsh_free(text);

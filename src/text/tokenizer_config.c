@@ -115,7 +115,7 @@ enum walsh_status walsh_tokenizer_load_config(struct walsh_tokenizer *t, const c
     WALSH_TRY(walsh_path_join(directory, "chat_template.jinja", &path, err));
     enum walsh_status status = WALSH_OK;
     if (walsh_path_exists(path)) { /* newer directories keep it here */
-        status = walsh_file_read_text(path, WALSH_TEMPLATE_MAX_SIZE, &t->chat_template, &size, err);
+        status = walsh_file_read_regular(path, WALSH_TEMPLATE_MAX_SIZE, &t->chat_template, &size, err);
         t->template_file = path;
     } else {
         walsh_free(path);

@@ -212,6 +212,8 @@ static void convolutions(void **state)
                "'conv','full_attention','conv']");
     assert_string_equal(layers(&c), "C.CC.C");
     assert_int_equal(c.intermediate, 96);
+    c = accept("Lfm2ForCausalLM", "'full_attn_idxs':[1,4],'rope_theta':5000,'theta':1000");
+    assert_true(c.rope.theta == 1000);
     refuse("Lfm2ForCausalLM", "'full_attn_idxs':[6]", WALSH_E_FORMAT,
            "config.json: full_attn_idxs does not list numbers of layers");
     refuse("Lfm2ForCausalLM", "'full_attn_idxs':1", WALSH_E_FORMAT,
