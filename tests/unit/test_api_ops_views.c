@@ -281,6 +281,26 @@ static void handles(void **state)
     ROTATION_REFUSED("struct_size");
 }
 
+/* Nothing can be encoded in coordinates that a sign of 0 has taken away, on either side. */
+static void refuse_zero_signs(const struct walsh_view *w, const struct walsh_ops_encode_options *e,
+                              struct walsh_ops_codes *codes, const struct walsh_ops_rotation *in,
+                              const struct walsh_ops_rotation *out)
+{
+    for (int side = 0; side < 2; side++) {
+        float signs[128];
+        const int64_t count[] = {side ? 32 : 128};
+        struct walsh_ops_rotation_options o = WALSH_OPS_ROTATION_OPTIONS;
+        struct walsh_ops_rotation *zero;
+        for (size_t i = 0; i < 128; i++) signs[i] = i == 9 ? 0 : 1;
+        o.size = (uint32_t)count[0], o.min_block = side ? 16 : 64;
+        o.signs = walsh_view_dense(signs, WALSH_ELEMENT_F32, 1, count);
+        OPS_WORKS(walsh_ops_rotation_open(queue, &o, &zero, &err));
+        OPS_REFUSED(walsh_ops_encode(queue, side ? in : zero, side ? zero : out, w, e, codes, NULL, &err),
+                    WALSH_E_ARGUMENT, side ? "out: sign 9 is 0" : "in: sign 9 is 0");
+        walsh_ops_rotation_close(&zero);
+    }
+}
+
 /* Codes and linears: sizes, kinds, roles, workspaces. */
 static void linears(void **state)
 {
@@ -325,6 +345,7 @@ static void linears(void **state)
     e.hessian = walsh_view_dense(w, WALSH_ELEMENT_F32, 2, flat);
     ENCODE_REFUSED(in, "hessian", "[32, 128]", "[128, 128]");
     e.hessian.data = NULL;
+    refuse_zero_signs(&weights, &e, &codes, in, out);
     OPS_WORKS(walsh_ops_encode(queue, in, out, &weights, &e, &codes, NULL, &err));
 
     struct walsh_view stored = walsh_view_dense(w, WALSH_ELEMENT_I64, 4, tiles), wide = weights;
@@ -390,6 +411,11 @@ static void linears(void **state)
     call.adapter_count = 0, call.role = (enum walsh_ops_role)7;
     CALL_REFUSED("role is 7");
     call.role = WALSH_OPS_DECODE;
+    result.shape[0] = 31;
+    CALL_REFUSED("y has 31 rows, expected 32");
+    result.shape[0] = 32, weights.shape[0] = 31;
+    CALL_REFUSED("y has 32 rows, expected 31");
+    weights.shape[0] = 32;
     OPS_WORKS(walsh_ops_linear_apply(queue, linear, &weights, &result, &call, &err));
 
     struct walsh_ops_adapter *adapter;
