@@ -76,7 +76,7 @@ WALSH_API bool walsh_context_kernel(const struct walsh_context *context, size_t 
 enum walsh_activation_mode {
     WALSH_ACTIVATIONS_AUTO =
         0, /* int8 on rotated formats; bf16 on bf16 weights where the hardware has it; else f32 */
-    WALSH_ACTIVATIONS_F32,  /* everywhere */
+    WALSH_ACTIVATIONS_F32,  /* everywhere, attention of prompts included, which else may round to bf16 */
     WALSH_ACTIVATIONS_BF16, /* on bf16 weights; f32 on rotated formats */
     WALSH_ACTIVATIONS_INT8  /* on rotated formats; dense weights as AUTO */
 };
