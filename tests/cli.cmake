@@ -44,3 +44,4 @@ target_link_libraries(test_serve_parts PRIVATE walsh_api PkgConfig::JANSSON PkgC
 target_include_directories(test_serve_parts PRIVATE ${CMAKE_SOURCE_DIR}/app)
 target_compile_definitions(test_serve_parts PRIVATE WALSH_DATA_FROM_PROGRAM="" WALSH_DATA_INSTALLED="" WALSH_DATA_SOURCE="")
 add_test(NAME test_serve_parts COMMAND test_serve_parts)
+add_dependencies(unit_tests test_serve_parts)
