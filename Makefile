@@ -4,30 +4,31 @@
 MODELS ?=
 PREFIX ?= /usr/local
 DESTDIR ?=
+# A build directory that is there stays as it was configured (-DWALSH_CUDA=OFF, another compiler).
+configure = cmake $$(test -f build/CMakeCache.txt && echo build || echo --preset release) --log-level=WARNING
 
 all:
 	@tools/setup.sh build
-	@cmake --preset release -DWALSH_TESTS=OFF --log-level=WARNING >/dev/null
-	@cmake --build --preset release
+	@$(configure) -DWALSH_TESTS=OFF >/dev/null
+	@cmake --build build -j "$$(nproc)"
 
 demo: all
 	@tools/demo.sh build/walsh
 
 test:
 	@tools/setup.sh test
-	@cmake --preset release -DWALSH_TESTS=ON --log-level=WARNING >/dev/null
-	@cmake --build --preset release
-	@ctest --preset release -j 2
+	@$(configure) -DWALSH_TESTS=ON >/dev/null
+	@cmake --build build -j "$$(nproc)"
+	@ctest --test-dir build --output-on-failure -j 2
 
 # Long checks on larger models: make proof MODELS=DIR, with one directory per model in DIR.
 proof:
 	@test -n "$(MODELS)" || { echo "usage: make proof MODELS=DIR (a directory of Hugging Face model directories)"; exit 2; }
 	@tools/setup.sh test
-	@cmake --preset release -DWALSH_TESTS=ON --log-level=WARNING >/dev/null
-	@cmake --build --preset release
+	@$(configure) -DWALSH_TESTS=ON >/dev/null
+	@cmake --build build -j "$$(nproc)"
 	@tests/proof/run.sh build "$(MODELS)"
 
-# Program, library, headers, manual pages, completion, texts and the embedded model, below $(DESTDIR)$(PREFIX).
 # Every fuzz target for SECONDS: needs clang.
 SECONDS ?= 60
 fuzz:
@@ -36,6 +37,7 @@ fuzz:
 	@cmake --build --preset fuzz
 	@tests/proof/fuzz.sh build-fuzz/tests $(SECONDS)
 
+# Program, library, headers, manual pages, completion, texts and the embedded model, below $(DESTDIR)$(PREFIX).
 install: all
 	@DESTDIR="$(DESTDIR)" cmake --install build --prefix "$(PREFIX)" >build/install.log
 	@echo "walsh is installed below $(DESTDIR)$(PREFIX)"
@@ -54,4 +56,4 @@ format:
 	@git ls-files '*.c' '*.h' | xargs clang-format -i
 
 clean:
-	@rm -rf build build-clang build-asan build-tsan build-fuzz
+	@rm -rf build build-clang build-asan build-tsan build-fuzz build-aarch64

@@ -8,5 +8,6 @@ if(WALSH_LIBRARY_BUILT)
     ${CMAKE_BINARY_DIR})
   if(CMAKE_C_COMPILER_ID STREQUAL "GNU") # one compiler's packages are enough
     add_test(NAME install_deb COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/install/deb.sh ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR})
+    set_tests_properties(install_deb PROPERTIES SKIP_RETURN_CODE 77)
   endif()
 endif()

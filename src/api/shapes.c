@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "api/api.h"
+#include "checkpoint/architectures.h"
 
 #define MAX_DIMENSION (1u << 20)
 #define NAMED_POSITIONS 32768 /* of every named shape: as deep as a measurement goes */

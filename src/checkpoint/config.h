@@ -137,36 +137,4 @@ struct walsh_generation_config { /* generation_config.json; absent keys keep the
 enum walsh_status walsh_generation_config_parse(const char *path, const char *json, size_t size,
                                                 struct walsh_generation_config *out, struct walsh_error *err);
 
-/* Which layers attend within a window. `layer_types` says so itself where the file has it. */
-enum walsh_window_rule {
-    WALSH_WINDOWS_NONE,     /* the architecture has none; sliding_window must be null */
-    WALSH_WINDOWS_ALL,      /* every layer, where sliding_window is a number */
-    WALSH_WINDOWS_LATE,     /* the layers from max_window_layers on */
-    WALSH_WINDOWS_NO_ROPE,  /* the layers without rope */
-    WALSH_WINDOWS_ALTERNATE /* all but every n-th: sliding_window_pattern, or the table's `pattern` */
-};
-
-/* The table of architectures: name in config.json, what its checkpoints hold, and the values of keys that
- * config.json may leave out (the defaults of Hugging Face's configuration classes). */
-struct walsh_architecture_info {
-    const char *name; /* "LlamaForCausalLM" */
-    bool qk_norm, moe;
-    bool bias_keys;      /* attention_bias and mlp_bias say which linears have a bias */
-    bool qkv_bias;       /* q, k and v always have one */
-    bool gemma;          /* norm_offset, scaled_embeddings, query_pre_attn_scalar, the soft caps */
-    bool no_rope_layers; /* the key */
-    bool partial_rotary; /* partial_rotary_factor */
-    bool gpt_oss;    /* biases of everything, attention sinks, its gate; YaRN where the file says nothing */
-    bool local_rope; /* windowed layers have a rope of their own */
-    bool phi3;       /* "su" and "yarn" are older names of its longrope; original_max_position_embeddings */
-    bool lfm2;       /* convolutions, and the keys that are spelt otherwise */
-    enum walsh_window_rule windows;
-    bool window_switch; /* windows are only on where use_sliding_window is true */
-    uint32_t window, pattern;
-    bool tied;
-    double rope_theta, rms_epsilon;
-    double score_cap, logit_cap;
-};
-extern const struct walsh_architecture_info walsh_architectures[WALSH_ARCH_COUNT];
-
 #endif

@@ -1,6 +1,7 @@
 /* What differs from layer to layer: windows and layers without rope. */
 #include <string.h>
 
+#include "checkpoint/architectures.h"
 #include "checkpoint/config_parts.h"
 
 #define MAX_WINDOW WALSH_MAX_CONFIG_POSITIONS

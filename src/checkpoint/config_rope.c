@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "checkpoint/architectures.h"
 #include "checkpoint/config_parts.h"
 
 static enum walsh_status read_type(const struct walsh_json_object *rope,

@@ -7,10 +7,10 @@
 #include <string.h>
 
 #include "base/random.h"
+#include "checkpoint/architectures.h"
 #include "checkpoint/model_name.h"
 #include "checkpoint/peft.h"
 #include "kernels/device.h"
-#include "model/architectures.h"
 #include "model/sites.h"
 
 /* All linears of a graph, twice: as the model has them, and as the reader of PEFT wants to know them. */
@@ -35,7 +35,7 @@ static void catalogue_add(struct catalogue *c, const struct walsh_linear *linear
 
 void walsh_experts_module(const struct walsh_model_graph *graph, uint32_t layer, char *out, size_t size)
 {
-    const struct walsh_architecture_names *names = &walsh_architecture_names[graph->config.architecture];
+    const struct walsh_architecture_names *names = &walsh_architectures[graph->config.architecture].names;
     if (names->experts_module) {
         snprintf(out, size, "%s.%u.%s", names->layers, layer, names->experts_module);
         return;
@@ -50,7 +50,7 @@ void walsh_experts_module(const struct walsh_model_graph *graph, uint32_t layer,
 static enum walsh_status catalogue_add_router(struct catalogue *c, const struct walsh_model_graph *graph,
                                               uint32_t layer, struct walsh_error *err)
 {
-    const struct walsh_architecture_names *names = &walsh_architecture_names[graph->config.architecture];
+    const struct walsh_architecture_names *names = &walsh_architectures[graph->config.architecture].names;
     char text[WALSH_MODULE_NAME], *alias = NULL;
     catalogue_add(c, &graph->layers[layer].router);
     if (!graph->layers[layer].router.name) return WALSH_OK;

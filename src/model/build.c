@@ -2,7 +2,7 @@
 
 #include <stdio.h>
 
-#include "model/architectures.h"
+#include "checkpoint/architectures.h"
 #include "model/rope.h"
 #include "model/sites.h"
 
@@ -257,7 +257,7 @@ enum walsh_status walsh_graph_build(struct walsh_model_graph *graph, struct wals
     const struct walsh_config *c = &graph->config;
     WALSH_TRY(check_limits(graph, err));
     graph->config.max_positions = (uint32_t)walsh_min(c->max_positions, WALSH_MAX_POSITIONS);
-    const struct builder b = {graph, source, &walsh_architecture_names[c->architecture], err};
+    const struct builder b = {graph, source, &walsh_architectures[c->architecture].names, err};
     WALSH_TRY(source->table(source, b.names->embedding, c->vocab, c->hidden, &graph->embedding, err));
     WALSH_TRY(walsh_arena_alloc(&graph->arena, c->layers, sizeof *graph->layers, "the layers", &graph->layers,
                                 err));

@@ -4,10 +4,10 @@
 
 #include "base/clock.h"
 #include "base/file.h"
+#include "checkpoint/architectures.h"
 #include "kernels/device.h"
 #include "model/build.h"
 #include "model/lalamo.h"
-#include "model/architectures.h"
 
 #define FLOAT_DTYPES (1u << WALSH_F32 | 1u << WALSH_F16 | 1u << WALSH_BF16)
 
@@ -98,7 +98,7 @@ static enum walsh_status use_redundant(const struct walsh_model_graph *graph, st
             ck->tensors[i]->used = true;
     }
     if (!graph->config.tied_embeddings) return WALSH_OK;
-    const struct walsh_architecture_names *names = &walsh_architecture_names[graph->config.architecture];
+    const struct walsh_architecture_names *names = &walsh_architectures[graph->config.architecture].names;
     char head_name[256], table_name[256];
     snprintf(head_name, sizeof head_name, "%s.weight", names->head);
     snprintf(table_name, sizeof table_name, "%s.weight", names->embedding);

@@ -2,7 +2,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "model/architectures.h"
+#include "checkpoint/architectures.h"
 #include "model/build.h"
 
 struct lister {
@@ -124,7 +124,7 @@ static void sum(struct walsh_model_graph *graph)
 enum walsh_status walsh_graph_list(struct walsh_model_graph *graph, struct walsh_error *err)
 {
     const struct walsh_config *c = &graph->config;
-    struct lister l = {graph, &walsh_architecture_names[c->architecture], err};
+    struct lister l = {graph, &walsh_architectures[c->architecture].names, err};
     /* per layer: 6 norms, 4 linears of attention, 3 of an MLP or a router and 3 per expert; each linear may
      * have a bias */
     size_t per_layer = 6 + 2 * (4 + (c->experts ? 1 + 3 * (size_t)c->experts : 3));
