@@ -10,6 +10,8 @@ struct row_case {
     walsh_kernel_rotate_forward_f32 *forward;
     walsh_kernel_rotate_inverse_f32 *inverse;
     walsh_kernel_quantize_i8 *quantize;
+    walsh_kernel_rotate_i8 *rotate_i8;
+    walsh_kernel_rms_factor_f32 *rms_factor;
     void (*narrow)(uint16_t *y, const float *x, size_t n);
     void (*widen)(float *y, const void *x, size_t n);
     walsh_kernel_add_f32 *add;
@@ -47,6 +49,19 @@ static void run_quantize(void *argument)
     const struct row_case *t = argument;
     int32_t sum;
     t->quantize(t->narrowed, &sum, t->x, t->n);
+}
+static void run_rotate_i8(void *argument)
+{
+    const struct row_case *t = argument;
+    const struct walsh_rotation r = {
+        WALSH_ROTATION_BLOCKS, (uint32_t)t->n, {(uint32_t)t->n, 1, {(uint32_t)t->n}, 0}, t->z};
+    int32_t sum;
+    t->rotate_i8(t->narrowed, &sum, t->y, t->x, t->z, 0.5f, &r);
+}
+static void run_rms_factor(void *argument)
+{
+    const struct row_case *t = argument;
+    t->y[0] = t->rms_factor(t->x, t->n, 1e-6f);
 }
 static void run_narrow(void *argument)
 {
@@ -151,6 +166,20 @@ void walsh_bench_rotate_inverse_f32(struct walsh_bench *b, walsh_kernel_rotate_i
 void walsh_bench_quantize_i8(struct walsh_bench *b, walsh_kernel_quantize_i8 *f)
 {
     run(b, (struct row_case){.quantize = f}, 4096, 5, 4, run_quantize);
+}
+
+/* With a norm's weight: what stands between two products after rms_factor_f32. */
+void walsh_bench_rotate_i8(struct walsh_bench *b, walsh_kernel_rotate_i8 *f)
+{
+    for (size_t i = 0; i < BLOCKS; i++)
+        run(b, (struct row_case){.rotate_i8 = f}, blocks[i], 13, __builtin_ctzll(blocks[i]) + 7,
+            run_rotate_i8);
+}
+
+void walsh_bench_rms_factor_f32(struct walsh_bench *b, walsh_kernel_rms_factor_f32 *f)
+{
+    for (size_t i = 0; i < BLOCKS; i++)
+        run(b, (struct row_case){.rms_factor = f}, blocks[i], 4, 2, run_rms_factor);
 }
 
 void walsh_bench_bf16_from_f32(struct walsh_bench *b, walsh_kernel_bf16_from_f32 *f)

@@ -36,6 +36,19 @@ void check_add_f32(struct check *c, walsh_kernel_add_f32 *reference, walsh_kerne
 /* The sum of squares has an error below log2(n) units; the root halves it; three roundings follow. */
 #define RMS_NORM_FACTOR 8
 
+void check_rms_factor_f32(struct check *c, walsh_kernel_rms_factor_f32 *reference,
+                          walsh_kernel_rms_factor_f32 *candidate)
+{
+    for (size_t l = 0; l < LENGTHS; l++) {
+        const size_t n = lengths[l];
+        float *x = row(c, n);
+        check_fill_normal(c, x, n);
+        if (c->round == CHECK_ROUNDS - 1) x[check_below(c, n)] = l % 2 ? NAN : INFINITY;
+        const float expected = reference(x, n, 1e-6f), got = candidate(x, n, 1e-6f);
+        check_close_f32(c, "factor", &expected, &got, &expected, 1, RMS_NORM_FACTOR);
+    }
+}
+
 void check_rms_norm_f32(struct check *c, walsh_kernel_rms_norm_f32 *reference,
                         walsh_kernel_rms_norm_f32 *candidate)
 {

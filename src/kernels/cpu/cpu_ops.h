@@ -17,6 +17,13 @@ extern const struct walsh_fused_ops walsh_cpu_fused_ops; /* the rows of attentio
  * x. */
 void walsh_cpu_prepare_row(const struct walsh_kernels *k, const struct walsh_activations *a,
                            const struct walsh_rotation *rotation, size_t r, const float *x, float *rotated);
+/* Where this is so, a row goes through rotation and rounding by one kernel, with a norm in front of it or
+ * without. */
+bool walsh_cpu_rotates_rounding(const struct walsh_activations *a, const struct walsh_rotation *rotation);
+/* Row r of `a` = round(forward(rotation, x * factor * weight)); weight NULL: of x. */
+void walsh_cpu_rotate_row(const struct walsh_kernels *k, const struct walsh_activations *a,
+                          const struct walsh_rotation *rotation, size_t r, const float *x,
+                          const float *weight, float factor, float *rotated);
 /* y = inverse of row r of u->z, with its bias. */
 void walsh_cpu_unrotate_row(const struct walsh_kernels *k, const struct walsh_unrotated *u, size_t r,
                             float *y);

@@ -50,6 +50,11 @@ static void residual_rows(void *argument, size_t begin, size_t end, unsigned wor
             k->add_f32(x, first, t->n);
         }
         if (t->weight == NULL) continue;
+        if (t->normed == NULL && walsh_cpu_rotates_rounding(t->a, t->rotation)) {
+            walsh_cpu_rotate_row(k, t->a, t->rotation, r, x, t->weight, k->rms_factor_f32(x, t->n, t->eps),
+                                 rotated);
+            continue;
+        }
         float *normed = t->normed != NULL ? t->normed + r * t->ldn : first;
         k->rms_norm_f32(normed, x, t->weight, t->n, t->eps);
         walsh_cpu_prepare_row(k, t->a, t->rotation, r, normed, rotated);

@@ -32,9 +32,27 @@ static void prepare_groups(const struct walsh_kernels *k, const struct walsh_act
                           sum + whole / WALSH_ACTIVATION_SUM, last, WALSH_ACTIVATION_GROUP);
 }
 
+bool walsh_cpu_rotates_rounding(const struct walsh_activations *a, const struct walsh_rotation *rotation)
+{
+    return a->type == WALSH_ACTIVATION_INT8 && rotation->kind == WALSH_ROTATION_BLOCKS;
+}
+
+void walsh_cpu_rotate_row(const struct walsh_kernels *k, const struct walsh_activations *a,
+                          const struct walsh_rotation *rotation, size_t r, const float *x,
+                          const float *weight, float factor, float *rotated)
+{
+    int8_t *q = (int8_t *)a->data + r * a->stride;
+    a->scale[r] = k->rotate_i8(q, &a->sum[r], rotated, x, weight, factor, rotation);
+    memset(q + a->cols, 0, a->stride - a->cols);
+}
+
 void walsh_cpu_prepare_row(const struct walsh_kernels *k, const struct walsh_activations *a,
                            const struct walsh_rotation *rotation, size_t r, const float *x, float *rotated)
 {
+    if (walsh_cpu_rotates_rounding(a, rotation)) {
+        walsh_cpu_rotate_row(k, a, rotation, r, x, NULL, 1, rotated);
+        return;
+    }
     size_t element = walsh_activation_size(a->type), cols = a->cols;
     uint8_t *data = (uint8_t *)a->data + r * a->stride * element;
     if (a->type == WALSH_ACTIVATION_F32) rotated = (float *)(void *)data; /* in place */

@@ -8,12 +8,17 @@ void walsh_add_f32_reference(float *x, const float *d, size_t n)
     for (size_t i = 0; i < n; i++) x[i] += d[i];
 }
 
-void walsh_rms_norm_f32_reference(float *y, const float *x, const float *weight, size_t n, float eps)
+float walsh_rms_factor_f32_reference(const float *x, size_t n, float eps)
 {
     double squares = 0;
     for (size_t i = 0; i < n; i++) squares += (double)x[i] * x[i];
-    double scale = 1.0 / sqrt(squares / (double)n + (double)eps);
-    for (size_t i = 0; i < n; i++) y[i] = (float)(x[i] * scale * weight[i]);
+    return (float)(1.0 / sqrt(squares / (double)n + (double)eps));
+}
+
+void walsh_rms_norm_f32_reference(float *y, const float *x, const float *weight, size_t n, float eps)
+{
+    const float factor = walsh_rms_factor_f32_reference(x, n, eps);
+    for (size_t i = 0; i < n; i++) y[i] = x[i] * factor * weight[i];
 }
 
 void walsh_rms_norm_backward_f32_reference(float *dx, const float *dy, const float *x, const float *weight,

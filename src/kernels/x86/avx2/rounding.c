@@ -6,22 +6,13 @@
 #include "kernels/table.h"
 #include "kernels/x86/avx2/vector.h"
 
-static inline __m256i magnitude(vec x)
-{
-    return _mm256_and_si256(_mm256_set1_epi32(0x7fffffff), _mm256_castps_si256(x));
-}
-
-/* The bits of the largest |x|. */
 static uint32_t largest_magnitude(const float *x, size_t n)
 {
-    __m256i largest = _mm256_setzero_si256();
+    vec_bits largest = vec_bits_zero();
     size_t i = 0;
-    for (; i + LANES <= n; i += LANES) largest = _mm256_max_epu32(largest, magnitude(vec_load(x + i)));
-    if (i < n) largest = _mm256_max_epu32(largest, magnitude(vec_load_part(x + i, n - i)));
-    __m128i m = _mm_max_epu32(_mm256_castsi256_si128(largest), _mm256_extracti128_si256(largest, 1));
-    m = _mm_max_epu32(m, _mm_shuffle_epi32(m, 0x4e));
-    m = _mm_max_epu32(m, _mm_shuffle_epi32(m, 0xb1));
-    return (uint32_t)_mm_cvtsi128_si32(m);
+    for (; i + LANES <= n; i += LANES) largest = vec_bits_larger(largest, vec_load(x + i));
+    if (i < n) largest = vec_bits_larger(largest, vec_load_part(x + i, n - i));
+    return vec_bits_largest(largest);
 }
 
 /* The low bytes of 8 numbers in [-128, 127]. */
@@ -33,7 +24,12 @@ static inline __m128i bytes(__m256i whole)
 
 float walsh_quantize_i8_avx2(int8_t *q, int32_t *sum, const float *x, size_t n)
 {
-    float amax = walsh_float_from_bits(largest_magnitude(x, n));
+    return walsh_round_i8_avx2(q, sum, x, n, largest_magnitude(x, n));
+}
+
+float walsh_round_i8_avx2(int8_t *q, int32_t *sum, const float *x, size_t n, uint32_t largest)
+{
+    const float amax = walsh_float_from_bits(largest);
     *sum = 0;
     if (!(amax >= 0x1p-118f) || isinf(amax)) {
         memset(q, 0, n);

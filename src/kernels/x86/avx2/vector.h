@@ -127,6 +127,28 @@ static inline float vec_largest(vec x)
     return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
 }
 
+/* Bits of magnitudes, which order like them, with Inf and NaN on top. */
+typedef __m256i vec_bits;
+static inline vec_bits vec_bits_zero(void)
+{
+    return _mm256_setzero_si256();
+}
+/* The larger of m and |x|, lane by lane. */
+static inline vec_bits vec_bits_larger(vec_bits m, vec x)
+{
+    return _mm256_max_epu32(m, _mm256_and_si256(_mm256_set1_epi32(0x7fffffff), _mm256_castps_si256(x)));
+}
+static inline uint32_t vec_bits_largest(vec_bits v)
+{
+    __m128i m = _mm_max_epu32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    m = _mm_max_epu32(m, _mm_shuffle_epi32(m, 0x4e));
+    m = _mm_max_epu32(m, _mm_shuffle_epi32(m, 0xb1));
+    return (uint32_t)_mm_cvtsi128_si32(m);
+}
+
+/* quantize_i8 behind its first half: `largest` are the bits of the largest |x|. */
+float walsh_round_i8_avx2(int8_t *q, int32_t *sum, const float *x, size_t n, uint32_t largest);
+
 /* Butterflies of stride 1, 2, 4 within the register: x * (+1 or -1 in the upper lanes) + the partner, which
  * is exactly (a + b, a - b) in one rounding. */
 static inline vec vec_butterfly_lanes(vec x)

@@ -3,39 +3,58 @@
 #include <stdbool.h>
 #include <string.h>
 
+#include "base/scalar.h"
 #include "kernels/table.h"
 #include "kernels/x86/avx512/vector.h"
 
 float walsh_quantize_i8_avx512(int8_t *q, int32_t *sum, const float *x, size_t n)
 {
-    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
-    __m512i largest = _mm512_setzero_si512();
+    vec_bits a = vec_bits_zero(), b = a;
     size_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        largest =
-            _mm512_max_epu32(largest, _mm512_and_si512(magnitude, _mm512_castps_si512(vec_load(x + i))));
-    if (i < n)
-        largest = _mm512_max_epu32(
-            largest, _mm512_and_si512(magnitude, _mm512_castps_si512(vec_load_part(x + i, n - i))));
-    uint32_t bits = _mm512_reduce_max_epu32(largest);
-    float amax;
-    memcpy(&amax, &bits, sizeof amax);
+    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+        a = vec_bits_larger(a, vec_load(x + i));
+        b = vec_bits_larger(b, vec_load(x + i + LANES));
+    }
+    for (; i + LANES <= n; i += LANES) a = vec_bits_larger(a, vec_load(x + i));
+    if (i < n) a = vec_bits_larger(a, vec_load_part(x + i, n - i));
+    return walsh_round_i8_avx512(q, sum, x, n, vec_bits_largest(_mm512_max_epu32(a, b)));
+}
+
+static inline __m512i whole(vec x, vec inverse)
+{
+    return _mm512_cvtps_epi32(vec_mul(x, inverse));
+}
+
+/* Four vectors become bytes by packs within 128 bits and one permutation, which takes half of what four
+ * narrowing stores would; the sum of 64 bytes is that of their pairs and fours. */
+float walsh_round_i8_avx512(int8_t *q, int32_t *sum, const float *x, size_t n, uint32_t largest)
+{
+    const float amax = walsh_float_from_bits(largest);
     *sum = 0;
     if (!(amax >= 0x1p-118f) || isinf(amax)) {
         memset(q, 0, n);
         return amax < 1 ? 0.0f : NAN;
     }
-    vec inverse = vec_set(127.0f / amax);
+    const vec inverse = vec_set(127.0f / amax);
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15),
+                  bytes = _mm512_set1_epi8(1), words = _mm512_set1_epi16(1);
     __m512i sums = _mm512_setzero_si512();
-    for (i = 0; i + LANES <= n; i += LANES) {
-        __m512i whole = _mm512_cvtps_epi32(vec_mul(vec_load(x + i), inverse));
-        sums = _mm512_add_epi32(sums, whole);
-        _mm_storeu_si128((__m128i *)(void *)(q + i), _mm512_cvtepi32_epi8(whole));
+    size_t i = 0;
+    for (; i + 4 * LANES <= n; i += 4 * LANES) {
+        const __m512i low = _mm512_packs_epi32(whole(vec_load(x + i), inverse),
+                                               whole(vec_load(x + i + LANES), inverse)),
+                      high = _mm512_packs_epi32(whole(vec_load(x + i + 2 * LANES), inverse),
+                                                whole(vec_load(x + i + 3 * LANES), inverse)),
+                      packed = _mm512_packs_epi16(low, high);
+        _mm512_storeu_si512(q + i, _mm512_permutexvar_epi32(order, packed));
+        sums = _mm512_add_epi32(sums, _mm512_madd_epi16(_mm512_maddubs_epi16(bytes, packed), words));
     }
-    if (i < n) {
-        __m512i whole = _mm512_cvtps_epi32(vec_mul(vec_load_part(x + i, n - i), inverse));
-        sums = _mm512_add_epi32(sums, whole);
-        _mm512_mask_cvtepi32_storeu_epi8(q + i, first_lanes(n - i), whole);
+    for (; i < n; i += LANES) {
+        const size_t left = n - i;
+        const __mmask16 lanes = left < LANES ? first_lanes(left) : 0xffff;
+        const __m512i v = whole(_mm512_maskz_loadu_ps(lanes, x + i), inverse);
+        sums = _mm512_add_epi32(sums, v);
+        _mm512_mask_cvtepi32_storeu_epi8(q + i, lanes, v);
     }
     *sum = _mm512_reduce_add_epi32(sums);
     return amax / 127.0f;

@@ -11,10 +11,10 @@
 typedef __m512 vec;
 enum { LANES = 16, LANES_LOG = 4, REGISTERS = 32 };
 
-/* The first n < 16 lanes. */
+/* The first n <= 16 lanes. */
 static inline __mmask16 first_lanes(size_t n)
 {
-    return (__mmask16)((1u << n) - 1);
+    return (__mmask16)((1u << n) - 1); /* of 16: all */
 }
 
 static inline vec vec_zero(void)
@@ -112,6 +112,25 @@ static inline float vec_largest(vec x)
 {
     return _mm512_reduce_max_ps(x);
 }
+
+/* Bits of magnitudes, which order like them, with Inf and NaN on top. */
+typedef __m512i vec_bits;
+static inline vec_bits vec_bits_zero(void)
+{
+    return _mm512_setzero_si512();
+}
+/* The larger of m and |x|, lane by lane. */
+static inline vec_bits vec_bits_larger(vec_bits m, vec x)
+{
+    return _mm512_max_epu32(m, _mm512_and_si512(_mm512_set1_epi32(0x7fffffff), _mm512_castps_si512(x)));
+}
+static inline uint32_t vec_bits_largest(vec_bits m)
+{
+    return _mm512_reduce_max_epu32(m);
+}
+
+/* quantize_i8 behind its first half: `largest` are the bits of the largest |x|. */
+float walsh_round_i8_avx512(int8_t *q, int32_t *sum, const float *x, size_t n, uint32_t largest);
 
 /* Butterflies of stride 1, 2, 4, 8 within the register: x * (+1 or -1 in the upper lanes) + the partner,
  * which is exactly (a + b, a - b) in one rounding. */
