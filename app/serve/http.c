@@ -618,21 +618,20 @@ enum walsh_status http_open(struct server *server, struct walsh_error *err)
     return WALSH_OK;
 }
 
+/* Its number stays taken until libmicrohttpd's threads are gone, which may be about to use it. */
 void http_quiesce(struct server *server)
 {
     if (!server->daemon) return;
     const int fd = MHD_quiesce_daemon(server->daemon);
-    if (fd >= 0) close(fd);
-    server->listener = -1;
+    if (fd >= 0) shutdown(fd, SHUT_RDWR);
+    server->quiesced = fd >= 0;
 }
 
 void http_close(struct server *server)
 {
     work_close(&server->work); /* no connection is suspended behind this */
-    if (server->daemon)
-        MHD_stop_daemon(server->daemon);
-    else if (server->listener >= 0)
-        close(server->listener);
+    if (server->daemon) MHD_stop_daemon(server->daemon);
+    if (server->listener >= 0 && (!server->daemon || server->quiesced)) close(server->listener);
     server->daemon = NULL;
     server->listener = -1;
 }

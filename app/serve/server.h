@@ -43,6 +43,7 @@ struct server {
     const char *tls_certificate, *tls_key; /* PEM; NULL: plain HTTP */
     unsigned http_threads;
     int listener;
+    bool quiesced; /* the listener takes no connections any more, and is closed at the end */
     struct MHD_Daemon *daemon;
     atomic_size_t body_bytes; /* in memory now */
     atomic_bool ready;

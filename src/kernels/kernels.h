@@ -220,9 +220,9 @@ struct walsh_ops {
      * where kv->recent is set the rotated k and v are stored there too. */
     void (*kv_append)(const struct walsh_queue *q, const struct walsh_attention_row *rows, size_t count,
                       const float *k, const float *v, size_t ld, const struct walsh_attention_shape *shape);
-    /* out [count][heads*head_dim] = softmax(cap(scale q·K^T)) V for each row. PREFILL: all rows share one kv
-     * and their positions are consecutive; a TURBO kv without shape->own is attended to by decode's
-     * arithmetic.
+    /* out [count][heads*head_dim] = softmax(cap(scale q·K^T)) V for each row. PREFILL: rows of one kv
+     * stand together and their positions are consecutive, and with shape->own there is one kv; a TURBO kv without
+     * shape->own is attended to by decode's arithmetic.
      */
     void (*attention)(const struct walsh_queue *q, float *out, size_t ldo, const float *query, size_t ldq,
                       const struct walsh_attention_row *rows, size_t count,

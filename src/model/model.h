@@ -115,7 +115,8 @@ uint32_t walsh_graph_rope_offset(const struct walsh_model_graph *graph, uint32_t
 /* An end-of-sequence id of generation_config.json or of config.json. */
 bool walsh_graph_is_eos(const struct walsh_model_graph *graph, int32_t id);
 
-/* Rows of one forward call, all of one role. PREFILL: one sequence, consecutive positions. */
+/* Rows of one forward call, all of one role. PREFILL: those of a sequence stand together and have consecutive
+ * positions; rows of a packed cache, and rows on a device, are of one sequence. */
 struct walsh_rows {
     enum walsh_role role;
     size_t count;

@@ -55,6 +55,7 @@ static enum walsh_status allocate(struct walsh_batch *b, struct walsh_error *err
     const uint32_t rows = b->limits.rows;
     WALSH_TRY(walsh_alloc_zero(rows, sizeof *b->slots, "the rows of a batch", &b->slots, err));
     WALSH_TRY(walsh_alloc(rows, sizeof *b->sessions, "the rows of a batch", &b->sessions, err));
+    WALSH_TRY(walsh_alloc(rows, sizeof *b->pieces, "the rows of a batch", &b->pieces, err));
     WALSH_TRY(walsh_alloc(rows, sizeof *b->ids, "the rows of a batch", &b->ids, err));
     WALSH_TRY(walsh_alloc(rows, sizeof *b->rows, "the rows of a batch", &b->rows, err));
     return walsh_alloc(rows, sizeof *b->events, "the rows of a batch", &b->events, err);
@@ -128,6 +129,7 @@ void walsh_runtime_batch_close(struct walsh_batch **batch)
     }
     walsh_free((void *)b->slots);
     walsh_free((void *)b->sessions);
+    walsh_free(b->pieces);
     walsh_free(b->ids);
     walsh_free((void *)b->rows);
     walsh_free((void *)b->events);

@@ -106,6 +106,7 @@ struct walsh_batch {
     struct walsh_batch_totals totals;
     /* of a step, [rows] */
     struct walsh_session **sessions;
+    struct walsh_prompt_piece *pieces;
     int32_t *ids;
     struct walsh_batch_entry **rows, **events;
 };

@@ -1,6 +1,8 @@
 /* One step of a batch: prompts, decode, draws. */
 #include "runtime/batch.h"
 
+#include <string.h>
+
 /* Requests whose end was told in the step before. */
 static void sweep(struct walsh_batch *b)
 {
@@ -34,23 +36,22 @@ static void tell_logits(struct walsh_batch *b, struct walsh_batch_entry *entry, 
     entry->prompt_logits(entry->user, at + rows, walsh_session_read(entry->session), 1);
 }
 
-/* Read the next `n` tokens of a prompt: at most to the end of their chunk. */
-static enum walsh_status read_piece(struct walsh_batch *b, struct walsh_batch_entry *entry, uint32_t n)
+/* Read a piece by a forward call of its own. */
+static enum walsh_status read_piece(struct walsh_batch *b, struct walsh_batch_entry *entry,
+                                    const struct walsh_prompt_piece *piece)
 {
     struct walsh_session *session = entry->session;
-    const uint32_t at = session->kv->length;
-    const bool last = at + n == entry->count, asked = entry->prompt_logits != NULL;
+    const uint32_t at = session->kv->length, n = piece->count;
+    const bool last = piece->last, asked = entry->prompt_logits != NULL;
     /* Logits behind a piece that is not the last would be for nothing: asking for the hidden states, which
      * are in the runner's own rows anyway, leaves them out. */
     const struct walsh_prompt_outputs hidden = {.hidden = b->runner->x};
-    WALSH_TRY(walsh_runtime_prompt(session, entry->ids + at, n, last && !asked ? NULL : &hidden, NULL,
-                                   &entry->error));
+    WALSH_TRY(
+        walsh_runtime_prompt(session, piece->ids, n, last && !asked ? NULL : &hidden, NULL, &entry->error));
     if (asked) {
         tell_logits(b, entry, at, n, b->runner->x);
         WALSH_TRY(walsh_runner_check(b->runner, &entry->error));
     }
-    b->totals.prompt_tokens += n;
-    if (last) entry->state = WALSH_BATCH_READY;
     return WALSH_OK;
 }
 
@@ -98,27 +99,93 @@ static uint32_t piece_size(const struct walsh_batch *b, const struct walsh_batch
     return (uint32_t)walsh_min(chunk, left);
 }
 
-/* As many tokens as the step may read, a piece of each prompt in turn: a short prompt does not wait for the
- * whole of a long one, and those that decode wait for one chunk at most. */
-static enum walsh_status read_prompts(struct walsh_batch *b, struct walsh_error *err)
+/* May rows of this prompt stand beside those of others in a forward call? */
+static bool joins(const struct walsh_batch *b, const struct walsh_batch_entry *entry)
 {
-    uint32_t slot;
-    const uint32_t budget = prompt_budget(b);
-    for (uint32_t left = budget; left > 0 && (slot = next_prompt(b)) < b->limits.rows;) {
+    return !b->runner->queue->memory && b->limits.kv.type != WALSH_KV_TURBO && !entry->prompt_logits;
+}
+
+/* Will the prefix store have the first block of this prompt when the pieces that are taken have been read? */
+static bool comes_to_store(const struct walsh_batch *b, const struct walsh_batch_entry *entry, uint32_t taken)
+{
+    const uint32_t block = (uint32_t)walsh_min(entry->count, WALSH_CHUNK_ROWS);
+    if (entry->begun || !entry->session->prefix) return false;
+    for (uint32_t i = 0; i < taken; i++) {
+        const struct walsh_batch_entry *other = b->rows[i];
+        if (b->pieces[i].ids == other->ids && walsh_min(other->count, WALSH_CHUNK_ROWS) == block &&
+            b->pieces[i].count == block && memcmp(other->ids, entry->ids, block * sizeof *entry->ids) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* The pieces of the next forward call, `left` tokens at most: one of each prompt in turn, of one alone where
+ * that one must be. b->rows, sessions and pieces have them; returns how many. A prompt that gets no memory fails
+ * alone. */
+static uint32_t take_pieces(struct walsh_batch *b, uint32_t left, bool first)
+{
+    uint32_t count = 0, slot;
+    while (left > 0 && (slot = next_prompt(b)) < b->limits.rows) {
         struct walsh_batch_entry *entry = b->slots[slot];
+        if (count > 0 && (entry == b->rows[0] || !joins(b, entry) || !joins(b, b->rows[0]))) break;
+        if (comes_to_store(b, entry, count)) break;
         b->turn = slot;
         take_over(b, entry);
         if (entry->state == WALSH_BATCH_READY) continue;
-        const uint32_t n = piece_size(b, entry, left, left == budget);
+        const uint32_t n = piece_size(b, entry, left, first), at = entry->session->kv->length;
         if (n == 0) break;
-        const enum walsh_status status = read_piece(b, entry, n);
+        if (walsh_kv_reserve(entry->session->kv, at + n, &entry->error) != WALSH_OK) {
+            walsh_batch_end(b, entry, WALSH_BATCH_FAILED);
+            continue;
+        }
+        b->rows[count] = entry;
+        b->sessions[count] = entry->session;
+        b->pieces[count++] =
+            (struct walsh_prompt_piece){.ids = entry->ids + at, .count = n, .last = at + n == entry->count};
+        left -= (uint32_t)walsh_min(n, left);
+        b->turn = (slot + 1) % b->limits.rows;
+    }
+    return count;
+}
+
+/* Abort: the pieces come again. */
+static enum walsh_status read_pieces(struct walsh_batch *b, uint32_t count, struct walsh_error *err)
+{
+    if (count > 1) {
+        WALSH_TRY(walsh_check_abort(b->runner->hooks, err));
+        walsh_runtime_prompts(b->sessions, b->pieces, count);
+    } else {
+        struct walsh_batch_entry *entry = b->rows[0];
+        const enum walsh_status status = read_piece(b, entry, &b->pieces[0]);
         if (status == WALSH_E_ABORTED) {
             if (err) *err = entry->error;
             return status;
         }
-        if (status != WALSH_OK) walsh_batch_end(b, entry, WALSH_BATCH_FAILED);
-        left -= (uint32_t)walsh_min(n, left);
-        b->turn = (slot + 1) % b->limits.rows;
+        if (status != WALSH_OK) {
+            walsh_batch_end(b, entry, WALSH_BATCH_FAILED);
+            return WALSH_OK;
+        }
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        b->totals.prompt_tokens += b->pieces[i].count;
+        if (b->pieces[i].last) b->rows[i]->state = WALSH_BATCH_READY;
+    }
+    return WALSH_OK;
+}
+
+/* As many tokens as the step may read, a piece of each prompt in turn: a short prompt does not wait for the
+ * whole of a long one, and those that decode wait for one chunk at most. */
+static enum walsh_status read_prompts(struct walsh_batch *b, struct walsh_error *err)
+{
+    const uint32_t budget = prompt_budget(b);
+    for (uint32_t left = budget, turn = b->turn, n; left > 0; turn = b->turn) {
+        if ((n = take_pieces(b, left, left == budget)) == 0) break;
+        const enum walsh_status status = read_pieces(b, n, err);
+        if (status != WALSH_OK) {
+            b->turn = turn;
+            return status;
+        }
+        for (uint32_t i = 0; i < n; i++) left -= (uint32_t)walsh_min(b->pieces[i].count, left);
     }
     return WALSH_OK;
 }

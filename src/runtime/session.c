@@ -282,9 +282,9 @@ static enum walsh_status check_step(struct walsh_session *const *sessions, const
     return WALSH_OK;
 }
 
-/* The rows of a step: those without adapters, then those of each set together. A row's bits do not depend on
- * its place. */
-static struct walsh_row_sets order_rows(struct walsh_session *const *sessions, size_t count)
+/* The order of the sessions of a call: those without adapters, then those of each set together. A row's bits do
+ * not depend on its place. */
+static struct walsh_row_sets order_sessions(struct walsh_session *const *sessions, size_t count)
 {
     struct walsh_runner *r = sessions[0]->runner;
     struct walsh_row_sets sets = {r->sets, 0};
@@ -305,20 +305,100 @@ static struct walsh_row_sets order_rows(struct walsh_session *const *sessions, s
     return sets;
 }
 
-static void step_on_host(struct walsh_session *const *sessions, size_t count,
-                         const struct walsh_row_sets *sets)
+/* Row i of r->x gives the logits of session r->order[i]. */
+static void give_logits(struct walsh_session *const *sessions, size_t count, enum walsh_role role,
+                        const struct walsh_row_sets *sets)
 {
     struct walsh_runner *r = sessions[0]->runner;
     const size_t hidden = r->graph->config.hidden, vocab = r->graph->config.vocab;
-    walsh_runner_forward(r, r->ids, count, WALSH_DECODE, sets, r->x);
     for (size_t i = 0, n; i < count; i += n) {
         n = walsh_min(count - i, r->logit_rows);
         float *logits = n == 1 ? sessions[r->order[i]]->logits : r->logits;
         const struct walsh_row_sets part = walsh_row_sets_slice(sets, i, n, r->logit_sets);
-        walsh_runner_logits(r, r->x + i * hidden, n, WALSH_DECODE, &part, logits);
+        walsh_runner_logits(r, r->x + i * hidden, n, role, &part, logits);
         for (size_t j = 0; j < n && n > 1; j++)
             memcpy(sessions[r->order[i + j]]->logits, logits + j * vocab, vocab * sizeof *logits);
     }
+}
+
+static void step_on_host(struct walsh_session *const *sessions, size_t count,
+                         const struct walsh_row_sets *sets)
+{
+    struct walsh_runner *r = sessions[0]->runner;
+    walsh_runner_forward(r, r->ids, count, WALSH_DECODE, sets, r->x);
+    give_logits(sessions, count, WALSH_DECODE, sets);
+}
+
+/* The rows of the pieces one behind the other in the sessions' order; returns how many there are. `sets` counts
+ * sessions and then rows. */
+static size_t place_pieces(struct walsh_session *const *sessions, struct walsh_prompt_piece *pieces,
+                           size_t count, struct walsh_row_sets *sets)
+{
+    struct walsh_runner *r = sessions[0]->runner;
+    uint32_t row = 0;
+    for (size_t i = 0; i < count; i++) {
+        const struct walsh_session *s = sessions[r->order[i]];
+        struct walsh_prompt_piece *piece = &pieces[r->order[i]];
+        piece->row = row;
+        memcpy(r->ids + row, piece->ids, piece->count * sizeof *piece->ids);
+        for (uint32_t j = 0; j < piece->count; j++, row++) {
+            r->kv[row] = s->kv->views;
+            r->op_kv[row] = s->kv->op_views;
+            r->positions[row] = s->kv->length + j;
+            r->rope_rows[row] = s->rope_offset + s->kv->length + j;
+        }
+    }
+    for (size_t i = 0; i < sets->count; i++) {
+        struct walsh_row_set *set = &r->sets[i];
+        const struct walsh_prompt_piece *end = &pieces[r->order[set->end - 1]];
+        set->begin = pieces[r->order[set->begin]].row;
+        set->end = (size_t)end->row + end->count;
+    }
+    return row;
+}
+
+/* The last rows of the prompts that end move to the front of r->x, their sessions to that of r->order. */
+static size_t gather_ends(struct walsh_session *const *sessions, const struct walsh_prompt_piece *pieces,
+                          size_t count, struct walsh_row_sets *sets)
+{
+    struct walsh_runner *r = sessions[0]->runner;
+    const size_t hidden = r->graph->config.hidden;
+    size_t n = 0;
+    *sets = (struct walsh_row_sets){r->sets, 0};
+    for (size_t i = 0; i < count; i++) {
+        const struct walsh_prompt_piece *piece = &pieces[r->order[i]];
+        const struct walsh_adapter_set *set = sessions[r->order[i]]->adapters;
+        struct walsh_row_set *before = sets->count ? &r->sets[sets->count - 1] : NULL;
+        if (!piece->last) continue;
+        memmove(r->x + n * hidden, r->x + (piece->row + piece->count - 1) * hidden, hidden * sizeof *r->x);
+        if (set && before && walsh_adapter_set_equal(before->set, set))
+            before->end = n + 1;
+        else if (set)
+            r->sets[sets->count++] = (struct walsh_row_set){set, n, n + 1};
+        r->order[n++] = r->order[i];
+    }
+    return n;
+}
+
+void walsh_runtime_prompts(struct walsh_session *const *sessions, struct walsh_prompt_piece *pieces,
+                           size_t count)
+{
+    struct walsh_runner *r = sessions[0]->runner;
+    const size_t hidden = r->graph->config.hidden;
+    struct walsh_row_sets sets = order_sessions(sessions, count);
+    const size_t rows = place_pieces(sessions, pieces, count, &sets);
+    const double started = walsh_now();
+    walsh_runner_forward(r, r->ids, rows, WALSH_PREFILL, &sets, r->x);
+    const double seconds = walsh_now() - started;
+    for (size_t i = 0; i < count; i++) {
+        const struct walsh_prompt_piece *p = &pieces[i];
+        sessions[i]->kv->length += p->count;
+        sessions[i]->has_logits = p->last;
+        walsh_prefix_follow(sessions[i], p->ids, p->count, r->x + (p->row + p->count - 1) * hidden,
+                            seconds * p->count / (double)rows);
+    }
+    const size_t ends = gather_ends(sessions, pieces, count, &sets);
+    give_logits(sessions, ends, WALSH_PREFILL, &sets);
 }
 
 /* The logits stay on the device until somebody reads them. */
@@ -342,7 +422,7 @@ static void step_on_device(struct walsh_session *const *sessions, size_t count,
 static void step_rows(struct walsh_session *const *sessions, const int32_t *ids, size_t count)
 {
     struct walsh_runner *r = sessions[0]->runner;
-    const struct walsh_row_sets sets = order_rows(sessions, count);
+    const struct walsh_row_sets sets = order_sessions(sessions, count);
     for (size_t i = 0; i < count; i++) {
         const struct walsh_session *s = sessions[r->order[i]];
         r->ids[i] = ids[r->order[i]];

@@ -76,6 +76,19 @@ enum walsh_status walsh_runtime_prompt(struct walsh_session *session, const int3
                                        const struct walsh_prompt_outputs *outputs, const char *stage,
                                        struct walsh_error *err);
 
+/* A part of a prompt: it ends with its chunk at the latest. */
+struct walsh_prompt_piece {
+    const int32_t *ids;
+    uint32_t count; /* 1 or more */
+    bool last;      /* the session takes the logits behind it; else it has none */
+    uint32_t row;   /* of its first token among those of the call */
+};
+/* pieces[i] to sessions[i], with the bits of walsh_runtime_prompt for each, as rows of one forward call: of one
+ * runner on the CPU, none twice, without packed caches, with room reserved, WALSH_CHUNK_ROWS tokens in all, ids
+ * known. Sets the pieces' rows; cannot fail. */
+void walsh_runtime_prompts(struct walsh_session *const *sessions, struct walsh_prompt_piece *pieces,
+                           size_t count);
+
 /* One decode step: append ids[i] to sessions[i]. All of one runner, none twice. On failure all are as before.
  */
 enum walsh_status walsh_runtime_step(struct walsh_session *const *sessions, const int32_t *ids, size_t count,

@@ -140,6 +140,39 @@ static void check_prefill(struct check *c, const struct check_queues *queues, co
         check_exact_f32(c, "prefill of a part", out[0] + (from + i) * s->ldq, some + i * s->ldq, used);
 }
 
+/* Rows of several sequences in one call have the bits that they have in calls of their own. The last begins
+ * at the position where the one before it ends: positions alone do not tell them apart. */
+static void check_prefills(struct check *c, const struct check_queues *queues, const struct setting *s)
+{
+    enum { SEQUENCES = 4 };
+    struct setting all[SEQUENCES] = {*s};
+    uint32_t first[SEQUENCES], count[SEQUENCES], total = 0;
+    for (unsigned i = 0; i < SEQUENCES; i++) {
+        if (i > 0)
+            all[i] =
+                make_setting(c, &queues->best[1], s->shape, 400 + (uint32_t)check_below(c, 100), s->kv.type);
+        count[i] = i == 2 ? 70 : (uint32_t)check_below(c, walsh_min(all[i].tokens, 150)) + 1;
+        first[i] = i == 3   ? first[2] + count[2]
+                   : i == 2 ? (uint32_t)check_below(c, 150)
+                            : (uint32_t)check_below(c, all[i].tokens - count[i] + 1);
+        total += count[i];
+    }
+    const size_t ldq = s->ldq, used = (size_t)s->shape.heads * s->shape.head_dim;
+    struct walsh_attention_row *rows = check_alloc_private(c, total * sizeof *rows);
+    float *query = row(c, total * ldq), *alone = row(c, total * ldq), *together = row(c, total * ldq);
+    for (uint32_t i = 0, at = 0; i < SEQUENCES; at += count[i++]) {
+        for (uint32_t j = 0; j < count[i]; j++)
+            rows[at + j] = (struct walsh_attention_row){&all[i].kv, first[i] + j};
+        memcpy(query + at * ldq, all[i].query + first[i] * ldq, count[i] * ldq * sizeof *query);
+        queues->best[0].ops->attention(&queues->best[0], alone + at * ldq, ldq, query + at * ldq, ldq,
+                                       rows + at, count[i], &s->shape, WALSH_PREFILL);
+    }
+    const struct walsh_queue *q = &queues->best[c->round % 3];
+    q->ops->attention(q, together, ldq, query, ldq, rows, total, &s->shape, WALSH_PREFILL);
+    for (uint32_t i = 0; i < total; i++)
+        check_exact_f32(c, "prefill beside others", alone + i * ldq, together + i * ldq, used);
+}
+
 /* Rows at scattered positions: in one batch on 1, 2, 3 threads, one by one, two by two; and one by one with
  * so little scratch for partial results that a row takes several waves of chunks. */
 static void check_decode(struct check *c, const struct check_queues *queues, const struct setting *s)
@@ -201,5 +234,6 @@ void check_op_attention(struct check *c, const struct check_queues *queues)
                                         check_below(c, 2) ? WALSH_KV_F16 : WALSH_KV_F32);
         check_decode(c, queues, &s);
         check_prefill(c, queues, &s);
+        check_prefills(c, queues, &s);
     }
 }

@@ -14,7 +14,7 @@ LONG = {**BASE, "max_tokens": 1000, "ignore_eos": True}
 CHAT = "/v1/chat/completions"
 cases = Cases()
 with open(WALSH, "rb") as program:
-    SLOWER = 10 if b"__asan_init" in program.read() else 1  # times, about
+    SLOWER = 10 if re.search(b"__[at]san_init", program.read()) else 1  # times, about
 
 
 def within(seconds, attempt):
