@@ -19,6 +19,10 @@
  * several of one context; they take turns. Calls on the models of that context do not take part in that: do
  * not let them overlap, or use a context of its own. A call on the CPU has finished when it returns.
  *
+ * NULL. A handle, a view, a struct or a place for a result that is NULL where no comment allows it:
+ * WALSH_E_ARGUMENT that names it; calls that give a number of bytes give 0. Closing NULL, or a handle that is
+ * NULL, does nothing. err may always be NULL.
+ *
  * Memory. Calls marked "no allocation" take what they need from the caller's workspace:
  * WALSH_OPS_ALIGNMENT-aligned memory of the queue's device, of at least the bytes that a query gives, its
  * content of no importance before and after; calls at the same time need different ones. Those that open a
@@ -64,8 +68,8 @@ struct walsh_view {
     int64_t strides[WALSH_VIEW_RANK]; /* in elements; of a dimension of one element without meaning */
 };
 
-/* A dense row-major view of host memory. rank beyond WALSH_VIEW_RANK, or a shape whose size overflows, gives
- * a view of rank 0, which every call refuses. */
+/* A dense row-major view of host memory. rank beyond WALSH_VIEW_RANK, no shape, or one whose size overflows,
+ * gives a view of rank 0, which every call refuses. */
 WALSH_API struct walsh_view walsh_view_dense(void *data, enum walsh_element element, uint32_t rank,
                                              const int64_t *shape);
 /* From DLPack: `tensor` points to a DLTensor (dlpack.h, versions 0.6 to 1.x; its layout is frozen), which
@@ -151,7 +155,7 @@ struct walsh_ops_rotation_info {
     uint32_t block_count;
     uint32_t blocks[WALSH_OPS_BLOCKS]; /* elements of each, in order; of an overlap the two that overlap */
 };
-/* Fills *info as far as its struct_size goes, which the caller sets. */
+/* Fills *info as far as its struct_size goes, which the caller sets; with zeros where rotation is NULL. */
 WALSH_API void walsh_ops_rotation_get_info(const struct walsh_ops_rotation *rotation,
                                            struct walsh_ops_rotation_info *info);
 /* Its signs into FLOAT [padded] or [2, padded]: what a checkpoint stores as SU or SV. */
@@ -246,16 +250,16 @@ WALSH_API enum walsh_status walsh_ops_codes_to_glq(const struct walsh_view *code
 
 /* ------------------------------------------------------------------------------------------------ linears */
 
-/* y = inverse_out(W^ round(forward_in(x))) + bias, W^ in codes: the rotated low-bit linear. Opening it
- * repacks the codes into the layout of the kernels, once; bytes: bits / 8 per padded weight. Immutable; any
- * threads may share it. */
+/* y = inverse_out(W^ round(forward_in(x))) + bias: the rotated low-bit linear, W^ in E8P codes or another
+ * format. Opening it repacks the codes into the layout of the kernels, once; bytes: bits / 8 per padded
+ * weight, and the scales. Immutable; any threads may share it. */
 struct walsh_ops_linear;
 struct walsh_ops_linear_options {
     size_t struct_size;
     const struct walsh_ops_rotation *in, *out; /* outlive the linear; NULL: that side is not rotated */
     struct walsh_view bias;                    /* FLOAT [out]; copied; data NULL: none */
-    /* How x is rounded behind its rotation: AUTO and INT8: to int8 with one scale per row (0.01% of
-     * perplexity), which is several times faster; F32 and BF16: not at all */
+    /* How x is rounded behind its rotation. Of E8P codes, AUTO and INT8: to int8 with one scale per row (0.01%
+     * of perplexity), which is several times faster; F32 and BF16: not at all */
     enum walsh_activation_mode activations;
 };
 #define WALSH_OPS_LINEAR_OPTIONS                                                                             \
@@ -267,6 +271,51 @@ WALSH_API enum walsh_status walsh_ops_linear_open(struct walsh_ops_queue *queue,
                                                   const struct walsh_ops_codes *codes,
                                                   const struct walsh_ops_linear_options *options,
                                                   struct walsh_ops_linear **out, struct walsh_error *err);
+
+/* Weights W^[rows][cols] that are no E8P codes. Of the formats with scales
+ *   W^[r][c] = tensor_scale * scales[r][c / group] * (code[r][c] - zero[r][c / group])
+ * in f32, each operation rounded (OCP Microscaling Formats 1.0 for MXFP4 and MXFP8). A code is one byte, or, of
+ * 4 bits, half of one: column 2j is the low half of byte j. Scales are [rows, cols / group], group as the
+ * format says, or, "free", a power of two from 16 on or all columns:
+ *   DENSE  data FLOAT [rows, cols]; no scales
+ *   MXFP4  E2M1 codes (0 .5 1 1.5 2 3 4 6 and a sign), U8 [rows, cols / 2]; scales U8 E8M0 (2^(e - 127)), group 32
+ *   NVFP4  E2M1 codes, scales U8 E4M3, group 16, and tensor_scale
+ *   MXFP8  E4M3 codes U8 [rows, cols], scales U8 E8M0, group 32
+ *   FP8    E4M3 codes, scales FLOAT, free
+ *   INT8   codes U8 [rows, cols], scales FLOAT, free; zeros U8 of the scales' shape, data NULL: 128
+ *   INT4   codes U8 [rows, cols / 2], scales FLOAT, free; zeros U8 of the scales' shape, 0 to 15, data NULL: 8
+ * cols is at most 49152 (DENSE: 262144), rows at most 262144, of all but DENSE a multiple of the group. All views
+ * are dense, in host memory. */
+enum walsh_ops_format {
+    WALSH_OPS_DENSE = 0,
+    WALSH_OPS_MXFP4,
+    WALSH_OPS_NVFP4,
+    WALSH_OPS_MXFP8,
+    WALSH_OPS_FP8,
+    WALSH_OPS_INT8,
+    WALSH_OPS_INT4
+};
+struct walsh_ops_weights {
+    size_t struct_size;
+    enum walsh_ops_format format;
+    uint32_t rows, cols; /* the padded sizes of the rotations, where there are any */
+    struct walsh_view data, scales, zeros;
+    float tensor_scale; /* of NVFP4; others: 1 (set by the macro) */
+};
+#define WALSH_OPS_WEIGHTS                                                                                    \
+    {                                                                                                        \
+        .struct_size = sizeof(struct walsh_ops_weights), .tensor_scale = 1                                   \
+    }
+/* A linear of such weights. DENSE data is read where it lies, at every call, and outlives the linear; all else
+ * is copied, repacked. How x is rounded: INT8 and AUTO mean int8 with a scale for each 32 columns on
+ * MXFP4, NVFP4, INT8 and INT4, and bf16 on bf16 weights, MXFP8 and FP8 where the CPU multiplies it, else f32;
+ * BF16 is bf16 on all of these; F32, and f32 and f16 weights, f32. WALSH_E_ARGUMENT also for a scale or a code
+ * that is no number. */
+WALSH_API enum walsh_status walsh_ops_linear_open_weights(struct walsh_ops_queue *queue,
+                                                          const struct walsh_ops_weights *weights,
+                                                          const struct walsh_ops_linear_options *options,
+                                                          struct walsh_ops_linear **out,
+                                                          struct walsh_error *err);
 /* Its adapters have been closed before. */
 WALSH_API void walsh_ops_linear_close(struct walsh_ops_linear **linear);
 
@@ -312,6 +361,70 @@ WALSH_API enum walsh_status walsh_ops_linear_apply(struct walsh_ops_queue *queue
                                                    const struct walsh_view *x, const struct walsh_view *y,
                                                    const struct walsh_ops_call *call,
                                                    struct walsh_error *err);
+
+/* ------------------------------------------------------------------------------------------------ experts */
+
+/* Several linears over consecutive rows: the grouped product of a mixture of experts whose router, order of
+ * rows and gate are the caller's. Group g reads the `rows` rows (0: none) behind those of the groups in front of it. */
+struct walsh_ops_group {
+    const struct walsh_ops_linear *linear;
+    size_t rows;
+};
+/* Bytes of workspace for these groups; 0: no such size, or no groups. */
+WALSH_API size_t walsh_ops_groups_workspace(const struct walsh_ops_group *groups, size_t count);
+/* y_g = linear_g(x_g): x FLOAT [.., in], y FLOAT [.., out] of as many rows as the groups have together. All linears
+ * have the same `in` and `out` and round x alike; the bits are those of walsh_ops_linear_apply for each of them,
+ * but all products share the threads, and one preparation of x where the input rotations are one. call->adapters
+ * must be none. No allocation. */
+WALSH_API enum walsh_status
+walsh_ops_linear_apply_groups(struct walsh_ops_queue *queue, const struct walsh_ops_group *groups,
+                              size_t count, const struct walsh_view *x, const struct walsh_view *y,
+                              const struct walsh_ops_call *call, struct walsh_error *err);
+
+/* The choice of a router: per row the k largest of softmax(logits), largest first (ties: the lower index), their
+ * places in index and their probabilities in weight, divided by their sum where `normalize`. logits F32 [..,
+ * experts], index I32 and weight F32 [.., k] of as many rows, all dense; 1 <= k <= experts <= 65536. (Shazeer et
+ * al. 2017, top-k of a softmax as Mixtral and Qwen3Moe have it.) No allocation. */
+WALSH_API enum walsh_status walsh_ops_route(struct walsh_ops_queue *queue, const struct walsh_view *logits,
+                                            bool normalize, const struct walsh_view *index,
+                                            const struct walsh_view *weight, struct walsh_error *err);
+
+/* down(gate_function(gate(x), up(x))), the MLP of one expert. */
+struct walsh_ops_expert {
+    const struct walsh_ops_linear *gate, *up, *down;
+};
+enum walsh_ops_gate {
+    WALSH_OPS_SWIGLU = 0, /* silu(g) u */
+    WALSH_OPS_GEGLU,      /* gelu(g) u, gelu in its tanh form */
+    WALSH_OPS_CLAMPED /* g' sigmoid(alpha g') (u' + 1), g' = min(g, limit), u' = u within +-limit: gpt-oss */
+};
+struct walsh_ops_experts_call {
+    size_t struct_size;
+    enum walsh_ops_role role;
+    enum walsh_ops_gate gate;
+    float alpha, limit; /* of CLAMPED; 1.702 and 7 (set by the macro) */
+    void *workspace;
+    size_t workspace_size; /* bytes */
+};
+#define WALSH_OPS_EXPERTS_CALL                                                                               \
+    {                                                                                                        \
+        .struct_size = sizeof(struct walsh_ops_experts_call), .alpha = 1.702f, .limit = 7                    \
+    }
+/* Bytes of workspace for so many rows with k experts each; 0: no such size, or experts that do not fit
+ * together. About 4 (in + 4 intermediate + 3 out) rows k. */
+WALSH_API size_t walsh_ops_experts_workspace(const struct walsh_ops_expert *experts, size_t count,
+                                             size_t rows, size_t k);
+/* y[i] = sum over j < k of weight[i][j] expert[index[i][j]](x[i]), summed in the order of j: x FLOAT [.., in], y
+ * FLOAT [.., out], index I32 and weight FLOAT [.., k] of as many rows, index in [0, count), k from its shape.
+ * The router is the caller's (walsh_ops_route is one). Rows of one expert are computed together, whatever
+ * their order; a row's bits do not depend on it. experts [count], borrowed for the call: all have the same
+ * sizes, and round their inputs alike. On the CPU only (its host reads the routing): WALSH_E_UNSUPPORTED on
+ * another device. No allocation. */
+WALSH_API enum walsh_status
+walsh_ops_experts_apply(struct walsh_ops_queue *queue, const struct walsh_ops_expert *experts, size_t count,
+                        const struct walsh_view *x, const struct walsh_view *index,
+                        const struct walsh_view *weight, const struct walsh_view *y,
+                        const struct walsh_ops_experts_call *call, struct walsh_error *err);
 
 /* ---------------------------------------------------------------------------------------------- attention */
 

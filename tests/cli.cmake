@@ -26,7 +26,7 @@ add_executable(example_generate ${CMAKE_SOURCE_DIR}/examples/generate.c)
 target_link_libraries(example_generate PRIVATE walsh_api)
 add_executable(example_batch ${CMAKE_SOURCE_DIR}/examples/batch.c)
 target_link_libraries(example_batch PRIVATE walsh_api)
-foreach(example quantize_tensor packed_linear)
+foreach(example quantize_tensor packed_linear experts)
   add_executable(example_${example} ${CMAKE_SOURCE_DIR}/examples/${example}.c)
   target_link_libraries(example_${example} PRIVATE walsh_api)
   add_test(NAME example_${example} COMMAND example_${example})
@@ -35,6 +35,8 @@ set_tests_properties(example_quantize_tensor PROPERTIES PASS_REGULAR_EXPRESSION
   "2 bits: .*error 0[.]2.*3 bits: .*error 0[.]1.*4 bits: .*error 0[.]0")
 set_tests_properties(example_packed_linear PROPERTIES PASS_REGULAR_EXPRESSION
   "by 4 bits, relative error 0[.]0[0-9]*\nrotated and back in place, relative error 0[.]0")
+
+set_tests_properties(example_experts PROPERTIES PASS_REGULAR_EXPRESSION "experts in MXFP4, 5 rows, relative error 0[.]0")
 
 # Parts of the server, without the rest of the program.
 file(GLOB serve_parts ${CMAKE_SOURCE_DIR}/app/serve/reasoning.c ${CMAKE_SOURCE_DIR}/app/serve/keys.c

@@ -8,7 +8,13 @@ what GLQ's own kernels compute from them on a GPU.
 quantizes into WORK, a process each, spread over the GPUs, and keeps layer 0's k_proj of each: NAME.* as GLQ stores it, NAME.x [4][320]
 its input in a forward pass, NAME.y [4][64] its output for the rows together, NAME.y1 [1][64] for the first row alone (GLQ has kernels
 of their own for that). A NAME=DIRECTORY is a directory that walsh wrote, for GLQ to load; the committed file has walsh3 so (quantize
---bits 3 --samples 1 --sample-tokens 512). GLQ's wheel was built for another PyTorch than 2.11: where its extension refuses CUDA tensors, remove
+--bits 3 --samples 1 --sample-tokens 512).
+
+    V/bin/python3 tools/glq_gpu_fixtures.py --cpu WORK tests/fixtures/checkpoint
+
+makes glq-cpu.safetensors: e8p at 3 bits per weight, quantized without a GPU (torch 2.15.0 was used; ten minutes on a busy core). GLQ's linears of e8p run on
+a GPU alone, so that y is x times the weights that GLQ's quantizer hands back for the codes that it writes, in f32, and x is what
+the linear reads in the model before it was quantized. Two linears: e8p3.* is LINEAR, e8p3o.* ANOTHER. GLQ's wheel was built for another PyTorch than 2.11: where its extension refuses CUDA tensors, remove
 glq/_C*.so and GLQ compiles it anew. The calibration text is the repository's in the place of the one that GLQ would download.
 """
 import importlib.machinery
@@ -23,7 +29,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-MODEL, LINEAR, ROWS = f"{ROOT}/models/bookworm-8m", "model.layers.0.self_attn.k_proj", 4
+MODEL, ROWS = f"{ROOT}/models/bookworm-8m", 4
+LINEAR, ANOTHER = "model.layers.0.self_attn.k_proj", "model.layers.4.self_attn.o_proj"
 CONFIGS = {  # codebook, bits, environment, entries of the codebook
     "e8p2": ("e8p", 2, {}, None),
     "e8p3": ("e8p", 3, {}, None),
@@ -62,10 +69,11 @@ def outputs(directory):
     return {k: v.cpu().contiguous() for k, v in out.items()}
 
 
-def quantize(name, directory):
+def quantize(name, directory, device="cuda"):
     from glq.quantize_model import quantize as quantize_model
     codebook, bits, _, entries = CONFIGS[name]
-    quantize_model(MODEL, directory, bpw=bits, nsamples=16, seqlen=512, device="cuda", codebook_type=codebook, codebook_size=entries)
+    quantize_model(MODEL, directory, bpw=bits, nsamples=16, seqlen=512, device=device, codebook_type=codebook, codebook_size=entries,
+                   workers=1)
 
 
 def quantize_all(work):
@@ -80,10 +88,40 @@ def quantize_all(work):
         sys.exit("GLQ failed")
 
 
+def main_cpu(work, out):
+    import glq.quantize_model as module
+    quantize_linear, made, tensors = module.quantize_layer_e8_shell_rht, [], {}
+
+    def keep(*args, **kwargs):
+        result = quantize_linear(*args, **kwargs)
+        made.append(result[:2])
+        return result
+
+    module.quantize_layer_e8_shell_rht = keep
+    quantize("e8p3", f"{work}/e8p3", "cpu")
+    stored = load_file(f"{work}/e8p3/model.safetensors")
+    model = transformers.AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
+    ids = torch.tensor([transformers.AutoTokenizer.from_pretrained(MODEL)(read("data/valid.txt")[:4000]).input_ids[:128]])
+    for name, linear in {"e8p3": LINEAR, "e8p3o": ANOTHER}.items():
+        kept = {}
+        hook = model.get_submodule(linear).register_forward_hook(lambda _, x, y: kept.update(x=x[0]))
+        with torch.no_grad():
+            model(ids)
+        hook.remove()
+        parts = {k[len(linear) + 1:]: v for k, v in stored.items() if k.startswith(linear + ".")}
+        [weights] = [w for w, a in made if torch.equal(a["Qidxs_e8p"], parts["Qidxs_e8p"])]
+        x = kept["x"].reshape(-1, kept["x"].shape[-1])[:ROWS]
+        parts |= {"x": x, "y": x @ weights.float().cpu().T}
+        tensors |= {f"{name}.{k}": v.contiguous() for k, v in parts.items()}
+    save_file(tensors, f"{out}/glq-cpu.safetensors")
+
+
 def main():
     stub_datasets()
     if len(sys.argv) == 4 and sys.argv[1] == "--quantize":
         return quantize(*sys.argv[2:])
+    if len(sys.argv) == 4 and sys.argv[1] == "--cpu":
+        return main_cpu(*sys.argv[2:])
     if len(sys.argv) < 3:
         sys.exit(__doc__)
     import glq.hf_integration  # noqa: F401 (registers the quantizer)

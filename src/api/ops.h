@@ -24,6 +24,9 @@ struct walsh_ops_argument {
     const char *call, *name; /* "walsh_ops_rotate", "x" */
     const struct walsh_view *view;
 };
+/* WALSH_E_ARGUMENT where an argument that the call needs is NULL. */
+enum walsh_status walsh_ops_need(const char *call, const char *name, const void *argument,
+                                 struct walsh_error *err);
 #define WALSH_OPS_FLOATS (1u << WALSH_ELEMENT_F32 | 1u << WALSH_ELEMENT_F16 | 1u << WALSH_ELEMENT_BF16)
 size_t walsh_element_size(enum walsh_element element);
 

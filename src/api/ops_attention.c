@@ -36,8 +36,9 @@ enum walsh_status walsh_ops_kv_codec_open(struct walsh_ops_queue *queue,
                                           const struct walsh_ops_kv_codec_options *options,
                                           struct walsh_ops_kv_codec **out, struct walsh_error *err)
 {
-    (void)queue; /* a device's would hold its signs there */
+    WALSH_TRY(walsh_ops_need("walsh_ops_kv_codec_open", "out", out, err));
     *out = NULL;
+    WALSH_TRY(walsh_ops_need("walsh_ops_kv_codec_open", "queue", queue, err));
     struct walsh_ops_kv_codec_options o = WALSH_OPS_KV_CODEC_OPTIONS;
     WALSH_TRY(walsh_options_read(&o, sizeof o, options, "walsh_ops_kv_codec_options", err));
     struct walsh_ops_kv_codec *codec;
@@ -64,7 +65,8 @@ size_t walsh_ops_kv_page_bytes(const struct walsh_ops_kv_codec *codec, bool valu
                                uint32_t page_tokens)
 {
     size_t bytes;
-    if (page_tokens == 0 || page_tokens % WALSH_TURBO_SPAN != 0 || page_tokens > MAX_TOKENS) return 0;
+    if (!codec || page_tokens == 0 || page_tokens % WALSH_TURBO_SPAN != 0 || page_tokens > MAX_TOKENS)
+        return 0;
     const size_t head = walsh_turbo_page_head_bytes(
         &codec->codecs, values ? WALSH_TURBO_VALUE : WALSH_TURBO_KEY, page_tokens);
     return walsh_mul(kv_heads, head, &bytes) ? bytes : 0;
@@ -171,7 +173,7 @@ static enum walsh_status check_row(const struct attend *t, size_t i, struct wals
 
 static enum walsh_status check_rows(struct attend *t, enum walsh_ops_role role, struct walsh_error *err)
 {
-    if (t->count > 0 && !t->rows) return walsh_fail(err, WALSH_E_ARGUMENT, "%s: rows is NULL", t->call);
+    if (t->count > 0) WALSH_TRY(walsh_ops_need(t->call, "rows", t->rows, err));
     for (size_t i = 0; i < t->count; i++) {
         WALSH_TRY(check_row(t, i, err));
         t->page_count = (uint32_t)walsh_max(t->page_count, t->rows[i].position / t->kv->page_tokens + 1);
@@ -234,6 +236,7 @@ size_t walsh_ops_attention_workspace(const struct walsh_ops_kv *kv, uint32_t hea
 {
     struct walsh_ops_workspace w = {0};
     struct scratch s = {0};
+    if (!kv) return 0;
     lay_out(kv, heads, count > 0 ? count : 1, page_count, &w, &s);
     return w.overflow || w.used > PTRDIFF_MAX ? 0 : w.used;
 }
@@ -303,7 +306,7 @@ static enum walsh_status begin(struct attend *t, const char *name, const struct 
                                enum walsh_ops_role role, struct walsh_error *err)
 {
     *t = (struct attend){.call = name, .kv = kv, .rows = rows, .count = count};
-    if (!kv) return walsh_fail(err, WALSH_E_ARGUMENT, "%s: kv is NULL", name);
+    WALSH_TRY(walsh_ops_need(name, "kv", kv, err));
     if ((unsigned)role > WALSH_OPS_PREFILL)
         return walsh_fail(err, WALSH_E_ARGUMENT, "%s: role is %u, expected 0 or 1", name, (unsigned)role);
     WALSH_TRY(check_shape(t, heads, err));
@@ -323,6 +326,7 @@ enum walsh_status walsh_ops_kv_append(struct walsh_ops_queue *queue, const struc
     struct attend t;
     struct walsh_ops_rows from_k, from_v;
     struct scratch s = {0};
+    WALSH_TRY(walsh_ops_need(name, "queue", queue, err));
     WALSH_TRY(walsh_options_read(&c, sizeof c, call, "walsh_ops_attention_call", err));
     WALSH_TRY(begin(&t, name, kv, rows, count, kv ? kv->kv_heads : 0, WALSH_OPS_DECODE, err));
     WALSH_TRY(check_heads(&t, "k", k, kv->kv_heads, &from_k, err));
@@ -369,6 +373,7 @@ enum walsh_status walsh_ops_attention(struct walsh_ops_queue *queue, const struc
     struct attend t;
     struct walsh_ops_rows from, to;
     struct scratch s = {0};
+    WALSH_TRY(walsh_ops_need(name, "queue", queue, err));
     WALSH_TRY(walsh_options_read(&c, sizeof c, call, "walsh_ops_attention_call", err));
     WALSH_TRY(begin(&t, name, kv, rows, count, c.heads, c.role, err));
     WALSH_TRY(read_call(&c, &t, err));

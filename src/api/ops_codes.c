@@ -22,6 +22,8 @@ enum walsh_status walsh_ops_code_stages(unsigned bits, uint32_t *stages,
                                         struct walsh_error *err)
 {
     struct walsh_e8p_plan plan;
+    WALSH_TRY(walsh_ops_need("walsh_ops_code_stages", "stages", stages, err));
+    WALSH_TRY(walsh_ops_need("walsh_ops_code_stages", "elements", elements, err));
     *stages = 0;
     WALSH_TRY(walsh_e8p_plan_bits(bits, &plan, err));
     *stages = plan.stages;
@@ -221,6 +223,8 @@ enum walsh_status walsh_ops_encode(struct walsh_ops_queue *queue, const struct w
 {
     struct encode e;
     struct walsh_ldlq_result result = {0};
+    WALSH_TRY(walsh_ops_need("walsh_ops_encode", "queue", queue, err));
+    WALSH_TRY(walsh_ops_need("walsh_ops_encode", "codes", codes, err));
     WALSH_TRY(read_encode(in, out, w, options, &e, err));
     WALSH_TRY(check_codes(codes, &e, err));
     e.q = walsh_ops_enter(queue);
@@ -288,6 +292,7 @@ enum walsh_status walsh_ops_decode(struct walsh_ops_queue *queue, const struct w
     static const char call[] = "walsh_ops_decode";
     struct walsh_ops_matrix matrix;
     struct walsh_ops_rows to;
+    WALSH_TRY(walsh_ops_need(call, "queue", queue, err));
     WALSH_TRY(walsh_ops_codes_check(call, codes, true, &matrix, err));
     if (!in != !out)
         return walsh_fail(err, WALSH_E_ARGUMENT, "%s: %s is NULL, expected both rotations or neither", call,

@@ -1,20 +1,17 @@
-/* The rotated E8P linear of walsh_ops.h, with LoRA updates. */
+/* Linears of walsh_ops.h, with LoRA updates: opening those in E8P codes (ops_weights.c: all others), calls. */
+#include "api/ops_linear.h"
+
 #include <math.h>
 #include <string.h>
 
-#include "api/ops_codes.h"
 #include "base/memory.h"
 #include "checkpoint/peft.h"
 #include "formats/e8p_planes.h"
 #include "model/adapter.h"
-#include "model/linear.h"
+#include "model/build.h"
 
 #define MAX_ADAPTERS 16
 
-struct walsh_ops_linear {
-    struct walsh_linear linear;
-    struct walsh_arena arena; /* packed codes, bias */
-};
 struct walsh_ops_adapter {
     const struct walsh_ops_linear *linear;
     struct walsh_adapter_linear update;
@@ -41,10 +38,16 @@ static void pack_rows(void *argument, size_t begin, size_t end, unsigned worker)
         walsh_e81b_pack(m->cols, m->codes[t->stage], (uint32_t)begin * 16, (uint32_t)end * 16, t->packed);
 }
 
-static enum walsh_status pack_stages(const struct walsh_queue *q, const struct walsh_ops_matrix *matrix,
-                                     const struct walsh_ops_codes *codes, struct walsh_ops_linear *l,
-                                     struct walsh_error *err)
+struct coded {
+    const struct walsh_ops_codes *codes;
+    struct walsh_ops_matrix matrix;
+};
+
+static enum walsh_status pack_stages(const struct walsh_queue *host, const void *source,
+                                     struct walsh_ops_linear *l, struct walsh_error *err)
 {
+    const struct coded *coded = source;
+    const struct walsh_ops_matrix *matrix = &coded->matrix;
     struct walsh_weights *w = &l->linear.weights;
     *w = (struct walsh_weights){
         .format = WALSH_FORMAT_E8P, .rows = matrix->rows, .cols = matrix->cols, .stages = matrix->stages};
@@ -55,70 +58,99 @@ static enum walsh_status pack_stages(const struct walsh_queue *q, const struct w
             &l->arena, walsh_stage_bytes(matrix->kind[k], matrix->rows, matrix->cols), 1, "packed codes",
             &packed, err));
         struct pack t = {matrix, k, packed};
-        walsh_pool_run(q->pool, matrix->rows / 16, 4, pack_rows, &t);
+        walsh_pool_run(host->pool, matrix->rows / 16, 4, pack_rows, &t);
         w->stage[k].kind = matrix->kind[k];
         w->stage[k].data = packed;
-        w->stage[k].scale = codes->scale[k];
+        w->stage[k].scale = coded->codes->scale[k];
     }
     return WALSH_OK;
 }
 
-static enum walsh_status load_bias(const struct walsh_queue *q, const struct walsh_view *view,
-                                   struct walsh_ops_linear *l, struct walsh_error *err)
+static enum walsh_status load_bias(const struct walsh_queue *host, const char *call,
+                                   const struct walsh_view *view, struct walsh_ops_linear *l,
+                                   struct walsh_error *err)
 {
     if (!walsh_ops_given(view)) return WALSH_OK;
-    const struct walsh_ops_argument a = {"walsh_ops_linear_open", "bias", view};
+    const struct walsh_ops_argument a = {call, "bias", view};
     const int64_t shape[] = {(int64_t)l->linear.out};
     struct walsh_ops_rows rows;
     float *bias;
     WALSH_TRY(walsh_ops_dense(&a, WALSH_OPS_FLOATS, 1, shape, &rows, err));
     WALSH_TRY(walsh_arena_alloc(&l->arena, l->linear.out, sizeof *bias, "a bias", &bias, err));
-    walsh_ops_load(q->kernels, rows.element, rows.data, bias, rows.cols);
+    walsh_ops_load(host->kernels, rows.element, rows.data, bias, rows.cols);
     l->linear.bias = bias;
     return WALSH_OK;
 }
 
-static enum walsh_status fill(const struct walsh_queue *q, const struct walsh_ops_codes *codes,
+/* The rule of walsh_model_options.activations. */
+static enum walsh_activation_type activation_of(const struct walsh_queue *q, enum walsh_format format,
+                                                enum walsh_activation_mode mode)
+{
+    const bool rounded = mode == WALSH_ACTIVATIONS_AUTO || mode == WALSH_ACTIVATIONS_INT8;
+    const bool narrow = mode == WALSH_ACTIVATIONS_BF16 || (rounded && walsh_queue_has_bf16(q));
+    return walsh_linear_activation(format, rounded ? WALSH_ACTIVATION_INT8 : WALSH_ACTIVATION_F32,
+                                   narrow ? WALSH_ACTIVATION_BF16 : WALSH_ACTIVATION_F32);
+}
+
+static enum walsh_status check_plan(const struct walsh_ops_linear_plan *plan,
+                                    const struct walsh_ops_linear_options *o, struct walsh_error *err)
+{
+    const struct walsh_ops_matrix matrix = {.rows = plan->rows, .cols = plan->cols};
+    WALSH_TRY(walsh_ops_rotations_check(plan->call, o->in, o->out, &matrix, err));
+    if ((unsigned)o->activations > WALSH_ACTIVATIONS_INT8)
+        return walsh_fail(err, WALSH_E_ARGUMENT, "%s: activations is %u, expected 0 to %d", plan->call,
+                          (unsigned)o->activations, WALSH_ACTIVATIONS_INT8);
+    return WALSH_OK;
+}
+
+static enum walsh_status fill(const struct walsh_queue *q, const struct walsh_ops_linear_plan *plan,
                               const struct walsh_ops_linear_options *o, struct walsh_ops_linear *l,
                               struct walsh_error *err)
 {
-    static const char call[] = "walsh_ops_linear_open";
-    struct walsh_ops_matrix matrix;
-    WALSH_TRY(walsh_ops_codes_check(call, codes, true, &matrix, err));
-    WALSH_TRY(walsh_ops_rotations_check(call, o->in, o->out, &matrix, err));
-    if ((unsigned)o->activations > WALSH_ACTIVATIONS_INT8)
-        return walsh_fail(err, WALSH_E_ARGUMENT, "%s: activations is %u, expected 0 to %d", call,
-                          (unsigned)o->activations, WALSH_ACTIVATIONS_INT8);
-    const bool rounded = o->activations == WALSH_ACTIVATIONS_AUTO || o->activations == WALSH_ACTIVATIONS_INT8;
     struct walsh_linear *linear = &l->linear;
-    linear->name = call; /* of messages about adapters */
-    linear->in_rotation = walsh_ops_rotation_of(o->in, matrix.cols);
-    linear->out_rotation = walsh_ops_rotation_of(o->out, matrix.rows);
+    linear->name = plan->call; /* of messages */
+    linear->in_rotation = walsh_ops_rotation_of(o->in, plan->cols);
+    linear->out_rotation = walsh_ops_rotation_of(o->out, plan->rows);
     linear->in = linear->in_rotation.size;
     linear->out = linear->out_rotation.size;
-    linear->activation = rounded ? WALSH_ACTIVATION_INT8 : WALSH_ACTIVATION_F32;
+    linear->activation = activation_of(q, plan->format, o->activations);
     linear->split.parts = 1;
-    WALSH_TRY(load_bias(q, &o->bias, l, err));
-    return pack_stages(q, &matrix, codes, l, err);
+    WALSH_TRY(load_bias(q, plan->call, &o->bias, l, err));
+    return plan->fill(q, plan->source, l, err);
 }
 
-enum walsh_status walsh_ops_linear_open(struct walsh_ops_queue *queue, const struct walsh_ops_codes *codes,
+enum walsh_status walsh_ops_linear_make(struct walsh_ops_queue *queue,
+                                        const struct walsh_ops_linear_plan *plan,
                                         const struct walsh_ops_linear_options *options,
                                         struct walsh_ops_linear **out, struct walsh_error *err)
 {
-    *out = NULL;
     struct walsh_ops_linear_options o = WALSH_OPS_LINEAR_OPTIONS;
     WALSH_TRY(walsh_options_read(&o, sizeof o, options, "walsh_ops_linear_options", err));
+    WALSH_TRY(check_plan(plan, &o, err));
     struct walsh_ops_linear *l;
     WALSH_TRY(walsh_alloc_zero(1, sizeof *l, "a linear", &l, err));
-    const struct walsh_queue *q = walsh_ops_enter(queue);
-    const enum walsh_status status = fill(q, codes, &o, l, err);
+    const enum walsh_status status = fill(walsh_ops_enter(queue), plan, &o, l, err);
     walsh_ops_leave(queue);
     if (status == WALSH_OK)
         *out = l;
     else
         walsh_ops_linear_close(&l);
     return status;
+}
+
+enum walsh_status walsh_ops_linear_open(struct walsh_ops_queue *queue, const struct walsh_ops_codes *codes,
+                                        const struct walsh_ops_linear_options *options,
+                                        struct walsh_ops_linear **out, struct walsh_error *err)
+{
+    static const char call[] = "walsh_ops_linear_open";
+    WALSH_TRY(walsh_ops_need(call, "out", out, err));
+    *out = NULL;
+    WALSH_TRY(walsh_ops_need(call, "queue", queue, err));
+    struct coded coded = {.codes = codes};
+    WALSH_TRY(walsh_ops_codes_check(call, codes, true, &coded.matrix, err));
+    const struct walsh_ops_linear_plan plan = {
+        call, coded.matrix.rows, coded.matrix.cols, WALSH_FORMAT_E8P, pack_stages, &coded};
+    return walsh_ops_linear_make(queue, &plan, options, out, err);
 }
 
 void walsh_ops_linear_close(struct walsh_ops_linear **linear)
@@ -158,7 +190,9 @@ enum walsh_status walsh_ops_adapter_open(const struct walsh_ops_linear *linear, 
                                          struct walsh_error *err)
 {
     static const char call[] = "walsh_ops_adapter_open";
+    WALSH_TRY(walsh_ops_need(call, "out", out, err));
     *out = NULL;
+    WALSH_TRY(walsh_ops_need(call, "linear", linear, err));
     const struct walsh_ops_argument first = {call, "a", a}, second = {call, "b", b};
     struct walsh_ops_rows rows_a, rows_b;
     WALSH_TRY(walsh_ops_rows(&first, WALSH_OPS_FLOATS, 1, linear->linear.in, &rows_a, err));
@@ -200,15 +234,28 @@ void walsh_ops_adapter_close(struct walsh_ops_adapter **adapter)
 
 /* ---------------------------------------------------------------------------------------- call */
 
-/* What a call needs besides its arguments, in the workspace. */
+/* What a call needs besides its arguments: rows in the workspace, descriptors here. */
 struct scratch {
     struct walsh_activations a;
     float *x, *z; /* x in f32 (NULL: as it is), the product's output */
     size_t ldz;
-    struct walsh_low_rank_down *downs;
-    struct walsh_low_rank_up *ups;
     float *h[MAX_ADAPTERS];
+    struct walsh_low_rank_down downs[MAX_ADAPTERS];
+    struct walsh_low_rank_up ups[MAX_ADAPTERS];
 };
+
+void walsh_ops_take_activations(const struct walsh_linear *l, size_t rows, struct walsh_ops_workspace *w,
+                                struct walsh_activations *a)
+{
+    const size_t cols = l->in_rotation.blocks.padded, stride = walsh_activations_stride(cols);
+    size_t elements;
+    *a = (struct walsh_activations){.type = l->activation, .rows = rows, .cols = cols, .stride = stride};
+    if (!walsh_mul(rows, stride, &elements)) w->overflow = true;
+    if (w->overflow) return;
+    a->data = walsh_ops_take(w, elements, walsh_activation_size(a->type));
+    a->scale = walsh_ops_take(w, rows * walsh_activation_scales(a->type, stride), sizeof *a->scale);
+    a->sum = walsh_ops_take(w, rows * walsh_activation_sums(a->type, stride), sizeof *a->sum);
+}
 
 /* Lay the workspace out for any elements and either role. */
 static void lay_out(const struct walsh_ops_linear *linear, size_t rows,
@@ -216,20 +263,13 @@ static void lay_out(const struct walsh_ops_linear *linear, size_t rows,
                     struct walsh_ops_workspace *w, struct scratch *s)
 {
     const struct walsh_linear *l = &linear->linear;
-    const size_t cols = l->in_rotation.blocks.padded, stride = walsh_activations_stride(cols);
     size_t elements;
-    s->ldz =
-        (size_t)l->weights.rows + WALSH_ALIGNMENT / sizeof(float); /* rows do not share sets of a cache */
-    s->a = (struct walsh_activations){.type = l->activation, .rows = rows, .cols = cols, .stride = stride};
-    if (!walsh_mul(rows, walsh_max(stride, s->ldz), &elements)) w->overflow = true;
+    s->ldz = walsh_ops_linear_stride(l);
+    walsh_ops_take_activations(l, rows, w, &s->a);
+    if (!walsh_mul(rows, walsh_max(l->in, s->ldz), &elements)) w->overflow = true;
     if (w->overflow) return;
-    s->a.data = walsh_ops_take(w, rows * stride, walsh_activation_size(l->activation));
-    s->a.scale = walsh_ops_take(w, rows, sizeof *s->a.scale);
-    s->a.sum = walsh_ops_take(w, rows, sizeof *s->a.sum);
     s->x = walsh_ops_take(w, rows * l->in, sizeof *s->x);
     s->z = walsh_ops_take(w, rows * s->ldz, sizeof *s->z);
-    s->downs = walsh_ops_take(w, adapter_count, sizeof *s->downs);
-    s->ups = walsh_ops_take(w, adapter_count, sizeof *s->ups);
     for (size_t i = 0; i < adapter_count; i++) {
         const uint32_t rank = adapters[i]->update.rank;
         s->h[i] = walsh_ops_take(w,
@@ -243,8 +283,11 @@ size_t walsh_ops_linear_workspace(const struct walsh_ops_linear *linear, size_t 
                                   const struct walsh_ops_adapter *const *adapters, size_t adapter_count)
 {
     struct walsh_ops_workspace w = {0};
-    struct scratch s = {0};
-    if (adapter_count > MAX_ADAPTERS || rows > SIZE_MAX / 4096) return 0;
+    struct scratch s;
+    if (!linear || adapter_count > MAX_ADAPTERS || (adapter_count > 0 && !adapters) || rows > SIZE_MAX / 4096)
+        return 0;
+    for (size_t i = 0; i < adapter_count; i++)
+        if (!adapters[i]) return 0;
     lay_out(linear, rows > 0 ? rows : 1, adapters, adapter_count, &w, &s);
     return w.overflow || w.used > PTRDIFF_MAX ? 0 : w.used;
 }
@@ -320,11 +363,13 @@ enum walsh_status walsh_ops_linear_apply(struct walsh_ops_queue *queue, const st
                                          const struct walsh_ops_call *call, struct walsh_error *err)
 {
     static const char name[] = "walsh_ops_linear_apply";
-    const struct walsh_linear *l = &linear->linear;
     struct walsh_ops_call c = WALSH_OPS_CALL;
     struct walsh_ops_rows from, to;
-    struct scratch s = {0};
+    struct scratch s;
     const struct walsh_ops_argument a = {name, "x", x}, b = {name, "y", y};
+    WALSH_TRY(walsh_ops_need(name, "queue", queue, err));
+    WALSH_TRY(walsh_ops_need(name, "linear", linear, err));
+    const struct walsh_linear *l = &linear->linear;
     WALSH_TRY(walsh_options_read(&c, sizeof c, call, "walsh_ops_call", err));
     WALSH_TRY(check_call(linear, &c, err));
     WALSH_TRY(walsh_ops_rows(&a, WALSH_OPS_FLOATS, 1, l->in, &from, err));

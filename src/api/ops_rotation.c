@@ -10,7 +10,6 @@
 #define DEFAULT_BLOCK 64
 #define LARGEST_BLOCK 65536
 
-/* A worker's scratch holds a row of x and one of forward(x), or one in double precision. */
 _Static_assert(WALSH_OPS_BLOCKS == WALSH_MAX_BLOCKS, "the blocks of a rotation");
 
 struct walsh_rotation walsh_ops_rotation_of(const struct walsh_ops_rotation *rotation, uint32_t size)
@@ -85,7 +84,9 @@ enum walsh_status walsh_ops_rotation_open(struct walsh_ops_queue *queue,
                                           const struct walsh_ops_rotation_options *options,
                                           struct walsh_ops_rotation **out, struct walsh_error *err)
 {
+    WALSH_TRY(walsh_ops_need("walsh_ops_rotation_open", "out", out, err));
     *out = NULL;
+    WALSH_TRY(walsh_ops_need("walsh_ops_rotation_open", "queue", queue, err));
     struct walsh_ops_rotation_options o = WALSH_OPS_ROTATION_OPTIONS;
     struct walsh_rotation r;
     WALSH_TRY(walsh_options_read(&o, sizeof o, options, "walsh_ops_rotation_options", err));
@@ -116,6 +117,12 @@ void walsh_ops_rotation_close(struct walsh_ops_rotation **rotation)
 void walsh_ops_rotation_get_info(const struct walsh_ops_rotation *rotation,
                                  struct walsh_ops_rotation_info *info)
 {
+    if (!info) return;
+    if (!rotation) {
+        const struct walsh_ops_rotation_info none = {0};
+        walsh_result_write(info, &none, sizeof none);
+        return;
+    }
     const struct walsh_rotation *r = &rotation->rotation;
     struct walsh_ops_rotation_info result = {.size = r->size,
                                              .padded = r->blocks.padded,
@@ -134,6 +141,7 @@ enum walsh_status walsh_ops_rotation_get_signs(const struct walsh_ops_rotation *
 {
     struct walsh_ops_rows rows;
     struct walsh_kernels plain;
+    WALSH_TRY(walsh_ops_need("walsh_ops_rotation_get_signs", "rotation", rotation, err));
     WALSH_TRY(signs_view("walsh_ops_rotation_get_signs", &rotation->rotation, signs, &rows, err));
     walsh_kernels_select(0, &plain);
     walsh_ops_store(&plain, rows.element, rotation->rotation.signs, rows.data, rows.cols);
@@ -148,7 +156,7 @@ struct rotate {
     struct walsh_ops_rows from, to;
 };
 
-/* Of a worker's scratch: a row of x, and one that is rotated. */
+/* A worker's scratch holds a row of x and one of forward(x), or, for folding, one in double precision. */
 static void rotate_rows(void *argument, size_t begin, size_t end, unsigned worker)
 {
     const struct rotate *t = argument;
@@ -182,6 +190,13 @@ static void unrotate_rows(void *argument, size_t begin, size_t end, unsigned wor
     }
 }
 
+static enum walsh_status handles(const char *call, const struct walsh_ops_queue *queue,
+                                 const struct walsh_ops_rotation *rotation, struct walsh_error *err)
+{
+    WALSH_TRY(walsh_ops_need(call, "queue", queue, err));
+    return walsh_ops_need(call, "rotation", rotation, err);
+}
+
 /* Both views, and that they may be used together; `names`: of `from` and `to`. */
 static enum walsh_status rows_of(const char *call, const char *const names[2], const struct walsh_view *from,
                                  size_t from_cols, const struct walsh_view *to, size_t to_cols, bool in_place,
@@ -208,6 +223,7 @@ enum walsh_status walsh_ops_rotate(struct walsh_ops_queue *queue, const struct w
                                    struct walsh_error *err)
 {
     static const char *const names[] = {"x", "y"};
+    WALSH_TRY(handles("walsh_ops_rotate", queue, rotation, err));
     const struct walsh_rotation *r = &rotation->rotation;
     struct rotate t = {.r = r};
     WALSH_TRY(rows_of("walsh_ops_rotate", names, x, r->size, y, r->blocks.padded, r->size == r->blocks.padded,
@@ -221,6 +237,7 @@ enum walsh_status walsh_ops_unrotate(struct walsh_ops_queue *queue, const struct
                                      struct walsh_error *err)
 {
     static const char *const names[] = {"y", "x"};
+    WALSH_TRY(handles("walsh_ops_unrotate", queue, rotation, err));
     const struct walsh_rotation *r = &rotation->rotation;
     struct rotate t = {.r = r};
     WALSH_TRY(rows_of("walsh_ops_unrotate", names, y, r->blocks.padded, x, r->size,
@@ -272,6 +289,7 @@ enum walsh_status walsh_ops_fold_rows(struct walsh_ops_queue *queue,
                                       const struct walsh_view *folded, struct walsh_error *err)
 {
     static const char *const names[] = {"a", "folded"};
+    WALSH_TRY(handles("walsh_ops_fold_rows", queue, rotation, err));
     const struct walsh_rotation *r = &rotation->rotation;
     struct rotate t = {.r = r};
     WALSH_TRY(rows_of("walsh_ops_fold_rows", names, a, r->blocks.padded, folded, r->size, false, &t, err));
@@ -285,6 +303,7 @@ enum walsh_status walsh_ops_fold_columns(struct walsh_ops_queue *queue,
                                          struct walsh_error *err)
 {
     static const char call[] = "walsh_ops_fold_columns";
+    WALSH_TRY(handles(call, queue, rotation, err));
     const struct walsh_rotation *r = &rotation->rotation;
     const struct walsh_ops_argument from = {call, "b", b}, to = {call, "folded", folded};
     if (!b || !folded || b->rank != 2 || folded->rank != 2)

@@ -44,6 +44,13 @@ static enum walsh_status refuse_strides(const struct walsh_ops_argument *a, cons
                       numbers(a->view->shape, a->view->rank, shape), expected);
 }
 
+enum walsh_status walsh_ops_need(const char *call, const char *name, const void *argument,
+                                 struct walsh_error *err)
+{
+    if (argument) return WALSH_OK;
+    return walsh_fail(err, WALSH_E_ARGUMENT, "%s: %s is NULL", call, name);
+}
+
 /* "f32 or f16" */
 static const char *element_names(unsigned allowed, char *text)
 {
@@ -307,7 +314,7 @@ struct walsh_view walsh_view_dense(void *data, enum walsh_element element, uint3
 {
     struct walsh_view v = {.data = data, .element = element, .device = WALSH_VIEW_CPU};
     int64_t stride = 1;
-    if (rank > WALSH_VIEW_RANK) return v;
+    if (rank > WALSH_VIEW_RANK || !shape) return v;
     for (uint32_t i = rank; i-- > 0;) {
         v.shape[i] = shape[i];
         v.strides[i] = stride;
@@ -337,9 +344,11 @@ static const struct {
 
 enum walsh_status walsh_view_from_dlpack(const void *tensor, struct walsh_view *out, struct walsh_error *err)
 {
+    static const char call[] = "walsh_view_from_dlpack";
     struct dl_tensor t;
+    WALSH_TRY(walsh_ops_need(call, "out", out, err));
     memset(out, 0, sizeof *out);
-    if (!tensor) return walsh_fail(err, WALSH_E_ARGUMENT, "walsh_view_from_dlpack: tensor is NULL");
+    WALSH_TRY(walsh_ops_need(call, "tensor", tensor, err));
     memcpy(&t, tensor, sizeof t);
     if (t.rank < 1 || t.rank > WALSH_VIEW_RANK || !t.shape)
         return walsh_fail(err, WALSH_E_UNSUPPORTED, "walsh_view_from_dlpack: ndim is %d, expected 1 to %d",
@@ -371,6 +380,8 @@ enum walsh_status walsh_view_from_dlpack(const void *tensor, struct walsh_view *
 
 enum walsh_status walsh_view_to_dlpack(struct walsh_view *view, void *tensor, struct walsh_error *err)
 {
+    WALSH_TRY(walsh_ops_need("walsh_view_to_dlpack", "view", view, err));
+    WALSH_TRY(walsh_ops_need("walsh_view_to_dlpack", "tensor", tensor, err));
     if (view->rank < 1 || view->rank > WALSH_VIEW_RANK || (unsigned)view->element >= ELEMENTS)
         return walsh_fail(err, WALSH_E_ARGUMENT, "walsh_view_to_dlpack: a view of rank %u and element %u",
                           view->rank, (unsigned)view->element);
@@ -393,10 +404,11 @@ enum walsh_status walsh_ops_queue_open(struct walsh_context *context,
                                        const struct walsh_ops_queue_options *options,
                                        struct walsh_ops_queue **out, struct walsh_error *err)
 {
+    WALSH_TRY(walsh_ops_need("walsh_ops_queue_open", "out", out, err));
     *out = NULL;
     struct walsh_ops_queue_options o = WALSH_OPS_QUEUE_OPTIONS;
     WALSH_TRY(walsh_options_read(&o, sizeof o, options, "walsh_ops_queue_options", err));
-    if (!context) return walsh_fail(err, WALSH_E_ARGUMENT, "walsh_ops_queue_open: context is NULL");
+    WALSH_TRY(walsh_ops_need("walsh_ops_queue_open", "context", context, err));
     WALSH_TRY(walsh_context_needs_cpu(context, "walsh_ops.h", err));
     if (o.stream)
         return walsh_fail(

@@ -54,6 +54,8 @@ check_more_examples() { # directory
     grep -q "^4 bits: .*relative error 0\.0" "$work/out" || failed "$1/quantize_tensor says: $(cat "$work/out")"
     "$1/packed_linear" >"$work/out" || failed "$1/packed_linear"
     grep -q "^96 x 320 by 4 bits, relative error 0\.0" "$work/out" || failed "$1/packed_linear says: $(cat "$work/out")"
+    "$1/experts" >"$work/out" || failed "$1/experts"
+    grep -q "^2 of 8 experts in MXFP4, 5 rows, relative error 0\.0" "$work/out" || failed "$1/experts says: $(cat "$work/out")"
 }
 export PKG_CONFIG_PATH="$(echo "$prefix"/lib*/pkgconfig)"
 libraries=$(dirname "$PKG_CONFIG_PATH")

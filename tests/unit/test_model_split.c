@@ -360,6 +360,24 @@ static void test_glq(void **state)
     walsh_checkpoint_close(&ck);
 }
 
+/* The same of 3 bits from a whole model, and x from it; GLQ quantized it on a CPU (tools/glq_gpu_fixtures.py --cpu). */
+static void test_glq_on_cpu(void **state)
+{
+    (void)state;
+    static const struct glq_case cases[] = {
+        {"e8p3", 320, 64, WALSH_FORMAT_E8P, 2, 2, "x", "y", 4, 1e-5},
+        {"e8p3o", 320, 320, WALSH_FORMAT_E8P, 2, 2, "x", "y", 4, 1e-5},
+    };
+    struct walsh_error err = {0};
+    struct walsh_checkpoint ck;
+    char path[600];
+    if (walsh_checkpoint_open(glq_directory("glq-cpu", SMALL_CONFIG, path), false, &ck, &err) != WALSH_OK)
+        fail_msg("%s", err.message);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_glq(&ck, &cases[i]);
+    if (walsh_checkpoint_all_used(&ck, &err) != WALSH_OK) fail_msg("%s", err.message);
+    walsh_checkpoint_close(&ck);
+}
+
 #define SHELL_CONFIG                                                                                         \
     SMALL_CONFIG_WITH(",\"quantization_config\":{\"quant_method\":\"glq\",\"codebook\":\"e8_shell\"}")
 
@@ -617,10 +635,10 @@ static int teardown(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_shards),        cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_overlap),       cmocka_unit_test(test_glq),
-        cmocka_unit_test(test_glq_on_gpu),    cmocka_unit_test(test_shell),
-        cmocka_unit_test(test_shell_refused),
+        cmocka_unit_test(test_shards),     cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_overlap),    cmocka_unit_test(test_glq),
+        cmocka_unit_test(test_glq_on_gpu), cmocka_unit_test(test_glq_on_cpu),
+        cmocka_unit_test(test_shell),      cmocka_unit_test(test_shell_refused),
     };
     return cmocka_run_group_tests_name("model_split", tests, setup, teardown);
 }
