@@ -18,8 +18,7 @@
 #include "base/random.h"
 #include "formats/blocks.h"
 #include "kernels/bench.h"
-#include "train/lora.h"
-#include "train/products.h"
+#include "train/layer.h"
 
 enum { K = 2048, N = 1024, RANK = 16, MATRICES = 32, MOST_EXPERTS = 256, MOST_ROUNDS = 64 };
 
@@ -73,6 +72,7 @@ struct bench {
     struct walsh_lora_site updates[MOST_EXPERTS];
     size_t active, rows;
     float *x, *y, *dx, *scratch;
+    uint16_t *rounded, *inner; /* x in bf16; inner values */
 };
 
 static void make_experts(struct bench *b)
@@ -96,11 +96,9 @@ static void make_experts(struct bench *b)
                                          .scale = 2,
                                          .a = numbers((size_t)RANK * K),
                                          .b = numbers((size_t)RANK * N),
-                                         .a_t = numbers((size_t)RANK * K),
-                                         .b_t = numbers((size_t)RANK * N),
                                          .grad_a = numbers((size_t)RANK * K),
                                          .grad_b = numbers((size_t)RANK * N)};
-    for (unsigned i = 0; i < MATRICES && walsh_lora_narrow(b->queue); i++) {
+    for (unsigned i = 0; i < MATRICES; i++) {
         struct walsh_lora *l = &b->lora[i];
         uint32_t *pairs = malloc((walsh_lora_pairs(RANK, K) + walsh_lora_pairs(RANK, N)) * sizeof *pairs);
         if (!pairs) exit(1);
@@ -122,15 +120,12 @@ static void set_rows(struct bench *b, const size_t *counts, unsigned experts)
     for (unsigned e = 0; e < experts; e++) {
         if (counts[e] == 0) continue;
         b->sites[b->active] =
-            (struct walsh_frozen_site){.calls = {{&b->experts[e].gate, b->y + b->rows * N, N}},
+            (struct walsh_frozen_site){.calls = {walsh_frozen(&b->experts[e].gate, b->y + b->rows * N, N)},
                                        .count = 1,
                                        .begin = b->rows,
                                        .rows = counts[e]};
-        b->updates[b->active++] =
-            (struct walsh_lora_site){.calls = {{&b->lora[e % MATRICES], b->y + b->rows * N, N}},
-                                     .count = 1,
-                                     .begin = b->rows,
-                                     .rows = counts[e]};
+        b->updates[b->active++] = (struct walsh_lora_site){
+            .calls = {{.lora = &b->lora[e % MATRICES]}}, .count = 1, .begin = b->rows, .rows = counts[e]};
         b->rows += counts[e];
     }
 }
@@ -152,6 +147,30 @@ struct figures {
     bool fused;                 /* what was chosen */
 };
 
+/* The inner values of the updates, from x rounded once for them and for the products. */
+static void add_updates(struct bench *b)
+{
+    const size_t stride = walsh_activations_stride(K);
+    const struct walsh_rotation none = {.size = K, .blocks = {.padded = K}};
+    struct walsh_activations a = {
+        .type = WALSH_ACTIVATION_BF16, .rows = b->rows, .cols = K, .stride = stride, .data = b->rounded};
+    b->queue->ops->prepare(b->queue, &a, b->x, K, &none);
+    walsh_lora_inner(b->queue, b->updates, b->active, b->rounded, stride, b->inner, b->scratch);
+    for (size_t i = 0; i < b->active; i++) {
+        b->sites[i].inputs = b->rounded + b->sites[i].begin * stride;
+        b->sites[i].ld_rows = stride;
+    }
+    walsh_join_updates(b->sites, b->updates, b->active, false);
+}
+
+static void drop_updates(struct bench *b)
+{
+    for (size_t i = 0; i < b->active; i++) {
+        b->sites[i].inputs = NULL;
+        b->sites[i].calls[0].update.rank = 0;
+    }
+}
+
 /* With updates: the forward adds them; dX alone of the backward's updates is what a frozen product has. */
 static struct figures measure(struct bench *b, size_t rounds, bool updates)
 {
@@ -168,9 +187,10 @@ static struct figures measure(struct bench *b, size_t rounds, bool updates)
     for (size_t round = 0; round < rounds + 1; round++)
         for (unsigned s = 0; s < 3; s++) {
             double start = walsh_now();
+            if (updates) add_updates(b);
             walsh_frozen_forward(&p[s], b->sites, b->active, b->x, K);
-            if (updates) walsh_lora_forward(b->queue, b->updates, b->active, b->x, K);
             if (round > 0) forward[s][round - 1] = walsh_now() - start;
+            drop_updates(b);
             start = walsh_now();
             walsh_frozen_backward(&p[s], b->sites, b->active, b->dx, K, false);
             if (round > 0) back[s][round - 1] = walsh_now() - start;
@@ -245,6 +265,9 @@ int main(int argc, char **argv)
     b.x = numbers(most * K);
     b.y = numbers(most * N);
     b.dx = numbers(most * K);
+    b.rounded = memory(most * walsh_activations_stride(K), sizeof *b.rounded);
+    b.inner = memory(walsh_lora_kept(RANK, most, MOST_EXPERTS), sizeof *b.inner);
+    b.scratch = memory(walsh_lora_scratch(RANK, most, MOST_EXPERTS), sizeof *b.scratch);
     printf(json ? "{\"threads\": %u, \"bf16_gflops\": %.1f, \"read_gbs\": %.2f, \"experts\": ["
                 : "%u threads, %.1f Gflop/s of bf16, %.2f GB/s read\n",
            threads, roofline.all.bf16 / 1e9, roofline.read_bandwidth / 1e9);

@@ -90,7 +90,7 @@ static void run(void *argument)
     t->next = (t->next + 1) % t->count;
     const size_t outputs = t->outputs ? t->outputs : w->rows;
     if (t->product)
-        t->product(&(struct walsh_product_part){w, &t->a, 0, outputs, t->out, outputs, t->scratch});
+        t->product(&(struct walsh_product_part){w, &t->a, 0, outputs, t->out, outputs, t->scratch, false});
     else if (t->f32)
         t->f32(w, 0, w->rows, 0, w->cols, t->out, w->cols);
     else

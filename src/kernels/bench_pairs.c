@@ -29,6 +29,26 @@ void walsh_bench_pair_rows_bf16(struct walsh_bench *b, walsh_kernel_pair_rows_bf
 {
     bench_pack(b, f);
 }
+struct narrow_case {
+    walsh_kernel_pair_narrow_rows_bf16 *pack;
+    const uint16_t *x;
+    uint32_t *y;
+};
+
+static void run_narrow(void *argument)
+{
+    const struct narrow_case *t = argument;
+    t->pack(t->y, SIDE, t->x, SIDE, SIDE, SIDE);
+}
+
+void walsh_bench_pair_narrow_rows_bf16(struct walsh_bench *b, walsh_kernel_pair_narrow_rows_bf16 *f)
+{
+    struct narrow_case t = {f, walsh_bench_alloc(b, SIDE * SIDE * sizeof *t.x),
+                            walsh_bench_alloc(b, SIDE * SIDE * sizeof *t.y)};
+    if (t.x == NULL || t.y == NULL) return;
+    walsh_bench_run(b, "64x64", 4.0 * SIDE * SIDE, 0, WALSH_CEILING_F32, run_narrow, &t);
+}
+
 void walsh_bench_pair_rows_turned_bf16(struct walsh_bench *b, walsh_kernel_pair_rows_turned_bf16 *f)
 {
     bench_pack(b, f);

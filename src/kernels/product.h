@@ -2,6 +2,7 @@
 #ifndef WALSH_KERNELS_PRODUCT_H
 #define WALSH_KERNELS_PRODUCT_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "kernels/kernels.h"
@@ -29,6 +30,7 @@ struct walsh_product_part {
     float *y;
     size_t ldy;
     void *scratch;
+    bool add; /* y += ..., each block of columns behind the other; prefill and transposed products of dense weights and MXFP4 */
 };
 
 #endif

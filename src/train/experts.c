@@ -121,8 +121,7 @@ static size_t active(struct walsh_layers *l, const struct walsh_layer *layer, si
         struct walsh_frozen_site *site = &l->sites[count++];
         *site = (struct walsh_frozen_site){.count = calls, .begin = begin, .rows = rows};
         for (size_t i = 0; i < calls; i++)
-            site->calls[i] =
-                (struct walsh_frozen_call){linear[i](&layer->experts[e]), y[i] + begin * ldy, ldy};
+            site->calls[i] = walsh_frozen(linear[i](&layer->experts[e]), y[i] + begin * ldy, ldy);
     }
     return count;
 }
@@ -136,18 +135,18 @@ void walsh_train_experts_forward(struct walsh_layers *l, const struct walsh_laye
     const struct walsh_queue *q = l->queue;
     const size_t wide = c->expert_intermediate, hidden = c->hidden;
     const struct walsh_frozen_site router = {
-        .calls = {{&layer->router, t->router_logits, c->experts}}, .count = 1, .rows = rows};
-    walsh_train_linears(l, &router, 1, normed, hidden);
+        .calls = {walsh_frozen(&layer->router, t->router_logits, c->experts)}, .count = 1, .rows = rows};
+    walsh_frozen_forward(&l->products, &router, 1, normed, hidden);
     q->ops->route(q, t->expert_index, t->expert_weight, t->router_logits, rows, c->experts,
                   c->experts_per_token, c->normalize_topk);
     sort_slots(c, t, rows, &l->slots);
     struct mixture m = {q->kernels, &l->slots, t, normed, l->gathered, NULL, hidden, c->experts_per_token};
     walsh_pool_run(q->pool, rows * m.k, 64, gather, &m);
     size_t sites = active(l, layer, 2, gate_up, (float *const[]){t->gate, t->up}, wide);
-    walsh_train_linears(l, l->sites, sites, l->gathered, hidden);
+    walsh_train_linears(l, l->sites, sites, l->gathered, hidden, t, WALSH_LIST_GATE_UP);
     walsh_train_gate(l, t, l->wide, rows * m.k, wide);
     sites = active(l, layer, 1, down, &t->expert_output, hidden);
-    walsh_train_linears(l, l->sites, sites, l->wide, wide);
+    walsh_train_linears(l, l->sites, sites, l->wide, wide, t, WALSH_LIST_DOWN);
     m.to = delta;
     walsh_pool_run(q->pool, rows, 16, combine, &m);
 }
@@ -164,19 +163,20 @@ void walsh_train_experts_backward(struct walsh_layers *l, const struct walsh_lay
     walsh_pool_run(q->pool, rows, 16, spread, &m);
     walsh_train_gate(l, t, l->wide, slots, wide);
     size_t sites = active(l, layer, 1, down, &l->dgathered, hidden);
-    walsh_train_linears_backward(l, l->sites, sites, l->wide, wide, l->dgate, wide);
+    walsh_train_linears_backward(l, l->sites, sites, l->wide, wide, l->dgate, wide, t, WALSH_LIST_DOWN);
     walsh_gate_backward(q, c, l->dgate, l->dup, l->dgate, t->gate, t->up, slots, wide);
     m.from = normed;
     m.to = l->gathered;
     walsh_pool_run(q->pool, slots, 64, gather, &m);
     sites = active(l, layer, 2, gate_up, (float *const[]){l->dgate, l->dup}, wide);
-    walsh_train_linears_backward(l, l->sites, sites, l->gathered, hidden, l->dgathered, hidden);
+    walsh_train_linears_backward(l, l->sites, sites, l->gathered, hidden, l->dgathered, hidden, t,
+                                 WALSH_LIST_GATE_UP);
     m.from = l->dgathered;
     m.to = dnormed;
     walsh_pool_run(q->pool, rows, 16, collect, &m);
     walsh_route_backward(q, l->dlogits, l->dweight, t->router_logits, t->expert_index, t->expert_weight, rows,
                          c->experts, c->experts_per_token, c->normalize_topk);
     const struct walsh_frozen_site router = {
-        .calls = {{&layer->router, l->dlogits, c->experts}}, .count = 1, .rows = rows};
+        .calls = {walsh_frozen(&layer->router, l->dlogits, c->experts)}, .count = 1, .rows = rows};
     walsh_frozen_backward(&l->products, &router, 1, dnormed, hidden, true);
 }

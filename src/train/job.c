@@ -106,6 +106,7 @@ static struct walsh_pass_options pass_options(const struct train *t)
     return (struct walsh_pass_options){.layers = {.compute = t->job.compute,
                                                   .max_rows = (size_t)t->job.batch * t->job.context,
                                                   .max_rank = t->job.parameters.rank,
+                                                  .narrow = t->job.parameters.narrow,
                                                   .loras = t->parameters.by_linear},
                                        .checkpoint = t->job.checkpoint_layers};
 }

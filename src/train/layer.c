@@ -61,9 +61,11 @@ static float *floats(struct room *room, size_t rows, size_t n)
 }
 
 /* Is any layer's member set? They are all of one architecture. */
-static struct walsh_tape tape_of(struct room *room, const struct walsh_model_graph *graph, size_t rows)
+static struct walsh_tape tape_of(struct room *room, const struct walsh_model_graph *graph,
+                                 const struct walsh_layers_options *o)
 {
     const struct walsh_config *c = &graph->config;
+    const size_t rows = o->max_rows;
     const struct walsh_layer *layer = &graph->layers[0];
     const size_t q_width = (size_t)c->heads * c->head_dim, kv_width = (size_t)c->kv_heads * c->head_dim;
     const size_t slots = rows * slots_per_row(c);
@@ -87,22 +89,36 @@ static struct walsh_tape tape_of(struct room *room, const struct walsh_model_gra
         t.expert_weight = floats(room, slots, 1);
         t.expert_output = floats(room, slots, c->hidden);
     }
+    static const size_t lists[WALSH_TAPE_LISTS] = {3, 1, 2, 1}; /* linears of each */
+    for (size_t i = 0; o->narrow && i < WALSH_TAPE_LISTS; i++) {
+        const bool wide = i == WALSH_LIST_GATE_UP || i == WALSH_LIST_DOWN;
+        t.inner[i] =
+            take(room, lists[i] * walsh_lora_kept(o->max_rank, wide ? slots : rows, wide ? sites_of(c) : 1),
+                 sizeof(uint16_t), "activations of training");
+    }
     return t;
 }
 
-enum walsh_status walsh_tape_open(const struct walsh_model_graph *graph, size_t max_rows,
-                                  struct walsh_arena *arena, struct walsh_tape *out, struct walsh_error *err)
+enum walsh_status walsh_tape_open(const struct walsh_model_graph *graph,
+                                  const struct walsh_layers_options *options, struct walsh_arena *arena,
+                                  struct walsh_tape *out, struct walsh_error *err)
 {
     struct room room = {.arena = arena, .err = err};
-    *out = tape_of(&room, graph, max_rows);
+    *out = tape_of(&room, graph, options);
     return room.status;
 }
 
-size_t walsh_tape_bytes(const struct walsh_model_graph *graph, size_t max_rows)
+size_t walsh_tape_bytes(const struct walsh_model_graph *graph, const struct walsh_layers_options *options)
 {
     struct room room = {.arena = NULL};
-    tape_of(&room, graph, max_rows);
+    tape_of(&room, graph, options);
     return room.bytes;
+}
+
+static size_t rounded_stride(const struct walsh_config *c)
+{
+    const size_t q_width = (size_t)c->heads * c->head_dim;
+    return walsh_activations_stride(walsh_max(walsh_max(c->hidden, q_width), wide_of(c)));
 }
 
 static void buffers_of(struct room *room, struct walsh_layers *l)
@@ -131,6 +147,8 @@ static void buffers_of(struct room *room, struct walsh_layers *l)
         l->slots.row = take(room, slots, sizeof(uint32_t), "slots");
         l->slots.of_row = take(room, slots, sizeof(uint32_t), "slots");
     }
+    for (size_t i = 0; l->narrow && i < sizeof l->rounded / sizeof *l->rounded; i++)
+        l->rounded[i] = take(room, slots * rounded_stride(c), sizeof(uint16_t), "activations of training");
     const struct walsh_attention_shape shape = attention_shape(c, NULL);
     l->scratch = floats(room, 1,
                         walsh_max(walsh_attention_scratch(&shape, rows),
@@ -148,7 +166,10 @@ static struct walsh_products_options products_options(const struct walsh_model_g
 size_t walsh_layers_bytes(const struct walsh_model_graph *graph, const struct walsh_queue *queue,
                           const struct walsh_layers_options *options)
 {
-    struct walsh_layers l = {.graph = graph, .max_rows = options->max_rows, .max_rank = options->max_rank};
+    struct walsh_layers l = {.graph = graph,
+                             .max_rows = options->max_rows,
+                             .max_rank = options->max_rank,
+                             .narrow = options->narrow};
     struct room room = {.arena = NULL};
     buffers_of(&room, &l);
     const struct walsh_products_options products = products_options(graph, options);
@@ -173,7 +194,8 @@ enum walsh_status walsh_layers_open(const struct walsh_model_graph *graph, const
                                  .queue = queue,
                                  .loras = options->loras,
                                  .max_rows = options->max_rows,
-                                 .max_rank = options->max_rank};
+                                 .max_rank = options->max_rank,
+                                 .narrow = options->narrow};
     const struct walsh_products_options products = products_options(graph, options);
     struct room room = {.arena = &out->arena, .err = err};
     buffers_of(&room, out);
@@ -206,26 +228,112 @@ static size_t updates_of(const struct walsh_layers *l, const struct walsh_frozen
         for (size_t c = 0; c < sites[i].count; c++) {
             const struct walsh_frozen_call *call = &sites[i].calls[c];
             const struct walsh_lora *lora = l->loras[call->linear->index];
-            to->calls[c] = (struct walsh_lora_call){lora, call->y, call->ldy};
+            to->calls[c] = (struct walsh_lora_call){
+                .lora = lora, .y = call->y, .ldy = call->ldy, .dy = call->rows, .ld_dy = call->ld_rows};
             used += lora != NULL;
         }
     }
     return used;
 }
 
-void walsh_train_linears(struct walsh_layers *l, const struct walsh_frozen_site *sites, size_t count,
-                         const float *x, size_t ldx)
+/* Rows [0, rows) of x rounded to bf16, zeros behind n. */
+static void round_rows(const struct walsh_layers *l, uint16_t *to, const float *x, size_t ldx, size_t rows,
+                       size_t n)
 {
-    walsh_frozen_forward(&l->products, sites, count, x, ldx);
-    if (updates_of(l, sites, count) > 0) walsh_lora_forward(l->queue, l->updates, count, x, ldx);
+    const struct walsh_rotation none = {.size = (uint32_t)n, .blocks = {.padded = (uint32_t)n}};
+    struct walsh_activations a = {.type = WALSH_ACTIVATION_BF16,
+                                  .rows = rows,
+                                  .cols = n,
+                                  .stride = walsh_activations_stride(n),
+                                  .data = to};
+    l->queue->ops->prepare(l->queue, &a, x, ldx, &none);
 }
 
-void walsh_train_linears_backward(struct walsh_layers *l, const struct walsh_frozen_site *sites, size_t count,
-                                  const float *x, size_t ldx, float *dx, size_t lddx)
+static size_t rows_of(const struct walsh_frozen_site *sites, size_t count)
 {
+    return sites[count - 1].begin + sites[count - 1].rows;
+}
+
+/* The inputs of all sites, which are rows of x, into l->rounded[0]. */
+static void round_inputs(const struct walsh_layers *l, struct walsh_frozen_site *sites, size_t count,
+                         const float *x, size_t ldx)
+{
+    const size_t in = sites[0].calls[0].linear->in, stride = walsh_activations_stride(in);
+    round_rows(l, l->rounded[0], x, ldx, rows_of(sites, count), in);
+    for (size_t i = 0; i < count; i++) {
+        sites[i].inputs = l->rounded[0] + sites[i].begin * stride;
+        sites[i].ld_rows = stride;
+    }
+}
+
+/* The same of what comes back to each call. */
+static void round_gradients(const struct walsh_layers *l, struct walsh_frozen_site *sites, size_t count)
+{
+    for (size_t c = 0; c < sites[0].count; c++) {
+        const struct walsh_frozen_call *call = &sites[0].calls[c];
+        const size_t stride = walsh_activations_stride(call->linear->out);
+        round_rows(l, l->rounded[1 + c], call->y - sites[0].begin * call->ldy, call->ldy,
+                   rows_of(sites, count), call->linear->out);
+        for (size_t i = 0; i < count; i++) {
+            sites[i].calls[c].rows = l->rounded[1 + c] + sites[i].begin * stride;
+            sites[i].calls[c].ld_rows = stride;
+        }
+    }
+}
+
+void walsh_join_updates(struct walsh_frozen_site *sites, const struct walsh_lora_site *updates, size_t count,
+                        bool back)
+{
+    for (size_t i = 0; i < count; i++)
+        for (size_t c = 0; c < sites[i].count; c++) {
+            const struct walsh_lora_call *call = &updates[i].calls[c];
+            const struct walsh_lora *lora = call->lora;
+            bool first = lora != NULL;
+            for (size_t d = 0; back && first && d < c; d++)
+                first = !updates[i].calls[d].lora || updates[i].calls[d].lora->a != lora->a;
+            if (!first) continue;
+            sites[i].calls[c].update = (struct walsh_frozen_update){
+                .matrix = back ? walsh_lora_matrix(lora->a_pairs, lora->rank, lora->in)
+                               : walsh_lora_matrix(lora->b_pairs, lora->rank, lora->out),
+                .inner = call->inner,
+                .rank = lora->rank,
+                .ld = walsh_lora_inner_width(lora->rank)};
+        }
+}
+
+void walsh_train_linears(struct walsh_layers *l, struct walsh_frozen_site *sites, size_t count,
+                         const float *x, size_t ldx, struct walsh_tape *tape, enum walsh_tape_list list)
+{
+    const bool updated = count > 0 && updates_of(l, sites, count) > 0;
+    if (updated && l->narrow) {
+        round_inputs(l, sites, count, x, ldx);
+        walsh_lora_inner(l->queue, l->updates, count, l->rounded[0], sites[0].ld_rows, tape->inner[list],
+                         l->scratch);
+        walsh_join_updates(sites, l->updates, count, false);
+    }
+    walsh_frozen_forward(&l->products, sites, count, x, ldx);
+    if (updated && !l->narrow) walsh_lora_forward(l->queue, l->updates, count, x, ldx);
+}
+
+void walsh_train_linears_backward(struct walsh_layers *l, struct walsh_frozen_site *sites, size_t count,
+                                  const float *x, size_t ldx, float *dx, size_t lddx, struct walsh_tape *tape,
+                                  enum walsh_tape_list list)
+{
+    if (count == 0) return;
+    if (l->narrow) round_gradients(l, sites, count);
+    const bool updated = updates_of(l, sites, count) > 0;
+    if (updated && l->narrow) {
+        walsh_lora_inner_backward(l->queue, l->updates, count, tape->inner[list], l->scratch);
+        walsh_join_updates(sites, l->updates, count, true);
+    }
     if (dx) walsh_frozen_backward(&l->products, sites, count, dx, lddx, false);
-    if (updates_of(l, sites, count) > 0)
+    if (!updated) return;
+    if (!l->narrow) {
         walsh_lora_backward(l->queue, l->updates, count, x, ldx, dx, lddx, l->scratch);
+        return;
+    }
+    round_inputs(l, sites, count, x, ldx);
+    walsh_lora_gradients(l->queue, l->updates, count, l->rounded[0], sites[0].ld_rows);
 }
 
 void walsh_train_gate(struct walsh_layers *l, const struct walsh_tape *tape, float *y, size_t slots, size_t n)
@@ -298,13 +406,13 @@ static void attention_forward(struct walsh_layers *l, const struct walsh_layer *
                  kv_width = (size_t)c->kv_heads * c->head_dim;
     const struct walsh_attention_shape shape = attention_shape(c, layer);
     norm(l, l->normed, x, layer->input_norm, n, c->hidden);
-    const struct walsh_frozen_site projections = {
-        .calls = {{&layer->q, t->raw_query ? t->raw_query : t->query, q_width},
-                  {&layer->k, t->raw_key ? t->raw_key : t->key, kv_width},
-                  {&layer->v, t->value, kv_width}},
+    struct walsh_frozen_site projections = {
+        .calls = {walsh_frozen(&layer->q, t->raw_query ? t->raw_query : t->query, q_width),
+                  walsh_frozen(&layer->k, t->raw_key ? t->raw_key : t->key, kv_width),
+                  walsh_frozen(&layer->v, t->value, kv_width)},
         .count = 3,
         .rows = n};
-    walsh_train_linears(l, &projections, 1, l->normed, c->hidden);
+    walsh_train_linears(l, &projections, 1, l->normed, c->hidden, t, WALSH_LIST_QKV);
     if (t->raw_query) norm(l, t->query, t->raw_query, layer->q_norm, n * c->heads, c->head_dim);
     if (t->raw_key) norm(l, t->key, t->raw_key, layer->k_norm, n * c->kv_heads, c->head_dim);
     if (layer->rope) {
@@ -316,11 +424,11 @@ static void attention_forward(struct walsh_layers *l, const struct walsh_layer *
     }
     walsh_attention_forward(q, &shape, &rows->documents, attention_is_narrow(l, &shape), t->query, t->key,
                             t->value, t->attention, t->lse, l->scratch);
-    const struct walsh_frozen_site output = {
-        .calls = {{&layer->o, t->attention_delta ? t->attention_delta : l->delta, c->hidden}},
+    struct walsh_frozen_site output = {
+        .calls = {walsh_frozen(&layer->o, t->attention_delta ? t->attention_delta : l->delta, c->hidden)},
         .count = 1,
         .rows = n};
-    walsh_train_linears(l, &output, 1, t->attention, q_width);
+    walsh_train_linears(l, &output, 1, t->attention, q_width, t, WALSH_LIST_OUT);
     if (t->attention_delta) norm(l, l->delta, t->attention_delta, layer->attention_output_norm, n, c->hidden);
     sum_of(l, t->middle, x, l->delta, n * c->hidden);
 }
@@ -337,13 +445,15 @@ void walsh_train_layer_forward(struct walsh_layers *l, const struct walsh_layer 
     if (layer->experts) {
         walsh_train_experts_forward(l, layer, n, l->normed, t, delta);
     } else {
-        const struct walsh_frozen_site gate_up = {
-            .calls = {{&layer->gate, t->gate, wide}, {&layer->up, t->up, wide}}, .count = 2, .rows = n};
-        walsh_train_linears(l, &gate_up, 1, l->normed, c->hidden);
+        struct walsh_frozen_site gate_up = {
+            .calls = {walsh_frozen(&layer->gate, t->gate, wide), walsh_frozen(&layer->up, t->up, wide)},
+            .count = 2,
+            .rows = n};
+        walsh_train_linears(l, &gate_up, 1, l->normed, c->hidden, t, WALSH_LIST_GATE_UP);
         walsh_train_gate(l, t, l->wide, n, wide);
-        const struct walsh_frozen_site down = {
-            .calls = {{&layer->down, delta, c->hidden}}, .count = 1, .rows = n};
-        walsh_train_linears(l, &down, 1, l->wide, wide);
+        struct walsh_frozen_site down = {
+            .calls = {walsh_frozen(&layer->down, delta, c->hidden)}, .count = 1, .rows = n};
+        walsh_train_linears(l, &down, 1, l->wide, wide, t, WALSH_LIST_DOWN);
     }
     if (t->mlp_delta) norm(l, l->delta, t->mlp_delta, layer->mlp_output_norm, n, c->hidden);
     sum_of(l, y, t->middle, l->delta, n * c->hidden);
@@ -366,14 +476,17 @@ static void mlp_backward(struct walsh_layers *l, const struct walsh_layer *layer
     if (layer->experts) {
         walsh_train_experts_backward(l, layer, n, l->normed, t, dy, l->dnormed);
     } else {
-        const struct walsh_frozen_site down = {
-            .calls = {{&layer->down, dy, c->hidden}}, .count = 1, .rows = n};
+        struct walsh_frozen_site down = {
+            .calls = {walsh_frozen(&layer->down, dy, c->hidden)}, .count = 1, .rows = n};
         walsh_train_gate(l, t, l->wide, n, wide);
-        walsh_train_linears_backward(l, &down, 1, l->wide, wide, l->dgate, wide);
+        walsh_train_linears_backward(l, &down, 1, l->wide, wide, l->dgate, wide, t, WALSH_LIST_DOWN);
         walsh_gate_backward(l->queue, c, l->dgate, l->dup, l->dgate, t->gate, t->up, n, wide);
-        const struct walsh_frozen_site gate_up = {
-            .calls = {{&layer->gate, l->dgate, wide}, {&layer->up, l->dup, wide}}, .count = 2, .rows = n};
-        walsh_train_linears_backward(l, &gate_up, 1, l->normed, c->hidden, l->dnormed, c->hidden);
+        struct walsh_frozen_site gate_up = {
+            .calls = {walsh_frozen(&layer->gate, l->dgate, wide), walsh_frozen(&layer->up, l->dup, wide)},
+            .count = 2,
+            .rows = n};
+        walsh_train_linears_backward(l, &gate_up, 1, l->normed, c->hidden, l->dnormed, c->hidden, t,
+                                     WALSH_LIST_GATE_UP);
     }
     norm_back(l, d, l->dnormed, t->middle, layer->mlp_norm, n, c->hidden, true);
 }
@@ -418,19 +531,21 @@ void walsh_train_layer_backward(struct walsh_layers *l, const struct walsh_layer
         dy = l->delta;
         norm_back(l, dy, d, t->attention_delta, layer->attention_output_norm, n, c->hidden, false);
     }
-    const struct walsh_frozen_site output = {.calls = {{&layer->o, dy, c->hidden}}, .count = 1, .rows = n};
-    walsh_train_linears_backward(l, &output, 1, t->attention, q_width, l->dattention, q_width);
+    struct walsh_frozen_site output = {
+        .calls = {walsh_frozen(&layer->o, dy, c->hidden)}, .count = 1, .rows = n};
+    walsh_train_linears_backward(l, &output, 1, t->attention, q_width, l->dattention, q_width, t,
+                                 WALSH_LIST_OUT);
     walsh_attention_backward(l->queue, &shape, &rows->documents, attention_is_narrow(l, &shape), t->query,
                              t->key, t->value, t->attention, t->lse, l->dattention, l->dquery, l->dkey,
                              l->dvalue, l->scratch);
     position_backward(l, layer, rows, t);
     norm(l, l->normed, x, layer->input_norm, n, c->hidden);
-    const struct walsh_frozen_site projections = {.calls = {{&layer->q, l->dquery, q_width},
-                                                            {&layer->k, l->dkey, kv_width},
-                                                            {&layer->v, l->dvalue, kv_width}},
-                                                  .count = 3,
-                                                  .rows = n};
+    struct walsh_frozen_site projections = {.calls = {walsh_frozen(&layer->q, l->dquery, q_width),
+                                                      walsh_frozen(&layer->k, l->dkey, kv_width),
+                                                      walsh_frozen(&layer->v, l->dvalue, kv_width)},
+                                            .count = 3,
+                                            .rows = n};
     walsh_train_linears_backward(l, &projections, 1, l->normed, c->hidden, last ? NULL : l->dnormed,
-                                 c->hidden);
+                                 c->hidden, t, WALSH_LIST_QKV);
     if (!last) norm_back(l, d, l->dnormed, x, layer->input_norm, n, c->hidden, true);
 }

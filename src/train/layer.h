@@ -12,6 +12,13 @@
 /* What the backward pass of a layer reads of its forward, besides its input. [rows] unless said; slots: rows,
  * of experts rows * k.
  */
+enum walsh_tape_list {
+    WALSH_LIST_QKV,
+    WALSH_LIST_OUT,
+    WALSH_LIST_GATE_UP,
+    WALSH_LIST_DOWN,
+    WALSH_TAPE_LISTS
+};
 struct walsh_tape {
     float *query, *key, *value; /* [heads or kv_heads * head_dim], as attention reads them */
     float *raw_query, *raw_key; /* before their norms; NULL: none */
@@ -25,6 +32,8 @@ struct walsh_tape {
     int32_t *expert_index;      /* [k] */
     float *expert_weight;       /* [k] */
     float *expert_output;       /* [slots][hidden] */
+    /* inner values of the updates, where they are bf16: of q, k and v; of o; of gate and up; of down */
+    uint16_t *inner[WALSH_TAPE_LISTS];
 };
 
 /* Slots sorted by expert: [begin[e], begin[e + 1]) are expert e's. Made again from expert_index. */
@@ -48,6 +57,9 @@ struct walsh_layers {
         *loras; /* [linears of the graph] by walsh_linear.index; NULL: not trained */
     size_t max_rows;
     uint32_t max_rank;
+    bool narrow; /* updates are computed in bf16, from the rows that the products read too */
+    uint16_t
+        *rounded[WALSH_SITE_CALLS];  /* x, and dy of each of three calls; [slots][stride of what it holds] */
     float *sine[2];                  /* negated, of graph->rope and local_rope */
     float *normed, *dnormed, *delta; /* [max_rows][hidden] */
     float *dquery, *dkey, *dvalue, *dattention;
@@ -65,6 +77,7 @@ struct walsh_layers_options {
     enum walsh_strategy strategy; /* of products with packed weights */
     size_t max_rows;
     uint32_t max_rank;
+    bool narrow;                           /* the updates have pairs, compute is BF16 */
     const struct walsh_lora *const *loras; /* borrowed */
 };
 enum walsh_status walsh_layers_open(const struct walsh_model_graph *graph, const struct walsh_queue *queue,
@@ -75,9 +88,10 @@ size_t walsh_layers_bytes(const struct walsh_model_graph *graph, const struct wa
                           const struct walsh_layers_options *options);
 
 /* A tape for max_rows rows, in the arena; its bytes. */
-enum walsh_status walsh_tape_open(const struct walsh_model_graph *graph, size_t max_rows,
-                                  struct walsh_arena *arena, struct walsh_tape *out, struct walsh_error *err);
-size_t walsh_tape_bytes(const struct walsh_model_graph *graph, size_t max_rows);
+enum walsh_status walsh_tape_open(const struct walsh_model_graph *graph,
+                                  const struct walsh_layers_options *options, struct walsh_arena *arena,
+                                  struct walsh_tape *out, struct walsh_error *err);
+size_t walsh_tape_bytes(const struct walsh_model_graph *graph, const struct walsh_layers_options *options);
 
 /* y[rows][hidden] = layer(x); fills the tape. */
 void walsh_train_layer_forward(struct walsh_layers *l, const struct walsh_layer *layer,
@@ -89,12 +103,18 @@ void walsh_train_layer_backward(struct walsh_layers *l, const struct walsh_layer
                                 const struct walsh_train_rows *rows, const float *x, struct walsh_tape *tape,
                                 float *d, bool last);
 
-/* For layer.c and experts.c: the linears of a list of sites read x[.][ldx]; with their updates. */
-void walsh_train_linears(struct walsh_layers *l, const struct walsh_frozen_site *sites, size_t count,
-                         const float *x, size_t ldx);
+/* For layer.c and experts.c: the linears of a list of sites read x[.][ldx]; with their updates, whose inner values `list` of the
+ * tape keeps. */
+void walsh_train_linears(struct walsh_layers *l, struct walsh_frozen_site *sites, size_t count,
+                         const float *x, size_t ldx, struct walsh_tape *tape, enum walsh_tape_list list);
 /* The same back: y of a call is its dy. dx = the sum over a site's calls, or is left alone where NULL. */
-void walsh_train_linears_backward(struct walsh_layers *l, const struct walsh_frozen_site *sites, size_t count,
-                                  const float *x, size_t ldx, float *dx, size_t lddx);
+void walsh_train_linears_backward(struct walsh_layers *l, struct walsh_frozen_site *sites, size_t count,
+                                  const float *x, size_t ldx, float *dx, size_t lddx, struct walsh_tape *tape,
+                                  enum walsh_tape_list list);
+/* Updates in bf16, whose inner values are there, become part of the frozen products: forward those with B, back those with
+ * A^T, each A once. */
+void walsh_join_updates(struct walsh_frozen_site *sites, const struct walsh_lora_site *updates, size_t count,
+                        bool back);
 /* y [slots][n] = gate(tape->gate) * tape->up. */
 void walsh_train_gate(struct walsh_layers *l, const struct walsh_tape *tape, float *y, size_t slots,
                       size_t n);

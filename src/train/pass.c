@@ -36,7 +36,7 @@ size_t walsh_pass_bytes(const struct walsh_model_graph *graph, const struct wals
                  head_rows = head_rows_of(graph, rows);
     const struct walsh_products_options head = head_options(o, head_rows);
     return walsh_layers_bytes(graph, queue, &o->layers) +
-           tape_count(graph, o) * walsh_tape_bytes(graph, rows) +
+           tape_count(graph, o) * walsh_tape_bytes(graph, &o->layers) +
            state_count(graph, o) * rows * hidden * sizeof(float) + walsh_products_bytes(graph, queue, &head) +
            head_rows * (2 * hidden + graph->config.vocab) * sizeof(float) +
            rows * (2 * sizeof(uint32_t) + sizeof(int32_t) + sizeof(double));
@@ -53,7 +53,7 @@ static enum walsh_status allocate(struct walsh_pass *p, const struct walsh_pass_
     WALSH_TRY(walsh_arena_alloc(arena, layers, sizeof *p->tapes, what, &p->tapes, err));
     for (size_t i = 0; i < layers; i++) {
         if (i < tapes)
-            WALSH_TRY(walsh_tape_open(p->graph, rows, arena, &p->tapes[i], err));
+            WALSH_TRY(walsh_tape_open(p->graph, &o->layers, arena, &p->tapes[i], err));
         else
             p->tapes[i] = p->tapes[0];
     }
@@ -125,7 +125,8 @@ static void head_block(struct walsh_pass *p, size_t first, size_t count, float *
     for (size_t i = 0; i < count; i++)
         memcpy(p->last + i * hidden, states + p->selected[first + i] * hidden, hidden * sizeof *states);
     q->ops->rms_norm(q, p->normed, hidden, p->last, hidden, norm, count, hidden, eps);
-    const struct walsh_frozen_site head = {{{&p->graph->head, p->logits, c->vocab}}, 1, 0, count};
+    const struct walsh_frozen_site head = {
+        .calls = {walsh_frozen(&p->graph->head, p->logits, c->vocab)}, .count = 1, .rows = count};
     walsh_frozen_forward(&p->head, &head, 1, p->normed, hidden);
     if (c->logit_cap != 0) q->ops->soft_cap(q, p->logits, (float)c->logit_cap, count * c->vocab);
     walsh_cross_entropy(q, p->logits, p->targets + first, count, c->vocab, weight, (float)c->logit_cap,

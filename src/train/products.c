@@ -19,13 +19,16 @@
 
 /* One product of a dispatch. */
 struct walsh_products_item {
-    const struct walsh_weights *stored;
-    struct walsh_weights dense; /* stored, or its decoded copy */
+    const struct walsh_weights *stored; /* NULL: the update alone */
+    struct walsh_weights dense;         /* stored, or its decoded copy */
     struct walsh_activations a;
     float *y;
-    size_t ldy, outputs;
+    size_t ldy, rows, outputs;
     size_t piece_outputs, piece_rows, first; /* number of its first piece */
     bool decoded, fused;                     /* neither: the weights are dense */
+    bool add;                                /* to what y holds */
+    struct walsh_frozen_update update;
+    size_t next; /* item whose product and update are added to this one's, in the same pieces; 0: none */
 };
 
 static bool is_dense(enum walsh_format format)
@@ -267,30 +270,61 @@ static void run_slabs(const struct dispatch *d, const struct walsh_product_part 
     }
 }
 
+/* Rows [row, row + rows) of an item by its weights: to `part`, which names outputs and y. */
+static void weight_piece(const struct dispatch *d, const struct walsh_products_item *item, size_t row,
+                         size_t rows, struct walsh_product_part part)
+{
+    const struct walsh_kernels *k = d->queue->kernels;
+    struct walsh_activations a = item->a;
+    a.rows = rows;
+    a.data = (uint8_t *)item->a.data + row * a.stride * walsh_activation_size(a.type);
+    part.a = &a;
+    part.weights = item->fused ? item->stored : &item->dense;
+    if (!item->fused)
+        dense_kernel(k, a.type, d->transposed)(&part);
+    else if (has_panels(k, item->stored, a.type))
+        (d->transposed ? k->product_mxfp4_transposed : k->product_mxfp4_prefill)(&part);
+    else
+        run_slabs(d, &part);
+}
+
+static void update_piece(const struct dispatch *d, const struct walsh_products_item *item, size_t row,
+                         size_t rows, struct walsh_product_part part)
+{
+    const struct walsh_frozen_update *u = &item->update;
+    const struct walsh_activations a = {.type = WALSH_ACTIVATION_BF16,
+                                        .rows = rows,
+                                        .cols = u->rank,
+                                        .stride = u->ld,
+                                        .data = (uint16_t *)(uintptr_t)u->inner + row * u->ld};
+    const struct walsh_weights w = {.format = WALSH_FORMAT_BF16,
+                                    .rows = (uint32_t)u->rank,
+                                    .cols = (uint32_t)item->outputs,
+                                    .data = u->matrix};
+    part.a = &a;
+    part.weights = &w;
+    part.add = true;
+    d->queue->kernels->product_bf16_transposed(&part);
+}
+
 static void product_pieces(void *argument, size_t begin, size_t end, unsigned worker)
 {
     const struct dispatch *d = argument;
-    const struct walsh_kernels *k = d->queue->kernels;
     for (size_t i = begin; i < end; i++) {
-        const struct walsh_products_item *item = item_of(d, i);
-        const size_t wide = walsh_div_up(item->outputs, item->piece_outputs), number = i - item->first,
-                     row = number / wide * item->piece_rows;
-        struct walsh_activations a = item->a;
-        a.rows = walsh_min(item->piece_rows, item->a.rows - row);
-        a.data = (uint8_t *)item->a.data + row * a.stride * walsh_activation_size(a.type);
-        struct walsh_product_part part = {.weights = item->fused ? item->stored : &item->dense,
-                                          .a = &a,
-                                          .begin = number % wide * item->piece_outputs,
-                                          .y = item->y + row * item->ldy,
-                                          .ldy = item->ldy,
-                                          .scratch = d->queue->scratch[worker]};
-        part.end = walsh_min(part.begin + item->piece_outputs, item->outputs);
-        if (!item->fused)
-            dense_kernel(k, a.type, d->transposed)(&part);
-        else if (has_panels(k, item->stored, a.type))
-            (d->transposed ? k->product_mxfp4_transposed : k->product_mxfp4_prefill)(&part);
-        else
-            run_slabs(d, &part);
+        const struct walsh_products_item *head = item_of(d, i), *item;
+        const size_t wide = walsh_div_up(head->outputs, head->piece_outputs), number = i - head->first,
+                     row = number / wide * head->piece_rows,
+                     rows = walsh_min(head->piece_rows, head->rows - row);
+        struct walsh_product_part part = {.begin = number % wide * head->piece_outputs,
+                                          .y = head->y + row * head->ldy,
+                                          .ldy = head->ldy,
+                                          .scratch = d->queue->scratch[worker],
+                                          .add = head->add};
+        part.end = walsh_min(part.begin + head->piece_outputs, head->outputs);
+        for (item = head; item; item = item->next ? &d->items[item->next] : NULL, part.add = true)
+            if (item->stored) weight_piece(d, item, row, rows, part);
+        for (item = head; item; item = item->next ? &d->items[item->next] : NULL)
+            if (item->update.rank > 0) update_piece(d, item, row, rows, part);
     }
 }
 
@@ -300,12 +334,12 @@ static void cut(struct dispatch *d)
 {
     const size_t threads = walsh_pool_threads(d->queue->pool);
     size_t work = 0;
-    for (size_t i = 0; i < d->count; i++) work += d->items[i].a.rows * d->items[i].outputs;
+    for (size_t i = 0; i < d->count; i++) work += d->items[i].rows * d->items[i].outputs;
     const size_t target = work / (threads * PIECES_PER_THREAD) + 1;
     d->pieces = 0;
     for (size_t i = 0; i < d->count; i++) {
         struct walsh_products_item *item = &d->items[i];
-        const size_t rows = item->a.rows;
+        const size_t rows = item->rows;
         item->piece_outputs =
             walsh_min(walsh_round_up(walsh_max(target / rows, 1), TILE_OUTPUTS), PIECE_OUTPUTS);
         item->piece_rows = rows;
@@ -330,17 +364,19 @@ static void run_items(struct walsh_products *p, struct walsh_products_item *item
     walsh_pool_run(p->queue->pool, d.pieces, 1, product_pieces, &d);
 }
 
-/* Decode what is not fused, as much at a time as the buffer holds, and multiply. */
-static void multiply(struct walsh_products *p, size_t count, bool transposed)
+/* Decode what is not fused, as much at a time as the buffer holds, and multiply. The first `heads` of `count` items have pieces:
+ * the others, none of which is decoded, are added to them. */
+static void multiply(struct walsh_products *p, size_t heads, size_t count, bool transposed)
 {
     size_t rows = 0, begin = 0, used = 0;
-    for (size_t i = 0; i < count; i++) rows += p->items[i].a.rows;
+    for (size_t i = 0; i < count; i++) rows += p->items[i].rows;
     for (size_t i = 0; i < count; i++) {
         struct walsh_products_item *item = &p->items[i];
         const struct walsh_weights *w = item->stored;
+        item->decoded = item->fused = false;
+        if (!w) continue;
         item->outputs = transposed ? w->cols : w->rows;
         item->dense = *w;
-        item->decoded = item->fused = false;
         if (is_dense(w->format)) continue;
         item->fused = choose(p->strategy, p->queue, w, item->a.type, rows / count);
         if (item->fused) {
@@ -362,7 +398,7 @@ static void multiply(struct walsh_products *p, size_t count, bool transposed)
         used += elements;
         p->decoded++;
     }
-    if (count > begin) run_items(p, p->items + begin, count - begin, transposed);
+    if (heads > begin) run_items(p, p->items + begin, heads - begin, transposed);
 }
 
 /* --- around it --- */
@@ -379,6 +415,26 @@ static bool same_input(const struct walsh_products *p, const struct walsh_frozen
 {
     return type_of(p->compute, a->calls[c].linear) == type_of(p->compute, b->calls[d].linear) &&
            walsh_rotation_equal(side(a, c, transposed), side(b, d, transposed));
+}
+
+/* Are the rows that the caller rounded what call `c` of all sites reads? They become its activations. */
+static bool take_rounded(struct walsh_products *p, const struct walsh_frozen_site *sites, size_t count,
+                         size_t c, size_t item, bool transposed)
+{
+    for (size_t i = 0; i < count; i++) {
+        const struct walsh_frozen_call *call = &sites[i].calls[c];
+        const uint16_t *rows = transposed ? call->rows : sites[i].inputs;
+        if (!rows || type_of(p->compute, call->linear) != WALSH_ACTIVATION_BF16 ||
+            side(&sites[i], c, transposed)->kind != WALSH_ROTATION_NONE)
+            return false;
+        p->items[item + i].a =
+            (struct walsh_activations){.type = WALSH_ACTIVATION_BF16,
+                                       .rows = sites[i].rows,
+                                       .cols = transposed ? call->linear->out : call->linear->in,
+                                       .stride = transposed ? call->ld_rows : sites[i].ld_rows,
+                                       .data = (uint16_t *)(uintptr_t)rows};
+    }
+    return true;
 }
 
 /* Prepare what call `c` of every site reads, rows x + begin * ldx, into the items of their numbers. */
@@ -417,6 +473,10 @@ static void describe(struct walsh_products *p, const struct walsh_frozen_site *s
     const struct walsh_rotation *rotation = transposed ? &linear->in_rotation : &linear->out_rotation;
     const bool rotated = rotation->kind != WALSH_ROTATION_NONE;
     item->stored = &linear->weights;
+    item->rows = sites[i].rows;
+    item->add = false;
+    item->next = 0;
+    item->update = rotated ? (struct walsh_frozen_update){.rank = 0} : sites[i].calls[c].update;
     item->y = rotated ? p->z + (sites[i].begin - sites[0].begin) * p->widest : to;
     item->ldy = rotated ? p->widest : ldto;
 }
@@ -444,6 +504,27 @@ static size_t run_of(const struct walsh_products *p, const struct walsh_frozen_s
     return end - c;
 }
 
+/* The updates of call `c` of all sites alone, where the product had to be rotated back first. dx: of sites[0], back. */
+static void add_updates(struct walsh_products *p, const struct walsh_frozen_site *sites, size_t count,
+                        size_t c, float *dx, size_t lddx, bool transposed)
+{
+    size_t used = 0;
+    for (size_t i = 0; i < count; i++) {
+        const struct walsh_frozen_call *call = &sites[i].calls[c];
+        if (call->update.rank == 0) continue;
+        struct walsh_products_item *item = &p->items[used++];
+        item->stored = NULL;
+        item->rows = sites[i].rows;
+        item->outputs = transposed ? call->linear->in : call->linear->out;
+        item->y = transposed ? dx + (sites[i].begin - sites[0].begin) * lddx : call->y;
+        item->ldy = transposed ? lddx : call->ldy;
+        item->add = true;
+        item->next = 0;
+        item->update = call->update;
+    }
+    if (used > 0) multiply(p, used, used, transposed);
+}
+
 void walsh_frozen_forward(struct walsh_products *p, const struct walsh_frozen_site *sites, size_t count,
                           const float *x, size_t ldx)
 {
@@ -452,7 +533,7 @@ void walsh_frozen_forward(struct walsh_products *p, const struct walsh_frozen_si
         bool ready = c > 0;
         for (size_t i = 0; ready && i < count; i++)
             ready = same_input(p, &sites[i], c - 1, &sites[i], c, false);
-        if (!ready) prepare(p, sites, count, c, x, ldx, false);
+        if (!ready && !take_rounded(p, sites, count, c, 0, false)) prepare(p, sites, count, c, x, ldx, false);
         run = run_of(p, sites, count, c);
         for (size_t n = 0; n < run; n++)
             for (size_t i = 0; i < count; i++) {
@@ -460,12 +541,14 @@ void walsh_frozen_forward(struct walsh_products *p, const struct walsh_frozen_si
                 p->items[n * count + i].a = p->items[i].a;
                 describe(p, sites, i, c + n, &p->items[n * count + i], call->y, call->ldy, false);
             }
-        multiply(p, run * count, false);
+        multiply(p, run * count, run * count, false);
         for (size_t n = 0; n < run; n++)
             for (size_t i = 0; i < count; i++) {
                 const struct walsh_frozen_call *call = &sites[i].calls[c + n];
                 unrotate(p, &sites[i], c + n, &p->items[n * count + i], call->y, call->ldy, false);
             }
+        if (sites[0].calls[c].linear->out_rotation.kind != WALSH_ROTATION_NONE)
+            add_updates(p, sites, count, c, NULL, 0, false);
     }
 }
 
@@ -484,27 +567,73 @@ static void add_rows(void *argument, size_t begin, size_t end, unsigned worker)
         t->kernels->add_f32(t->to + r * t->ldto, t->from + r * t->ldfrom, t->n);
 }
 
+static bool rotated_inputs(const struct walsh_frozen_site *sites, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        for (size_t c = 0; c < sites[i].count; c++)
+            if (sites[i].calls[c].linear->in_rotation.kind != WALSH_ROTATION_NONE) return true;
+    return false;
+}
+
+/* The sum over the calls in one dispatch, as the items of call c at c * count: possible where all of dy is rounded already, nothing
+ * is rotated and no weight is decoded first. */
+static bool sum_at_once(struct walsh_products *p, const struct walsh_frozen_site *sites, size_t count,
+                        float *dx, size_t lddx, bool add)
+{
+    const size_t calls = sites[0].count;
+    size_t rows = 0;
+    for (size_t i = 0; i < count; i++) rows += sites[i].rows;
+    for (size_t c = 0; c < calls; c++) {
+        for (size_t i = 0; i < count; i++) {
+            const struct walsh_weights *w = &sites[i].calls[c].linear->weights;
+            if (!is_dense(w->format) &&
+                !choose(p->strategy, p->queue, w, WALSH_ACTIVATION_BF16, rows / count))
+                return false;
+        }
+        if (!take_rounded(p, sites, count, c, c * count, true)) return false;
+    }
+    for (size_t c = 0; c < calls; c++)
+        for (size_t i = 0; i < count; i++) {
+            struct walsh_products_item *item = &p->items[c * count + i];
+            describe(p, sites, i, c, item, dx + (sites[i].begin - sites[0].begin) * lddx, lddx, true);
+            item->add = add;
+            item->next = c + 1 < calls ? (c + 1) * count + i : 0;
+        }
+    multiply(p, count, calls * count, true);
+    return true;
+}
+
+/* dx = or += what call `c` of all sites gives, without its updates. */
+static void back_call(struct walsh_products *p, const struct walsh_frozen_site *sites, size_t count, size_t c,
+                      float *dx, size_t lddx, bool add)
+{
+    const struct walsh_frozen_site *last = &sites[count - 1];
+    const struct walsh_frozen_call *call = &sites[0].calls[c];
+    const size_t first = sites[0].begin, in = call->linear->in;
+    const bool through_extra = add && rotated_inputs(sites, count);
+    float *to = through_extra ? p->extra : dx;
+    const size_t ldto = through_extra ? in : lddx;
+    if (!take_rounded(p, sites, count, c, 0, true)) /* the sites' dy are rows of one matrix */
+        prepare(p, sites, count, c, call->y - first * call->ldy, call->ldy, true);
+    for (size_t i = 0; i < count; i++) {
+        describe(p, sites, i, c, &p->items[i], to + (sites[i].begin - first) * ldto, ldto, true);
+        p->items[i].update.rank = 0;
+        p->items[i].add = add && !through_extra;
+    }
+    multiply(p, count, count, true);
+    for (size_t i = 0; i < count; i++)
+        unrotate(p, &sites[i], c, &p->items[i], to + (sites[i].begin - first) * ldto, ldto, true);
+    if (!through_extra) return;
+    struct add_rows t = {p->queue->kernels, dx, to, lddx, ldto, in};
+    walsh_pool_run(p->queue->pool, last->begin + last->rows - first, 16, add_rows, &t);
+}
+
 void walsh_frozen_backward(struct walsh_products *p, const struct walsh_frozen_site *sites, size_t count,
                            float *dx, size_t lddx, bool add)
 {
     if (count == 0) return;
-    const struct walsh_frozen_site *last = &sites[count - 1];
-    const size_t first = sites[0].begin, rows = last->begin + last->rows - first;
-    for (size_t c = 0; c < sites[0].count; c++) {
-        const struct walsh_frozen_call *call = &sites[0].calls[c];
-        const size_t in = call->linear->in;
-        const bool sum = add || c > 0;
-        float *to = sum ? p->extra : dx + first * lddx;
-        const size_t ldto = sum ? in : lddx;
-        /* the sites' dy are rows of one matrix */
-        prepare(p, sites, count, c, call->y - first * call->ldy, call->ldy, true);
-        for (size_t i = 0; i < count; i++)
-            describe(p, sites, i, c, &p->items[i], to + (sites[i].begin - first) * ldto, ldto, true);
-        multiply(p, count, true);
-        for (size_t i = 0; i < count; i++)
-            unrotate(p, &sites[i], c, &p->items[i], to + (sites[i].begin - first) * ldto, ldto, true);
-        if (!sum) continue;
-        struct add_rows t = {p->queue->kernels, dx + first * lddx, to, lddx, ldto, in};
-        walsh_pool_run(p->queue->pool, rows, 16, add_rows, &t);
-    }
+    dx += sites[0].begin * lddx;
+    if (!rotated_inputs(sites, count) && sum_at_once(p, sites, count, dx, lddx, add)) return;
+    for (size_t c = 0; c < sites[0].count; c++) back_call(p, sites, count, c, dx, lddx, add || c > 0);
+    for (size_t c = 0; c < sites[0].count; c++) add_updates(p, sites, count, c, dx, lddx, true);
 }

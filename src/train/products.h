@@ -22,17 +22,34 @@
 
 enum walsh_strategy { WALSH_STRATEGY_AUTO, WALSH_STRATEGY_DECODED, WALSH_STRATEGY_FUSED };
 
+/* The second half of a trained update, in bf16: rows [rows][ld] of its inner values times `matrix` [rank][outputs] are added to
+ * y, or to dx. ld is even, and an odd last column stands beside 0. */
+struct walsh_frozen_update {
+    const uint16_t *matrix, *inner;
+    size_t rank, ld; /* rank 0: none */
+};
 /* y[rows][ldy] of one of the linears that read the same x. */
 struct walsh_frozen_call {
     const struct walsh_linear *linear;
     float *y;
     size_t ldy;
+    const uint16_t *rows; /* back: dy rounded, as those of a site */
+    size_t ld_rows;
+    struct walsh_frozen_update update; /* of y, in the unrotated space; back: of dx */
 };
+static inline struct walsh_frozen_call walsh_frozen(const struct walsh_linear *linear, float *y, size_t ldy)
+{
+    return (struct walsh_frozen_call){.linear = linear, .y = y, .ldy = ldy};
+}
 #define WALSH_SITE_CALLS 4
 /* Linears that read rows [begin, begin + rows) of the same x: those of a layer, or of one of its experts. */
 struct walsh_frozen_site {
     struct walsh_frozen_call calls[WALSH_SITE_CALLS];
     size_t count, begin, rows;
+    /* The site's rows of x rounded to bf16, 0 up to their stride ld_rows (walsh_activations_stride): read where a linear
+     * wants nothing else, so that x is rounded once for all who read it. NULL: rounded from x. */
+    const uint16_t *inputs;
+    size_t ld_rows;
 };
 
 struct walsh_products_options {
@@ -68,13 +85,13 @@ size_t walsh_products_bytes(const struct walsh_model_graph *graph, const struct 
 bool walsh_products_fused(const struct walsh_queue *queue, enum walsh_activation_type compute,
                           const struct walsh_weights *w, size_t rows);
 
-/* y_i = linear_i(x[.][ldx]) for all calls of all sites, whose rows are disjoint, ascending and without gaps,
+/* y_i = linear_i(x[.][ldx]) + its update for all calls of all sites, whose rows are disjoint, ascending and without gaps,
  * and whose calls have the same shapes: in one dispatch, its pieces cut out of the sites' rows and outputs.
  * Neighbouring calls with equal input rotations share one preparation of x. */
 void walsh_frozen_forward(struct walsh_products *p, const struct walsh_frozen_site *sites, size_t count,
                           const float *x, size_t ldx);
 /* The same back: y of a call is its dy, and those of the sites are rows of one matrix. dx [.][lddx] = or,
- * with `add`, += the sum of W^T dy over a site's calls; a bias has no part in it. */
+ * with `add`, += the sum of W^T dy over a site's calls, and of their updates behind them; a bias has no part in it. */
 void walsh_frozen_backward(struct walsh_products *p, const struct walsh_frozen_site *sites, size_t count,
                            float *dx, size_t lddx, bool add);
 

@@ -26,11 +26,11 @@ static void check_shape(struct check *c, product_kernel *reference, product_kern
     void *scratch = check_alloc_private(c, WALSH_PRODUCT_SCRATCH);
     float *expected = outputs(c, rows * outs), *got = outputs(c, rows * outs), *wide = outputs(c, rows * ldy),
           *untouched = check_alloc(c, ldy * sizeof(float), 0), *alone = outputs(c, outs);
-    reference(&(struct walsh_product_part){w, &a, 0, outs, expected, outs, scratch});
-    candidate(&(struct walsh_product_part){w, &a, 0, outs, got, outs, scratch});
+    reference(&(struct walsh_product_part){w, &a, 0, outs, expected, outs, scratch, false});
+    candidate(&(struct walsh_product_part){w, &a, 0, outs, got, outs, scratch, false});
     check_exact_f32(c, "y", expected, got, rows * outs);
-    if (cut < outs) candidate(&(struct walsh_product_part){w, &a, cut, outs, wide, ldy, scratch});
-    if (cut > 0) candidate(&(struct walsh_product_part){w, &a, 0, cut, wide, ldy, scratch});
+    if (cut < outs) candidate(&(struct walsh_product_part){w, &a, cut, outs, wide, ldy, scratch, false});
+    if (cut > 0) candidate(&(struct walsh_product_part){w, &a, 0, cut, wide, ldy, scratch, false});
     for (size_t i = 0; i < rows; i++) {
         check_exact_f32(c, "y in pieces", got + i * outs, wide + i * ldy, outs);
         check_exact_bytes(c, "the gap between rows of y", untouched, wide + i * ldy + outs,
@@ -42,7 +42,7 @@ static void check_shape(struct check *c, product_kernel *reference, product_kern
     one.data = (int8_t *)a.data + i * a.stride;
     one.scale = a.scale + i * (a.stride / WALSH_ACTIVATION_GROUP);
     one.sum = a.sum + i * (a.stride / WALSH_ACTIVATION_SUM);
-    candidate(&(struct walsh_product_part){w, &one, 0, outs, alone, outs, scratch});
+    candidate(&(struct walsh_product_part){w, &one, 0, outs, alone, outs, scratch, false});
     check_exact_f32(c, "y of a row alone", got + i * outs, alone, outs);
 }
 
@@ -90,17 +90,21 @@ static void check_mxfp4(struct check *c, product_kernel *reference, product_kern
         const struct walsh_weights absolute = product_magnitudes(c, &plain);
         const struct walsh_activations absolute_a = product_absolute(c, &a);
         (transposed ? walsh_product_dense_transposed_reference : walsh_product_dense_prefill_reference)(
-            &(struct walsh_product_part){&absolute, &absolute_a, 0, outs, magnitude, outs, scratch});
-        reference(&(struct walsh_product_part){&w, &a, 0, outs, expected, outs, scratch});
-        candidate(&(struct walsh_product_part){&w, &a, cut, outs, got, outs, scratch});
-        if (cut > 0) candidate(&(struct walsh_product_part){&w, &a, 0, cut, got, outs, scratch});
+            &(struct walsh_product_part){&absolute, &absolute_a, 0, outs, magnitude, outs, scratch, false});
+        reference(&(struct walsh_product_part){&w, &a, 0, outs, expected, outs, scratch, false});
+        candidate(&(struct walsh_product_part){&w, &a, cut, outs, got, outs, scratch, false});
+        if (cut > 0) candidate(&(struct walsh_product_part){&w, &a, 0, cut, got, outs, scratch, false});
         /* Scales span 2^20, so that what follows a large group is rounded in its units, addition by addition.
          * Extreme scales in odd rounds: subnormal weights count as zero in hardware. */
         if (c->round % 2 == 0) check_close_f32(c, "y", expected, got, magnitude, rows * outs, 16);
-        dense(&(struct walsh_product_part){&plain, &a, 0, outs, of_dense, outs, scratch});
+        dense(&(struct walsh_product_part){&plain, &a, 0, outs, of_dense, outs, scratch, false});
         check_exact_f32(c, "y of the decoded matrix", of_dense, got, rows * outs);
-        candidate(&(struct walsh_product_part){&w, &one, 0, outs, of_dense, outs, scratch});
+        candidate(&(struct walsh_product_part){&w, &one, 0, outs, of_dense, outs, scratch, false});
         check_exact_f32(c, "y of a row alone", got + (rows - 1) * outs, of_dense, outs);
+        memcpy(of_dense, got, rows * outs * sizeof *got);
+        dense(&(struct walsh_product_part){&plain, &a, 0, outs, of_dense, outs, scratch, true});
+        candidate(&(struct walsh_product_part){&w, &a, 0, outs, got, outs, scratch, true});
+        check_exact_f32(c, "y += of the decoded matrix", of_dense, got, rows * outs);
     }
 }
 

@@ -47,6 +47,24 @@ void check_pair_rows_bf16(struct check *c, walsh_kernel_pair_rows_bf16 *referenc
 {
     check_pack(c, reference, candidate, false, false);
 }
+void check_pair_narrow_rows_bf16(struct check *c, walsh_kernel_pair_narrow_rows_bf16 *reference,
+                                 walsh_kernel_pair_narrow_rows_bf16 *candidate)
+{
+    for (size_t shape = 0; shape < 8; shape++) {
+        const size_t rows = check_below(c, 80) + 1, cols = check_below(c, 80) + 1;
+        const size_t ldx = cols + check_below(c, 5), ldy = cols + check_below(c, 5);
+        const size_t in = (rows - 1) * ldx + cols, out = ((rows + 1) / 2 - 1) * ldy + cols;
+        uint16_t *x = check_alloc(c, in * sizeof *x, check_misalign(c, sizeof *x));
+        uint32_t *expected = check_alloc(c, out * sizeof *expected, 0),
+                 *got = check_alloc(c, out * sizeof *got, check_misalign(c, sizeof *got));
+        for (size_t i = 0; i < in; i++) x[i] = (uint16_t)check_below(c, 65536);
+        memset(expected, 0, out * sizeof *expected);
+        memset(got, 0, out * sizeof *got);
+        reference(expected, ldy, x, ldx, rows, cols);
+        candidate(got, ldy, x, ldx, rows, cols);
+        check_exact_bytes(c, "y", expected, got, out * sizeof *got);
+    }
+}
 void check_pair_rows_turned_bf16(struct check *c, walsh_kernel_pair_rows_turned_bf16 *reference,
                                  walsh_kernel_pair_rows_turned_bf16 *candidate)
 {

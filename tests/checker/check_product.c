@@ -16,6 +16,7 @@ struct product_case {
     enum walsh_activation_type type;
     double factor;   /* 0: EXACT */
     bool transposed; /* y = W^T a */
+    bool adds;       /* the kernel knows `add` */
 };
 
 /* Outputs of W, and what they sum over. */
@@ -34,7 +35,7 @@ static float *outputs(struct check *c, size_t n)
 static void multiply(product_kernel *kernel, const struct walsh_weights *w, const struct walsh_activations *a,
                      size_t begin, size_t end, float *y, size_t ldy, void *scratch)
 {
-    const struct walsh_product_part part = {w, a, begin, end, y, ldy, scratch};
+    const struct walsh_product_part part = {w, a, begin, end, y, ldy, scratch, false};
     kernel(&part);
 }
 
@@ -52,6 +53,25 @@ static void compare(struct check *c, const struct product_case *t, const struct 
     multiply(t->transposed ? walsh_product_dense_transposed_reference : walsh_product_dense_decode_reference,
              &absolute_w, &absolute_a, 0, outs, magnitude, outs, scratch);
     check_close_f32(c, "y", expected, got, magnitude, n, t->factor);
+}
+
+/* y += the product: near what the reference makes of the same y. */
+static void check_add(struct check *c, const struct product_case *t, const struct walsh_weights *w,
+                      const struct walsh_activations *a, void *scratch)
+{
+    const size_t outs = outputs_of(t, w), n = a->rows * outs;
+    const struct walsh_weights absolute_w = product_magnitudes(c, w);
+    const struct walsh_activations absolute_a = product_absolute(c, a);
+    float *expected = outputs(c, n), *got = outputs(c, n), *magnitude = check_alloc(c, n * sizeof(float), 0);
+    for (size_t i = 0; i < n; i++) {
+        expected[i] = got[i] = 3 * check_normal(c);
+        magnitude[i] = fabsf(got[i]);
+    }
+    (t->transposed ? walsh_product_dense_transposed_reference : walsh_product_dense_prefill_reference)(
+        &(struct walsh_product_part){&absolute_w, &absolute_a, 0, outs, magnitude, outs, scratch, true});
+    t->reference(&(struct walsh_product_part){w, a, 0, outs, expected, outs, scratch, true});
+    t->candidate(&(struct walsh_product_part){w, a, 0, outs, got, outs, scratch, true});
+    check_close_f32(c, "y +=", expected, got, magnitude, n, t->factor);
 }
 
 static void check_shape(struct check *c, const struct product_case *t, const struct product_shape *shape,
@@ -77,6 +97,8 @@ static void check_shape(struct check *c, const struct product_case *t, const str
         check_exact_bytes(c, "the gap between rows of y", untouched, wide + i * ldy + outs,
                           (ldy - outs) * sizeof(float));
     }
+
+    if (t->adds) check_add(c, t, &w, &a, scratch);
 
     /* a row alone */
     size_t i = check_below(c, rows);
@@ -159,60 +181,60 @@ static const enum walsh_format bf16_format[] = {WALSH_FORMAT_BF16};
 
 void check_product_dense_decode(struct check *c, product_kernel *reference, product_kernel *candidate)
 {
-    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_F32, 4, false},
+    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_F32, 4, false, false},
                 dense_formats, 3);
 }
 
 void check_product_dense_prefill(struct check *c, product_kernel *reference, product_kernel *candidate)
 {
-    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_F32, 4, false},
+    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_F32, 4, false, true},
                 dense_formats, 3);
 }
 
 void check_product_bf16_decode(struct check *c, product_kernel *reference, product_kernel *candidate)
 {
-    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_BF16, 4, false}, bf16_format,
-                1);
+    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_BF16, 4, false, false},
+                bf16_format, 1);
 }
 
 void check_product_bf16_prefill(struct check *c, product_kernel *reference, product_kernel *candidate)
 {
-    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_BF16, 4, false}, bf16_format,
-                1);
+    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_BF16, 4, false, true},
+                bf16_format, 1);
 }
 
 void check_product_dense_transposed(struct check *c, product_kernel *reference, product_kernel *candidate)
 {
-    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_F32, 4, true}, dense_formats,
-                3);
+    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_F32, 4, true, true},
+                dense_formats, 3);
 }
 
 void check_product_bf16_transposed(struct check *c, product_kernel *reference, product_kernel *candidate)
 {
-    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_BF16, 4, true}, bf16_format,
-                1);
+    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_BF16, 4, true, true},
+                bf16_format, 1);
 }
 
 void check_product_e8p_decode(struct check *c, product_kernel *reference, product_kernel *candidate)
 {
-    check_stages(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_F32, 4, false});
+    check_stages(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_F32, 4, false, false});
 }
 
 void check_product_e8p_prefill(struct check *c, product_kernel *reference, product_kernel *candidate)
 {
-    check_stages(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_F32, 4, false});
+    check_stages(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_F32, 4, false, false});
 }
 
 void check_product_int8_decode(struct check *c, product_kernel *reference, product_kernel *candidate)
 {
-    const struct product_case t = {reference, candidate, WALSH_ACTIVATION_INT8, 0, false};
+    const struct product_case t = {reference, candidate, WALSH_ACTIVATION_INT8, 0, false, false};
     check_stages(c, &t);
     check_largest(c, &t, 1 + c->round * 3);
 }
 
 void check_product_int8_prefill(struct check *c, product_kernel *reference, product_kernel *candidate)
 {
-    const struct product_case t = {reference, candidate, WALSH_ACTIVATION_INT8, 0, false};
+    const struct product_case t = {reference, candidate, WALSH_ACTIVATION_INT8, 0, false, false};
     check_stages(c, &t);
     check_largest(c, &t, 1 + c->round * 3);
 }

@@ -55,7 +55,7 @@ static void compare(struct check *c, const struct expectation *e, const float *y
     float *expected = check_alloc(c, n * sizeof *expected, 0), *got = check_alloc(c, n * sizeof *got, 0);
     float *magnitude = check_alloc(c, n * sizeof *magnitude, 0);
     struct walsh_product_part part = {
-        e->w, e->a, begin, end, expected - begin, outputs, e->reference->scratch[0]};
+        e->w, e->a, begin, end, expected - begin, outputs, e->reference->scratch[0], false};
     for (size_t i = 0; i < e->a->rows; i++)
         memcpy(got + i * outputs, y + i * ldy + begin, outputs * sizeof *got);
     if (e->a->type == WALSH_ACTIVATION_INT8) {
@@ -158,7 +158,7 @@ static void check_block_products(struct check *c, const struct check_queues *que
             const struct walsh_product product = {.weights = &w, .y = y, .ldy = ldy};
             queues->best[0].ops->product(&queues->best[0], &product, 1, &a, NULL, WALSH_DECODE);
             queues->reference.kernels->product_block_decode(
-                &(struct walsh_product_part){&w, &a, 0, outs, expected, ldy, queues->reference.scratch[0]});
+                &(struct walsh_product_part){&w, &a, 0, outs, expected, ldy, queues->reference.scratch[0], false});
             for (size_t i = 0; i < rows; i++)
                 check_exact_f32(c, "y of a block format", expected + i * ldy, y + i * ldy, outs);
         }
@@ -195,7 +195,7 @@ static void check_decoded_products(struct check *c, const struct check_queues *q
             const struct walsh_weights absolute_w = product_magnitudes(c, &dense);
             const struct walsh_activations absolute_a = product_absolute(c, &a);
             struct walsh_product_part part = {
-                &dense, &a, 0, outs, expected, outs, queues->reference.scratch[0]};
+                &dense, &a, 0, outs, expected, outs, queues->reference.scratch[0], false};
             k->product_dense_decode(&part);
             part.weights = &absolute_w;
             part.a = &absolute_a;

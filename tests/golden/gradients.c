@@ -192,6 +192,7 @@ static struct walsh_pass open_pass(const struct subject *s, bool checkpoint)
         .layers = {.compute = s->bf16 ? WALSH_ACTIVATION_BF16 : WALSH_ACTIVATION_F32,
                    .max_rows = s->batch.rows,
                    .max_rank = s->p.modules[0].rank,
+                   .narrow = s->p.pairs != NULL,
                    .loras = s->p.by_linear},
         .checkpoint = checkpoint};
     need(walsh_pass_open(s->graph, s->queue, &options, &pass, &error));

@@ -18,8 +18,7 @@
 #include "formats/blocks.h"
 #include "formats/e8p_planes.h"
 #include "kernels/table.h"
-#include "train/lora.h"
-#include "train/products.h"
+#include "train/layer.h"
 
 enum { RANK = 16, MATRICES = 3, MOST_EXPERTS = 32 };
 
@@ -91,6 +90,7 @@ struct subject {
     size_t rows, begin[MOST_EXPERTS + 1];
     struct walsh_lora lora[2 * MOST_EXPERTS];
     const float *x, *dy[2];
+    const uint16_t *x_rows, *dy_rows[2]; /* the same in bf16 */
 };
 
 struct outcome {
@@ -98,6 +98,16 @@ struct outcome {
     size_t gradient_count, decoded, fused;
     bool has_dense;
 };
+
+/* Rows of n in bf16, zeros behind them. */
+static uint16_t *rounded(const float *x, size_t rows, size_t n)
+{
+    const size_t stride = walsh_activations_stride(n);
+    uint16_t *y = memory(rows * stride, sizeof *y);
+    memset(y, 0, rows * stride * sizeof *y);
+    for (size_t i = 0; i < rows; i++) queue.kernels->bf16_from_f32(y + i * stride, x + i * n, n);
+    return y;
+}
 
 static struct walsh_linear linear(const struct walsh_weights *w)
 {
@@ -140,15 +150,18 @@ static void set_up(struct subject *s, enum walsh_format format, uint32_t experts
     s->graph.config.experts = experts;
     s->x = normal(s->rows * k);
     for (unsigned i = 0; i < 2; i++) s->dy[i] = normal(s->rows * n);
+    s->x_rows = rounded(s->x, s->rows, k);
+    for (unsigned i = 0; i < 2; i++) s->dy_rows[i] = rounded(s->dy[i], s->rows, n);
     for (uint32_t e = 0; e < 2 * experts; e++) {
         struct walsh_lora *l = &s->lora[e];
-        float *a_t = memory((size_t)RANK * k, sizeof *a_t), *b_t = memory((size_t)RANK * n, sizeof *b_t);
+        uint32_t *a = memory(walsh_lora_pairs(RANK, k), sizeof *a),
+                 *b = memory(walsh_lora_pairs(RANK, n), sizeof *b);
         l->a = normal((size_t)RANK * k);
         l->b = normal((size_t)RANK * n);
-        queue.kernels->transpose_f32(a_t, RANK, l->a, k, RANK, k);
-        queue.kernels->transpose_f32(b_t, RANK, l->b, n, RANK, n);
-        l->a_t = a_t;
-        l->b_t = b_t;
+        walsh_lora_pack(&queue, a, l->a, RANK, k);
+        walsh_lora_pack(&queue, b, l->b, RANK, n);
+        l->a_pairs = a;
+        l->b_pairs = b;
     }
 }
 
@@ -175,13 +188,16 @@ static struct outcome run(struct subject *s, enum walsh_strategy strategy, bool 
     struct walsh_lora_site updates[MOST_EXPERTS];
     float *scratch = memory(2 * walsh_lora_scratch(RANK, s->rows, s->count), sizeof *scratch),
           *at = o.gradients;
+    uint16_t *inner = memory(2 * walsh_lora_kept(RANK, s->rows, s->count), sizeof *inner);
+    const size_t ldx = walsh_activations_stride(s->k), ldy = walsh_activations_stride(s->n);
     for (unsigned back = 0; back < 2; back++) {
         size_t active = 0;
         for (uint32_t e = 0; e < s->count; e++) {
             const size_t begin = s->begin[e], rows = s->begin[e + 1] - begin;
             struct walsh_frozen_site *site = &sites[active];
             if (rows == 0) continue;
-            *site = (struct walsh_frozen_site){.count = 2, .begin = begin, .rows = rows};
+            *site = (struct walsh_frozen_site){
+                .count = 2, .begin = begin, .rows = rows, .inputs = s->x_rows + begin * ldx, .ld_rows = ldx};
             updates[active] = (struct walsh_lora_site){.count = 2, .begin = begin, .rows = rows};
             for (unsigned i = 0; i < 2; i++) {
                 float *y = back ? (float *)(uintptr_t)s->dy[i] : o.y[i];
@@ -191,18 +207,24 @@ static struct outcome run(struct subject *s, enum walsh_strategy strategy, bool 
                     l->grad_b = at + (size_t)RANK * s->k;
                     at += (size_t)RANK * (s->k + s->n);
                 }
-                site->calls[i] = (struct walsh_frozen_call){i ? &s->experts[e].up : &s->experts[e].gate,
-                                                            y + begin * s->n, s->n};
-                updates[active].calls[i] = (struct walsh_lora_call){l, y + begin * s->n, s->n};
+                site->calls[i] =
+                    walsh_frozen(i ? &s->experts[e].up : &s->experts[e].gate, y + begin * s->n, s->n);
+                site->calls[i].rows = s->dy_rows[i] + begin * ldy;
+                site->calls[i].ld_rows = ldy;
+                updates[active].calls[i] =
+                    (struct walsh_lora_call){.lora = l, .dy = site->calls[i].rows, .ld_dy = ldy};
             }
             active++;
         }
         if (!back) {
+            walsh_lora_inner(&queue, updates, active, s->x_rows, ldx, inner, scratch);
+            walsh_join_updates(sites, updates, active, false);
             walsh_frozen_forward(&p, sites, active, s->x, s->k);
-            walsh_lora_forward(&queue, updates, active, s->x, s->k);
         } else {
+            walsh_lora_inner_backward(&queue, updates, active, inner, scratch);
+            walsh_join_updates(sites, updates, active, true);
             walsh_frozen_backward(&p, sites, active, o.dx, s->k, false);
-            walsh_lora_backward(&queue, updates, active, s->x, s->k, o.dx, s->k, scratch);
+            walsh_lora_gradients(&queue, updates, active, s->x_rows, ldx);
         }
     }
     o.decoded = p.decoded;
@@ -359,7 +381,11 @@ static void test_company(void **state)
     for (uint32_t e = 0; e <= 8; e++) t.begin[e] = e > 5;
     t.rows = 1;
     t.x = s.x + row * s.k;
-    for (unsigned i = 0; i < 2; i++) t.dy[i] = s.dy[i] + row * s.n;
+    t.x_rows = s.x_rows + row * walsh_activations_stride(s.k);
+    for (unsigned i = 0; i < 2; i++) {
+        t.dy[i] = s.dy[i] + row * s.n;
+        t.dy_rows[i] = s.dy_rows[i] + row * walsh_activations_stride(s.n);
+    }
     t.layer.experts = t.experts;
     t.graph.layers = &t.layer;
     const struct outcome single = run(&t, WALSH_STRATEGY_FUSED, false);

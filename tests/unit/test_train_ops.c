@@ -13,6 +13,8 @@
 
 #include "base/random.h"
 #include "kernels/kernels.h"
+#include "kernels/product.h"
+#include "kernels/table.h"
 #include "train/attention.h"
 #include "train/gradients.h"
 #include "train/lora.h"
@@ -484,6 +486,33 @@ static float *turn(const float *x, size_t rows, size_t cols)
     return y;
 }
 
+/* y[rows][n] += inner by a matrix of an update, as pieces of the frozen products do it. */
+static void add_update(const struct walsh_queue *q, const struct walsh_lora_call *call, const uint32_t *pairs,
+                       size_t n, size_t rows, float *y)
+{
+    const uint32_t rank = call->lora->rank;
+    const struct walsh_activations a = {.type = WALSH_ACTIVATION_BF16,
+                                        .rows = rows,
+                                        .cols = rank,
+                                        .stride = walsh_lora_inner_width(rank),
+                                        .data = call->inner};
+    const struct walsh_weights w = {.format = WALSH_FORMAT_BF16,
+                                    .rows = rank,
+                                    .cols = (uint32_t)n,
+                                    .data = walsh_lora_matrix(pairs, rank, n)};
+    const struct walsh_product_part part = {&w, &a, 0, n, y, n, q->scratch[0], true};
+    q->kernels->product_bf16_transposed(&part);
+}
+
+/* Rows of n, rounded, with zeros behind them. */
+static uint16_t *rounded(const float *x, size_t rows, size_t n, size_t *stride)
+{
+    *stride = walsh_activations_stride(n);
+    uint16_t *y = calloc(rows * *stride, sizeof *y);
+    for (size_t i = 0; i < rows; i++) queue.kernels->bf16_from_f32(y + i * *stride, x + i * n, n);
+    return y;
+}
+
 /* The same with pairs of A and B, on one and more threads: site's gradients and a forward, near those in f32. */
 static void lora_narrow(struct walsh_lora_site *site, const float *x, size_t n, const float *dx,
                         const float *y)
@@ -492,6 +521,9 @@ static void lora_narrow(struct walsh_lora_site *site, const float *x, size_t n, 
     const size_t rows = site->rows;
     struct walsh_queue single = queue;
     single.pool = NULL;
+    size_t ldx;
+    uint16_t *x_rows = rounded(x, rows, n, &ldx),
+             *kept = calloc(3 * walsh_lora_kept(16, rows, 1), sizeof *kept);
     float *got_dx[2], *got_y[2], *scratch = malloc(3 * walsh_lora_scratch(16, rows, 1) * sizeof *scratch);
     for (int run = 0; run < 2; run++) {
         const struct walsh_queue *q = run ? &single : &queue;
@@ -513,30 +545,35 @@ static void lora_narrow(struct walsh_lora_site *site, const float *x, size_t n, 
             loras[i].grad_b = calloc((size_t)l->rank * l->out, sizeof(float));
             if (i == 0) grad_a = loras[i].grad_a;
             narrow.calls[i].lora = &loras[i];
+            narrow.calls[i].dy = rounded(narrow.calls[i].y, rows, l->out, &narrow.calls[i].ld_dy);
         }
         got_dx[run] = calloc(rows * n, sizeof(float));
         got_y[run] = calloc(rows * loras[0].out, sizeof(float));
-        walsh_lora_backward(q, &narrow, 1, x, n, got_dx[run], n, scratch);
+        walsh_lora_inner(q, &narrow, 1, x_rows, ldx, kept, scratch);
+        add_update(q, &narrow.calls[0], loras[0].b_pairs, loras[0].out, rows, got_y[run]);
+        walsh_lora_inner_backward(q, &narrow, 1, kept, scratch);
+        add_update(q, &narrow.calls[0], loras[0].a_pairs, n, rows, got_dx[run]);
+        add_update(q, &narrow.calls[2], loras[2].a_pairs, n, rows, got_dx[run]);
+        walsh_lora_gradients(q, &narrow, 1, x_rows, ldx);
         for (size_t i = 0; i < site->count; i++) {
             const struct walsh_lora *l = site->calls[i].lora;
             if (!l) continue;
             near_in_norm("dA", l->grad_a, loras[i].grad_a, l->rank * n);
             near_in_norm("dB", l->grad_b, loras[i].grad_b, (size_t)l->rank * l->out);
         }
-        struct walsh_lora_site forward = {
-            .calls = {{&loras[0], got_y[run], loras[0].out}}, .count = 1, .rows = rows};
-        walsh_lora_forward(q, &forward, 1, x, n);
         near_in_norm("dx", dx, got_dx[run], rows * n);
         near_in_norm("y", y, got_y[run], rows * loras[0].out);
         for (size_t i = 0; i < site->count; i++) {
             if (!site->calls[i].lora) continue;
             free((void *)(uintptr_t)loras[i].a_pairs), free(loras[i].grad_b);
+            free((void *)(uintptr_t)narrow.calls[i].dy);
             if (i == 0 || loras[i].grad_a != grad_a) free(loras[i].grad_a);
         }
     }
     assert_memory_equal(got_dx[0], got_dx[1], rows * n * sizeof(float));
+    assert_memory_equal(got_y[0], got_y[1], rows * site->calls[0].lora->out * sizeof(float));
     for (int run = 0; run < 2; run++) free(got_dx[run]), free(got_y[run]);
-    free(scratch);
+    free(scratch), free(x_rows), free(kept);
 }
 
 static void test_lora(void **state)
@@ -572,10 +609,9 @@ static void test_lora(void **state)
                                        NULL,
                                        NULL};
     }
-    calls[0] = (struct walsh_lora_call){&loras[0], dy[0], t.out[0]};
-    calls[1] = (struct walsh_lora_call){NULL, NULL, 0};
-    calls[2] = (struct walsh_lora_call){&loras[1], dy[1], t.out[1]};
-    calls[3] = (struct walsh_lora_call){&loras[2], dy[2], t.out[2]};
+    calls[0] = (struct walsh_lora_call){.lora = &loras[0], .y = dy[0], .ldy = t.out[0]};
+    calls[2] = (struct walsh_lora_call){.lora = &loras[1], .y = dy[1], .ldy = t.out[1]};
+    calls[3] = (struct walsh_lora_call){.lora = &loras[2], .y = dy[2], .ldy = t.out[2]};
     float *scratch = malloc(3 * walsh_lora_scratch(16, rows, 1) * sizeof *scratch);
     walsh_lora_backward(&queue, &site, 1, x, n, dx, n, scratch);
     struct problem p = {lora_objective,
@@ -588,7 +624,8 @@ static void test_lora(void **state)
     check(&p, 2, grad_a[1], "lora, A");
     for (size_t l = 0; l < 3; l++) check(&p, 3 + l, grad_b[l], "lora, B");
 
-    struct walsh_lora_site forward = {.calls = {{&loras[0], y, t.out[0]}}, .count = 1, .rows = rows};
+    struct walsh_lora_site forward = {
+        .calls = {{.lora = &loras[0], .y = y, .ldy = t.out[0]}}, .count = 1, .rows = rows};
     walsh_lora_forward(&queue, &forward, 1, x, n);
     for (size_t i = 0; i < 50; i++) {
         const size_t r = (size_t)(walsh_random_u64(&rng) % rows),

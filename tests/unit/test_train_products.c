@@ -152,7 +152,7 @@ static void check_linear(struct walsh_linear *linear, enum walsh_activation_type
     struct walsh_products products;
     const struct walsh_products_options options = {.compute = compute, .max_rows = ROWS, .head = true};
     assert_int_equal(walsh_products_open(&graph, &queue, &options, &products, NULL), WALSH_OK);
-    struct walsh_frozen_site site = {.calls = {{linear, y, OUT}}, .count = 1, .rows = ROWS};
+    struct walsh_frozen_site site = {.calls = {walsh_frozen(linear, y, OUT)}, .count = 1, .rows = ROWS};
     walsh_frozen_forward(&products, &site, 1, x, IN);
     site.calls[0].y = dy;
     walsh_frozen_backward(&products, &site, 1, dx, IN, false);

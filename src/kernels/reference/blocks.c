@@ -59,7 +59,8 @@ static void mxfp4(const struct walsh_product_part *p, bool transposed)
                 sum +=
                     (double)walsh_f32_from_bf16(walsh_bf16_from_f32(v)) * (double)walsh_f32_from_bf16(a[k]);
             }
-            p->y[i * p->ldy + n] = (float)sum;
+            float *y = p->y + i * p->ldy + n;
+            *y = p->add ? *y + (float)sum : (float)sum;
         }
     }
 }

@@ -24,6 +24,14 @@ void walsh_pair_rows_bf16_reference(uint32_t *y, size_t ldy, const float *x, siz
                 narrow(x[i * ldx + j]) | (i + 1 < rows ? narrow(x[(i + 1) * ldx + j]) << 16 : 0);
 }
 
+void walsh_pair_narrow_rows_bf16_reference(uint32_t *y, size_t ldy, const uint16_t *x, size_t ldx,
+                                           size_t rows, size_t cols)
+{
+    for (size_t i = 0; i < rows; i += 2)
+        for (size_t j = 0; j < cols; j++)
+            y[i / 2 * ldy + j] = x[i * ldx + j] | (i + 1 < rows ? (uint32_t)x[(i + 1) * ldx + j] << 16 : 0);
+}
+
 void walsh_pair_rows_turned_bf16_reference(uint32_t *y, size_t ldy, const float *x, size_t ldx, size_t rows,
                                            size_t cols)
 {

@@ -30,6 +30,12 @@ static float activation_element(const struct walsh_activations *a, size_t i, siz
                                             : ((const float *)a->data)[at];
 }
 
+static void put(const struct walsh_product_part *p, size_t i, size_t output, float sum)
+{
+    float *y = p->y + i * p->ldy + output;
+    *y = p->add ? *y + sum : sum;
+}
+
 static void dense(const struct walsh_product_part *p)
 {
     for (size_t i = 0; i < p->a->rows; i++) {
@@ -37,7 +43,7 @@ static void dense(const struct walsh_product_part *p)
             double sum = 0;
             for (size_t k = 0; k < p->weights->cols; k++)
                 sum += (double)dense_element(p->weights, r, k) * (double)activation_element(p->a, i, k);
-            p->y[i * p->ldy + r] = (float)sum;
+            put(p, i, r, (float)sum);
         }
     }
 }
@@ -66,7 +72,7 @@ static void dense_transposed(const struct walsh_product_part *p)
             double sum = 0;
             for (size_t r = 0; r < p->weights->rows; r++)
                 sum += (double)dense_element(p->weights, r, c) * (double)activation_element(p->a, i, r);
-            p->y[i * p->ldy + c] = (float)sum;
+            put(p, i, c, (float)sum);
         }
     }
 }

@@ -35,7 +35,10 @@ static void pack_rows(const struct walsh_weights *w, size_t row, size_t outputs,
 INLINE void store_row(const void *to, size_t i, size_t r, __mmask16 mask, __m512i sum)
 {
     const struct walsh_product_part *p = to;
-    _mm512_mask_storeu_ps(p->y + i * p->ldy + r, mask, _mm512_castsi512_ps(sum));
+    float *y = p->y + i * p->ldy + r;
+    __m512 v = _mm512_castsi512_ps(sum);
+    if (p->add) v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), v);
+    _mm512_mask_storeu_ps(y, mask, v);
 }
 
 void walsh_product_bf16_prefill_amx(const struct walsh_product_part *p)

@@ -106,7 +106,7 @@ void walsh_product_bf16_prefill_bf16(const struct walsh_product_part *p)
             size_t steps = panel_pack(panel_pairs, &source, r, outputs, 0, (source.cols + 1) / 2, panels);
             struct tile_rows a = {(const uint16_t *)p->a->data + k, p->a->stride * sizeof(uint16_t),
                                   p->a->rows};
-            multiply_block(p, 0, panels, &a, steps, r, outputs, k == 0);
+            multiply_block(p, 0, panels, &a, steps, r, outputs, k == 0 && !p->add);
         }
     }
 }
@@ -148,7 +148,7 @@ void walsh_product_bf16_transposed_bf16(const struct walsh_product_part *p)
             pack_pairs(w, k, rows, c, outputs, panels);
             const struct tile_rows a = {(const uint16_t *)p->a->data + k, p->a->stride * sizeof(uint16_t),
                                         p->a->rows};
-            multiply_block(p, 0, panels, &a, (rows + 1) / 2, c, outputs, k == 0);
+            multiply_block(p, 0, panels, &a, (rows + 1) / 2, c, outputs, k == 0 && !p->add);
         }
     }
 }

@@ -111,7 +111,7 @@ INLINE void direct_block(const struct walsh_product_part *p, const unsigned rows
 {
     const struct walsh_weights *w = p->weights;
     const size_t tile = r / WALSH_BLOCK_ROWS;
-    const struct block_output to = {p->y, p->ldy, first == 0};
+    const struct block_output to = {p->y, p->ldy, first == 0 && !p->add};
     __m512 sum[3][TILES];
 #pragma GCC unroll 3
     for (unsigned m = 0; m < rows; m++) {
@@ -193,7 +193,7 @@ void walsh_product_mxfp4_prefill_bf16(const struct walsh_product_part *p)
             const size_t steps = pack(w, r, outputs, k, walsh_min(BLOCK, w->cols - k), panels);
             const struct tile_rows a = {(const uint16_t *)p->a->data + k, p->a->stride * sizeof(uint16_t),
                                         p->a->rows};
-            multiply_block(p, 0, panels, &a, steps, r, outputs, k == 0);
+            multiply_block(p, 0, panels, &a, steps, r, outputs, k == 0 && !p->add);
         }
     }
 }
@@ -247,7 +247,7 @@ void walsh_product_mxfp4_transposed_bf16(const struct walsh_product_part *p)
             pack_transposed(w, k, rows, c, outputs, panels);
             const struct tile_rows a = {(const uint16_t *)p->a->data + k, p->a->stride * sizeof(uint16_t),
                                         p->a->rows};
-            multiply_block(p, 0, panels, &a, (rows + 1) / 2, c, outputs, k == 0);
+            multiply_block(p, 0, panels, &a, (rows + 1) / 2, c, outputs, k == 0 && !p->add);
         }
     }
 }

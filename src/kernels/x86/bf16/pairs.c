@@ -1,5 +1,6 @@
 /* Products of bf16 pairs by VDPBF16PS, and what packs them. */
 #include <immintrin.h>
+#include <stdbool.h>
 
 #include "base/memory.h"
 #include "kernels/table.h"
@@ -32,6 +33,27 @@ void walsh_pair_rows_bf16_bf16(uint32_t *y, size_t ldy, const float *x, size_t l
         for (size_t j = 0; j < cols; j += 16) {
             const __mmask16 mask = first_lanes(cols - j);
             _mm512_mask_storeu_epi32(y + j, mask, pair_of_rows(x + j, high ? high + j : NULL, mask));
+        }
+    }
+}
+
+void walsh_pair_narrow_rows_bf16_bf16(uint32_t *y, size_t ldy, const uint16_t *x, size_t ldx, size_t rows,
+                                      size_t cols)
+{
+    for (size_t i = 0; i < rows; i += 2, x += 2 * ldx, y += ldy) {
+        const bool pair = i + 1 < rows;
+        if (i + AHEAD + 2 <= rows)
+            for (size_t j = 0; j < cols; j += 32) {
+                _mm_prefetch((const char *)(x + AHEAD * ldx + j), _MM_HINT_T0);
+                _mm_prefetch((const char *)(x + (AHEAD + 1) * ldx + j), _MM_HINT_T0);
+            }
+        for (size_t j = 0; j < cols; j += 16) {
+            const __mmask16 mask = first_lanes(cols - j);
+            const __m256i low = _mm256_maskz_loadu_epi16(mask, x + j),
+                          high = pair ? _mm256_maskz_loadu_epi16(mask, x + ldx + j) : _mm256_setzero_si256();
+            _mm512_mask_storeu_epi32(y + j, mask,
+                                     _mm512_or_si512(_mm512_cvtepu16_epi32(low),
+                                                     _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16)));
         }
     }
 }
