@@ -4,6 +4,7 @@
 #define WALSH_KERNELS_TABLE_H
 
 #include "kernels/attention.h"
+#include "kernels/draw.h"
 #include "kernels/kernels.h"
 #include "kernels/low_rank.h"
 #include "kernels/pairs.h"

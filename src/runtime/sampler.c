@@ -21,6 +21,7 @@ static enum walsh_status allocate(struct walsh_sampler *s, struct walsh_error *e
     WALSH_TRY(walsh_alloc(s->vocab, sizeof *s->candidates, "the sampler", &s->candidates, err));
     WALSH_TRY(walsh_alloc(s->vocab, sizeof *s->mass, "the sampler", &s->mass, err));
     WALSH_TRY(walsh_alloc(s->options.repeat_last, sizeof *s->recent, "the sampler", &s->recent, err));
+    WALSH_TRY(walsh_alloc_zero(s->vocab, sizeof *s->place, "the sampler", &s->place, err));
     if (s->options.presence_penalty != 0 || s->options.frequency_penalty != 0)
         WALSH_TRY(walsh_alloc_zero(s->vocab, sizeof *s->drawn, "the sampler", &s->drawn, err));
     if (s->options.grammar) WALSH_TRY(walsh_matcher_open(s->options.grammar, &s->matcher, err));
@@ -103,6 +104,8 @@ void walsh_sampler_destroy(struct walsh_sampler **sampler)
     walsh_free((*sampler)->mass);
     walsh_free((*sampler)->recent);
     walsh_free((*sampler)->drawn);
+    walsh_free((*sampler)->place);
+    walsh_free((*sampler)->edits);
     walsh_free((*sampler)->bias_ids);
     walsh_free((*sampler)->biases);
     walsh_free(*sampler);
@@ -115,31 +118,83 @@ void walsh_sampler_note(struct walsh_sampler *s, int32_t id)
     s->accepted++;
 }
 
-/* The penalty once per distinct recent token (Keskar et al. 2019, CTRL). `logits` gives what was before it.
- */
-static void penalize(struct walsh_sampler *s, const float *logits)
+/* The edit of this id, a new one where it has none. */
+static struct walsh_logit_edit *edit_of(struct walsh_sampler *s, int32_t id)
 {
-    double penalty = s->options.repeat_penalty;
-    if (penalty == 1) return;
-    uint64_t known = s->accepted < s->options.repeat_last ? s->accepted : s->options.repeat_last;
-    for (uint64_t i = 0; i < known; i++) {
-        int32_t id = s->recent[i];
-        if (id < 0 || (uint32_t)id >= s->vocab) continue;
-        double logit = (double)logits[id]; /* of the model: a second occurrence gives the same value again */
-        s->logits[id] = (float)(logit > 0 ? logit / penalty : logit * penalty);
+    if (s->place[id] == 0) {
+        s->edits[s->edit_count++] = (struct walsh_logit_edit){.id = id};
+        s->place[id] = s->edit_count;
     }
+    return &s->edits[s->place[id] - 1];
 }
 
-/* Presence and frequency penalties over the tokens drawn, then the biases. Sums in double, rounded once per
- * token and step. */
-static void shift(struct walsh_sampler *s)
+/* Room for `most` edits, which may be more than there will be. */
+static enum walsh_status reserve_edits(struct walsh_sampler *s, size_t most, struct walsh_error *err)
+{
+    most = walsh_min(most, s->vocab);
+    if (most <= s->edit_room) return WALSH_OK;
+    walsh_free(s->edits);
+    s->edits = NULL;
+    s->edit_room = 0;
+    const size_t room = walsh_min(walsh_max(2 * most, 64), s->vocab);
+    WALSH_TRY(walsh_alloc(room, sizeof *s->edits, "the sampler", &s->edits, err));
+    s->edit_room = (uint32_t)room;
+    return WALSH_OK;
+}
+
+/* What penalties, biases and the excluded tokens make of logits: the repeat penalty once per distinct recent token
+ * (Keskar et al. 2019, CTRL), presence and frequency by the tokens drawn. */
+static enum walsh_status collect_edits(struct walsh_sampler *s, struct walsh_error *err)
 {
     const struct walsh_sampling *o = &s->options;
-    for (uint32_t i = 0; s->drawn && i < s->vocab; i++)
-        if (s->drawn[i])
-            s->logits[i] = (float)((double)s->logits[i] - o->presence_penalty -
-                                   o->frequency_penalty * (double)s->drawn[i]);
-    for (size_t i = 0; i < o->bias_count; i++) s->logits[s->bias_ids[i]] += s->biases[i];
+    const bool repeats = o->repeat_penalty != 1;
+    const uint64_t known = !repeats ? 0 : s->accepted < o->repeat_last ? s->accepted : o->repeat_last;
+    WALSH_TRY(reserve_edits(s, (size_t)known + s->distinct + o->bias_count + o->excluded_count, err));
+    s->edit_count = 0;
+    for (uint64_t i = 0; i < known; i++)
+        if (s->recent[i] >= 0 && (uint32_t)s->recent[i] < s->vocab)
+            edit_of(s, s->recent[i])->penalized = true;
+    for (uint32_t i = 0, seen = 0; seen < s->distinct; i++) {
+        if (s->drawn[i] == 0) continue;
+        edit_of(s, (int32_t)i)->drawn = s->drawn[i];
+        seen++;
+    }
+    for (size_t i = 0; i < o->bias_count; i++) edit_of(s, s->bias_ids[i])->bias += s->biases[i];
+    for (size_t i = 0; i < o->excluded_count; i++) edit_of(s, o->excluded[i])->excluded = true;
+    for (uint32_t i = 0; i < s->edit_count; i++) s->place[s->edits[i].id] = 0;
+    return WALSH_OK;
+}
+
+enum walsh_status walsh_sampler_plan(struct walsh_sampler *s, struct walsh_draw *out, struct walsh_error *err)
+{
+    const struct walsh_sampling *o = &s->options;
+    struct walsh_random ahead = s->random;
+    WALSH_TRY(collect_edits(s, err));
+    const bool greedy = o->temperature < WALSH_LEAST_TEMPERATURE, all = o->top_k == 0 || o->top_k > s->vocab;
+    *out = (struct walsh_draw){.greedy = greedy,
+                               .top_k = all ? s->vocab : o->top_k,
+                               .top_p = o->top_p,
+                               .least = (uint64_t)ceil(o->min_p * (double)WALSH_WHOLE_MASS),
+                               .penalty = o->repeat_penalty,
+                               .presence = o->presence_penalty,
+                               .frequency = o->frequency_penalty,
+                               .edits = s->edits,
+                               .edit_count = s->edit_count};
+    if (out->least == 0) out->least = 1;
+    if (!out->greedy) {
+        out->per_temperature = (float)(1 / o->temperature);
+        out->share = walsh_random_u64(&ahead) >> (64 - WALSH_SHARE_BITS);
+    }
+    return s->matcher ? walsh_matcher_mask(s->matcher, &out->mask, err) : WALSH_OK;
+}
+
+enum walsh_status walsh_sampler_take(struct walsh_sampler *s, int32_t id, struct walsh_error *err)
+{
+    if (s->options.temperature >= WALSH_LEAST_TEMPERATURE) walsh_random_u64(&s->random);
+    if (s->matcher) WALSH_TRY(walsh_matcher_advance(s->matcher, id, err));
+    walsh_sampler_note(s, id);
+    if (s->drawn) s->distinct += s->drawn[id]++ == 0;
+    return WALSH_OK;
 }
 
 /* a comes before b: a larger logit, or an equal one and a lower id. */
@@ -172,57 +227,27 @@ static struct walsh_candidate take_first(struct walsh_candidate *heap, size_t *n
 #define BUCKETS_PER_E 8.0 /* what lies further down than 32 is in the last one */
 #define BLOCK 256
 
-/* The smaller one of two numbers that are not negative; NaN, of either sign, is larger than all others. As
- * integers, because a compiler that has to think of floating-point exceptions does not take several at a time.
- */
-static float smaller(float a, float b)
-{
-    int32_t x, y;
-    memcpy(&x, &a, sizeof x);
-    memcpy(&y, &b, sizeof y);
-    x &= INT32_MAX;
-    const int32_t bits = x < y ? x : y;
-    memcpy(&a, &bits, sizeof a);
-    return a;
-}
-
-/* e^-depth within 4e-7 for what counts; beyond 87 it stays what it is there. 2^(k + f) with k rounded, and
- * the series of 2^f for |f| <= 1/2. */
-static float decay(float depth)
-{
-    const float t = smaller(depth, 87) * -1.44269504f;
-    const float k = (t + 12582912.0f) - 12582912.0f, f = t - k;
-    const float series =
-        1 + f * (0.693147181f +
-                 f * (0.240226507f + f * (0.0555041087f + f * (0.00961812911f +
-                                                               f * (0.00133335581f + f * 0.000154035304f)))));
-    const int32_t bits = ((int32_t)k + 127) << 23;
-    float power;
-    memcpy(&power, &bits, sizeof power);
-    return series * power;
-}
-
 struct histogram {
-    double mass[BUCKETS];
+    uint64_t mass[BUCKETS];
     uint32_t count[BUCKETS];
-    double whole; /* the sum of all masses */
+    uint64_t whole; /* the sum of all masses */
 };
 
-static void fill_histogram(const struct walsh_sampler *s, float best, struct histogram *h)
+static void fill_histogram(const struct walsh_sampler *s, float best, float per_temperature,
+                           struct histogram *h)
 {
-    const float per_temperature = (float)(1 / s->options.temperature);
     *h = (struct histogram){0};
     for (uint32_t begin = 0; begin < s->vocab; begin += BLOCK) {
         const uint32_t n = s->vocab - begin < BLOCK ? s->vocab - begin : BLOCK;
-        float mass[BLOCK];
+        float decay[BLOCK];
         int32_t bucket[BLOCK];
         for (uint32_t i = 0; i < n; i++) {
-            const float depth = (best - s->logits[begin + i]) * per_temperature;
-            bucket[i] = (int32_t)smaller(depth * (float)BUCKETS_PER_E, BUCKETS - 1);
-            mass[i] = decay(depth);
+            const float depth = walsh_logit_depth(best, s->logits[begin + i], per_temperature);
+            bucket[i] = (int32_t)walsh_smaller(depth * (float)BUCKETS_PER_E, BUCKETS - 1);
+            decay[i] = walsh_decay(depth);
         }
         for (uint32_t i = 0; i < n; i++) {
-            h->mass[bucket[i]] += (double)mass[i];
+            h->mass[bucket[i]] += walsh_mass_of_decay(decay[i]);
             h->count[bucket[i]]++;
         }
     }
@@ -230,16 +255,15 @@ static void fill_histogram(const struct walsh_sampler *s, float best, struct his
 }
 
 /* Put those that a draw can reach into a heap: whole buckets from the top until they have `count` candidates
- * or more, or more than `mass`, or what follows has less than `share` of the first one's probability. Of a
+ * or more, or a mass of `mass` or more, or what follows has less than `share` of the first one's probability. Of a
  * vocabulary these are few, and the rest is never sorted. */
 static size_t gather(struct walsh_sampler *s, float best, const struct histogram *h, uint32_t count,
-                     double mass, double share)
+                     uint64_t mass, double share)
 {
-    const double slack = 1 + 1e-5; /* the masses are rounded */
     const double deepest = share > 0 ? 1 - log(share) * BUCKETS_PER_E : BUCKETS;
     uint32_t last = 0, seen = h->count[0];
-    double sum = h->mass[0];
-    while (last < BUCKETS - 1 && last < deepest && seen < count && sum < mass * slack) {
+    uint64_t sum = h->mass[0];
+    while (last < BUCKETS - 1 && last < deepest && seen < count && sum < mass) {
         seen += h->count[++last];
         sum += h->mass[last];
     }
@@ -255,52 +279,42 @@ static size_t gather(struct walsh_sampler *s, float best, const struct histogram
     return n;
 }
 
-/* The candidates in descending order as far as the filters keep them: ids at the end of the array, masses
- * from the front. Returns how many; *total is their mass. Where nothing filters, *total is the mass of all,
- * and those behind the one where `share` of it is reached are left in the heap. */
-static size_t filter(struct walsh_sampler *s, float best, double share, double *total)
+/* kernels/draw.h's draw from s->logits. The candidates come down in order as far as the filters and the draw need
+ * them: ids at the end of the array, masses from the front. */
+static int32_t draw(struct walsh_sampler *s, const struct walsh_draw *d, float best)
 {
-    const struct walsh_sampling *o = &s->options;
-    const size_t limit = o->top_k > 0 && o->top_k < s->vocab ? o->top_k : s->vocab;
-    const bool need_whole = limit < s->vocab && o->top_p < 1;
-    const bool unfiltered = limit == s->vocab && o->top_p == 1 && o->min_p == 0;
+    const bool top_k = d->top_k < s->vocab, top_p = d->top_p < 1;
+    const bool unfiltered = !top_k && !top_p && d->least == 1;
     struct histogram h;
-    fill_histogram(s, best, &h);
-    const double reach = limit < s->vocab ? INFINITY : (unfiltered ? share : o->top_p) * h.whole;
-    size_t n = gather(s, best, &h, (uint32_t)limit, reach, need_whole ? 0 : o->min_p);
-    double whole = h.whole; /* the mass that top-p is a share of: of what top-k keeps */
-    size_t kept = 0;
+    fill_histogram(s, best, d->per_temperature, &h);
+    uint64_t enough = UINT64_MAX, point = 0, total = 0, sum = 0; /* the mass that is far enough down */
+    if (unfiltered)
+        enough = (point = walsh_drawn_mass(d->share, h.whole)) + 1;
+    else if (top_p && !top_k)
+        enough = walsh_top_p_mass(d->top_p, h.whole);
+    size_t n = gather(s, best, &h, d->top_k, enough, top_k && top_p ? 0 : s->options.min_p), kept = 0;
     struct walsh_candidate *sorted =
         s->candidates + s->vocab; /* grows downwards into the room that the heap leaves */
-    *total = 0;
-    while (kept < limit && n > 0) {
-        struct walsh_candidate c = take_first(s->candidates, &n);
-        double mass = exp(((double)c.logit - (double)best) / o->temperature);
-        if (kept > 0 && (mass < o->min_p || mass == 0) && !need_whole) break;
+    while (kept < d->top_k && n > 0 && total < enough) {
+        const struct walsh_candidate c = take_first(s->candidates, &n);
+        const uint64_t mass =
+            walsh_mass_of_decay(walsh_decay(walsh_logit_depth(best, c.logit, d->per_temperature)));
+        if (mass < d->least && !(top_k && top_p)) break;
         *--sorted = c;
         s->mass[kept++] = mass;
-        *total += mass;
-        if (!need_whole && o->top_p < 1 && *total >= o->top_p * whole) break;
-        if (unfiltered && *total > share * whole) break;
+        total += mass;
     }
-    if (unfiltered) *total = whole;
-    if (!need_whole) return kept;
-    whole = *total; /* all of top-k are there; now cut them by top-p and min-p */
-    size_t candidates = kept;
-    *total = 0;
-    for (kept = 0; kept < candidates; kept++) {
-        if (kept > 0 && (s->mass[kept] < o->min_p || s->mass[kept] == 0 || *total >= o->top_p * whole)) break;
-        *total += s->mass[kept];
+    if (top_k && top_p) { /* all of top-k are there; now cut them by top-p and min-p */
+        enough = walsh_top_p_mass(d->top_p, total);
+        total = 0;
+        const size_t candidates = kept;
+        for (kept = 0; kept < candidates && total < enough && s->mass[kept] >= d->least; kept++)
+            total += s->mass[kept];
     }
-    return kept;
-}
-
-/* A number that is larger for a larger float: those of NaN lie beyond those of both infinities. */
-static int32_t order_of(float value)
-{
-    int32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return bits ^ ((bits >> 31) & INT32_MAX);
+    if (!unfiltered) point = walsh_drawn_mass(d->share, total);
+    size_t chosen = 0;
+    for (; chosen + 1 < kept && (sum += s->mass[chosen]) <= point; chosen++) continue;
+    return s->candidates[s->vocab - 1 - chosen].id;
 }
 
 static enum walsh_status find_best(const struct walsh_sampler *s, struct walsh_candidate *best,
@@ -309,59 +323,34 @@ static enum walsh_status find_best(const struct walsh_sampler *s, struct walsh_c
     int32_t most = INT32_MIN, least = INT32_MAX;
     for (uint32_t i = 0; i < s->vocab;
          i++) { /* integers, because a compiler takes several of them at a time */
-        const int32_t order = order_of(s->logits[i]);
+        const int32_t order = walsh_logit_order(s->logits[i]);
         most = order > most ? order : most;
         least = order < least ? order : least;
     }
-    const bool good = most < order_of(INFINITY) && least >= order_of(-INFINITY);
+    const bool good = most < walsh_logit_order(INFINITY) && least >= walsh_logit_order(-INFINITY);
     *best = (struct walsh_candidate){s->logits[0], 0};
     for (uint32_t i = 0; i < s->vocab; i++) {
         const float logit = s->logits[i];
         if (!good && (isnan(logit) || logit == INFINITY))
             return walsh_fail(err, WALSH_E_INTERNAL, "the logit of token %u is %g", i, (double)logit);
         if (logit > best->logit) *best = (struct walsh_candidate){logit, (int32_t)i};
-        if (good && order_of(logit) == most) break;
+        if (good && walsh_logit_order(logit) == most) break;
     }
     if (best->logit == -INFINITY) return walsh_fail(err, WALSH_E_INTERNAL, "all logits are -inf");
-    return WALSH_OK;
-}
-
-/* Tokens that do not continue a text of the grammar are out. */
-static enum walsh_status apply_grammar(struct walsh_sampler *s, struct walsh_error *err)
-{
-    const uint64_t *mask;
-    if (!s->matcher) return WALSH_OK;
-    WALSH_TRY(walsh_matcher_mask(s->matcher, &mask, err));
-    for (uint32_t i = 0; i < s->vocab; i++)
-        if (!(mask[i / 64] >> i % 64 & 1)) s->logits[i] = -INFINITY;
     return WALSH_OK;
 }
 
 enum walsh_status walsh_sampler_choose(struct walsh_sampler *s, const float *logits, int32_t *id,
                                        struct walsh_error *err)
 {
-    memcpy(s->logits, logits, s->vocab * sizeof *logits);
-    penalize(s, logits);
-    shift(s);
-    for (size_t i = 0; i < s->options.excluded_count; i++) s->logits[s->options.excluded[i]] = -INFINITY;
-    WALSH_TRY(apply_grammar(s, err));
+    struct walsh_draw d;
     struct walsh_candidate best;
+    WALSH_TRY(walsh_sampler_plan(s, &d, err));
+    memcpy(s->logits, logits, s->vocab * sizeof *logits);
+    walsh_edit_logits(&d, s->logits);
+    for (uint32_t i = 0; d.mask && i < s->vocab; i++)
+        if (!(d.mask[i / 64] >> i % 64 & 1)) s->logits[i] = -INFINITY;
     WALSH_TRY(find_best(s, &best, err));
-    if (s->options.temperature < WALSH_LEAST_TEMPERATURE) {
-        *id = best.id;
-    } else {
-        double total;
-        double share = walsh_random_uniform(&s->random);
-        size_t kept = filter(s, best.logit, share, &total), chosen = 0;
-        double point = share * total;
-        for (; chosen + 1 < kept; chosen++) {
-            point -= s->mass[chosen];
-            if (point < 0) break;
-        }
-        *id = s->candidates[s->vocab - 1 - chosen].id;
-    }
-    if (s->matcher) WALSH_TRY(walsh_matcher_advance(s->matcher, *id, err));
-    walsh_sampler_note(s, *id);
-    if (s->drawn) s->drawn[*id]++;
-    return WALSH_OK;
+    *id = d.greedy ? best.id : draw(s, &d, best.logit);
+    return walsh_sampler_take(s, *id, err);
 }

@@ -1,4 +1,4 @@
-/* runtime/sampler: the next token from logits. May use text and base. */
+/* runtime/sampler: the next token from logits. May use kernels, text and base. */
 #ifndef WALSH_RUNTIME_SAMPLER_H
 #define WALSH_RUNTIME_SAMPLER_H
 
@@ -7,6 +7,7 @@
 
 #include "base/random.h"
 #include "base/status.h"
+#include "kernels/draw.h"
 #include "text/grammar.h"
 
 /* A temperature below it is greedy: logits one step of f32 apart differ by more than a factor of e^0.1 there,
@@ -46,10 +47,14 @@ struct walsh_sampler {
     struct walsh_random random;
     float *logits;                      /* [vocab], after penalties and biases */
     struct walsh_candidate *candidates; /* [vocab] */
-    double *mass;                       /* [vocab]: unnormalised probabilities of the sorted candidates */
+    uint64_t *mass;                     /* [vocab] of the sorted candidates */
     int32_t *recent;                    /* ring [repeat_last] */
     uint64_t accepted;                  /* tokens so far */
-    uint32_t *drawn;               /* [vocab]: how often each was drawn; NULL where no penalty asks for it */
+    uint32_t *drawn;                /* [vocab]: how often each was drawn; NULL where no penalty asks for it */
+    uint32_t distinct;              /* ids in it that are not 0 */
+    struct walsh_logit_edit *edits; /* [edit_room], of the last plan */
+    uint32_t edit_count, edit_room;
+    uint32_t *place;               /* [vocab] 1 + its place in edits, while they are collected; else 0 */
     struct walsh_matcher *matcher; /* NULL: no grammar */
     int32_t *bias_ids;             /* [options.bias_count] */
     float *biases;
@@ -69,6 +74,11 @@ enum walsh_status walsh_sampler_create(const struct walsh_sampling *options, uin
 void walsh_sampler_destroy(struct walsh_sampler **sampler);
 /* A token that was seen. */
 void walsh_sampler_note(struct walsh_sampler *sampler, int32_t id);
+/* What its next draw is, as walsh_sampler_choose does it; valid until the sampler's next call. Nothing is drawn by it: a token that was
+ * drawn so elsewhere is given to walsh_sampler_take, which moves the sampler on. */
+enum walsh_status walsh_sampler_plan(struct walsh_sampler *sampler, struct walsh_draw *out,
+                                     struct walsh_error *err);
+enum walsh_status walsh_sampler_take(struct walsh_sampler *sampler, int32_t id, struct walsh_error *err);
 /* Draw from logits [vocab] and note the result. NaN or +Inf among them, or nothing but -Inf:
  * WALSH_E_INTERNAL. */
 enum walsh_status walsh_sampler_choose(struct walsh_sampler *sampler, const float *logits, int32_t *id,

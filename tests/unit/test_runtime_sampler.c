@@ -354,9 +354,92 @@ static void bad_logits_and_options_are_refused(void **state)
     assert_string_equal(err.message, "the bias of token 7 is -inf, expected -1e6 to 1e6");
 }
 
+/* Logits of many shapes: few likely ones, all alike, ties, -Inf, zeros of both signs. */
+static void fill_logits(struct walsh_random *random, float *logits, uint32_t vocab)
+{
+    const uint64_t shape = walsh_random_u64(random) % 5;
+    for (uint32_t i = 0; i < vocab; i++) {
+        const double x = walsh_random_normal(random);
+        logits[i] = shape == 0   ? (float)(3 * x)
+                    : shape == 1 ? (float)(0.01 * x)
+                    : shape == 2 ? (float)floor(2 * x)
+                    : shape == 3 ? (float)(x * x * x * 5 - 20)
+                                 : (x > 1 ? 0.0f : -0.0f);
+        if (walsh_random_u64(random) % 50 == 0) logits[i] = -INFINITY;
+    }
+    logits[walsh_random_u64(random) % vocab] = 2;
+}
+
+/* Every draw is the one that kernels/draw.h writes down, with all options on and off. */
+static void draws_are_those_of_the_reference(void **state)
+{
+    (void)state;
+    enum { MOST = 5000, ROUNDS = 300, TIMES = 6, EXCLUDED = 9, BIASES = 12 };
+    static float logits[MOST], edited[MOST];
+    static int32_t room[2 * MOST];
+    struct walsh_random random;
+    unsigned below_best = 0;
+    walsh_random_seed(&random, 77);
+    for (int round = 0; round < ROUNDS; round++) {
+        const uint32_t vocab = 1 + (uint32_t)(walsh_random_u64(&random) % (round % 2 ? MOST : 40));
+        struct walsh_sampling o = plain;
+        int32_t excluded[EXCLUDED], ids[BIASES];
+        float biases[BIASES];
+        for (int i = 0; i < EXCLUDED; i++) excluded[i] = (int32_t)(walsh_random_u64(&random) % vocab);
+        for (int i = 0; i < BIASES; i++) {
+            ids[i] = (int32_t)(walsh_random_u64(&random) % vocab);
+            biases[i] = (float)walsh_random_normal(&random);
+        }
+        o.seed = walsh_random_u64(&random);
+        o.temperature = walsh_random_u64(&random) % 6 ? exp(walsh_random_normal(&random)) : 0;
+        if (walsh_random_u64(&random) % 2) o.top_k = 1 + (uint32_t)(walsh_random_u64(&random) % (vocab + 3));
+        if (walsh_random_u64(&random) % 2) o.top_p = 1 - walsh_random_uniform(&random);
+        if (walsh_random_u64(&random) % 3 == 0) o.min_p = walsh_random_uniform(&random) * 0.2;
+        if (walsh_random_u64(&random) % 2) o.repeat_penalty = 1.3;
+        if (walsh_random_u64(&random) % 2) o.presence_penalty = 0.5, o.frequency_penalty = 0.1;
+        if (walsh_random_u64(&random) % 2)
+            o.excluded = excluded, o.excluded_count = vocab > 20 ? EXCLUDED : 0;
+        if (walsh_random_u64(&random) % 2) o.bias_ids = ids, o.biases = biases, o.bias_count = BIASES;
+        o.repeat_last = 4;
+        struct walsh_sampler *sampler;
+        struct walsh_error err;
+        if (walsh_sampler_create(&o, vocab, &sampler, &err) != WALSH_OK) fail_msg("%s", err.message);
+        for (int i = 0; i < TIMES; i++) {
+            struct walsh_draw d;
+            int32_t id;
+            fill_logits(&random, logits, vocab);
+            assert_int_equal(walsh_sampler_plan(sampler, &d, &err), WALSH_OK);
+            memcpy(edited, logits, vocab * sizeof *logits);
+            const int32_t expected = walsh_draw_reference(&d, edited, vocab, room);
+            below_best += expected != room[vocab];
+            const enum walsh_status status = walsh_sampler_choose(sampler, logits, &id, &err);
+            if (status != WALSH_OK) id = -1;
+            if (id != expected) fail_msg("round %d: token %d, expected %d", round, id, expected);
+        }
+        walsh_sampler_destroy(&sampler);
+    }
+    assert_in_range(below_best, ROUNDS, ROUNDS * TIMES); /* not all are greedy */
+}
+
+static void shares_of_a_mass_are_rounded_down(void **state)
+{
+    (void)state;
+    struct walsh_random random;
+    walsh_random_seed(&random, 3);
+    assert_int_equal(walsh_drawn_mass(((uint64_t)1 << 53) - 1, UINT64_MAX), UINT64_MAX - 2048);
+    for (int i = 0; i < 100000; i++) {
+        const uint64_t share = walsh_random_u64(&random) >> 11;
+        const uint64_t whole = walsh_random_u64(&random) >> walsh_random_u64(&random) % 64;
+        __extension__ const unsigned __int128 product = (unsigned __int128)share * whole;
+        assert_int_equal(walsh_drawn_mass(share, whole), (uint64_t)(product >> 53));
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(draws_are_those_of_the_reference),
+        cmocka_unit_test(shares_of_a_mass_are_rounded_down),
         cmocka_unit_test(draws_follow_the_probabilities),
         cmocka_unit_test(filters_keep_what_they_say),
         cmocka_unit_test(greedy_takes_the_first_of_the_largest),
