@@ -578,8 +578,13 @@ def keys_guard_every_route():
 
 
 def idle_connection(s):
+    """One that the server has counted, for it answered there, with a request that never ends."""
     c = socket.create_connection(("127.0.0.1", s.port), PATIENCE)
-    c.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n")  # never ends
+    c.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    data = b""
+    while not data.endswith(b"ok\n"):
+        data += c.recv(1000)
+    c.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n")
     return c
 
 
