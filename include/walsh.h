@@ -548,7 +548,7 @@ struct walsh_batch_options {
     size_t struct_size;
     uint32_t max_rows; /* requests that run at a time, at most 512; 0: 32 */
     /* Tokens of prompts that a step reads at most, of all requests together, at most 512. Fewer make
-     * steps shorter for the rows that decode, and prompts slower. 0: 512, and on a CPU 64 where rows decode.
+     * steps shorter for the rows that decode, and prompts slower. 0: 512, and on a CPU 128 where rows decode.
      * No bit depends on it: a TURBO cache, which packs whole chunks, reads each chunk of 512 in one step
      * whatever this says. */
     uint32_t prefill_tokens;

@@ -4,7 +4,7 @@
 
 #define DEFAULT_ROWS 32u
 #define DEFAULT_QUEUED 1024u
-#define DEFAULT_PREFILL_BESIDE 128u /* about what a step of 32 rows takes once more (performance.md) */
+#define DEFAULT_PREFILL_BESIDE 128u /* a little more than a step of 32 rows takes (performance.md) */
 
 enum walsh_status walsh_batch_open(const struct walsh_model *model, const struct walsh_batch_options *options,
                                    struct walsh_batch **out, struct walsh_error *err)
