@@ -8,8 +8,8 @@
 
 typedef void product_kernel(const struct walsh_product_part *);
 
-static const size_t shapes[][2] = {{16, 32},  {1, 1},    {17, 33},  {48, 256},
-                                   {35, 161}, {64, 576}, {80, 264}, {33, 1056}};
+static const size_t shapes[][2] = {{16, 32},  {1, 1},    {17, 33},   {48, 256}, {35, 161},
+                                   {64, 576}, {80, 264}, {33, 1056}, {208, 96}};
 #define SHAPES (sizeof shapes / sizeof shapes[0])
 
 static float *outputs(struct check *c, size_t n)
@@ -101,6 +101,14 @@ static void check_mxfp4(struct check *c, product_kernel *reference, product_kern
         check_exact_f32(c, "y of the decoded matrix", of_dense, got, rows * outs);
         candidate(&(struct walsh_product_part){&w, &one, 0, outs, of_dense, outs, scratch, false});
         check_exact_f32(c, "y of a row alone", got + (rows - 1) * outs, of_dense, outs);
+        /* a row whose products are subnormal, or nearly */
+        for (size_t k = 0; k < inner; k++) {
+            uint16_t *v = (uint16_t *)one.data + k;
+            *v = (uint16_t)((*v & 0x807f) | (8 + (unsigned)check_below(c, 8)) << 7);
+        }
+        candidate(&(struct walsh_product_part){&w, &one, 0, outs, of_dense, outs, scratch, false});
+        dense(&(struct walsh_product_part){&plain, &one, 0, outs, magnitude, outs, scratch, false});
+        check_exact_f32(c, "y of a row of tiny numbers", magnitude, of_dense, outs);
         memcpy(of_dense, got, rows * outs * sizeof *got);
         dense(&(struct walsh_product_part){&plain, &a, 0, outs, of_dense, outs, scratch, true});
         candidate(&(struct walsh_product_part){&w, &a, 0, outs, got, outs, scratch, true});

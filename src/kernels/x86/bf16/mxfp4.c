@@ -14,8 +14,9 @@
 
 #include "kernels/x86/avx512/blocks.h"
 
-#define GROUP 32      /* columns */
-#define TILES 4       /* of few rows, side by side */
+#define GROUP 32 /* columns */
+#define TILES 4  /* of few rows, side by side */
+#define UNSCALED_TILES 8
 #define PREFETCH 2048 /* bytes ahead, of few rows */
 
 /* Round to nearest even, into the upper halves; numbers only. */
@@ -155,17 +156,148 @@ INLINE void direct_block(const struct walsh_product_part *p, const unsigned rows
     }
 }
 
+/* The same with scales out of the loop: sums are kept in units of the scale of the group being added, to which they are brought
+ * by a power of two before it. The bits are those of the sums with scaled weights as long as nothing over- or underflows in
+ * either, for which these bounds leave room: a product is a multiple of 2^-(67 + 25), and so is every sum. */
+#define LEAST_SCALE 103   /* 2^-24 */
+#define MOST_SCALE 151    /* 2^24 */
+#define LEAST_EXPONENT 67 /* of an activation, 2^-60 */
+#define MOST_EXPONENT 187
+
+static bool scales_fit(const struct walsh_weights *w, size_t tile, size_t tiles, size_t first, size_t end)
+{
+    __mmask64 outside = 0;
+    for (size_t t = 0; t < tiles; t++) {
+        const uint8_t *scales = group_scales(w, tile + t, first);
+        for (size_t i = 0, n = (end - first) * WALSH_BLOCK_ROWS; i < n; i += 64) {
+            const __mmask64 mask = n - i < 64 ? ((__mmask64)1 << (n - i)) - 1 : ~(__mmask64)0;
+            const __m512i v = _mm512_sub_epi8(_mm512_maskz_loadu_epi8(mask, scales + i),
+                                              _mm512_set1_epi8((char)LEAST_SCALE));
+            outside |=
+                _mm512_mask_cmpgt_epu8_mask(mask, v, _mm512_set1_epi8((char)(MOST_SCALE - LEAST_SCALE)));
+        }
+    }
+    return outside == 0;
+}
+
+static bool activations_fit(const struct walsh_activations *a)
+{
+    const __m512i magnitude = _mm512_set1_epi16(0x7fff), least = _mm512_set1_epi16(LEAST_EXPONENT << 7),
+                  most = _mm512_set1_epi16((MOST_EXPONENT - LEAST_EXPONENT) << 7);
+    __mmask32 outside = 0;
+    for (size_t m = 0; m < a->rows; m++) {
+        const uint16_t *row = (const uint16_t *)a->data + m * a->stride;
+        for (size_t k = 0; k < a->cols; k += 32) {
+            const __mmask32 mask = _bzhi_u32(0xffffffffu, (unsigned)walsh_min(a->cols - k, 32));
+            const __m512i v = _mm512_and_si512(_mm512_maskz_loadu_epi16(mask, row + k), magnitude);
+            outside |=
+                _mm512_mask_cmpgt_epu16_mask(_mm512_test_epi16_mask(v, v), _mm512_sub_epi16(v, least), most);
+        }
+    }
+    return outside == 0;
+}
+
+INLINE void unscaled_block(const struct walsh_product_part *p, const unsigned rows, const unsigned tiles,
+                           size_t r, size_t first, size_t end)
+{
+    const __m512i values = _mm512_set_epi16(
+        (short)0xc0c0, (short)0xc080, (short)0xc040, (short)0xc000, (short)0xbfc0, (short)0xbf80,
+        (short)0xbf00, (short)0x8000, 0x40c0, 0x4080, 0x4040, 0x4000, 0x3fc0, 0x3f80, 0x3f00, 0,
+        (short)0xc0c0, (short)0xc080, (short)0xc040, (short)0xc000, (short)0xbfc0, (short)0xbf80,
+        (short)0xbf00, (short)0x8000, 0x40c0, 0x4080, 0x4040, 0x4000, 0x3fc0, 0x3f80, 0x3f00, 0);
+    const __m512i order =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15));
+    const struct walsh_weights *w = p->weights;
+    const size_t tile = r / WALSH_BLOCK_ROWS, groups = walsh_block_groups(w),
+                 tile_words = walsh_block_words(w) * WALSH_BLOCK_ROWS,
+                 tile_bytes = tile_words * sizeof(uint32_t), tile_scales = groups * WALSH_BLOCK_ROWS;
+    const struct block_output to = {p->y, p->ldy, first == 0 && !p->add};
+    const __m512i one = _mm512_set1_epi32(127 << 23);
+    __m512 sum[3][UNSCALED_TILES];
+    __m512i unit[UNSCALED_TILES]; /* bits of the scale that sums are in */
+#pragma GCC unroll 8
+    for (unsigned t = 0; t < tiles; t++) {
+        unit[t] = one;
+#pragma GCC unroll 3
+        for (unsigned m = 0; m < rows; m++) sum[m][t] = tile_zero();
+    }
+    const uint32_t *word = group_words(w, tile, first);
+    const uint8_t *scale = group_scales(w, tile, first);
+    const uint16_t *a = (const uint16_t *)p->a->data + first * GROUP;
+    for (size_t g = first; g < end; g++, scale += WALSH_BLOCK_ROWS) {
+        const size_t ahead =
+            PREFETCH +
+            (g + PREFETCH / (WALSH_BLOCK_ROWS * GROUP / 2) < groups ? 0 : (tiles - 1) * tile_bytes);
+#pragma GCC unroll 8
+        for (unsigned t = 0; t < tiles; t++) {
+            const __m128i bytes = _mm_load_si128((const __m128i *)(const void *)(scale + t * tile_scales));
+            const __m512i next = _mm512_slli_epi32(_mm512_cvtepu8_epi32(bytes), 23);
+            const __m512 ratio = _mm512_castsi512_ps(_mm512_add_epi32(_mm512_sub_epi32(unit[t], next), one));
+            unit[t] = next;
+#pragma GCC unroll 3
+            for (unsigned m = 0; m < rows; m++) sum[m][t] = _mm512_mul_ps(sum[m][t], ratio);
+        }
+        for (unsigned n = 0; n < 4; n++, word += WALSH_BLOCK_ROWS, a += 8) {
+            __m512i x[3][4];
+#pragma GCC unroll 3
+            for (unsigned m = 0; m < rows; m++) {
+#pragma GCC unroll 4
+                for (unsigned i = 0; i < 4; i++) {
+                    int32_t element;
+                    memcpy(&element, a + m * p->a->stride + 2 * i, sizeof element);
+                    x[m][i] = _mm512_set1_epi32(element);
+                }
+            }
+#pragma GCC unroll 8
+            for (unsigned t = 0; t < tiles; t++) {
+                _mm_prefetch((const char *)(word + t * tile_words) + ahead, _MM_HINT_T0);
+                /* bytes 0, 2, 1, 3: a shift puts both nibbles of a pair of columns to the bottom of their halves */
+                const __m512i v = _mm512_shuffle_epi8(_mm512_load_si512(word + t * tile_words), order);
+                const __m512i pairs[4] = {_mm512_permutexvar_epi16(v, values),
+                                          _mm512_permutexvar_epi16(_mm512_srli_epi32(v, 8), values),
+                                          _mm512_permutexvar_epi16(_mm512_srli_epi32(v, 4), values),
+                                          _mm512_permutexvar_epi16(_mm512_srli_epi32(v, 12), values)};
+#pragma GCC unroll 4
+                for (unsigned i = 0; i < 4; i++) {
+#pragma GCC unroll 3
+                    for (unsigned m = 0; m < rows; m++) sum[m][t] = tile_step(sum[m][t], pairs[i], x[m][i]);
+                }
+            }
+        }
+    }
+#pragma GCC unroll 3
+    for (unsigned m = 0; m < rows; m++) {
+#pragma GCC unroll 8
+        for (unsigned t = 0; t < tiles; t++) {
+            const size_t output = r + t * WALSH_BLOCK_ROWS;
+            store_block(&to, m, output, first_lanes(p->end - output),
+                        _mm512_mul_ps(sum[m][t], _mm512_castsi512_ps(unit[t])));
+        }
+    }
+}
+
 INLINE void direct(const struct walsh_product_part *p, const unsigned rows)
 {
-    const size_t groups = walsh_block_groups(p->weights), step = BLOCK / GROUP, most = TILES;
+    const size_t groups = walsh_block_groups(p->weights), step = BLOCK / GROUP;
+    const unsigned wide = rows == 1 ? UNSCALED_TILES : TILES;
+    const bool fit = activations_fit(p->a);
     for (size_t r = p->begin, next; r < p->end; r = next) {
-        const bool several = r + most * WALSH_BLOCK_ROWS <= p->end;
-        next = r + (several ? most : 1) * WALSH_BLOCK_ROWS;
+        const size_t left = (p->end - r) / WALSH_BLOCK_ROWS;
+        const unsigned tiles = left >= wide ? wide : left >= TILES ? TILES : 1;
+        next = r + tiles * WALSH_BLOCK_ROWS;
         for (size_t g = 0; g < groups; g += step) {
-            if (several)
-                direct_block(p, rows, TILES, r, g, walsh_min(g + step, groups));
+            const size_t end = walsh_min(g + step, groups);
+            const bool unscaled =
+                fit && tiles > 1 && scales_fit(p->weights, r / WALSH_BLOCK_ROWS, tiles, g, end);
+            if (unscaled && tiles == wide)
+                unscaled_block(p, rows, wide, r, g, end);
+            else if (unscaled)
+                unscaled_block(p, rows, TILES, r, g, end);
+            else if (tiles == 1)
+                direct_block(p, rows, 1, r, g, end);
             else
-                direct_block(p, rows, 1, r, g, walsh_min(g + step, groups));
+                for (unsigned t = 0; t < tiles; t += TILES)
+                    direct_block(p, rows, TILES, r + t * WALSH_BLOCK_ROWS, g, end);
         }
     }
 }
