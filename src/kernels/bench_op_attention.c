@@ -170,7 +170,7 @@ enum variant { ATTEND, READ, UNPACK };
 static void time_step(struct walsh_bench *b, const struct walsh_queue *q, struct walsh_turbo_codecs *codecs,
                       uint32_t tokens, enum variant variant)
 {
-    struct step t = {.q = q, .tokens = tokens, .layer_count = tokens >= 32768 ? 2 : MOST_LAYERS};
+    struct step t = {.q = q, .tokens = tokens, .layer_count = 65536 / tokens};
     const float *x = walsh_bench_normal(b, (size_t)CHUNK * KV_HEADS * DIM + DIM);
     t.query = walsh_bench_normal(b, HEADS * DIM);
     t.out = walsh_bench_alloc(b, HEADS * DIM * sizeof(float));
@@ -215,7 +215,7 @@ void walsh_bench_op_attention(struct walsh_bench *b, const struct walsh_queue *q
         }
         struct walsh_turbo_codecs codecs = {.key = key, .value = value};
         walsh_bench_begin_op(b, "op_attention", caches[c].name, c == 0);
-        for (uint32_t tokens = 2048; tokens <= 32768; tokens *= 16)
+        for (uint32_t tokens = 2048; tokens <= 32768; tokens *= 4)
             time_step(b, q, key ? &codecs : NULL, tokens, caches[c].variant);
         walsh_turbo_codec_close(&key);
         walsh_turbo_codec_close(&value);

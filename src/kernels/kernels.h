@@ -44,13 +44,17 @@ struct walsh_activations {
     void *data;                /* float, bf16 (uint16_t) or int8_t */
     float *scale;              /* INT8: [rows]; INT8_GROUPS: [rows][stride / WALSH_ACTIVATION_GROUP] */
     int32_t *sum; /* of q. INT8: [rows], of the row; INT8_GROUPS: [rows][stride / WALSH_ACTIVATION_SUM] */
+    /* The data of 16 rows (the last ones: n rows) stand as tiles: 64 bytes of each, then the next 64 bytes of each.
+     * Byte b of row 16 g + i is at 16 g * stride * element + b / 64 * 64 n + 64 i + b % 64. Where
+     * walsh_queue_tiles says so, and for products of all rows. */
+    bool tiled;
 };
 size_t walsh_activations_stride(size_t cols);
 size_t walsh_activation_size(enum walsh_activation_type type); /* bytes of one element */
 /* Elements of `scale` and of `sum` of one row. */
 size_t walsh_activation_scales(enum walsh_activation_type type, size_t stride);
 size_t walsh_activation_sums(enum walsh_activation_type type, size_t stride);
-/* Rows [first, first + rows) of a, in place. */
+/* Rows [first, first + rows) of a, in place; not of tiles. */
 struct walsh_activations walsh_activation_rows(const struct walsh_activations *a, size_t first, size_t rows);
 
 /* The first half of a low-rank update, h = A x, of rows [row_begin, row_end) of a product's raw input. */
@@ -168,6 +172,10 @@ bool walsh_queue_kernel(const struct walsh_queue *q, size_t i, const char **kern
 bool walsh_queue_has_bf16(const struct walsh_queue *q);
 /* True where they are AMX's, which outrun products of int8 activations in groups. */
 bool walsh_queue_has_bf16_tiles(const struct walsh_queue *q);
+/* True where products of such activations, `cols` wide, read them as tiles: a prompt's 16 rows then come as one
+ * sequence rather than from as many pages. */
+bool walsh_queue_tiles(const struct walsh_queue *q, enum walsh_activation_type type, size_t cols,
+                       enum walsh_role role);
 /* "avx512f avx512bw ..." of this machine, for `walsh devices`. */
 const char *walsh_cpu_features(void);
 

@@ -11,6 +11,9 @@
 #define WALSH_PRODUCT_ROWS 16
 /* Scratch of a piece, bytes: the widest tile is 48 outputs by WALSH_STAGE_MAX_COLUMNS int8. */
 #define WALSH_PRODUCT_SCRATCH ((size_t)4 << 20)
+/* AMX: bytes of panels within the L2, and how wide bf16 matrices may be for two tiles of outputs to fit. */
+#define WALSH_PANEL_BYTES ((size_t)1536 << 10)
+#define WALSH_TILED_MAX_BF16_COLUMNS (WALSH_PANEL_BYTES / 64)
 
 /* y[i * ldy + r] = sum over k of W[r][k] a[i][k], for every row i of the activations and r in [begin, end),
  * where W = weights, a->cols = weights->cols, begin is a multiple of WALSH_PRODUCT_ROWS and end one or
@@ -25,7 +28,7 @@
  * weights->rows, dense weights only; all else alike, with column c of W in row r's place. */
 struct walsh_product_part {
     const struct walsh_weights *weights;
-    const struct walsh_activations *a;
+    const struct walsh_activations *a; /* tiled: product_int8_prefill and product_bf16_prefill of AMX alone */
     size_t begin, end;
     float *y;
     size_t ldy;

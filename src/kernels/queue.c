@@ -90,6 +90,14 @@ bool walsh_queue_has_bf16(const struct walsh_queue *q)
     return q->memory || (q->kernels->isa & WALSH_ISA_bf16) != 0; /* every device has them */
 }
 
+bool walsh_queue_tiles(const struct walsh_queue *q, enum walsh_activation_type type, size_t cols,
+                       enum walsh_role role)
+{
+    if (role != WALSH_PREFILL || !walsh_queue_has_bf16_tiles(q)) return false;
+    return type == WALSH_ACTIVATION_INT8 ||
+           (type == WALSH_ACTIVATION_BF16 && cols <= WALSH_TILED_MAX_BF16_COLUMNS);
+}
+
 bool walsh_queue_has_bf16_tiles(const struct walsh_queue *q)
 {
     return q->memory == NULL && (q->kernels->isa & WALSH_ISA_amx) != 0;

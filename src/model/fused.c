@@ -45,12 +45,19 @@ struct pass {
     bool keep; /* adapters read the inputs of products as they are before they are prepared */
 };
 
+static struct walsh_activations input_of(const struct pass *p, const struct walsh_linear *linear)
+{
+    struct walsh_activations a = walsh_linear_input(p->ws, linear, p->rows->count);
+    a.tiled = walsh_queue_tiles(p->q, a.type, a.cols, p->rows->role);
+    return a;
+}
+
 /* x += d, normed for and prepared as the input of `next`. */
 static struct walsh_activations enter(const struct pass *p, const struct walsh_unrotated *d,
                                       const float *d_norm, const float *norm, const struct walsh_linear *next)
 {
     const struct walsh_config *c = &p->graph->config;
-    struct walsh_activations a = walsh_linear_input(p->ws, next, p->rows->count);
+    struct walsh_activations a = input_of(p, next);
     p->q->ops->fused->residual(p->q, p->x, c->hidden, d, d_norm, norm, (float)c->rms_epsilon,
                                p->keep ? p->ws->normed : NULL, p->ws->normed_ld, &a, &next->in_rotation);
     return a;
@@ -92,7 +99,7 @@ static void attention(const struct pass *p, const struct walsh_layer *l, uint32_
     if (p->host)
         p->q->ops->attention_rows(p->q, ws->rows, p->rows->kv, p->rows->positions, p->rows->count, index);
     p->q->ops->fused->project(p->q, &to, p->rows->count, &shape);
-    struct walsh_activations b = walsh_linear_input(ws, &l->o, p->rows->count);
+    struct walsh_activations b = input_of(p, &l->o);
     p->q->ops->fused->attention(p->q, &b, &l->o.in_rotation, p->keep || p->host ? ws->attention : NULL,
                                 ws->attention_ld, ws->query, width, ws->rows, p->host ? 0 : index, &shape,
                                 p->rows->role);
@@ -110,7 +117,7 @@ static void mlp(const struct pass *p, const struct walsh_layer *l, const struct 
                                               {&l->up, ws->up, ws->gate_ld}};
     struct walsh_unrotated z[2];
     products(p, calls, 2, a, ws->normed, ws->normed_ld, z);
-    struct walsh_activations b = walsh_linear_input(ws, &l->down, p->rows->count);
+    struct walsh_activations b = input_of(p, &l->down);
     p->q->ops->fused->gated(p->q, &b, &l->down.in_rotation, p->keep ? ws->gate : NULL, ws->gate_ld, &z[0],
                             &z[1], l->gate.out, c->gate == WALSH_GATE_GELU_TANH);
     const struct walsh_linear_call down = {&l->down, ws->delta, c->hidden};

@@ -386,6 +386,7 @@ static struct walsh_activations prepare(const struct walsh_queue *q, struct wals
 {
     struct walsh_activations a = walsh_linear_input(ws, linear, rows);
     a.type = activation(q, linear, role);
+    a.tiled = walsh_queue_tiles(q, a.type, a.cols, role);
     if (a.type == WALSH_ACTIVATION_F32 && linear->in_rotation.kind == WALSH_ROTATION_NONE &&
         ldx == a.stride && (uintptr_t)x % WALSH_ALIGNMENT == 0)
         a.data = (void *)(uintptr_t)x; /* products only read it */

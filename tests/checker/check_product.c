@@ -17,7 +17,34 @@ struct product_case {
     double factor;   /* 0: EXACT */
     bool transposed; /* y = W^T a */
     bool adds;       /* the kernel knows `add` */
+    bool tiles;      /* the candidate also reads activations as tiles */
 };
+
+/* A prompt's kernel: those of AMX read tiles. */
+static struct product_case prefill_case(const struct check *c, product_kernel *reference,
+                                        product_kernel *candidate, enum walsh_activation_type type,
+                                        double factor, bool adds)
+{
+    const bool tiles = strcmp(c->implementation, "amx") == 0;
+    return (struct product_case){reference, candidate, type, factor, false, adds, tiles};
+}
+
+/* The same activations as tiles: kernels.h has the place of each byte. */
+static struct walsh_activations as_tiles(struct check *c, const struct walsh_activations *a)
+{
+    const size_t bytes = a->stride * walsh_activation_size(a->type);
+    struct walsh_activations tiled = *a;
+    uint8_t *to = check_alloc(c, a->rows * bytes, 0);
+    const uint8_t *from = a->data;
+    for (size_t r = 0; r < a->rows; r++) {
+        const size_t group = r / 16 * 16, n = walsh_min(16, a->rows - group);
+        for (size_t b = 0; b < bytes; b++)
+            to[group * bytes + b / 64 * 64 * n + (r - group) * 64 + b % 64] = from[r * bytes + b];
+    }
+    tiled.data = to;
+    tiled.tiled = true;
+    return tiled;
+}
 
 /* Outputs of W, and what they sum over. */
 static size_t outputs_of(const struct product_case *t, const struct walsh_weights *w)
@@ -85,6 +112,13 @@ static void check_shape(struct check *c, const struct product_case *t, const str
     multiply(t->reference, &w, &a, 0, outs, expected, outs, scratch);
     multiply(t->candidate, &w, &a, 0, outs, got, outs, scratch);
     compare(c, t, &w, &a, expected, got, scratch);
+
+    if (t->tiles) {
+        const struct walsh_activations tiled = as_tiles(c, &a);
+        float *y = outputs(c, rows * outs);
+        multiply(t->candidate, &w, &tiled, 0, outs, y, outs, scratch);
+        check_exact_f32(c, "y of tiles", got, y, rows * outs);
+    }
 
     /* in two pieces, into wider rows: the same bits, and nothing written between the rows */
     size_t ldy = outs + 1 + check_below(c, 20);
@@ -179,62 +213,74 @@ static void check_largest(struct check *c, const struct product_case *t, size_t 
 static const enum walsh_format dense_formats[] = {WALSH_FORMAT_F32, WALSH_FORMAT_F16, WALSH_FORMAT_BF16};
 static const enum walsh_format bf16_format[] = {WALSH_FORMAT_BF16};
 
+/* More rows than the tiles of a step hold. */
+static void check_many_rows(struct check *c, const struct product_case *t, const struct product_shape *shape)
+{
+    static const size_t rows[] = {32, 33, 49, 71};
+    check_shape(c, t, shape, rows[c->round % 4], check_alloc_private(c, WALSH_PRODUCT_SCRATCH));
+}
+
 void check_product_dense_decode(struct check *c, product_kernel *reference, product_kernel *candidate)
 {
-    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_F32, 4, false, false},
+    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_F32, 4, false, false, false},
                 dense_formats, 3);
 }
 
 void check_product_dense_prefill(struct check *c, product_kernel *reference, product_kernel *candidate)
 {
-    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_F32, 4, false, true},
+    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_F32, 4, false, true, false},
                 dense_formats, 3);
 }
 
 void check_product_bf16_decode(struct check *c, product_kernel *reference, product_kernel *candidate)
 {
-    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_BF16, 4, false, false},
+    check_dense(c,
+                &(struct product_case){reference, candidate, WALSH_ACTIVATION_BF16, 4, false, false, false},
                 bf16_format, 1);
 }
 
 void check_product_bf16_prefill(struct check *c, product_kernel *reference, product_kernel *candidate)
 {
-    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_BF16, 4, false, true},
-                bf16_format, 1);
+    const struct product_case t = prefill_case(c, reference, candidate, WALSH_ACTIVATION_BF16, 4, true);
+    check_dense(c, &t, bf16_format, 1);
+    check_many_rows(c, &t, &(struct product_shape){WALSH_FORMAT_BF16, "", 70, 1100});
 }
 
 void check_product_dense_transposed(struct check *c, product_kernel *reference, product_kernel *candidate)
 {
-    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_F32, 4, true, true},
+    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_F32, 4, true, true, false},
                 dense_formats, 3);
 }
 
 void check_product_bf16_transposed(struct check *c, product_kernel *reference, product_kernel *candidate)
 {
-    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_BF16, 4, true, true},
+    check_dense(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_BF16, 4, true, true, false},
                 bf16_format, 1);
 }
 
 void check_product_e8p_decode(struct check *c, product_kernel *reference, product_kernel *candidate)
 {
-    check_stages(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_F32, 4, false, false});
+    check_stages(c,
+                 &(struct product_case){reference, candidate, WALSH_ACTIVATION_F32, 4, false, false, false});
 }
 
 void check_product_e8p_prefill(struct check *c, product_kernel *reference, product_kernel *candidate)
 {
-    check_stages(c, &(struct product_case){reference, candidate, WALSH_ACTIVATION_F32, 4, false, false});
+    check_stages(c,
+                 &(struct product_case){reference, candidate, WALSH_ACTIVATION_F32, 4, false, false, false});
 }
 
 void check_product_int8_decode(struct check *c, product_kernel *reference, product_kernel *candidate)
 {
-    const struct product_case t = {reference, candidate, WALSH_ACTIVATION_INT8, 0, false, false};
+    const struct product_case t = {reference, candidate, WALSH_ACTIVATION_INT8, 0, false, false, false};
     check_stages(c, &t);
     check_largest(c, &t, 1 + c->round * 3);
 }
 
 void check_product_int8_prefill(struct check *c, product_kernel *reference, product_kernel *candidate)
 {
-    const struct product_case t = {reference, candidate, WALSH_ACTIVATION_INT8, 0, false, false};
+    const struct product_case t = prefill_case(c, reference, candidate, WALSH_ACTIVATION_INT8, 0, false);
     check_stages(c, &t);
+    check_many_rows(c, &t, &(struct product_shape){WALSH_FORMAT_E8P, "PB", 80, 1544});
     check_largest(c, &t, 1 + c->round * 3);
 }

@@ -8,6 +8,7 @@
 #include "checker.h"
 
 #define ROWS 20
+enum { TYPES = WALSH_ACTIVATION_INT8_GROUPS + 1 };
 
 static float *row(struct check *c, size_t n)
 {
@@ -61,12 +62,25 @@ static void expect_groups(struct check *c, const struct walsh_activations *a, si
                       sums * sizeof *sum);
 }
 
+/* The bytes of row r, wherever they are: kernels.h has the place of each in tiles. */
+static const uint8_t *row_bytes(struct check *c, const struct walsh_activations *a, size_t r)
+{
+    const size_t bytes = a->stride * walsh_activation_size(a->type), group = r / 16 * 16,
+                 n = walsh_min(16, a->rows - group);
+    const uint8_t *data = a->data;
+    if (!a->tiled) return data + r * bytes;
+    uint8_t *row = check_alloc(c, bytes, 0);
+    for (size_t b = 0; b < bytes; b++)
+        row[b] = data[group * bytes + b / 64 * 64 * n + (r - group) * 64 + b % 64];
+    return row;
+}
+
 /* The definition: rotated row r, rounded. */
 static void expect_row(struct check *c, const struct walsh_activations *a, size_t r, const float *rotated)
 {
     uint8_t *expected = check_alloc(c, a->stride * walsh_activation_size(a->type), 0);
     memset(expected, 0, a->stride * walsh_activation_size(a->type));
-    const uint8_t *data = (const uint8_t *)a->data + r * a->stride * walsh_activation_size(a->type);
+    const uint8_t *data = row_bytes(c, a, r);
     if (a->type == WALSH_ACTIVATION_F32) memcpy(expected, rotated, a->cols * sizeof *rotated);
     for (size_t i = 0; i < a->cols && a->type == WALSH_ACTIVATION_BF16; i++) {
         uint16_t b = walsh_bf16_from_f32(rotated[i]);
@@ -87,9 +101,12 @@ static void check_prepare(struct check *c, const struct walsh_queue *q, const st
     size_t size = rotation->size, ldx = size + 7;
     float *x = row(c, (ROWS - 1) * ldx + size), *rotated = row(c, rotation->blocks.padded);
     check_fill_normal(c, x, (ROWS - 1) * ldx + size);
-    for (int type = WALSH_ACTIVATION_F32; type <= WALSH_ACTIVATION_INT8_GROUPS; type++) {
-        struct walsh_activations a =
-            activations(c, (enum walsh_activation_type)type, rotation->blocks.padded);
+    for (int way = WALSH_ACTIVATION_F32; way < 2 * TYPES; way++) {
+        const enum walsh_activation_type type = (enum walsh_activation_type)(way % TYPES);
+        struct walsh_activations a = activations(c, type, rotation->blocks.padded);
+        a.tiled = way >= TYPES;
+        if (a.tiled && (q->memory || (type != WALSH_ACTIVATION_INT8 && type != WALSH_ACTIVATION_BF16)))
+            continue;
         q->ops->prepare(q, &a, x, ldx, rotation);
         for (size_t r = 0; r < ROWS; r++) {
             walsh_rotate_forward(rotation, x + r * ldx, rotated);

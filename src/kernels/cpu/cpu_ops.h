@@ -13,8 +13,8 @@ _Static_assert(WALSH_MAX_COLUMNS * sizeof(float) <= WALSH_SCRATCH_BYTES, "a rota
 extern const struct walsh_ops walsh_cpu_ops;
 extern const struct walsh_fused_ops walsh_cpu_fused_ops; /* the rows of attention name the layer's view */
 
-/* Single rows of the ops. Row r of `a` = round(forward(rotation, x)); rotated [padded] is scratch, apart from
- * x. */
+/* Single rows of the ops. Row r of `a` = round(forward(rotation, x)); rotated [WALSH_MAX_COLUMNS] is scratch,
+ * apart from x. */
 void walsh_cpu_prepare_row(const struct walsh_kernels *k, const struct walsh_activations *a,
                            const struct walsh_rotation *rotation, size_t r, const float *x, float *rotated);
 /* Where this is so, a row goes through rotation and rounding by one kernel, with a norm in front of it or

@@ -2,7 +2,10 @@
 #include <string.h>
 
 #include "kernels/cpu/cpu_ops.h"
+#include "base/memory.h"
+#include "formats/e8p_planes.h"
 #include "kernels/cpu/split.h"
+#include "kernels/product.h"
 #include "kernels/rotate.h"
 
 struct prepare {
@@ -37,13 +40,43 @@ bool walsh_cpu_rotates_rounding(const struct walsh_activations *a, const struct 
     return a->type == WALSH_ACTIVATION_INT8 && rotation->kind == WALSH_ROTATION_BLOCKS;
 }
 
+_Static_assert((WALSH_STAGE_MAX_COLUMNS + 1280) * 6 <= WALSH_MAX_COLUMNS * 4, "a row of f32 and one of bf16");
+_Static_assert((WALSH_TILED_MAX_BF16_COLUMNS + 1280) * 6 <= WALSH_MAX_COLUMNS * 4,
+               "a row of f32 and one of bf16");
+
+/* Row r of tiled activations, whose cols * element bytes stand at `row`, with room for the stride. */
+static void scatter_row(const struct walsh_activations *a, size_t r, uint8_t *row)
+{
+    const size_t element = walsh_activation_size(a->type), bytes = a->stride * element,
+                 rows = walsh_min(a->rows - r / 16 * 16, 16);
+    uint8_t *to = (uint8_t *)a->data + r / 16 * 16 * bytes + r % 16 * 64;
+    memset(row + a->cols * element, 0, bytes - a->cols * element);
+    for (size_t b = 0; b < bytes; b += 64, to += 64 * rows) memcpy(to, row + b, 64);
+}
+
+/* Where row r is written: in place, or, of tiles, behind the rotated row, from where it is scattered. */
+static uint8_t *row_of(const struct walsh_activations *a, size_t r, float *rotated)
+{
+    if (a->tiled) return (uint8_t *)(rotated + a->stride);
+    return (uint8_t *)a->data + r * a->stride * walsh_activation_size(a->type);
+}
+
+static void end_row(const struct walsh_activations *a, size_t r, uint8_t *row)
+{
+    const size_t element = walsh_activation_size(a->type);
+    if (a->tiled)
+        scatter_row(a, r, row);
+    else
+        memset(row + a->cols * element, 0, (a->stride - a->cols) * element);
+}
+
 void walsh_cpu_rotate_row(const struct walsh_kernels *k, const struct walsh_activations *a,
                           const struct walsh_rotation *rotation, size_t r, const float *x,
                           const float *weight, float factor, float *rotated)
 {
-    int8_t *q = (int8_t *)a->data + r * a->stride;
-    a->scale[r] = k->rotate_i8(q, &a->sum[r], rotated, x, weight, factor, rotation);
-    memset(q + a->cols, 0, a->stride - a->cols);
+    uint8_t *row = row_of(a, r, rotated);
+    a->scale[r] = k->rotate_i8((int8_t *)row, &a->sum[r], rotated, x, weight, factor, rotation);
+    end_row(a, r, row);
 }
 
 void walsh_cpu_prepare_row(const struct walsh_kernels *k, const struct walsh_activations *a,
@@ -53,22 +86,22 @@ void walsh_cpu_prepare_row(const struct walsh_kernels *k, const struct walsh_act
         walsh_cpu_rotate_row(k, a, rotation, r, x, NULL, 1, rotated);
         return;
     }
-    size_t element = walsh_activation_size(a->type), cols = a->cols;
-    uint8_t *data = (uint8_t *)a->data + r * a->stride * element;
-    if (a->type == WALSH_ACTIVATION_F32) rotated = (float *)(void *)data; /* in place */
+    const size_t cols = a->cols;
+    uint8_t *row = row_of(a, r, rotated);
+    if (a->type == WALSH_ACTIVATION_F32) rotated = (float *)(void *)row; /* in place */
     if (rotation->kind != WALSH_ROTATION_NONE) {
         walsh_kernels_rotate(k, rotation, rotation->signs, x, rotated);
         x = rotated;
     }
     if (a->type == WALSH_ACTIVATION_INT8)
-        a->scale[r] = k->quantize_i8((int8_t *)data, &a->sum[r], x, cols);
+        a->scale[r] = k->quantize_i8((int8_t *)row, &a->sum[r], x, cols);
     else if (a->type == WALSH_ACTIVATION_INT8_GROUPS)
         prepare_groups(k, a, r, x);
     else if (a->type == WALSH_ACTIVATION_BF16)
-        k->bf16_from_f32((uint16_t *)(void *)data, x, cols);
+        k->bf16_from_f32((uint16_t *)(void *)row, x, cols);
     else if (x != rotated)
-        memcpy(data, x, cols * element);
-    memset(data + cols * element, 0, (a->stride - cols) * element);
+        memcpy(row, x, cols * sizeof *x);
+    end_row(a, r, row);
 }
 
 static void prepare_rows(void *argument, size_t begin, size_t end, unsigned worker)

@@ -9,7 +9,6 @@
 #include "kernels/x86/amx/gemm.h"
 
 #define STEP 32                      /* columns of a tile */
-#define PANEL_BYTES (1536 << 10)     /* panels within the L2 */
 #define SUMS_BYTES ((size_t)1 << 20) /* of the scratch */
 
 /* Rows [row, row + outputs) of w as panels of `steps` steps. */
@@ -45,12 +44,12 @@ void walsh_product_bf16_prefill_amx(const struct walsh_product_part *p)
 {
     const struct walsh_weights *w = p->weights;
     const size_t steps = walsh_div_up(w->cols, STEP);
-    if (steps * TILE_BYTES * (GROUP_OUTPUTS / 16) > PANEL_BYTES) { /* the scratch holds no panel of a group */
+    if (w->cols > WALSH_TILED_MAX_BF16_COLUMNS) { /* the scratch holds no panel of a group */
         walsh_product_bf16_prefill_bf16(p);
         return;
     }
-    const size_t most = walsh_max(PANEL_BYTES / (steps * 64) / GROUP_OUTPUTS, 1) * GROUP_OUTPUTS;
-    const struct tile_rows a = {p->a->data, p->a->stride * sizeof(uint16_t), p->a->rows};
+    const size_t most = walsh_max(WALSH_PANEL_BYTES / (steps * 64) / GROUP_OUTPUTS, 1) * GROUP_OUTPUTS;
+    const struct amx_rows a = {p->a->data, p->a->stride * sizeof(uint16_t), p->a->rows, p->a->tiled};
     uint32_t *sums = p->scratch;
     uint8_t *panels = (uint8_t *)p->scratch + SUMS_BYTES;
     for (size_t r = p->begin; r < p->end; r += most) {

@@ -30,7 +30,6 @@ static inline tile_sum tile_step(tile_sum sum, __m512i weights, __m512i activati
 #define STEP 64                      /* columns of a tile */
 #define BLOCK_TILES 4                /* of a plane block: WALSH_PLANE_COLUMNS / STEP */
 #define PREFETCH_STREAM 2048         /* decode: bytes ahead in each pair of rows */
-#define PANEL_BYTES (1536 << 10)     /* prefill: panels within the L2 */
 #define SUMS_BYTES ((size_t)1 << 20) /* prefill: of the scratch, for sums */
 
 /* --- prefill --- */
@@ -127,8 +126,8 @@ void walsh_product_int8_prefill_amx(const struct walsh_product_part *p)
 {
     const struct walsh_weights *w = p->weights;
     const size_t blocks = walsh_stage_blocks(w->cols), row_bytes = blocks * WALSH_PLANE_COLUMNS;
-    const size_t most = walsh_max(PANEL_BYTES / row_bytes / GROUP_OUTPUTS, 1) * GROUP_OUTPUTS;
-    const struct tile_rows a = {p->a->data, p->a->stride, p->a->rows};
+    const size_t most = walsh_max(WALSH_PANEL_BYTES / row_bytes / GROUP_OUTPUTS, 1) * GROUP_OUTPUTS;
+    const struct amx_rows a = {p->a->data, p->a->stride, p->a->rows, p->a->tiled};
     struct prefill_planes planes;
     uint32_t *sums = p->scratch;
     uint8_t *panels = (uint8_t *)p->scratch + SUMS_BYTES;
