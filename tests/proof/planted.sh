@@ -52,7 +52,7 @@ plant() {
 golden="golden:--adapter:$root/models/shakespeare-lora-8m:$root/models/bookworm-8m:$root/tests/fixtures/golden/bookworm-8m.safetensors"
 checker=walsh_checker:--kernel:low_rank
 tries=1
-for test in test_model_adapter_linear test_model_adapter_fold test_api_adapter test_api_batch test_runtime_batch test_api_merge test_cache_turbo \
+for test in test_model_adapter_linear test_model_adapter_fold test_api_adapter test_api_batch test_runtime_batch test_api_merge test_cache_turbo test_runtime_prompts test_serve_work \
     test_cache_attention test_kernels_turbo test_api_kv "$checker" "$golden"; do
     # shellcheck disable=SC2046
     if fails $(echo "$test" | tr : ' '); then
@@ -137,6 +137,23 @@ plant "stale tokens are exported" src/cache/kv_export.c '/^        walsh_kv_clea
 plant "recent tokens do not travel" src/cache/kv_export.c '/^    copy_recent(kv, end - recent, recent, out, true);/d' test_api_kv
 plant "evaluation runs prefill on packed caches" src/runtime/session.c 's/outputs->decode ? WALSH_DECODE : WALSH_PREFILL/outputs->decode ? WALSH_PREFILL : WALSH_PREFILL/' \
     test_api_kv
+plant "rows of a joined prompt have the position of its first" src/runtime/session.c \
+    's/r->positions\[row\] = s->kv->length + j;/r->positions[row] = s->kv->length;/' test_runtime_prompts
+plant "rows of a joined prompt have another length's angles" src/runtime/session.c \
+    's/r->rope_rows\[row\] = s->rope_offset + s->kv->length + j/r->rope_rows[row] = s->kv->length + j/' test_runtime_prompts
+plant "only one row of joined prompts has the adapter" src/runtime/session.c 's/set->end = (size_t)end->row + end->count;/set->end = (size_t)end->row + 1;/' \
+    test_runtime_prompts
+plant "adapters of joined prompts begin a session, not a row, later" src/runtime/session.c \
+    's/set->begin = pieces\[r->order\[set->begin\]\].row;/(void)set->begin;/' test_runtime_prompts
+plant "a joined prompt ends with its first row" src/runtime/session.c 's/(piece->row + piece->count - 1) \* hidden, hidden/piece->row * hidden, hidden/' \
+    test_runtime_prompts
+plant "the head's adapter of another prompt" src/runtime/session.c 's/if (set && before && walsh_adapter_set_equal(before->set, set))/if (set \&\& before)/' \
+    test_runtime_prompts
+plant "joined prompts attend to the cache of the first" src/kernels/cpu/prefill_attention.c 's/first\[count\]\.kv == first->kv &&/true \&\&/' \
+    test_runtime_prompts walsh_checker:--kernel:op_attention
+plant "equal prompts do not wait for the store" src/runtime/batch_step.c 's/if (comes_to_store(b, entry, count)) break;/(void)comes_to_store;/' test_runtime_prompts
+plant "a client's turn is never over" app/serve/work.c '/work->turn = item->turn;/d' test_serve_work
+plant "a client's items wait for no turn" app/serve/work.c 's/if (i->tenant == item->tenant) item->turn = i->turn + 1;/(void)i;/' test_serve_work
 tries=40
 plant "a piece does not wait for h" src/kernels/cpu/low_rank.c 's/^    wait_for_downs(job);/    (void)wait_for_downs;/' "$checker"
 
