@@ -282,6 +282,14 @@ def unknown_members_are_named():
         assert s.stop() == 0
 
 
+def refuses_connections(s):
+    try:
+        socket.create_connection(("127.0.0.1", s.port), PATIENCE).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 def errors_have_their_codes():
     """Those that no other test provokes."""
     s = Server("--max-queue", "8", "--drain-timeout", "30")
@@ -304,6 +312,7 @@ def errors_have_their_codes():
         assert kept.getresponse().read() == b"ready\n"
         s.process.send_signal(signal.SIGTERM)
         wait_for("the end to begin", lambda: s.log("draining"))
+        wait_for("no new connection", lambda: refuses_connections(s))
         kept.request("POST", "/v1/completions", json.dumps(BASE), {"Content-Type": "application/json"})
         late = kept.getresponse()
         assert (late.status, json.loads(late.read())["error"]["code"]) == (503, "shutting_down")
