@@ -19,7 +19,7 @@ while getopts t:s:o: option; do
     esac
 done
 shift $((OPTIND - 1))
-walsh=${1:-$root/build/walsh}
+walsh=$(realpath -m "${1:-$root/build/walsh}")
 pattern=${2:-.}
 work=$(mktemp -d "${TMPDIR:-/tmp}/walsh-rows.XXXXXX")
 trap 'rm -rf "$work"' EXIT

@@ -8,7 +8,8 @@
 #include "kernels/table.h"
 #include "kernels/x86/bf16/tile.h"
 
-#define OUTPUTS 4 /* decode: outputs at once; streams that the machine prefetches better alone */
+#define OUTPUTS 4     /* decode: outputs at once; streams that the machine prefetches better alone */
+#define PREFETCH 4096 /* decode of one row: one output at a time, this far ahead */
 
 /* The 32 elements from x[k] on, of which `count` exist. */
 INLINE __m512i load(const uint16_t *x, size_t k, size_t count)
@@ -19,14 +20,14 @@ INLINE __m512i load(const uint16_t *x, size_t k, size_t count)
 
 /* --- decode --- */
 
-INLINE void decode_block(const unsigned rows, const struct walsh_product_part *p, size_t r, size_t exist,
-                         size_t i)
+INLINE void decode_block(const unsigned rows, const unsigned outputs, const struct walsh_product_part *p,
+                         size_t r, size_t exist, size_t i)
 {
     const size_t cols = p->weights->cols, stride = p->a->stride;
     const uint16_t *a = (const uint16_t *)p->a->data + i * stride, *w[OUTPUTS];
     __m512 sum[OUTPUTS][4];
 #pragma GCC unroll 4
-    for (unsigned n = 0; n < OUTPUTS; n++) {
+    for (unsigned n = 0; n < outputs; n++) {
         size_t row = r + (n < exist ? n : exist - 1); /* beyond the last: read it again, store nothing */
         w[n] = (const uint16_t *)p->weights->data + row * cols;
 #pragma GCC unroll 4
@@ -38,14 +39,15 @@ INLINE void decode_block(const unsigned rows, const struct walsh_product_part *p
 #pragma GCC unroll 4
         for (unsigned m = 0; m < rows; m++) x[m] = load(a + m * stride, k, 32);
 #pragma GCC unroll 4
-        for (unsigned n = 0; n < OUTPUTS; n++) {
+        for (unsigned n = 0; n < outputs; n++) {
+            if (outputs == 1) _mm_prefetch((const char *)(w[n] + k) + PREFETCH, _MM_HINT_T0);
             __m512i v = load(w[n], k, 32);
 #pragma GCC unroll 4
             for (unsigned m = 0; m < rows; m++) sum[n][m] = tile_step(sum[n][m], v, x[m]);
         }
     }
 #pragma GCC unroll 4
-    for (unsigned n = 0; n < OUTPUTS; n++) {
+    for (unsigned n = 0; n < outputs; n++) {
         if (n >= exist) continue;
         __m512i v = k < cols ? load(w[n], k, cols - k) : _mm512_setzero_si512();
 #pragma GCC unroll 4
@@ -59,21 +61,23 @@ INLINE void decode_block(const unsigned rows, const struct walsh_product_part *p
 void walsh_product_bf16_decode_bf16(const struct walsh_product_part *p)
 {
     const size_t rows = p->a->rows;
+    for (size_t r = p->begin; rows == 1 && r < p->end; r++) decode_block(1, 1, p, r, 1, 0);
+    if (rows == 1) return;
     for (size_t r = p->begin; r < p->end; r += OUTPUTS) {
         size_t exist = walsh_min(OUTPUTS, p->end - r);
         for (size_t i = 0; i < rows; i += 4) {
             switch (rows - i) {
             case 1:
-                decode_block(1, p, r, exist, i);
+                decode_block(1, OUTPUTS, p, r, exist, i);
                 break;
             case 2:
-                decode_block(2, p, r, exist, i);
+                decode_block(2, OUTPUTS, p, r, exist, i);
                 break;
             case 3:
-                decode_block(3, p, r, exist, i);
+                decode_block(3, OUTPUTS, p, r, exist, i);
                 break;
             default:
-                decode_block(4, p, r, exist, i);
+                decode_block(4, OUTPUTS, p, r, exist, i);
             }
         }
     }

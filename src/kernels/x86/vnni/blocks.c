@@ -27,7 +27,7 @@ static inline tile_sum tile_step(tile_sum sum, __m512i weights, __m512i activati
 #include "kernels/x86/avx512/blocks.h"
 
 #define MOST_ROWS 8
-#define PREFETCH 2048 /* bytes ahead in the codes */
+#define PREFETCH 6144 /* bytes ahead in the codes */
 #define E2M1_ZERO 12
 
 /* What a tile is read by; kinds are constants. */

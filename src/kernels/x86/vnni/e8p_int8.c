@@ -45,10 +45,12 @@ INLINE __m128i sum_lanes(const tile_sum *v)
 }
 
 /* dots[n] of `pairs` pairs of rows by `rows` activation rows, n = (pair * rows + row): even rows' and odd
- * rows' sums of u q. pairs * rows is a multiple of 4; kind, pairs and rows are constant. */
-INLINE void stage_dots(enum walsh_stage_kind kind, const unsigned pairs, const unsigned rows,
-                       const uint8_t *data, size_t blocks, const int8_t *q, size_t stride, int32_t even[8],
-                       int32_t odd[8])
+ * rows' sums of u q. Each of `stages` parts of the pairs is of a stage of its own, data[part], which doubles
+ * what is done with a load of activations and halves the starts of streams. pairs * rows is a multiple of 4;
+ * kind, pairs, stages and rows are constant. */
+INLINE void stage_dots(enum walsh_stage_kind kind, const unsigned pairs, const unsigned stages,
+                       const unsigned rows, const uint8_t *const *data, size_t blocks, const int8_t *q,
+                       size_t stride, int32_t even[8], int32_t odd[8])
 {
     const __m512i low = _mm512_set1_epi8(15);
     const size_t block_bytes = walsh_stage_block(kind), pair_bytes = blocks * block_bytes;
@@ -60,7 +62,8 @@ INLINE void stage_dots(enum walsh_stage_kind kind, const unsigned pairs, const u
     for (size_t b = 0; b < blocks; b++) {
 #pragma GCC unroll 4
         for (unsigned p = 0; p < pairs; p++) {
-            const uint8_t *block = data + p * pair_bytes + b * block_bytes;
+            const unsigned of_stage = pairs / stages;
+            const uint8_t *block = data[p / of_stage] + p % of_stage * pair_bytes + b * block_bytes;
             for (size_t line = 0; line < block_bytes; line += 64)
                 _mm_prefetch((const char *)block + line + ahead, _MM_HINT_T0);
             __m512i m[4];
@@ -100,9 +103,9 @@ INLINE void decode_block(const unsigned pairs, const unsigned rows, const struct
             (const uint8_t *)w->stage[k].data + r / 2 * blocks * walsh_stage_block(w->stage[k].kind);
         int32_t dots[2][8];
         if (w->stage[k].kind == WALSH_STAGE_E8P)
-            stage_dots(WALSH_STAGE_E8P, pairs, rows, data, blocks, q, a->stride, dots[0], dots[1]);
+            stage_dots(WALSH_STAGE_E8P, pairs, 1, rows, &data, blocks, q, a->stride, dots[0], dots[1]);
         else
-            stage_dots(WALSH_STAGE_E81B, pairs, rows, data, blocks, q, a->stride, dots[0], dots[1]);
+            stage_dots(WALSH_STAGE_E81B, pairs, 1, rows, &data, blocks, q, a->stride, dots[0], dots[1]);
         struct stage_term term = stage_term(w, k);
         for (unsigned n = 0; n < pairs * rows; n++) {
             y[0][n] = stage_add(y[0][n], k, &term, dots[0][n], a->sum[i + n % rows]);
@@ -116,10 +119,42 @@ INLINE void decode_block(const unsigned pairs, const unsigned rows, const struct
     }
 }
 
+/* True where the stages are E8P two by two. */
+static bool stages_pair(const struct walsh_weights *w)
+{
+    for (unsigned k = 0; k < w->stages; k++)
+        if (w->stage[k].kind != WALSH_STAGE_E8P) return false;
+    return w->stages % 2 == 0;
+}
+
+/* 4 outputs from r on by activation row i, two stages at a time: the bits of decode_block. */
+static void decode_stages(const struct walsh_product_part *p, size_t r, size_t i)
+{
+    const struct walsh_weights *w = p->weights;
+    const struct walsh_activations *a = p->a;
+    const size_t blocks = walsh_stage_blocks(w->cols),
+                 at = r / 2 * blocks * walsh_stage_block(WALSH_STAGE_E8P);
+    float y[4] = {0};
+    for (unsigned k = 0; k < w->stages; k += 2) {
+        const uint8_t *const data[2] = {(const uint8_t *)w->stage[k].data + at,
+                                        (const uint8_t *)w->stage[k + 1].data + at};
+        int32_t dots[2][8];
+        stage_dots(WALSH_STAGE_E8P, 4, 2, 1, data, blocks, (const int8_t *)a->data + i * a->stride, 0,
+                   dots[0], dots[1]);
+        for (unsigned s = 0; s < 2; s++) {
+            const struct stage_term term = stage_term(w, k + s);
+            for (unsigned n = 0; n < 4; n++)
+                y[n] = stage_add(y[n], k + s, &term, dots[n % 2][2 * s + n / 2], a->sum[i]);
+        }
+    }
+    for (unsigned n = 0; n < 4; n++) p->y[i * p->ldy + r + n] = y[n] * a->scale[i];
+}
+
 /* Activation rows in groups of 8, 4, 2, 1. 8 outputs at a time; their weights are in L1 or L2 from the second
  * group on. */
 void walsh_product_int8_decode_vnni(const struct walsh_product_part *p)
 {
+    const bool pairs = stages_pair(p->weights);
     for (size_t r = p->begin; r < p->end; r += 8) {
         for (size_t i = 0; i < p->a->rows;) {
             size_t left = p->a->rows - i;
@@ -133,7 +168,12 @@ void walsh_product_int8_decode_vnni(const struct walsh_product_part *p)
                 decode_block(4, 2, p, r, i);
                 i += 2;
             } else {
-                decode_block(4, 1, p, r, i);
+                if (pairs) {
+                    decode_stages(p, r, i);
+                    decode_stages(p, r + 4, i);
+                } else {
+                    decode_block(4, 1, p, r, i);
+                }
                 i += 1;
             }
         }
