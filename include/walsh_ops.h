@@ -15,9 +15,19 @@
  * what is stored as F16 or BF16 is rounded to nearest even, F16 saturated at +-65504. Inputs and outputs do
  * not overlap unless a comment says that they may be the same view.
  *
- * Queues. A call runs on a queue: the pool of its context. Any number of threads may call on one queue, or on
- * several of one context; they take turns. Calls on the models of that context do not take part in that: do
- * not let them overlap, or use a context of its own. A call on the CPU has finished when it returns.
+ * Queues. A call runs on a queue: the pool of its context, or a CUDA stream. Any number of threads may call on
+ * one queue, or on several of one context; they take turns. Calls on the models of that context do not take
+ * part in that: do not let them overlap, or use a context of its own. A call on the CPU has finished when it
+ * returns.
+ *
+ * Devices. On a queue of a context on a CUDA device, the calls marked "device" take views of the memory of that
+ * device, enqueue on the stream and return: they neither allocate nor wait, so that a CUDA graph may capture
+ * them, after each has run once outside of a capture. What is in memory that a graph reads may change between
+ * its launches; what a call reads of the host (sizes, groups, adapters, descriptors) is fixed in it. A replay must
+ * be ordered with all other work of the queue, whose scratch it uses. A launch that fails is told by the
+ * call, a fault on the device by walsh_ops_queue_synchronize. All other calls take host memory, on any
+ * queue, and run on the CPU; opening and closing a handle also allocate device memory and wait. Results are the
+ * CPU's but for the order of sums in f32. The device is the thread's current one afterwards.
  *
  * NULL. A handle, a view, a struct or a place for a result that is NULL where no comment allows it:
  * WALSH_E_ARGUMENT that names it; calls that give a number of bytes give 0. Closing NULL, or a handle that is
@@ -90,19 +100,23 @@ WALSH_API enum walsh_status walsh_view_to_dlpack(struct walsh_view *view, void *
 struct walsh_ops_queue;
 struct walsh_ops_queue_options {
     size_t struct_size;
-    void *stream; /* the caller's cudaStream_t, of a context on a CUDA device; NULL: the context's own, or the
-                     CPU's pool */
+    void *
+        stream; /* the caller's cudaStream_t, of a context on a CUDA device, which outlives the queue; NULL: the
+                     context's own, or the CPU's pool */
 };
 #define WALSH_OPS_QUEUE_OPTIONS                                                                              \
     {                                                                                                        \
         .struct_size = sizeof(struct walsh_ops_queue_options)                                                \
     }
-/* A queue of the context, which outlives it; it borrows its threads, its kernel table and its device. options
- * NULL: the defaults. WALSH_E_ARGUMENT: a stream for the CPU. WALSH_E_UNSUPPORTED: the context's device is
- * not the CPU (the ops of this header run there only, so far). */
+/* A queue of the context, which outlives it; it borrows its threads, its kernel table and its device. On a
+ * device it takes 16 MB there, with a stream of the caller's 160 MB. options NULL: the defaults. WALSH_E_ARGUMENT: a
+ * stream for the CPU. */
 WALSH_API enum walsh_status walsh_ops_queue_open(struct walsh_context *context,
                                                  const struct walsh_ops_queue_options *options,
                                                  struct walsh_ops_queue **out, struct walsh_error *err);
+/* Wait for what was enqueued on a device and tell the first failure of it; nothing on the CPU. Not in a capture. */
+WALSH_API enum walsh_status walsh_ops_queue_synchronize(struct walsh_ops_queue *queue,
+                                                        struct walsh_error *err);
 /* No call runs on it any more; handles that were opened with it stay. */
 WALSH_API void walsh_ops_queue_close(struct walsh_ops_queue **queue);
 
@@ -139,8 +153,9 @@ struct walsh_ops_rotation_options {
     {                                                                                                        \
         .struct_size = sizeof(struct walsh_ops_rotation_options)                                             \
     }
-/* Copies the signs, or draws them. WALSH_E_ARGUMENT: a size, a kind, blocks or signs that are not as said;
- * WALSH_E_UNSUPPORTED: a size that `parts` do not divide; WALSH_E_MEMORY. */
+/* Copies the signs, or draws them; serves queues of the same device. WALSH_E_ARGUMENT: a size, a kind, blocks or
+ * signs that are not as said; WALSH_E_UNSUPPORTED: a size that `parts` do not divide; on a device, overlap, blocks
+ * below 16 and more than 32768 elements; WALSH_E_MEMORY. */
 WALSH_API enum walsh_status walsh_ops_rotation_open(struct walsh_ops_queue *queue,
                                                     const struct walsh_ops_rotation_options *options,
                                                     struct walsh_ops_rotation **out, struct walsh_error *err);
@@ -164,13 +179,13 @@ WALSH_API enum walsh_status walsh_ops_rotation_get_signs(const struct walsh_ops_
                                                          struct walsh_error *err);
 
 /* y = forward(x), row by row: x FLOAT [.., size], y FLOAT [.., padded] of as many rows. y may be x where no
- * element is padded. No allocation. The f32 butterfly is fixed bit for bit: every machine gives the same. */
+ * element is padded. No allocation; device. The f32 butterfly is fixed bit for bit: every machine gives the same. */
 WALSH_API enum walsh_status walsh_ops_rotate(struct walsh_ops_queue *queue,
                                              const struct walsh_ops_rotation *rotation,
                                              const struct walsh_view *x, const struct walsh_view *y,
                                              struct walsh_error *err);
 /* x = inverse(y), row by row: y FLOAT [.., padded], x FLOAT [.., size]. x may be y where no element is
- * padded. No allocation. */
+ * padded. No allocation; device. */
 WALSH_API enum walsh_status walsh_ops_unrotate(struct walsh_ops_queue *queue,
                                                const struct walsh_ops_rotation *rotation,
                                                const struct walsh_view *y, const struct walsh_view *x,
@@ -306,8 +321,8 @@ struct walsh_ops_weights {
     {                                                                                                        \
         .struct_size = sizeof(struct walsh_ops_weights), .tensor_scale = 1                                   \
     }
-/* A linear of such weights. DENSE data is read where it lies, at every call, and outlives the linear; all else
- * is copied, repacked. How x is rounded: INT8 and AUTO mean int8 with a scale for each 32 columns on
+/* A linear of such weights. DENSE data is read where it lies, at every call, and outlives the linear (on a device
+ * it is copied there); all else is copied, repacked. How x is rounded: INT8 and AUTO mean int8 with a scale for each 32 columns on
  * MXFP4, NVFP4, INT8 and INT4, and bf16 on bf16 weights, MXFP8 and FP8 where the CPU multiplies it, else f32;
  * BF16 is bf16 on all of these; F32, and f32 and f16 weights, f32. WALSH_E_ARGUMENT also for a scale or a code
  * that is no number. */
@@ -354,7 +369,7 @@ struct walsh_ops_call {
 WALSH_API size_t walsh_ops_linear_workspace(const struct walsh_ops_linear *linear, size_t rows,
                                             const struct walsh_ops_adapter *const *adapters,
                                             size_t adapter_count);
-/* x FLOAT [.., in], y FLOAT [.., out] of as many rows. No allocation. WALSH_E_ARGUMENT with both figures for
+/* x FLOAT [.., in], y FLOAT [.., out] of as many rows. No allocation; device. WALSH_E_ARGUMENT with both figures for
  * a workspace that is too small. */
 WALSH_API enum walsh_status walsh_ops_linear_apply(struct walsh_ops_queue *queue,
                                                    const struct walsh_ops_linear *linear,
@@ -375,7 +390,7 @@ WALSH_API size_t walsh_ops_groups_workspace(const struct walsh_ops_group *groups
 /* y_g = linear_g(x_g): x FLOAT [.., in], y FLOAT [.., out] of as many rows as the groups have together. All linears
  * have the same `in` and `out` and round x alike; the bits are those of walsh_ops_linear_apply for each of them,
  * but all products share the threads, and one preparation of x where the input rotations are one. call->adapters
- * must be none. No allocation. */
+ * must be none. No allocation; device, one product after the other. */
 WALSH_API enum walsh_status
 walsh_ops_linear_apply_groups(struct walsh_ops_queue *queue, const struct walsh_ops_group *groups,
                               size_t count, const struct walsh_view *x, const struct walsh_view *y,
@@ -384,7 +399,7 @@ walsh_ops_linear_apply_groups(struct walsh_ops_queue *queue, const struct walsh_
 /* The choice of a router: per row the k largest of softmax(logits), largest first (ties: the lower index), their
  * places in index and their probabilities in weight, divided by their sum where `normalize`. logits F32 [..,
  * experts], index I32 and weight F32 [.., k] of as many rows, all dense; 1 <= k <= experts <= 65536. (Shazeer et
- * al. 2017, top-k of a softmax as Mixtral and Qwen3Moe have it.) No allocation. */
+ * al. 2017, top-k of a softmax as Mixtral and Qwen3Moe have it.) No allocation; device. */
 WALSH_API enum walsh_status walsh_ops_route(struct walsh_ops_queue *queue, const struct walsh_view *logits,
                                             bool normalize, const struct walsh_view *index,
                                             const struct walsh_view *weight, struct walsh_error *err);
@@ -473,14 +488,20 @@ struct walsh_ops_row {
 struct walsh_ops_attention_call {
     size_t struct_size;
     enum walsh_ops_role
-        role;           /* PREFILL: rows of one sequence at consecutive positions, with the same `pages` */
-    uint32_t heads;     /* of queries: a multiple of kv_heads, at most 256 times as many */
-    float scale;        /* of q k; 0: 1 / sqrt(head_dim) */
-    uint32_t window;    /* the newest tokens that a row sees, its own included; 0: all */
-    float soft_cap;     /* a scaled score s becomes soft_cap * tanh(s / soft_cap); 0: it stays */
-    const float *sinks; /* [heads] exp(sinks[h]) joins the sum of head h's weights; NULL: none */
+        role;        /* PREFILL: rows of one sequence at consecutive positions, with the same `pages` */
+    uint32_t heads;  /* of queries: a multiple of kv_heads, at most 256 times as many */
+    float scale;     /* of q k; 0: 1 / sqrt(head_dim) */
+    uint32_t window; /* the newest tokens that a row sees, its own included; 0: all */
+    float soft_cap;  /* a scaled score s becomes soft_cap * tanh(s / soft_cap); 0: it stays */
+    const float
+        *sinks; /* [heads] exp(sinks[h]) joins the sum of head h's weights, in the memory of the queue's
+                           device; NULL: none */
     void *workspace;
     size_t workspace_size; /* bytes */
+    /* The rows in the memory of the queue's device, where the argument `rows` is NULL: positions I32 [count], dense,
+     * and pages I32 [count, n], row i's in order, of which it uses the first position / page_tokens + 1. On a
+     * device these are the only way, and their values are not checked. data NULL: `rows` says so */
+    struct walsh_view positions, pages;
 };
 #define WALSH_OPS_ATTENTION_CALL                                                                             \
     {                                                                                                        \
@@ -493,7 +514,7 @@ WALSH_API size_t walsh_ops_attention_workspace(const struct walsh_ops_kv *kv, ui
 /* Store keys and values of `count` rows, FLOAT [count, kv_heads * head_dim] or [count, kv_heads, head_dim]
  * with the last two dense, at their positions: F16 saturated, packed ones coded. Rows that share a page of
  * packed values may be of one call; no two rows are the same token. Only scale, heads, window, soft_cap,
- * sinks and role of the call are without meaning here. No allocation. */
+ * sinks and role of the call are without meaning here. No allocation; device, but packed pages. */
 WALSH_API enum walsh_status walsh_ops_kv_append(struct walsh_ops_queue *queue, const struct walsh_ops_kv *kv,
                                                 const struct walsh_ops_row *rows, size_t count,
                                                 const struct walsh_view *k, const struct walsh_view *v,
@@ -502,7 +523,7 @@ WALSH_API enum walsh_status walsh_ops_kv_append(struct walsh_ops_queue *queue, c
 /* out[i] = softmax(cap(scale q[i] K^T)) V over the tokens [max(0, position + 1 - window), position] of row i,
  * which have all been stored. q and out FLOAT [count, heads * head_dim] or [count, heads, head_dim] with the
  * last two dense; head h reads head h / (heads / kv_heads) of the keys and values. (Vaswani et al. 2017;
- * tiles with a running softmax, Dao et al. 2022.) No allocation. */
+ * tiles with a running softmax, Dao et al. 2022.) No allocation; device, but packed pages. */
 WALSH_API enum walsh_status walsh_ops_attention(struct walsh_ops_queue *queue, const struct walsh_ops_kv *kv,
                                                 const struct walsh_ops_row *rows, size_t count,
                                                 const struct walsh_view *q, const struct walsh_view *out,

@@ -18,6 +18,7 @@ struct walsh_context {
     struct walsh_queue
         queue; /* what models run on; a device's keeps the CPU's pool and kernels for host work */
     const struct walsh_device_module *module; /* of the queue's device; NULL: the CPU */
+    unsigned device_number;
     struct walsh_hooks hooks;
     pthread_mutex_t ops_lock; /* of the calls of walsh_ops.h, which take turns on the pool */
 };

@@ -55,9 +55,10 @@ static enum walsh_status open_device(struct walsh_context *context, const char *
         return walsh_fail(err, WALSH_E_ARGUMENT, "device is \"%.100s\", expected cpu, cuda or cuda:N", name);
     const struct walsh_device_module *module;
     enum walsh_status status = walsh_device_load(NULL, &module, err);
-    if (status == WALSH_OK) status = module->open(number, &context->queue, err);
+    if (status == WALSH_OK) status = module->open(number, NULL, &context->queue, err);
     if (status != WALSH_OK) return walsh_fail_within(err, status, "device %s", name);
     context->module = module;
+    context->device_number = number;
     return WALSH_OK;
 }
 

@@ -10,19 +10,41 @@
 
 struct walsh_ops_queue {
     struct walsh_context *context;
+    /* What ops run on, over the caller's stream where there is one, and what work of the host runs on: the same
+     * on the CPU. */
+    struct walsh_queue run, host;
+    bool opened; /* run is a queue of its own, to be closed */
+    enum walsh_view_device device;
+    int32_t device_id;
+    float *staged; /* of a device: rows of rotations in f32, WALSH_OPS_STAGED of them */
 };
+#define WALSH_OPS_STAGED ((size_t)1 << 22)
+
+/* Signs and weights on a device belong to `holder`, the queue of their context; NULL: the CPU's. */
 struct walsh_ops_rotation {
     struct walsh_rotation rotation; /* its signs stand behind it */
+    struct walsh_rotation device;   /* the same, there */
+    const struct walsh_queue *holder;
 };
 
-/* The CPU's queue of the context, with its lock held until walsh_ops_leave. */
+/* The queue of the ops, with the context's lock held until walsh_ops_leave. */
 const struct walsh_queue *walsh_ops_enter(struct walsh_ops_queue *queue);
 void walsh_ops_leave(struct walsh_ops_queue *queue);
+/* The same for work on host memory. */
+const struct walsh_queue *walsh_ops_enter_host(struct walsh_ops_queue *queue);
+/* Leave; what an op could not enqueue is this call's failure. */
+enum walsh_status walsh_ops_finish(struct walsh_ops_queue *queue, const char *call, struct walsh_error *err);
+/* NULL, or what holds device memory of handles that are opened with this queue. */
+const struct walsh_queue *walsh_ops_holder(const struct walsh_ops_queue *queue);
+/* WALSH_E_ARGUMENT where a handle lies on another device than the queue's. */
+enum walsh_status walsh_ops_placed(const struct walsh_ops_queue *queue, const char *call, const char *name,
+                                   const struct walsh_queue *holder, struct walsh_error *err);
 
 /* An argument of a call, for messages. */
 struct walsh_ops_argument {
     const char *call, *name; /* "walsh_ops_rotate", "x" */
     const struct walsh_view *view;
+    const struct walsh_ops_queue *queue; /* the view is memory of its device; NULL: the host's */
 };
 /* WALSH_E_ARGUMENT where an argument that the call needs is NULL. */
 enum walsh_status walsh_ops_need(const char *call, const char *name, const void *argument,
@@ -61,7 +83,7 @@ void walsh_ops_load(const struct walsh_kernels *k, enum walsh_element element, c
                     size_t n);
 void walsh_ops_store(const struct walsh_kernels *k, enum walsh_element element, const float *from, void *to,
                      size_t n);
-/* All rows, on the pool; `x` [rows][ld]. */
+/* All rows, on the pool or the device; `x` [rows][ld]. */
 void walsh_ops_load_rows(const struct walsh_queue *q, const struct walsh_ops_rows *from, float *x, size_t ld);
 void walsh_ops_store_rows(const struct walsh_queue *q, const float *x, size_t ld,
                           const struct walsh_ops_rows *to);
@@ -77,7 +99,7 @@ void *walsh_ops_take(struct walsh_ops_workspace *w, size_t count, size_t size);
 enum walsh_status walsh_ops_check_workspace(const char *call, const void *data, size_t size, size_t needed,
                                             struct walsh_error *err);
 
-/* The rotation's own, or one that does nothing to `size` elements. */
+/* The rotation's own as the host reads it, or one that does nothing to `size` elements. */
 struct walsh_rotation walsh_ops_rotation_of(const struct walsh_ops_rotation *rotation, uint32_t size);
 
 #endif

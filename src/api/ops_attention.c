@@ -9,6 +9,7 @@
 #include "kernels/turbo.h"
 
 #define MAX_TOKENS (1u << 30)
+#define DEVICE_ALIGNMENT 16 /* of pages, which kernels read in vectors */
 
 struct walsh_ops_kv_codec {
     struct walsh_turbo_codec *key, *value;
@@ -39,6 +40,9 @@ enum walsh_status walsh_ops_kv_codec_open(struct walsh_ops_queue *queue,
     WALSH_TRY(walsh_ops_need("walsh_ops_kv_codec_open", "out", out, err));
     *out = NULL;
     WALSH_TRY(walsh_ops_need("walsh_ops_kv_codec_open", "queue", queue, err));
+    if (walsh_ops_holder(queue))
+        return walsh_fail(err, WALSH_E_UNSUPPORTED,
+                          "walsh_ops_kv_codec_open: packed pages are read on the CPU only");
     struct walsh_ops_kv_codec_options o = WALSH_OPS_KV_CODEC_OPTIONS;
     WALSH_TRY(walsh_options_read(&o, sizeof o, options, "walsh_ops_kv_codec_options", err));
     struct walsh_ops_kv_codec *codec;
@@ -76,8 +80,10 @@ size_t walsh_ops_kv_page_bytes(const struct walsh_ops_kv_codec *codec, bool valu
 
 struct attend {
     const char *call;
+    const struct walsh_ops_queue *queue;
     const struct walsh_ops_kv *kv;
-    const struct walsh_ops_row *rows;
+    const struct walsh_ops_row *rows; /* NULL: the two below say the same */
+    struct walsh_ops_rows positions, tables;
     size_t count;
     struct walsh_ops_rows keys, values; /* pages */
     struct walsh_attention_shape shape;
@@ -102,6 +108,8 @@ static enum walsh_status check_shape(struct attend *t, uint32_t heads, struct wa
         return walsh_fail(err, WALSH_E_ARGUMENT, "%s: page_tokens is %u, expected 1 to %u", t->call,
                           kv->page_tokens, MAX_TOKENS);
     if (!kv->codec) return WALSH_OK;
+    if (walsh_ops_holder(t->queue))
+        return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: packed pages are read on the CPU only", t->call);
     if (kv->page_tokens % WALSH_TURBO_SPAN != 0)
         return walsh_fail(err, WALSH_E_ARGUMENT,
                           "%s: page_tokens is %u, expected a multiple of %d for packed pages", t->call,
@@ -136,14 +144,21 @@ static enum walsh_status check_plain_side(const struct attend *t, const struct w
                           a->name, a->view->rank, kv->kv_heads, kv->page_tokens, kv->head_dim);
     if (!walsh_mul((size_t)kv->kv_heads * kv->page_tokens, kv->head_dim, &elements))
         return walsh_fail(err, WALSH_E_ARGUMENT, "%s: %s: a page does not fit into memory", t->call, a->name);
-    return walsh_ops_rows(a, 1u << WALSH_ELEMENT_F32 | 1u << WALSH_ELEMENT_F16, 3, elements, out, err);
+    WALSH_TRY(walsh_ops_rows(a, 1u << WALSH_ELEMENT_F32 | 1u << WALSH_ELEMENT_F16, 3, elements, out, err));
+    if (walsh_ops_holder(t->queue) && ((uintptr_t)out->data % DEVICE_ALIGNMENT != 0 ||
+                                       out->ld * walsh_element_size(out->element) % DEVICE_ALIGNMENT != 0))
+        return walsh_fail(err, WALSH_E_ARGUMENT,
+                          "%s: %s: data is at %p and pages are %zu elements apart, expected multiples of %d "
+                          "bytes on a device",
+                          t->call, a->name, (void *)out->data, out->ld, DEVICE_ALIGNMENT);
+    return WALSH_OK;
 }
 
 static enum walsh_status check_pages(struct attend *t, struct walsh_error *err)
 {
     const struct walsh_ops_kv *kv = t->kv;
-    const struct walsh_ops_argument k = {t->call, "kv->keys", &kv->keys},
-                                    v = {t->call, "kv->values", &kv->values};
+    const struct walsh_ops_argument k = {t->call, "kv->keys", &kv->keys, t->queue},
+                                    v = {t->call, "kv->values", &kv->values, t->queue};
     WALSH_TRY(kv->codec ? check_packed_side(t, &k, false, &t->keys, err)
                         : check_plain_side(t, &k, &t->keys, err));
     WALSH_TRY(kv->codec ? check_packed_side(t, &v, true, &t->values, err)
@@ -154,45 +169,105 @@ static enum walsh_status check_pages(struct attend *t, struct walsh_error *err)
     return walsh_ops_apart(&k, &t->keys, &v, &t->values, false, err);
 }
 
+/* Row i, from whichever place the caller keeps it in, of the host. */
+static struct walsh_ops_row row_of(const struct attend *t, size_t i)
+{
+    if (t->rows) return t->rows[i];
+    return (struct walsh_ops_row){
+        .pages = (const int32_t *)(const void *)walsh_ops_row(&t->tables, i),
+        .page_count = (uint32_t)t->tables.cols,
+        .position = (uint32_t)((const int32_t *)(const void *)t->positions.data)[i * t->positions.ld],
+    };
+}
+
 /* Of row i: its position has a page, and the pages that lead there are of both pools. */
 static enum walsh_status check_row(const struct attend *t, size_t i, struct walsh_error *err)
 {
-    const struct walsh_ops_row *row = &t->rows[i];
-    const uint32_t pages = row->position / t->kv->page_tokens + 1;
+    const struct walsh_ops_row row = row_of(t, i);
+    const uint32_t pages = row.position / t->kv->page_tokens + 1;
     const size_t pool = walsh_min(t->keys.rows, t->values.rows);
-    if (row->position >= MAX_TOKENS || !row->pages || pages > row->page_count)
+    if (row.position >= MAX_TOKENS || !row.pages || pages > row.page_count)
         return walsh_fail(err, WALSH_E_ARGUMENT,
                           "%s: rows[%zu]: position %u needs %u pages of %u tokens, found %u", t->call, i,
-                          row->position, pages, t->kv->page_tokens, row->pages ? row->page_count : 0);
+                          row.position, pages, t->kv->page_tokens, row.pages ? row.page_count : 0);
     for (uint32_t p = 0; p < pages; p++)
-        if (row->pages[p] < 0 || (size_t)row->pages[p] >= pool)
+        if (row.pages[p] < 0 || (size_t)row.pages[p] >= pool)
             return walsh_fail(err, WALSH_E_ARGUMENT, "%s: rows[%zu]: pages[%u] is %d, expected 0 to %zu",
-                              t->call, i, p, row->pages[p], pool - 1);
+                              t->call, i, p, row.pages[p], pool - 1);
     return WALSH_OK;
+}
+
+/* Does row i go on where the one before it ended, in the same pages? */
+static bool continues(const struct attend *t, size_t i)
+{
+    const struct walsh_ops_row first = row_of(t, 0), row = row_of(t, i);
+    const size_t pages = first.position / t->kv->page_tokens + 1;
+    if (row.position != first.position + i) return false;
+    return row.pages == first.pages ||
+           (!t->rows && memcmp(row.pages, first.pages, pages * sizeof *row.pages) == 0);
 }
 
 static enum walsh_status check_rows(struct attend *t, enum walsh_ops_role role, struct walsh_error *err)
 {
-    if (t->count > 0) WALSH_TRY(walsh_ops_need(t->call, "rows", t->rows, err));
     for (size_t i = 0; i < t->count; i++) {
         WALSH_TRY(check_row(t, i, err));
-        t->page_count = (uint32_t)walsh_max(t->page_count, t->rows[i].position / t->kv->page_tokens + 1);
-        if (role != WALSH_OPS_PREFILL) continue;
-        if (t->rows[i].pages != t->rows[0].pages || t->rows[i].position != t->rows[0].position + i)
+        t->page_count = (uint32_t)walsh_max(t->page_count, row_of(t, i).position / t->kv->page_tokens + 1);
+        if (role == WALSH_OPS_PREFILL && !continues(t, i))
             return walsh_fail(
                 err, WALSH_E_ARGUMENT,
                 "%s: rows[%zu]: position %u, expected %zu and the pages of rows[0]: prefill rows are one "
                 "sequence's, in order",
-                t->call, i, t->rows[i].position, t->rows[0].position + i);
+                t->call, i, row_of(t, i).position, row_of(t, 0).position + i);
     }
     return WALSH_OK;
+}
+
+/* The rows as views, instead of `rows`. */
+static enum walsh_status read_tables(struct attend *t, const struct walsh_ops_attention_call *c,
+                                     struct walsh_error *err)
+{
+    const struct walsh_ops_argument a = {t->call, "positions", &c->positions, t->queue},
+                                    b = {t->call, "pages", &c->pages, t->queue};
+    const size_t pages = c->pages.rank == 2 && c->pages.shape[1] > 0 ? (size_t)c->pages.shape[1] : 0;
+    if (pages < 1 || pages > MAX_TOKENS)
+        return walsh_fail(err, WALSH_E_ARGUMENT, "%s: pages: expected [%zu, pages of a row]", t->call,
+                          t->count);
+    const int64_t shape[] = {(int64_t)t->count};
+    WALSH_TRY(walsh_ops_dense(&a, 1u << WALSH_ELEMENT_I32, 1, shape, &t->positions, err));
+    t->positions.ld = 1;
+    WALSH_TRY(walsh_ops_rows(&b, 1u << WALSH_ELEMENT_I32, 1, pages, &t->tables, err));
+    if (t->tables.rows != t->count)
+        return walsh_fail(err, WALSH_E_ARGUMENT, "%s: pages has %zu rows, expected %zu", t->call,
+                          t->tables.rows, t->count);
+    t->page_count = (uint32_t)pages;
+    return WALSH_OK;
+}
+
+static enum walsh_status read_rows(struct attend *t, const struct walsh_ops_attention_call *c,
+                                   enum walsh_ops_role role, struct walsh_error *err)
+{
+    const bool device = walsh_ops_holder(t->queue) != NULL;
+    if (t->count == 0) return WALSH_OK;
+    if (walsh_ops_given(&c->pages)) {
+        if (t->rows)
+            return walsh_fail(err, WALSH_E_ARGUMENT, "%s: rows and pages are given, expected one of them",
+                              t->call);
+        WALSH_TRY(read_tables(t, c, err));
+        return device ? WALSH_OK : check_rows(t, role, err);
+    }
+    WALSH_TRY(walsh_ops_need(t->call, "rows", t->rows, err));
+    if (device)
+        return walsh_fail(err, WALSH_E_ARGUMENT,
+                          "%s: rows is of the host, expected NULL, and pages and positions on the device",
+                          t->call);
+    return check_rows(t, role, err);
 }
 
 /* [count, heads * head_dim] or [count, heads, head_dim]. */
 static enum walsh_status check_heads(const struct attend *t, const char *name, const struct walsh_view *view,
                                      uint32_t heads, struct walsh_ops_rows *out, struct walsh_error *err)
 {
-    const struct walsh_ops_argument a = {t->call, name, view};
+    const struct walsh_ops_argument a = {t->call, name, view, t->queue};
     if (view && view->rank == 3 && (view->shape[1] != heads || view->shape[2] != t->kv->head_dim))
         return walsh_fail(err, WALSH_E_ARGUMENT,
                           "%s: %s: shape is [%lld, %lld, %lld], expected [%zu, %u, %u]", t->call, name,
@@ -265,15 +340,35 @@ static void fill_view(const struct attend *t, struct scratch *s, size_t slot, co
 }
 
 /* The caller's rows as the ops know them; those of a prompt share the view of its last one. */
-static void fill_rows(const struct attend *t, enum walsh_ops_role role, struct scratch *s)
+static void fill_rows(const struct walsh_queue *q, const struct attend *t, enum walsh_ops_role role,
+                      struct scratch *s)
 {
+    if (q->memory) {
+        const size_t size = walsh_element_size(t->keys.element);
+        const struct walsh_paged_rows paged = {
+            .type = t->keys.element == WALSH_ELEMENT_F32 ? WALSH_KV_F32 : WALSH_KV_F16,
+            .page_tokens = t->kv->page_tokens,
+            .page_count = t->page_count,
+            .count = t->count,
+            .ld = t->tables.ld,
+            .pages = (const int32_t *)(const void *)t->tables.data,
+            .positions = (const int32_t *)(const void *)t->positions.data,
+            .keys = t->keys.data,
+            .values = t->values.data,
+            .key_stride = t->keys.ld * size,
+            .value_stride = t->values.ld * size,
+            .rows = s->rows,
+            .views = s->views,
+            .tables = s->pages,
+        };
+        q->memory->page_tables(q, &paged);
+        return;
+    }
     for (size_t i = 0; i < t->count; i++) {
-        const struct walsh_ops_row *row = &t->rows[i];
+        const struct walsh_ops_row row = row_of(t, role == WALSH_OPS_PREFILL && i == 0 ? t->count - 1 : i);
         const size_t slot = role == WALSH_OPS_PREFILL ? 0 : i;
-        if (i == slot)
-            fill_view(t, s, slot, row->pages,
-                      role == WALSH_OPS_PREFILL ? t->page_count : row->position / t->kv->page_tokens + 1);
-        s->rows[i] = (struct walsh_attention_row){&s->views[slot], row->position};
+        if (i == slot) fill_view(t, s, slot, row.pages, row.position / t->kv->page_tokens + 1);
+        s->rows[i] = (struct walsh_attention_row){&s->views[slot], row_of(t, i).position};
     }
 }
 
@@ -301,11 +396,12 @@ static const float *dense_f32(const struct walsh_queue *q, const struct walsh_op
 
 /* ---------------------------------------------------------------------------------------- calls */
 
-static enum walsh_status begin(struct attend *t, const char *name, const struct walsh_ops_kv *kv,
-                               const struct walsh_ops_row *rows, size_t count, uint32_t heads,
+static enum walsh_status begin(struct attend *t, const struct walsh_ops_queue *queue, const char *name,
+                               const struct walsh_ops_kv *kv, const struct walsh_ops_row *rows, size_t count,
+                               const struct walsh_ops_attention_call *c, uint32_t heads,
                                enum walsh_ops_role role, struct walsh_error *err)
 {
-    *t = (struct attend){.call = name, .kv = kv, .rows = rows, .count = count};
+    *t = (struct attend){.call = name, .queue = queue, .kv = kv, .rows = rows, .count = count};
     WALSH_TRY(walsh_ops_need(name, "kv", kv, err));
     if ((unsigned)role > WALSH_OPS_PREFILL)
         return walsh_fail(err, WALSH_E_ARGUMENT, "%s: role is %u, expected 0 or 1", name, (unsigned)role);
@@ -313,7 +409,7 @@ static enum walsh_status begin(struct attend *t, const char *name, const struct 
     WALSH_TRY(check_pages(t, err));
     t->shape =
         (struct walsh_attention_shape){.heads = heads, .kv_heads = kv->kv_heads, .head_dim = kv->head_dim};
-    return check_rows(t, role, err);
+    return read_rows(t, c, role, err);
 }
 
 enum walsh_status walsh_ops_kv_append(struct walsh_ops_queue *queue, const struct walsh_ops_kv *kv,
@@ -328,7 +424,7 @@ enum walsh_status walsh_ops_kv_append(struct walsh_ops_queue *queue, const struc
     struct scratch s = {0};
     WALSH_TRY(walsh_ops_need(name, "queue", queue, err));
     WALSH_TRY(walsh_options_read(&c, sizeof c, call, "walsh_ops_attention_call", err));
-    WALSH_TRY(begin(&t, name, kv, rows, count, kv ? kv->kv_heads : 0, WALSH_OPS_DECODE, err));
+    WALSH_TRY(begin(&t, queue, name, kv, rows, count, &c, kv ? kv->kv_heads : 0, WALSH_OPS_DECODE, err));
     WALSH_TRY(check_heads(&t, "k", k, kv->kv_heads, &from_k, err));
     WALSH_TRY(check_heads(&t, "v", v, kv->kv_heads, &from_v, err));
     WALSH_TRY(walsh_ops_check_workspace(name, c.workspace, c.workspace_size,
@@ -337,12 +433,11 @@ enum walsh_status walsh_ops_kv_append(struct walsh_ops_queue *queue, const struc
     if (count == 0) return WALSH_OK;
     struct walsh_ops_workspace w = {.data = c.workspace};
     lay_out(kv, kv->kv_heads, count, t.page_count, &w, &s);
-    fill_rows(&t, WALSH_OPS_DECODE, &s);
     const struct walsh_queue *q = walsh_ops_enter(queue);
+    fill_rows(q, &t, WALSH_OPS_DECODE, &s);
     const float *keys = dense_f32(q, &from_k, s.first), *values = dense_f32(q, &from_v, s.second);
     q->ops->kv_append(q, s.rows, count, keys, values, from_k.cols, &t.shape);
-    walsh_ops_leave(queue);
-    return WALSH_OK;
+    return walsh_ops_finish(queue, name, err);
 }
 
 static enum walsh_status read_call(const struct walsh_ops_attention_call *c, struct attend *t,
@@ -375,11 +470,11 @@ enum walsh_status walsh_ops_attention(struct walsh_ops_queue *queue, const struc
     struct scratch s = {0};
     WALSH_TRY(walsh_ops_need(name, "queue", queue, err));
     WALSH_TRY(walsh_options_read(&c, sizeof c, call, "walsh_ops_attention_call", err));
-    WALSH_TRY(begin(&t, name, kv, rows, count, c.heads, c.role, err));
+    WALSH_TRY(begin(&t, queue, name, kv, rows, count, &c, c.heads, c.role, err));
     WALSH_TRY(read_call(&c, &t, err));
     WALSH_TRY(check_heads(&t, "q", q, c.heads, &from, err));
     WALSH_TRY(check_heads(&t, "out", out, c.heads, &to, err));
-    const struct walsh_ops_argument a = {name, "q", q}, b = {name, "out", out};
+    const struct walsh_ops_argument a = {name, "q", q, queue}, b = {name, "out", out, queue};
     WALSH_TRY(walsh_ops_apart(&a, &from, &b, &to, false, err));
     WALSH_TRY(walsh_ops_check_workspace(name, c.workspace, c.workspace_size,
                                         walsh_ops_attention_workspace(kv, c.heads, count, t.page_count),
@@ -387,8 +482,8 @@ enum walsh_status walsh_ops_attention(struct walsh_ops_queue *queue, const struc
     if (count == 0) return WALSH_OK;
     struct walsh_ops_workspace w = {.data = c.workspace};
     lay_out(kv, c.heads, count, t.page_count, &w, &s);
-    fill_rows(&t, c.role, &s);
     const struct walsh_queue *queue_of = walsh_ops_enter(queue);
+    fill_rows(queue_of, &t, c.role, &s);
     size_t ldq;
     const float *query = in_f32(queue_of, &from, s.first, &ldq);
     const bool direct = to.element == WALSH_ELEMENT_F32;
@@ -396,6 +491,5 @@ enum walsh_status walsh_ops_attention(struct walsh_ops_queue *queue, const struc
     queue_of->ops->attention(queue_of, result, direct ? to.ld : to.cols, query, ldq, s.rows, count, &t.shape,
                              c.role == WALSH_OPS_PREFILL ? WALSH_PREFILL : WALSH_DECODE);
     if (!direct) walsh_ops_store_rows(queue_of, result, to.cols, &to);
-    walsh_ops_leave(queue);
-    return WALSH_OK;
+    return walsh_ops_finish(queue, name, err);
 }

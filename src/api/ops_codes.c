@@ -73,7 +73,7 @@ enum walsh_status walsh_ops_codes_check(const char *call, const struct walsh_ops
     out->cols = (uint32_t)first->shape[1] * 8;
     WALSH_TRY(check_sizes(call, out->rows, out->cols, err));
     for (unsigned k = 0; k < codes->stages; k++) {
-        const struct walsh_ops_argument a = {call, stage_name(k), &codes->codes[k]};
+        const struct walsh_ops_argument a = {call, stage_name(k), &codes->codes[k], NULL};
         struct walsh_ops_rows rows;
         WALSH_TRY(walsh_ops_dense(&a, CODE_ELEMENTS, 2, first->shape, &rows, err));
         if (scales && !isfinite(codes->scale[k]))
@@ -175,8 +175,8 @@ static enum walsh_status check_codes(struct walsh_ops_codes *codes, const struct
                               stage_name(k), found == WALSH_ELEMENT_U8 ? "u8" : "u16",
                               elements[k] == WALSH_ELEMENT_U8 ? "u8" : "u16", e->options.bits);
         for (unsigned j = 0; j < k; j++) {
-            const struct walsh_ops_argument a = {call, stage_name(j), &codes->codes[j]},
-                                            b = {call, stage_name(k), &codes->codes[k]};
+            const struct walsh_ops_argument a = {call, stage_name(j), &codes->codes[j], NULL},
+                                            b = {call, stage_name(k), &codes->codes[k], NULL};
             struct walsh_ops_rows first, second;
             WALSH_TRY(walsh_ops_rows(&a, CODE_ELEMENTS, 1, matrix.cols / 8, &first, err));
             WALSH_TRY(walsh_ops_rows(&b, CODE_ELEMENTS, 1, matrix.cols / 8, &second, err));
@@ -206,7 +206,7 @@ static enum walsh_status read_encode(const struct walsh_ops_rotation *in,
                                              .tune = !o.plain};
     WALSH_TRY(check_signs("in", e->in, err));
     WALSH_TRY(check_signs("out", e->out, err));
-    const struct walsh_ops_argument a = {call, "w", w}, h = {call, "hessian", &o.hessian};
+    const struct walsh_ops_argument a = {call, "w", w, NULL}, h = {call, "hessian", &o.hessian, NULL};
     WALSH_TRY(walsh_ops_rows(&a, WALSH_OPS_FLOATS, 1, e->in->size, &e->w, err));
     if (e->w.rows != e->out->size)
         return walsh_fail(err, WALSH_E_ARGUMENT, "%s: w has %zu rows, expected %u", call, e->w.rows,
@@ -227,7 +227,7 @@ enum walsh_status walsh_ops_encode(struct walsh_ops_queue *queue, const struct w
     WALSH_TRY(walsh_ops_need("walsh_ops_encode", "codes", codes, err));
     WALSH_TRY(read_encode(in, out, w, options, &e, err));
     WALSH_TRY(check_codes(codes, &e, err));
-    e.q = walsh_ops_enter(queue);
+    e.q = walsh_ops_enter_host(queue);
     enum walsh_status status = run_encode(&e, &queue->context->hooks, &result, err);
     walsh_ops_leave(queue);
     if (status == WALSH_OK) {
@@ -299,13 +299,13 @@ enum walsh_status walsh_ops_decode(struct walsh_ops_queue *queue, const struct w
                           in ? "out" : "in");
     WALSH_TRY(walsh_ops_rotations_check(call, in, out, &matrix, err));
     const size_t rows = out ? out->rotation.size : matrix.rows, cols = in ? in->rotation.size : matrix.cols;
-    const struct walsh_ops_argument a = {call, "w", w};
+    const struct walsh_ops_argument a = {call, "w", w, NULL};
     WALSH_TRY(walsh_ops_rows(&a, WALSH_OPS_FLOATS, 1, cols, &to, err));
     if (to.rows != rows)
         return walsh_fail(err, WALSH_E_ARGUMENT, "%s: w has %zu rows, expected %zu", call, to.rows, rows);
     float *decoded;
     WALSH_TRY(walsh_alloc(rows * cols, sizeof *decoded, "decoded weights", &decoded, err));
-    const struct walsh_queue *q = walsh_ops_enter(queue);
+    const struct walsh_queue *q = walsh_ops_enter_host(queue);
     enum walsh_status status = WALSH_OK;
     if (in) {
         status = decode_rotated(q, &in->rotation, &out->rotation, &matrix, codes, decoded, err);
@@ -332,7 +332,7 @@ static enum walsh_status glq_views(const char *call, const struct walsh_view *co
     const int64_t e8p[] = {matrix->rows / 16, matrix->cols / 64, 8, 4},
                   e81b[] = {matrix->rows, matrix->cols / 64};
     const bool tiled = matrix->kind[0] == WALSH_STAGE_E8P;
-    const struct walsh_ops_argument a = {call, "stored", stored}, b = {call, "codes", codes};
+    const struct walsh_ops_argument a = {call, "stored", stored, NULL}, b = {call, "codes", codes, NULL};
     struct walsh_ops_rows rows, plain;
     WALSH_TRY(walsh_ops_dense(&a, 1u << WALSH_ELEMENT_I64, tiled ? 4 : 2, tiled ? e8p : e81b, &rows, err));
     WALSH_TRY(walsh_ops_rows(&b, CODE_ELEMENTS, 1, matrix->cols / 8, &plain, err));

@@ -159,14 +159,16 @@ static struct part part_of_group(const void *source, size_t i)
     return (struct part){&groups[i].linear->linear, groups[i].rows};
 }
 
-static enum walsh_status check_groups(const char *call, const struct walsh_ops_group *groups, size_t count,
-                                      size_t *rows, struct walsh_error *err)
+static enum walsh_status check_groups(const struct walsh_ops_queue *queue, const char *call,
+                                      const struct walsh_ops_group *groups, size_t count, size_t *rows,
+                                      struct walsh_error *err)
 {
     WALSH_TRY(walsh_ops_need(call, "groups", groups, err));
     if (count == 0) return walsh_fail(err, WALSH_E_ARGUMENT, "%s: count is 0, expected a group", call);
     for (size_t g = 0; g < count; g++) {
         if (!groups[g].linear)
             return walsh_fail(err, WALSH_E_ARGUMENT, "%s: groups[%zu].linear is NULL", call, g);
+        WALSH_TRY(walsh_ops_placed(queue, call, "a group's linear", groups[g].linear->holder, err));
         if (!alike(groups[0].linear, groups[g].linear))
             return walsh_fail(err, WALSH_E_ARGUMENT,
                               "%s: groups[%zu] is %u x %u, groups[0] %u x %u: expected the same sizes and "
@@ -220,9 +222,9 @@ enum walsh_status walsh_ops_linear_apply_groups(struct walsh_ops_queue *queue,
     WALSH_TRY(walsh_ops_need(name, "queue", queue, err));
     WALSH_TRY(walsh_options_read(&c, sizeof c, call, "walsh_ops_call", err));
     WALSH_TRY(check_group_call(name, &c, err));
-    WALSH_TRY(check_groups(name, groups, count, &rows, err));
+    WALSH_TRY(check_groups(queue, name, groups, count, &rows, err));
     const struct walsh_linear *l = &groups[0].linear->linear;
-    const struct walsh_ops_argument a = {name, "x", x}, b = {name, "y", y};
+    const struct walsh_ops_argument a = {name, "x", x, queue}, b = {name, "y", y, queue};
     WALSH_TRY(walsh_ops_rows(&a, WALSH_OPS_FLOATS, 1, l->in, &from, err));
     WALSH_TRY(walsh_ops_rows(&b, WALSH_OPS_FLOATS, 1, l->out, &to, err));
     if (from.rows != rows || to.rows != rows)
@@ -242,8 +244,7 @@ enum walsh_status walsh_ops_linear_apply_groups(struct walsh_ops_queue *queue,
     run_parts(q, &parts, &s.a, direct ? (float *)(void *)to.data : s.y, direct ? to.ld : to.cols,
               role_of(c.role));
     if (!direct) walsh_ops_store_rows(q, s.y, to.cols, &to);
-    walsh_ops_leave(queue);
-    return WALSH_OK;
+    return walsh_ops_finish(queue, name, err);
 }
 
 /* ---------------------------------------------------------------------------------------- routing */
@@ -266,8 +267,8 @@ enum walsh_status walsh_ops_route(struct walsh_ops_queue *queue, const struct wa
     if (experts < 1 || experts > MAX_EXPERTS || k < 1 || k > experts)
         return walsh_fail(err, WALSH_E_ARGUMENT, "%s: %lld of %lld experts, expected 1 to all of up to %u",
                           name, (long long)k, (long long)experts, MAX_EXPERTS);
-    const struct walsh_ops_argument a = {name, "logits", logits}, b = {name, "index", index},
-                                    c = {name, "weight", weight};
+    const struct walsh_ops_argument a = {name, "logits", logits, queue}, b = {name, "index", index, queue},
+                                    c = {name, "weight", weight, queue};
     WALSH_TRY(walsh_ops_rows(&a, 1u << WALSH_ELEMENT_F32, 1, (size_t)experts, &from, err));
     WALSH_TRY(walsh_ops_rows(&b, 1u << WALSH_ELEMENT_I32, 1, (size_t)k, &places, err));
     WALSH_TRY(walsh_ops_rows(&c, 1u << WALSH_ELEMENT_F32, 1, (size_t)k, &weights, err));
@@ -284,8 +285,7 @@ enum walsh_status walsh_ops_route(struct walsh_ops_queue *queue, const struct wa
     q->ops->route(q, (int32_t *)(void *)places.data, (float *)(void *)weights.data,
                   (const float *)(const void *)from.data, from.rows, (uint32_t)experts, (uint32_t)k,
                   normalize);
-    walsh_ops_leave(queue);
-    return WALSH_OK;
+    return walsh_ops_finish(queue, name, err);
 }
 
 /* ---------------------------------------------------------------------------------------- whole experts */
@@ -499,6 +499,11 @@ enum walsh_status walsh_ops_experts_apply(struct walsh_ops_queue *queue,
     struct experts_call t = {.c = WALSH_OPS_EXPERTS_CALL, .experts = experts, .count = count};
     struct expert_scratch s;
     WALSH_TRY(walsh_ops_need(name, "queue", queue, err));
+    if (walsh_ops_holder(queue))
+        return walsh_fail(err, WALSH_E_UNSUPPORTED,
+                          "%s: experts run on the CPU only, where their routing is read; "
+                          "walsh_ops_linear_apply_groups runs on a device",
+                          name);
     WALSH_TRY(walsh_ops_need(name, "index", index, err));
     WALSH_TRY(walsh_options_read(&t.c, sizeof t.c, call, "walsh_ops_experts_call", err));
     WALSH_TRY(check_numbers(name, &t.c, err));
@@ -506,8 +511,8 @@ enum walsh_status walsh_ops_experts_apply(struct walsh_ops_queue *queue,
     if (index->rank < 1 || index->rank > WALSH_VIEW_RANK || index->shape[index->rank - 1] < 1)
         return walsh_fail(err, WALSH_E_ARGUMENT, "%s: index: expected [.., k]", name);
     t.k = (size_t)index->shape[index->rank - 1];
-    const struct walsh_ops_argument a = {name, "x", x}, b = {name, "y", y}, i = {name, "index", index},
-                                    v = {name, "weight", weight};
+    const struct walsh_ops_argument a = {name, "x", x, queue}, b = {name, "y", y, queue},
+                                    i = {name, "index", index, queue}, v = {name, "weight", weight, queue};
     WALSH_TRY(walsh_ops_rows(&a, WALSH_OPS_FLOATS, 1, experts[0].gate->linear.in, &t.x, err));
     WALSH_TRY(walsh_ops_rows(&b, WALSH_OPS_FLOATS, 1, experts[0].down->linear.out, &t.y, err));
     WALSH_TRY(walsh_ops_rows(&i, 1u << WALSH_ELEMENT_I32, 1, t.k, &t.index, err));

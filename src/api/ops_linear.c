@@ -17,6 +17,7 @@ struct walsh_ops_adapter {
     struct walsh_adapter_linear update;
     struct walsh_arena arena;
     float scale;
+    void *device[2]; /* A and B there; NULL */
 };
 
 /* ---------------------------------------------------------------------------------------- open */
@@ -71,7 +72,7 @@ static enum walsh_status load_bias(const struct walsh_queue *host, const char *c
                                    struct walsh_error *err)
 {
     if (!walsh_ops_given(view)) return WALSH_OK;
-    const struct walsh_ops_argument a = {call, "bias", view};
+    const struct walsh_ops_argument a = {call, "bias", view, NULL};
     const int64_t shape[] = {(int64_t)l->linear.out};
     struct walsh_ops_rows rows;
     float *bias;
@@ -92,15 +93,43 @@ static enum walsh_activation_type activation_of(const struct walsh_queue *q, enu
                                    narrow ? WALSH_ACTIVATION_BF16 : WALSH_ACTIVATION_F32);
 }
 
-static enum walsh_status check_plan(const struct walsh_ops_linear_plan *plan,
+static enum walsh_status check_plan(const struct walsh_ops_queue *queue,
+                                    const struct walsh_ops_linear_plan *plan,
                                     const struct walsh_ops_linear_options *o, struct walsh_error *err)
 {
     const struct walsh_ops_matrix matrix = {.rows = plan->rows, .cols = plan->cols};
     WALSH_TRY(walsh_ops_rotations_check(plan->call, o->in, o->out, &matrix, err));
+    if (o->in) WALSH_TRY(walsh_ops_placed(queue, plan->call, "in", o->in->holder, err));
+    if (o->out) WALSH_TRY(walsh_ops_placed(queue, plan->call, "out", o->out->holder, err));
     if ((unsigned)o->activations > WALSH_ACTIVATIONS_INT8)
         return walsh_fail(err, WALSH_E_ARGUMENT, "%s: activations is %u, expected 0 to %d", plan->call,
                           (unsigned)o->activations, WALSH_ACTIVATIONS_INT8);
     return WALSH_OK;
+}
+
+/* Weights and bias to the device; the rotations are there already. */
+static enum walsh_status upload(const struct walsh_queue *holder, const struct walsh_ops_linear_options *o,
+                                struct walsh_ops_linear *l, struct walsh_error *err)
+{
+    struct walsh_linear *linear = &l->linear;
+    struct walsh_weights weights;
+    const float *bias = linear->bias;
+    float *there = NULL;
+    linear->bias = NULL;
+    WALSH_TRY(holder->memory->upload_weights(holder, &linear->weights, linear->name, &weights, err));
+    linear->weights = weights;
+    l->holder = holder;
+    linear->host_in_signs = linear->in_rotation.signs;
+    linear->host_out_signs = linear->out_rotation.signs;
+    if (o->in) linear->in_rotation = o->in->device;
+    if (o->out) linear->out_rotation = o->out->device;
+    if (bias) {
+        const size_t bytes = linear->out * sizeof *bias;
+        WALSH_TRY(holder->memory->alloc(holder, bytes, "a bias", &there, err));
+        linear->bias = there;
+        WALSH_TRY(holder->memory->upload(holder, there, bias, bytes, err));
+    }
+    return holder->memory->synchronize(holder, err);
 }
 
 static enum walsh_status fill(const struct walsh_queue *q, const struct walsh_ops_linear_plan *plan,
@@ -113,7 +142,6 @@ static enum walsh_status fill(const struct walsh_queue *q, const struct walsh_op
     linear->out_rotation = walsh_ops_rotation_of(o->out, plan->rows);
     linear->in = linear->in_rotation.size;
     linear->out = linear->out_rotation.size;
-    linear->activation = activation_of(q, plan->format, o->activations);
     linear->split.parts = 1;
     WALSH_TRY(load_bias(q, plan->call, &o->bias, l, err));
     return plan->fill(q, plan->source, l, err);
@@ -126,10 +154,13 @@ enum walsh_status walsh_ops_linear_make(struct walsh_ops_queue *queue,
 {
     struct walsh_ops_linear_options o = WALSH_OPS_LINEAR_OPTIONS;
     WALSH_TRY(walsh_options_read(&o, sizeof o, options, "walsh_ops_linear_options", err));
-    WALSH_TRY(check_plan(plan, &o, err));
+    WALSH_TRY(check_plan(queue, plan, &o, err));
     struct walsh_ops_linear *l;
     WALSH_TRY(walsh_alloc_zero(1, sizeof *l, "a linear", &l, err));
-    const enum walsh_status status = fill(walsh_ops_enter(queue), plan, &o, l, err);
+    const struct walsh_queue *holder = walsh_ops_holder(queue);
+    l->linear.activation = activation_of(&queue->run, plan->format, o.activations);
+    enum walsh_status status = fill(walsh_ops_enter_host(queue), plan, &o, l, err);
+    if (status == WALSH_OK && holder) status = upload(holder, &o, l, err);
     walsh_ops_leave(queue);
     if (status == WALSH_OK)
         *out = l;
@@ -156,8 +187,13 @@ enum walsh_status walsh_ops_linear_open(struct walsh_ops_queue *queue, const str
 void walsh_ops_linear_close(struct walsh_ops_linear **linear)
 {
     if (!linear || !*linear) return;
-    walsh_arena_close(&(*linear)->arena);
-    walsh_free(*linear);
+    struct walsh_ops_linear *l = *linear;
+    if (l->holder) {
+        l->holder->memory->free_weights(l->holder, &l->linear.weights);
+        l->holder->memory->free(l->holder, (void *)(uintptr_t)l->linear.bias);
+    }
+    walsh_arena_close(&l->arena);
+    walsh_free(l);
     *linear = NULL;
 }
 
@@ -184,6 +220,27 @@ static enum walsh_status build_adapter(const struct walsh_ops_linear *linear, co
     return status;
 }
 
+static enum walsh_status upload_matrix(const struct walsh_queue *holder, const void **matrix, size_t bytes,
+                                       void **there, struct walsh_error *err)
+{
+    WALSH_TRY(holder->memory->alloc(holder, bytes, "an adapter", there, err));
+    WALSH_TRY(holder->memory->upload(holder, *there, *matrix, bytes, err));
+    *matrix = *there;
+    return WALSH_OK;
+}
+
+static enum walsh_status upload_adapter(const struct walsh_queue *holder, struct walsh_ops_adapter *adapter,
+                                        struct walsh_error *err)
+{
+    struct walsh_adapter_linear *u = &adapter->update;
+    const size_t element = u->storage == WALSH_FORMAT_F32 ? sizeof(float) : sizeof(uint16_t);
+    WALSH_TRY(upload_matrix(holder, &u->a, walsh_low_rank_a_size(u->rank, u->in) * element,
+                            &adapter->device[0], err));
+    WALSH_TRY(upload_matrix(holder, &u->b, walsh_low_rank_b_size(u->storage, u->rank, u->out) * element,
+                            &adapter->device[1], err));
+    return holder->memory->synchronize(holder, err);
+}
+
 enum walsh_status walsh_ops_adapter_open(const struct walsh_ops_linear *linear, const struct walsh_view *a,
                                          const struct walsh_view *b, float scale,
                                          enum walsh_adapter_storage storage, struct walsh_ops_adapter **out,
@@ -193,7 +250,7 @@ enum walsh_status walsh_ops_adapter_open(const struct walsh_ops_linear *linear, 
     WALSH_TRY(walsh_ops_need(call, "out", out, err));
     *out = NULL;
     WALSH_TRY(walsh_ops_need(call, "linear", linear, err));
-    const struct walsh_ops_argument first = {call, "a", a}, second = {call, "b", b};
+    const struct walsh_ops_argument first = {call, "a", a, NULL}, second = {call, "b", b, NULL};
     struct walsh_ops_rows rows_a, rows_b;
     WALSH_TRY(walsh_ops_rows(&first, WALSH_OPS_FLOATS, 1, linear->linear.in, &rows_a, err));
     if (rows_a.rows < 1 || rows_a.rows > WALSH_MAX_LORA_RANK)
@@ -217,6 +274,7 @@ enum walsh_status walsh_ops_adapter_open(const struct walsh_ops_linear *linear, 
         build_adapter(linear, &rows_a, &rows_b,
                       storage == WALSH_ADAPTER_F32 ? WALSH_FORMAT_F32 : WALSH_FORMAT_BF16, adapter, err);
     if (status == WALSH_E_FORMAT) status = walsh_fail_within(err, WALSH_E_ARGUMENT, "%s", call);
+    if (status == WALSH_OK && linear->holder) status = upload_adapter(linear->holder, adapter, err);
     if (status == WALSH_OK)
         *out = adapter;
     else
@@ -227,6 +285,8 @@ enum walsh_status walsh_ops_adapter_open(const struct walsh_ops_linear *linear, 
 void walsh_ops_adapter_close(struct walsh_ops_adapter **adapter)
 {
     if (!adapter || !*adapter) return;
+    const struct walsh_queue *holder = (*adapter)->linear->holder;
+    for (size_t i = 0; holder && i < 2; i++) holder->memory->free(holder, (*adapter)->device[i]);
     walsh_arena_close(&(*adapter)->arena);
     walsh_free(*adapter);
     *adapter = NULL;
@@ -366,9 +426,10 @@ enum walsh_status walsh_ops_linear_apply(struct walsh_ops_queue *queue, const st
     struct walsh_ops_call c = WALSH_OPS_CALL;
     struct walsh_ops_rows from, to;
     struct scratch s;
-    const struct walsh_ops_argument a = {name, "x", x}, b = {name, "y", y};
+    const struct walsh_ops_argument a = {name, "x", x, queue}, b = {name, "y", y, queue};
     WALSH_TRY(walsh_ops_need(name, "queue", queue, err));
     WALSH_TRY(walsh_ops_need(name, "linear", linear, err));
+    WALSH_TRY(walsh_ops_placed(queue, name, "linear", linear->holder, err));
     const struct walsh_linear *l = &linear->linear;
     WALSH_TRY(walsh_options_read(&c, sizeof c, call, "walsh_ops_call", err));
     WALSH_TRY(check_call(linear, &c, err));
@@ -385,6 +446,5 @@ enum walsh_status walsh_ops_linear_apply(struct walsh_ops_queue *queue, const st
     struct walsh_ops_workspace w = {.data = c.workspace};
     lay_out(linear, from.rows, c.adapters, c.adapter_count, &w, &s);
     run(walsh_ops_enter(queue), l, &from, &to, &c, &s);
-    walsh_ops_leave(queue);
-    return WALSH_OK;
+    return walsh_ops_finish(queue, name, err);
 }

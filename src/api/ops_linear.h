@@ -8,6 +8,8 @@
 struct walsh_ops_linear {
     struct walsh_linear linear;
     struct walsh_arena arena; /* packed weights, bias */
+    const struct walsh_queue
+        *holder; /* of a device: weights, bias and the rotations' signs are there; NULL */
 };
 
 /* What both ways of opening a linear do around their weights: `fill` sets linear.weights, with the queue held. in and out

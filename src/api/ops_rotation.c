@@ -55,7 +55,7 @@ static enum walsh_status signs_view(const char *call, const struct walsh_rotatio
                                     const struct walsh_view *view, struct walsh_ops_rows *out,
                                     struct walsh_error *err)
 {
-    const struct walsh_ops_argument argument = {call, "signs", view};
+    const struct walsh_ops_argument argument = {call, "signs", view, NULL};
     const int64_t two[] = {2, (int64_t)r->blocks.padded};
     return r->kind == WALSH_ROTATION_OVERLAP
                ? walsh_ops_dense(&argument, WALSH_OPS_FLOATS, 2, two, out, err)
@@ -80,6 +80,25 @@ static enum walsh_status fill_signs(struct walsh_ops_queue *queue, const struct 
     return WALSH_OK;
 }
 
+/* The signs, to the queue's device. */
+static enum walsh_status upload(struct walsh_ops_queue *queue, struct walsh_ops_rotation *rotation,
+                                struct walsh_error *err)
+{
+    static const char call[] = "walsh_ops_rotation_open";
+    const struct walsh_queue *holder = walsh_ops_holder(queue);
+    if (!holder) return WALSH_OK;
+    walsh_ops_enter_host(queue);
+    enum walsh_status status =
+        holder->memory->upload_rotation(holder, &rotation->rotation, call, &rotation->device, err);
+    if (status == WALSH_OK) {
+        rotation->holder = holder;
+        status = holder->memory->synchronize(holder, err);
+        if (status != WALSH_OK) holder->memory->free(holder, (void *)(uintptr_t)rotation->device.signs);
+    }
+    walsh_ops_leave(queue);
+    return status;
+}
+
 enum walsh_status walsh_ops_rotation_open(struct walsh_ops_queue *queue,
                                           const struct walsh_ops_rotation_options *options,
                                           struct walsh_ops_rotation **out, struct walsh_error *err)
@@ -102,14 +121,21 @@ enum walsh_status walsh_ops_rotation_open(struct walsh_ops_queue *queue,
         return status;
     }
     r.signs = signs;
-    *out = (struct walsh_ops_rotation *)(void *)block;
-    (*out)->rotation = r;
-    return WALSH_OK;
+    struct walsh_ops_rotation *rotation = (struct walsh_ops_rotation *)(void *)block;
+    *rotation = (struct walsh_ops_rotation){.rotation = r};
+    status = upload(queue, rotation, err);
+    if (status == WALSH_OK)
+        *out = rotation;
+    else
+        walsh_free(rotation);
+    return status;
 }
 
 void walsh_ops_rotation_close(struct walsh_ops_rotation **rotation)
 {
-    if (!rotation) return;
+    if (!rotation || !*rotation) return;
+    const struct walsh_queue *holder = (*rotation)->holder;
+    if (holder) holder->memory->free(holder, (void *)(uintptr_t)(*rotation)->device.signs);
     walsh_free(*rotation);
     *rotation = NULL;
 }
@@ -198,11 +224,12 @@ static enum walsh_status handles(const char *call, const struct walsh_ops_queue 
 }
 
 /* Both views, and that they may be used together; `names`: of `from` and `to`. */
-static enum walsh_status rows_of(const char *call, const char *const names[2], const struct walsh_view *from,
-                                 size_t from_cols, const struct walsh_view *to, size_t to_cols, bool in_place,
+static enum walsh_status rows_of(const char *call, const struct walsh_ops_queue *queue,
+                                 const char *const names[2], const struct walsh_view *from, size_t from_cols,
+                                 const struct walsh_view *to, size_t to_cols, bool in_place,
                                  struct rotate *out, struct walsh_error *err)
 {
-    const struct walsh_ops_argument a = {call, names[0], from}, b = {call, names[1], to};
+    const struct walsh_ops_argument a = {call, names[0], from, queue}, b = {call, names[1], to, queue};
     WALSH_TRY(walsh_ops_rows(&a, WALSH_OPS_FLOATS, 1, from_cols, &out->from, err));
     WALSH_TRY(walsh_ops_rows(&b, WALSH_OPS_FLOATS, 1, to_cols, &out->to, err));
     if (out->from.rows != out->to.rows)
@@ -213,9 +240,47 @@ static enum walsh_status rows_of(const char *call, const char *const names[2], c
 
 static void run(struct walsh_ops_queue *queue, struct rotate *t, walsh_task *task)
 {
-    t->q = walsh_ops_enter(queue);
+    t->q = walsh_ops_enter_host(queue);
     walsh_run_rows(t->q, t->from.rows, t->r->blocks.padded, task, t);
     walsh_ops_leave(queue);
+}
+
+/* Rows [begin, begin + rows) of r. */
+static struct walsh_ops_rows slice(const struct walsh_ops_rows *r, size_t begin, size_t rows)
+{
+    struct walsh_ops_rows part = *r;
+    part.data = walsh_ops_row(r, begin);
+    part.rows = rows;
+    return part;
+}
+
+/* Through the queue's rows in f32, as many at a time as it has: the kernels write padding behind a row, and overwrite
+ * what they rotate back. */
+static enum walsh_status run_on_device(struct walsh_ops_queue *queue, const char *call,
+                                       const struct rotate *t, const struct walsh_rotation *rotation,
+                                       bool forward, struct walsh_error *err)
+{
+    const size_t wide = walsh_round_up(t->from.cols, WALSH_ALIGNMENT),
+                 wide_to = walsh_round_up(t->to.cols, WALSH_ALIGNMENT);
+    const size_t most = WALSH_OPS_STAGED / (wide + wide_to);
+    const struct walsh_queue *q = walsh_ops_enter(queue);
+    float *x = queue->staged, *y = x + most * wide;
+    for (size_t at = 0, n; at < t->from.rows; at += n) {
+        n = walsh_min(t->from.rows - at, most);
+        const struct walsh_ops_rows from = slice(&t->from, at, n), to = slice(&t->to, at, n);
+        struct walsh_activations a = {.type = WALSH_ACTIVATION_F32,
+                                      .rows = n,
+                                      .cols = rotation->blocks.padded,
+                                      .stride = wide_to,
+                                      .data = y};
+        walsh_ops_load_rows(q, &from, x, wide);
+        if (forward)
+            q->ops->prepare(q, &a, x, wide, rotation);
+        else
+            q->ops->unrotate(q, y, wide_to, x, wide, rotation, NULL, n);
+        walsh_ops_store_rows(q, y, wide_to, &to);
+    }
+    return walsh_ops_finish(queue, call, err);
 }
 
 enum walsh_status walsh_ops_rotate(struct walsh_ops_queue *queue, const struct walsh_ops_rotation *rotation,
@@ -226,8 +291,10 @@ enum walsh_status walsh_ops_rotate(struct walsh_ops_queue *queue, const struct w
     WALSH_TRY(handles("walsh_ops_rotate", queue, rotation, err));
     const struct walsh_rotation *r = &rotation->rotation;
     struct rotate t = {.r = r};
-    WALSH_TRY(rows_of("walsh_ops_rotate", names, x, r->size, y, r->blocks.padded, r->size == r->blocks.padded,
-                      &t, err));
+    WALSH_TRY(walsh_ops_placed(queue, "walsh_ops_rotate", "rotation", rotation->holder, err));
+    WALSH_TRY(rows_of("walsh_ops_rotate", queue, names, x, r->size, y, r->blocks.padded,
+                      r->size == r->blocks.padded, &t, err));
+    if (rotation->holder) return run_on_device(queue, "walsh_ops_rotate", &t, &rotation->device, true, err);
     run(queue, &t, rotate_rows);
     return WALSH_OK;
 }
@@ -240,8 +307,11 @@ enum walsh_status walsh_ops_unrotate(struct walsh_ops_queue *queue, const struct
     WALSH_TRY(handles("walsh_ops_unrotate", queue, rotation, err));
     const struct walsh_rotation *r = &rotation->rotation;
     struct rotate t = {.r = r};
-    WALSH_TRY(rows_of("walsh_ops_unrotate", names, y, r->blocks.padded, x, r->size,
+    WALSH_TRY(walsh_ops_placed(queue, "walsh_ops_unrotate", "rotation", rotation->holder, err));
+    WALSH_TRY(rows_of("walsh_ops_unrotate", queue, names, y, r->blocks.padded, x, r->size,
                       r->size == r->blocks.padded, &t, err));
+    if (rotation->holder)
+        return run_on_device(queue, "walsh_ops_unrotate", &t, &rotation->device, false, err);
     run(queue, &t, unrotate_rows);
     return WALSH_OK;
 }
@@ -292,7 +362,8 @@ enum walsh_status walsh_ops_fold_rows(struct walsh_ops_queue *queue,
     WALSH_TRY(handles("walsh_ops_fold_rows", queue, rotation, err));
     const struct walsh_rotation *r = &rotation->rotation;
     struct rotate t = {.r = r};
-    WALSH_TRY(rows_of("walsh_ops_fold_rows", names, a, r->blocks.padded, folded, r->size, false, &t, err));
+    WALSH_TRY(
+        rows_of("walsh_ops_fold_rows", NULL, names, a, r->blocks.padded, folded, r->size, false, &t, err));
     run(queue, &t, fold_rows);
     return WALSH_OK;
 }
@@ -305,7 +376,7 @@ enum walsh_status walsh_ops_fold_columns(struct walsh_ops_queue *queue,
     static const char call[] = "walsh_ops_fold_columns";
     WALSH_TRY(handles(call, queue, rotation, err));
     const struct walsh_rotation *r = &rotation->rotation;
-    const struct walsh_ops_argument from = {call, "b", b}, to = {call, "folded", folded};
+    const struct walsh_ops_argument from = {call, "b", b, NULL}, to = {call, "folded", folded, NULL};
     if (!b || !folded || b->rank != 2 || folded->rank != 2)
         return walsh_fail(err, WALSH_E_ARGUMENT, "%s: b and folded: expected two dimensions each", call);
     const size_t cols = b->shape[1] > 0 ? (size_t)b->shape[1] : 0;
@@ -316,7 +387,7 @@ enum walsh_status walsh_ops_fold_columns(struct walsh_ops_queue *queue,
         return walsh_fail(err, WALSH_E_ARGUMENT, "%s: b has %zu rows and folded %zu, expected %u and %u",
                           call, t.from.rows, t.to.rows, r->size, r->blocks.padded);
     WALSH_TRY(walsh_ops_apart(&from, &t.from, &to, &t.to, false, err));
-    t.q = walsh_ops_enter(queue);
+    t.q = walsh_ops_enter_host(queue);
     walsh_run_rows(t.q, cols, r->blocks.padded, fold_columns, &t);
     walsh_ops_leave(queue);
     return WALSH_OK;

@@ -75,10 +75,14 @@ static enum walsh_status check_head(const struct walsh_ops_argument *a, unsigned
         return walsh_fail(err, WALSH_E_ARGUMENT, "%s: %s: element is %s, expected %s", a->call, a->name,
                           (unsigned)v->element < ELEMENTS ? elements_known[v->element].name : "unknown",
                           element_names(allowed, names));
-    if (v->device != WALSH_VIEW_CPU)
-        return walsh_fail(err, WALSH_E_ARGUMENT,
-                          "%s: %s: device is %d:%d, expected %d, the queue's (the CPU)", a->call, a->name,
-                          (int)v->device, v->device_id, WALSH_VIEW_CPU);
+    const enum walsh_view_device device = a->queue ? a->queue->device : WALSH_VIEW_CPU;
+    const int32_t id = a->queue ? a->queue->device_id : 0;
+    if (v->device != device || (device != WALSH_VIEW_CPU && v->device_id != id))
+        return walsh_fail(err, WALSH_E_ARGUMENT, "%s: %s: device is %d:%d, expected %d:%d, %s", a->call,
+                          a->name, (int)v->device, v->device_id, (int)device, id,
+                          device != WALSH_VIEW_CPU ? "the queue's"
+                          : a->queue               ? "the queue's (the CPU)"
+                                                   : "the host's memory (CPU)");
     for (uint32_t i = 0; i < v->rank; i++)
         if (v->shape[i] < 0)
             return walsh_fail(err, WALSH_E_ARGUMENT, "%s: %s: shape is %s, expected no negative size",
@@ -260,8 +264,20 @@ static void transfer_rows(void *argument, size_t begin, size_t end, unsigned wor
     }
 }
 
+static enum walsh_format format_of(enum walsh_element element)
+{
+    return element == WALSH_ELEMENT_F32   ? WALSH_FORMAT_F32
+           : element == WALSH_ELEMENT_F16 ? WALSH_FORMAT_F16
+                                          : WALSH_FORMAT_BF16;
+}
+
 void walsh_ops_load_rows(const struct walsh_queue *q, const struct walsh_ops_rows *from, float *x, size_t ld)
 {
+    if (q->memory) {
+        q->memory->convert(q, WALSH_FORMAT_F32, x, ld, format_of(from->element), from->data, from->ld,
+                           from->rows, from->cols);
+        return;
+    }
     struct transfer t = {q, from, x, ld, false};
     walsh_run_rows(q, from->rows, from->cols, transfer_rows, &t);
 }
@@ -269,6 +285,11 @@ void walsh_ops_load_rows(const struct walsh_queue *q, const struct walsh_ops_row
 void walsh_ops_store_rows(const struct walsh_queue *q, const float *x, size_t ld,
                           const struct walsh_ops_rows *to)
 {
+    if (q->memory) {
+        q->memory->convert(q, format_of(to->element), to->data, to->ld, WALSH_FORMAT_F32, x, ld, to->rows,
+                           to->cols);
+        return;
+    }
     struct transfer t = {q, to, (float *)(uintptr_t)x, ld, true};
     walsh_run_rows(q, to->rows, to->cols, transfer_rows, &t);
 }
@@ -400,6 +421,19 @@ enum walsh_status walsh_view_to_dlpack(struct walsh_view *view, void *tensor, st
 
 /* ---------------------------------------------------------------------------------------- queues */
 
+static enum walsh_status open_on_device(struct walsh_ops_queue *queue, void *stream, struct walsh_error *err)
+{
+    const struct walsh_context *context = queue->context;
+    queue->device = WALSH_VIEW_CUDA;
+    queue->device_id = (int32_t)context->device_number;
+    if (stream) {
+        WALSH_TRY(context->module->open(context->device_number, stream, &queue->run, err));
+        queue->opened = true;
+    }
+    return queue->run.memory->alloc(&queue->run, WALSH_OPS_STAGED * sizeof *queue->staged, "a queue's rows",
+                                    &queue->staged, err);
+}
+
 enum walsh_status walsh_ops_queue_open(struct walsh_context *context,
                                        const struct walsh_ops_queue_options *options,
                                        struct walsh_ops_queue **out, struct walsh_error *err)
@@ -409,30 +443,73 @@ enum walsh_status walsh_ops_queue_open(struct walsh_context *context,
     struct walsh_ops_queue_options o = WALSH_OPS_QUEUE_OPTIONS;
     WALSH_TRY(walsh_options_read(&o, sizeof o, options, "walsh_ops_queue_options", err));
     WALSH_TRY(walsh_ops_need("walsh_ops_queue_open", "context", context, err));
-    WALSH_TRY(walsh_context_needs_cpu(context, "walsh_ops.h", err));
-    if (o.stream)
+    if (o.stream && !context->module)
         return walsh_fail(
             err, WALSH_E_ARGUMENT,
             "walsh_ops_queue_open: a stream was given, expected NULL: the context's device is the CPU");
-    WALSH_TRY(walsh_alloc_zero(1, sizeof **out, "a queue", out, err));
-    (*out)->context = context;
-    return WALSH_OK;
+    struct walsh_ops_queue *queue;
+    WALSH_TRY(walsh_alloc_zero(1, sizeof *queue, "a queue", &queue, err));
+    queue->context = context;
+    queue->device = WALSH_VIEW_CPU;
+    queue->run = context->queue;
+    queue->host = walsh_queue_host(&context->queue);
+    const enum walsh_status status = context->module ? open_on_device(queue, o.stream, err) : WALSH_OK;
+    if (status == WALSH_OK)
+        *out = queue;
+    else
+        walsh_ops_queue_close(&queue);
+    return status;
 }
 
 void walsh_ops_queue_close(struct walsh_ops_queue **queue)
 {
-    if (!queue) return;
-    walsh_free(*queue);
+    if (!queue || !*queue) return;
+    struct walsh_ops_queue *q = *queue;
+    if (q->staged) q->run.memory->free(&q->run, q->staged);
+    if (q->opened) q->context->module->close(&q->run);
+    walsh_free(q);
     *queue = NULL;
+}
+
+enum walsh_status walsh_ops_queue_synchronize(struct walsh_ops_queue *queue, struct walsh_error *err)
+{
+    WALSH_TRY(walsh_ops_need("walsh_ops_queue_synchronize", "queue", queue, err));
+    return queue->run.memory ? queue->run.memory->synchronize(&queue->run, err) : WALSH_OK;
 }
 
 const struct walsh_queue *walsh_ops_enter(struct walsh_ops_queue *queue)
 {
     pthread_mutex_lock(&queue->context->ops_lock);
-    return &queue->context->queue;
+    return &queue->run;
+}
+
+const struct walsh_queue *walsh_ops_enter_host(struct walsh_ops_queue *queue)
+{
+    pthread_mutex_lock(&queue->context->ops_lock);
+    return &queue->host;
 }
 
 void walsh_ops_leave(struct walsh_ops_queue *queue)
 {
     pthread_mutex_unlock(&queue->context->ops_lock);
+}
+
+enum walsh_status walsh_ops_finish(struct walsh_ops_queue *queue, const char *call, struct walsh_error *err)
+{
+    const struct walsh_queue *q = &queue->run;
+    const enum walsh_status status = q->memory ? q->memory->check(q, err) : WALSH_OK;
+    walsh_ops_leave(queue);
+    return status == WALSH_OK ? WALSH_OK : walsh_fail_within(err, status, "%s", call);
+}
+
+const struct walsh_queue *walsh_ops_holder(const struct walsh_ops_queue *queue)
+{
+    return queue->run.memory ? &queue->context->queue : NULL;
+}
+
+enum walsh_status walsh_ops_placed(const struct walsh_ops_queue *queue, const char *call, const char *name,
+                                   const struct walsh_queue *holder, struct walsh_error *err)
+{
+    if (holder == walsh_ops_holder(queue)) return WALSH_OK;
+    return walsh_fail(err, WALSH_E_ARGUMENT, "%s: %s was opened with a queue of another device", call, name);
 }

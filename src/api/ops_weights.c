@@ -77,7 +77,7 @@ static enum walsh_status read_group(const struct walsh_ops_weights *w, const str
 static enum walsh_status read_scales(struct weights *t, const struct layout *layout, struct walsh_error *err)
 {
     struct walsh_block_source *s = &t->blocks;
-    const struct walsh_ops_argument a = {call_name, "scales", &t->given.scales};
+    const struct walsh_ops_argument a = {call_name, "scales", &t->given.scales, NULL};
     const bool floats = layout->block.scale == WALSH_SCALE_F32;
     struct walsh_ops_rows rows;
     WALSH_TRY(read_group(&t->given, layout, s, err));
@@ -101,7 +101,7 @@ static enum walsh_status read_scales(struct weights *t, const struct layout *lay
 static enum walsh_status read_zeros(struct weights *t, const struct layout *layout, struct walsh_error *err)
 {
     if (!walsh_ops_given(&t->given.zeros)) return WALSH_OK;
-    const struct walsh_ops_argument a = {call_name, "zeros", &t->given.zeros};
+    const struct walsh_ops_argument a = {call_name, "zeros", &t->given.zeros, NULL};
     const int64_t shape[] = {t->given.rows, t->blocks.scale_ld};
     struct walsh_ops_rows rows;
     if (!layout->zeros)
@@ -123,7 +123,7 @@ static enum walsh_status read_blocks(struct weights *t, struct walsh_error *err)
     if (t->given.cols % in_byte != 0)
         return walsh_fail(err, WALSH_E_ARGUMENT, "%s: %u columns of 4 bits, expected an even number",
                           call_name, t->given.cols);
-    const struct walsh_ops_argument a = {call_name, "data", &t->given.data};
+    const struct walsh_ops_argument a = {call_name, "data", &t->given.data, NULL};
     const int64_t shape[] = {t->given.rows, (int64_t)(t->given.cols / in_byte)};
     WALSH_TRY(walsh_ops_dense(&a, U8_ONLY, 2, shape, &t->data, err));
     *s = (struct walsh_block_source){.format = layout->format,
@@ -142,7 +142,7 @@ static enum walsh_status read_blocks(struct weights *t, struct walsh_error *err)
 
 static enum walsh_status read_dense(struct weights *t, struct walsh_error *err)
 {
-    const struct walsh_ops_argument a = {call_name, "data", &t->given.data};
+    const struct walsh_ops_argument a = {call_name, "data", &t->given.data, NULL};
     const int64_t shape[] = {t->given.rows, t->given.cols};
     if (walsh_ops_given(&t->given.scales) || walsh_ops_given(&t->given.zeros) || t->given.tensor_scale != 1)
         return walsh_fail(err, WALSH_E_ARGUMENT, "%s: dense weights have no scales and no zeros", call_name);

@@ -11,6 +11,21 @@
 
 #include "kernels/kernels.h"
 
+/* Row i of `count` is token positions[i] of a sequence whose page p is number pages[i * ld + p] of a pool: at keys + number
+ * * key_stride bytes and at values + number * value_stride. All pointers are the device's; numbers and positions are not
+ * checked. Written: rows [count], views [count], tables [count][2][page_count]. */
+struct walsh_paged_rows {
+    enum walsh_kv_type type; /* F32 or F16 */
+    uint32_t page_tokens, page_count;
+    size_t count, ld;
+    const int32_t *pages, *positions;
+    void *keys, *values;
+    size_t key_stride, value_stride;
+    struct walsh_attention_row *rows;
+    struct walsh_kv_view *views;
+    void **tables;
+};
+
 /* Memory of the device of a queue. What comes back is ordered behind the ops that the queue was given. */
 struct walsh_memory {
     /* 256-byte aligned, uninitialised. On failure the message says how much `what` wanted and what is free.
@@ -45,6 +60,14 @@ struct walsh_memory {
     enum walsh_status (*recorded)(const struct walsh_queue *q, void **out, struct walsh_error *err);
     enum walsh_status (*replay)(const struct walsh_queue *q, void *recording, struct walsh_error *err);
     void (*forget)(const struct walsh_queue *q, void *recording); /* NULL is fine */
+    /* to [rows][ld_to] = from [rows][ld_from], `cols` numbers a row, each F32, F16 (saturated) or BF16, rounded to nearest
+     * even; enqueued. Rows do not overlap. */
+    void (*convert)(const struct walsh_queue *q, enum walsh_format to_type, void *to, size_t ld_to,
+                    enum walsh_format from_type, const void *from, size_t ld_from, size_t rows, size_t cols);
+    /* The rows of attention over a caller's pages; enqueued. */
+    void (*page_tables)(const struct walsh_queue *q, const struct walsh_paged_rows *p);
+    /* The first failure among the ops enqueued since the last one was told, without waiting for them. */
+    enum walsh_status (*check)(const struct walsh_queue *q, struct walsh_error *err);
     /* Bytes free and in all. */
     void (*figures)(const struct walsh_queue *q, size_t *available, size_t *total);
 };
@@ -86,9 +109,11 @@ struct walsh_device_module {
     /* Devices that can be used; 0 with a reason in *err. */
     unsigned (*count)(struct walsh_error *err);
     enum walsh_status (*describe)(unsigned device, struct walsh_device_info *out, struct walsh_error *err);
-    /* A queue with its own stream. The CPU's members of *out are left as they are. */
-    enum walsh_status (*open)(unsigned device, struct walsh_queue *out, struct walsh_error *err);
-    void (*close)(struct walsh_queue *q);
+    /* A queue with a stream of its own, or, where `stream` is not NULL, over that one (a cudaStream_t), which stays
+     * the caller's and outlives it. The CPU's members of *out are left as they are. Allocates and synchronizes. */
+    enum walsh_status (*open)(unsigned device, void *stream, struct walsh_queue *out,
+                              struct walsh_error *err);
+    void (*close)(struct walsh_queue *q); /* waits for what was enqueued */
     /* The measured kernels whose name contains `pattern` (NULL: all). */
     enum walsh_status (*bench)(const struct walsh_queue *q, const char *pattern,
                                struct walsh_device_ceilings *ceilings,

@@ -168,6 +168,8 @@ void walsh_queue_close(struct walsh_queue *q);
 /* For `walsh devices`: kernel number i's name and the implementation chosen in q; false past the end. */
 bool walsh_queue_kernel(const struct walsh_queue *q, size_t i, const char **kernel,
                         const char **implementation);
+/* The CPU's side of a queue: itself, or what a device's keeps of the CPU for work on host memory. */
+struct walsh_queue walsh_queue_host(const struct walsh_queue *q);
 /* True where BF16 activations have hardware products on q: in its table (AVX512_BF16), or on its device. */
 bool walsh_queue_has_bf16(const struct walsh_queue *q);
 /* True where they are AMX's, which outrun products of int8 activations in groups. */

@@ -85,6 +85,15 @@ bool walsh_queue_kernel(const struct walsh_queue *q, size_t i, const char **kern
     return true;
 }
 
+struct walsh_queue walsh_queue_host(const struct walsh_queue *q)
+{
+    struct walsh_queue host = *q;
+    host.ops = &walsh_cpu_ops;
+    host.memory = NULL;
+    host.device = NULL;
+    return host;
+}
+
 bool walsh_queue_has_bf16(const struct walsh_queue *q)
 {
     return q->memory || (q->kernels->isa & WALSH_ISA_bf16) != 0; /* every device has them */

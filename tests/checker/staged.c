@@ -438,7 +438,7 @@ void staged_open(struct staged *s, const struct walsh_device_module *module, uns
 {
     struct walsh_error err;
     memset(s, 0, sizeof *s);
-    must(module->open(device, &s->device, &err), &err);
+    must(module->open(device, NULL, &s->device, &err), &err);
     must(s->device.memory->alloc(&s->device, ROOM, "the checker", &s->room, &err), &err);
     s->arrays = malloc(ARRAYS * sizeof *s->arrays);
     if (s->arrays == NULL) stop("out of memory");

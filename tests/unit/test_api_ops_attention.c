@@ -142,6 +142,32 @@ static void reference(const struct cache *c, unsigned s, const struct walsh_ops_
     for (uint32_t i = 0; i < DIM; i++) out[i] /= sum;
 }
 
+/* The same call with the rows as views gives the same bits. */
+static void attend_by_views(const struct cache *c, const struct walsh_ops_row *rows, size_t count,
+                            const struct walsh_ops_attention_call *call, const struct walsh_view *q,
+                            const struct ops_tensor *expected)
+{
+    struct ops_tensor out = ops_tensor(expected->view.element, count, HEADS * DIM, HEADS * DIM + 2);
+    struct walsh_ops_attention_call by_views = *call;
+    int32_t positions[TOKENS], tables[TOKENS][5];
+    const int64_t shape[] = {(int64_t)count, 3};
+    for (size_t r = 0; r < count; r++) {
+        positions[r] = (int32_t)rows[r].position;
+        for (uint32_t p = 0; p < 5; p++) tables[r][p] = p < rows[r].page_count ? rows[r].pages[p] : -1;
+    }
+    by_views.positions = walsh_view_dense(positions, WALSH_ELEMENT_I32, 1, shape);
+    by_views.pages = walsh_view_dense(tables, WALSH_ELEMENT_I32, 2, shape);
+    by_views.pages.strides[0] = 5;
+    OPS_WORKS(walsh_ops_attention(queue, &c->kv, NULL, count, q, &out.view, &by_views, &err));
+    assert_memory_equal(out.block, expected->block, out.bytes);
+    OPS_REFUSED(walsh_ops_attention(queue, &c->kv, rows, count, q, &out.view, &by_views, &err),
+                WALSH_E_ARGUMENT, "rows and pages are given");
+    positions[count - 1] = -1;
+    OPS_REFUSED(walsh_ops_attention(queue, &c->kv, NULL, count, q, &out.view, &by_views, &err),
+                WALSH_E_ARGUMENT, "position 4294967295");
+    ops_free(&out);
+}
+
 /* Attend with `count` rows and compare each with the reference; the largest mean-square error of a head is
  * returned. */
 static void attend(const struct cache *c, const struct walsh_ops_row *rows, const unsigned *sequence,
@@ -174,6 +200,7 @@ static void attend(const struct cache *c, const struct walsh_ops_row *rows, cons
         }
     ops_check_guards(&q);
     ops_check_guards(&out);
+    attend_by_views(c, rows, count, call, &q3, &out);
     free(call->workspace);
     ops_free(&q);
     ops_free(&out);

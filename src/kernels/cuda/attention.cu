@@ -566,6 +566,23 @@ __global__ void rows_kernel(cuda_attention_row *out, const cuda_kv_view *const *
     if (i < count) out[i] = cuda_attention_row{kv[i] + layer, positions[i]};
 }
 
+// One block for each row.
+__global__ void __launch_bounds__(THREADS) page_tables_kernel(const __grid_constant__ cuda_paged_rows p)
+{
+    const size_t row = blockIdx.x;
+    void **k = p.tables + row * 2 * p.page_count, **v = k + p.page_count;
+    for (uint32_t i = threadIdx.x; i < p.page_count; i += THREADS) {
+        const size_t page = (size_t)p.pages[row * p.ld + i];
+        k[i] = static_cast<uint8_t *>(p.keys) + page * p.key_stride;
+        v[i] = static_cast<uint8_t *>(p.values) + page * p.value_stride;
+    }
+    if (threadIdx.x != 0) return;
+    cuda_kv_view view = {};
+    view.type = p.type, view.page_tokens = p.page_tokens, view.k_pages = k, view.v_pages = v;
+    p.views[row] = view;
+    p.rows[row] = cuda_attention_row{p.views + row, (uint32_t)p.positions[row]};
+}
+
 __global__ void __launch_bounds__(THREADS)
     append_kernel(const cuda_attention_row *rows, const float *k, const float *v, size_t ld, uint32_t kv_heads, uint32_t dim)
 {
@@ -591,6 +608,11 @@ void cuda_attention_rows(cudaStream_t stream, struct cuda_attention_row *out, co
                          const uint32_t *positions, size_t count, uint32_t layer)
 {
     if (count > 0) rows_kernel<<<div_up(count, 128), 128, 0, stream>>>(out, kv, positions, count, layer);
+}
+
+void cuda_page_tables(cudaStream_t stream, const struct cuda_paged_rows *p)
+{
+    if (p->count > 0) page_tables_kernel<<<(unsigned)p->count, THREADS, 0, stream>>>(*p);
 }
 
 void cuda_kv_append(cudaStream_t stream, const struct cuda_attention_row *rows, size_t count, const float *k, const float *v,

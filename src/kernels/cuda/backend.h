@@ -13,6 +13,7 @@ struct cuda_device {
     int number, processors;
     char name[300]; /* "cuda:0, NVIDIA H200" */
     cudaStream_t stream;
+    bool borrowed; /* the stream is the caller's */
     void *pinned[2];
     cudaEvent_t sent[2];                    /* recorded behind the copy out of a pinned buffer */
     unsigned next;                          /* pinned buffer */

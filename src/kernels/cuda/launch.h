@@ -84,6 +84,9 @@ void cuda_gated(cudaStream_t stream, const struct cuda_unrotated *gate, const st
 
 void cuda_embed(cudaStream_t stream, float *out, enum cuda_type type, const void *table, size_t cols,
                 const int32_t *ids, size_t rows);
+/* to [rows][ld_to] = from [rows][ld_from], of `cols` numbers, F32, F16 or BF16. */
+void cuda_convert(cudaStream_t stream, enum cuda_type to_type, void *to, size_t ld_to, enum cuda_type from_type,
+                  const void *from, size_t ld_from, size_t rows, size_t cols);
 void cuda_rms_norm(cudaStream_t stream, float *y, size_t ldy, const float *x, size_t ldx, const float *weight,
                    size_t rows, size_t n, float eps);
 void cuda_add(cudaStream_t stream, float *x, const float *d, size_t n);
@@ -257,6 +260,18 @@ void cuda_project(cudaStream_t stream, const struct cuda_unrotated *parts, const
 void cuda_attention_rows(cudaStream_t stream, struct cuda_attention_row *out,
                          const struct cuda_kv_view *const *kv, const uint32_t *positions, size_t count,
                          uint32_t layer);
+/* device.h, walsh_paged_rows. */
+struct cuda_paged_rows {
+    uint32_t type, page_tokens, page_count;
+    size_t count, ld;
+    const int32_t *pages, *positions;
+    void *keys, *values;
+    size_t key_stride, value_stride; /* bytes */
+    struct cuda_attention_row *rows;
+    struct cuda_kv_view *views;
+    void **tables;
+};
+void cuda_page_tables(cudaStream_t stream, const struct cuda_paged_rows *p);
 void cuda_kv_append(cudaStream_t stream, const struct cuda_attention_row *rows, size_t count, const float *k,
                     const float *v, size_t ld, const struct cuda_attention_shape *shape);
 /* Bytes of scratch for `rows` rows; a call does as many rows at a time as its scratch holds, which is at

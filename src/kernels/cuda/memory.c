@@ -70,15 +70,20 @@ static enum walsh_status upload(const struct walsh_queue *q, void *to, const voi
     return code == cudaSuccess ? WALSH_OK : cuda_fail(err, code, "an upload");
 }
 
+static enum walsh_status check(const struct walsh_queue *q, struct walsh_error *err)
+{
+    struct cuda_device *d = cuda_device_of(q);
+    if (d->failure.message[0] == 0) return WALSH_OK;
+    const struct walsh_error failure = d->failure;
+    memset(&d->failure, 0, sizeof d->failure);
+    return walsh_fail(err, failure.status, "%s", failure.message);
+}
+
 static enum walsh_status synchronize(const struct walsh_queue *q, struct walsh_error *err)
 {
     struct cuda_device *d = enter(q);
     const cudaError_t code = cudaStreamSynchronize(d->stream);
-    if (d->failure.message[0] != 0) {
-        const struct walsh_error failure = d->failure;
-        memset(&d->failure, 0, sizeof d->failure);
-        return walsh_fail(err, failure.status, "%s", failure.message);
-    }
+    WALSH_TRY(check(q, err));
     return code == cudaSuccess ? WALSH_OK : cuda_fail(err, code, "the ops enqueued before");
 }
 
@@ -104,6 +109,40 @@ static void copy(const struct walsh_queue *q, void *to, const void *from, size_t
     struct cuda_device *d = enter(q);
     if (bytes > 0) cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, d->stream);
     cuda_note(d, "copy");
+}
+
+static enum cuda_type type_of(enum walsh_format type)
+{
+    return type == WALSH_FORMAT_F32 ? CUDA_TYPE_F32 : type == WALSH_FORMAT_F16 ? CUDA_TYPE_F16 : CUDA_TYPE_BF16;
+}
+
+static void convert(const struct walsh_queue *q, enum walsh_format to_type, void *to, size_t ld_to,
+                    enum walsh_format from_type, const void *from, size_t ld_from, size_t rows, size_t cols)
+{
+    struct cuda_device *d = enter(q);
+    cuda_convert(d->stream, type_of(to_type), to, ld_to, type_of(from_type), from, ld_from, rows, cols);
+    cuda_note(d, "convert");
+}
+
+static void page_tables(const struct walsh_queue *q, const struct walsh_paged_rows *p)
+{
+    struct cuda_device *d = enter(q);
+    const struct cuda_paged_rows to = {.type = (uint32_t)p->type,
+                                       .page_tokens = p->page_tokens,
+                                       .page_count = p->page_count,
+                                       .count = p->count,
+                                       .ld = p->ld,
+                                       .pages = p->pages,
+                                       .positions = p->positions,
+                                       .keys = p->keys,
+                                       .values = p->values,
+                                       .key_stride = p->key_stride,
+                                       .value_stride = p->value_stride,
+                                       .rows = (struct cuda_attention_row *)(void *)p->rows,
+                                       .views = (struct cuda_kv_view *)(void *)p->views,
+                                       .tables = p->tables};
+    cuda_page_tables(d->stream, &to);
+    cuda_note(d, "page_tables");
 }
 
 static enum walsh_status record(const struct walsh_queue *q, struct walsh_error *err)
@@ -291,5 +330,8 @@ const struct walsh_memory cuda_memory = {
     .recorded = recorded,
     .replay = replay,
     .forget = forget,
+    .convert = convert,
+    .page_tables = page_tables,
+    .check = check,
     .figures = figures,
 };

@@ -103,7 +103,7 @@ static void close_queue(struct walsh_queue *q)
     cudaFree(d->e8p_tables);
     cudaFree(d->plane_tables);
     cudaFree(d->scratch);
-    if (d->stream) cudaStreamDestroy(d->stream);
+    if (d->stream && !d->borrowed) cudaStreamDestroy(d->stream);
     walsh_free(d);
     q->device = NULL;
     q->memory = NULL;
@@ -114,7 +114,8 @@ static enum walsh_status open_members(struct walsh_queue *q, struct walsh_error 
 {
     struct cuda_device *d = cuda_device_of(q);
     cudaError_t code = cudaSetDevice(d->number);
-    if (code == cudaSuccess) code = cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking);
+    if (code == cudaSuccess && !d->borrowed)
+        code = cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking);
     for (unsigned b = 0; b < 2 && code == cudaSuccess; b++) {
         code = cudaMallocHost(&d->pinned[b], CUDA_PINNED_BYTES);
         if (code == cudaSuccess) code = cudaEventCreateWithFlags(&d->sent[b], cudaEventDisableTiming);
@@ -136,13 +137,16 @@ static enum walsh_status open_members(struct walsh_queue *q, struct walsh_error 
     return cuda_memory.synchronize(q, err);
 }
 
-static enum walsh_status open_queue(unsigned device, struct walsh_queue *out, struct walsh_error *err)
+static enum walsh_status open_queue(unsigned device, void *stream, struct walsh_queue *out,
+                                    struct walsh_error *err)
 {
     struct cudaDeviceProp p;
     WALSH_TRY(properties_of(device, &p, err));
     struct cuda_device *d;
     WALSH_TRY(walsh_alloc_zero(1, sizeof *d, "a CUDA queue", &d, err));
     d->number = (int)device;
+    d->stream = stream;
+    d->borrowed = stream != NULL;
     d->processors = p.multiProcessorCount;
     snprintf(d->name, sizeof d->name, "cuda:%u, %s", device, p.name);
     out->device = d;

@@ -33,6 +33,27 @@ __global__ void __launch_bounds__(THREADS)
     }
 }
 
+__device__ __forceinline__ float number(cuda_type type, const void *p, size_t i)
+{
+    if (type == CUDA_TYPE_F32) return static_cast<const float *>(p)[i];
+    const uint16_t bits = static_cast<const uint16_t *>(p)[i];
+    return type == CUDA_TYPE_F16 ? f32_from_f16(bits) : f32_from_bf16(bits);
+}
+
+__global__ void __launch_bounds__(THREADS) convert_kernel(cuda_type to_type, void *to, size_t ld_to, cuda_type from_type,
+                                                          const void *from, size_t ld_from, size_t rows, size_t cols)
+{
+    const size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x;
+    if (i >= cols) return;
+    for (size_t row = blockIdx.y; row < rows; row += gridDim.y) {
+        const float x = number(from_type, from, row * ld_from + i);
+        if (to_type == CUDA_TYPE_F32)
+            static_cast<float *>(to)[row * ld_to + i] = x;
+        else
+            static_cast<uint16_t *>(to)[row * ld_to + i] = to_type == CUDA_TYPE_F16 ? f16_from_f32(x) : bf16_from_f32(x);
+    }
+}
+
 __global__ void __launch_bounds__(THREADS)
     rms_norm_kernel(float *y, size_t ldy, const float *x, size_t ldx, const float *weight, size_t n, float eps)
 {
@@ -182,6 +203,13 @@ void cuda_embed(cudaStream_t stream, float *out, enum cuda_type type, const void
                 size_t rows)
 {
     if (rows > 0) embed_kernel<<<(unsigned)rows, THREADS, 0, stream>>>(out, type, table, cols, ids);
+}
+
+void cuda_convert(cudaStream_t stream, enum cuda_type to_type, void *to, size_t ld_to, enum cuda_type from_type, const void *from,
+                  size_t ld_from, size_t rows, size_t cols)
+{
+    if (rows > 0 && cols > 0)
+        convert_kernel<<<grid_of(rows, cols), THREADS, 0, stream>>>(to_type, to, ld_to, from_type, from, ld_from, rows, cols);
 }
 
 void cuda_rms_norm(cudaStream_t stream, float *y, size_t ldy, const float *x, size_t ldx, const float *weight, size_t rows,
