@@ -1,7 +1,7 @@
 /* Products of MXFP4 experts with rank-16 updates, forward and dX, by both strategies and as chosen,
  * alternately.
  *
- *   experts_bench [--threads N] [--rounds N] [--json]
+ *   experts_bench [--threads N] [--rounds N] [--most ROWS] [--json]
  *
  * 32 experts of [1024][2048], all active with T rows each, T = 1, 4, 16, 64, 256, 1024; then 256 experts with
  * 10 of them per token and 256 to 16384 rows (slots). A: the active experts' matrices decoded, then
@@ -21,6 +21,7 @@
 #include "train/layer.h"
 
 enum { K = 2048, N = 1024, RANK = 16, MATRICES = 32, MOST_EXPERTS = 256, MOST_ROUNDS = 64 };
+#define SWEEP_BYTES ((size_t)96 << 20)
 
 static struct walsh_error error;
 static struct walsh_arena arena;
@@ -73,6 +74,7 @@ struct bench {
     size_t active, rows;
     float *x, *y, *dx, *scratch;
     uint16_t *rounded, *inner; /* x in bf16; inner values */
+    uint64_t *sweep;
 };
 
 static void make_experts(struct bench *b)
@@ -171,6 +173,23 @@ static void drop_updates(struct bench *b)
     }
 }
 
+/* Read so much else that no cache holds weights, and nothing that is still to be written: whoever runs first or behind the
+ * decoding strategy has what the others have. */
+static void sweep(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    const uint64_t *from = argument;
+    volatile uint64_t sink;
+    uint64_t sum = worker;
+    for (size_t i = begin; i < end; i += 8) sum += from[i];
+    sink = sum;
+    (void)sink;
+}
+
+static void evict(const struct bench *b)
+{
+    walsh_pool_run(b->queue->pool, SWEEP_BYTES / sizeof *b->sweep, 1 << 16, sweep, b->sweep);
+}
+
 /* With updates: the forward adds them; dX alone of the backward's updates is what a frozen product has. */
 static struct figures measure(struct bench *b, size_t rounds, bool updates)
 {
@@ -186,11 +205,13 @@ static struct figures measure(struct bench *b, size_t rounds, bool updates)
     }
     for (size_t round = 0; round < rounds + 1; round++)
         for (unsigned s = 0; s < 3; s++) {
+            evict(b);
             double start = walsh_now();
             if (updates) add_updates(b);
             walsh_frozen_forward(&p[s], b->sites, b->active, b->x, K);
             if (round > 0) forward[s][round - 1] = walsh_now() - start;
             drop_updates(b);
+            evict(b);
             start = walsh_now();
             walsh_frozen_backward(&p[s], b->sites, b->active, b->dx, K, false);
             if (round > 0) back[s][round - 1] = walsh_now() - start;
@@ -239,17 +260,21 @@ int main(int argc, char **argv)
 {
     static struct bench b;
     unsigned threads = 2;
-    size_t rounds = 7;
+    size_t rounds = 7, most_rows = SIZE_MAX; /* per expert; the cases with more are left out */
     bool json = false, first = true;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--threads") == 0 && i + 1 < argc)
             threads = (unsigned)atoi(argv[++i]);
         else if (strcmp(argv[i], "--rounds") == 0 && i + 1 < argc)
             rounds = walsh_min((size_t)atoi(argv[++i]), MOST_ROUNDS);
+        else if (strcmp(argv[i], "--most") == 0 && i + 1 < argc)
+            most_rows = (size_t)atoi(argv[++i]);
         else if (strcmp(argv[i], "--json") == 0)
             json = true;
         else
-            return fprintf(stderr, "usage: experts_bench [--threads N] [--rounds N] [--json]\n"), 2;
+            return fprintf(stderr,
+                           "usage: experts_bench [--threads N] [--rounds N] [--most ROWS] [--json]\n"),
+                   2;
     }
     struct walsh_pool *pool;
     struct walsh_queue queue;
@@ -265,6 +290,8 @@ int main(int argc, char **argv)
     b.x = numbers(most * K);
     b.y = numbers(most * N);
     b.dx = numbers(most * K);
+    b.sweep = memory(SWEEP_BYTES, 1);
+    memset(b.sweep, 1, SWEEP_BYTES);
     b.rounded = memory(most * walsh_activations_stride(K), sizeof *b.rounded);
     b.inner = memory(walsh_lora_kept(RANK, most, MOST_EXPERTS), sizeof *b.inner);
     b.scratch = memory(walsh_lora_scratch(RANK, most, MOST_EXPERTS), sizeof *b.scratch);
@@ -274,14 +301,15 @@ int main(int argc, char **argv)
     size_t counts[MOST_EXPERTS];
     char what[32];
     for (unsigned updates = 0; updates < 2; updates++)
-        for (size_t t = 1; t <= 1024; t *= 4) {
+        for (size_t t = 1; t <= walsh_min(1024, most_rows); t *= 4) {
             for (unsigned e = 0; e < 32; e++) counts[e] = t;
             set_rows(&b, counts, 32);
             const struct figures f = measure(&b, t > 64 ? walsh_min(rounds, 5) : rounds, updates);
             snprintf(what, sizeof what, "E=32 T=%zu", t);
             report(&b, &f, &roofline, what, updates, json, &first);
         }
-    for (size_t slots = 256; slots <= 16384; slots *= 4) { /* tokens with 10 of 256 experts each */
+    for (size_t slots = 256; slots <= walsh_min(16384, most_rows);
+         slots *= 4) { /* tokens with 10 of 256 experts each */
         memset(counts, 0, sizeof counts);
         for (size_t i = 0; i < slots; i++) counts[walsh_mix64(i * 7 + slots) % MOST_EXPERTS]++;
         set_rows(&b, counts, MOST_EXPERTS);

@@ -14,9 +14,8 @@
 
 #include "kernels/x86/avx512/blocks.h"
 
-#define GROUP 32 /* columns */
-#define TILES 4  /* of few rows, side by side */
-#define UNSCALED_TILES 8
+#define GROUP 32      /* columns */
+#define TILES 4       /* of few rows, side by side */
 #define PREFETCH 2048 /* bytes ahead, of few rows */
 
 /* Round to nearest even, into the upper halves; numbers only. */
@@ -213,9 +212,9 @@ INLINE void unscaled_block(const struct walsh_product_part *p, const unsigned ro
                  tile_bytes = tile_words * sizeof(uint32_t), tile_scales = groups * WALSH_BLOCK_ROWS;
     const struct block_output to = {p->y, p->ldy, first == 0 && !p->add};
     const __m512i one = _mm512_set1_epi32(127 << 23);
-    __m512 sum[3][UNSCALED_TILES];
-    __m512i unit[UNSCALED_TILES]; /* bits of the scale that sums are in */
-#pragma GCC unroll 8
+    __m512 sum[3][TILES];
+    __m512i unit[TILES]; /* bits of the scale that sums are in */
+#pragma GCC unroll 4
     for (unsigned t = 0; t < tiles; t++) {
         unit[t] = one;
 #pragma GCC unroll 3
@@ -228,7 +227,7 @@ INLINE void unscaled_block(const struct walsh_product_part *p, const unsigned ro
         const size_t ahead =
             PREFETCH +
             (g + PREFETCH / (WALSH_BLOCK_ROWS * GROUP / 2) < groups ? 0 : (tiles - 1) * tile_bytes);
-#pragma GCC unroll 8
+#pragma GCC unroll 4
         for (unsigned t = 0; t < tiles; t++) {
             const __m128i bytes = _mm_load_si128((const __m128i *)(const void *)(scale + t * tile_scales));
             const __m512i next = _mm512_slli_epi32(_mm512_cvtepu8_epi32(bytes), 23);
@@ -248,7 +247,7 @@ INLINE void unscaled_block(const struct walsh_product_part *p, const unsigned ro
                     x[m][i] = _mm512_set1_epi32(element);
                 }
             }
-#pragma GCC unroll 8
+#pragma GCC unroll 4
             for (unsigned t = 0; t < tiles; t++) {
                 _mm_prefetch((const char *)(word + t * tile_words) + ahead, _MM_HINT_T0);
                 /* bytes 0, 2, 1, 3: a shift puts both nibbles of a pair of columns to the bottom of their halves */
@@ -267,7 +266,7 @@ INLINE void unscaled_block(const struct walsh_product_part *p, const unsigned ro
     }
 #pragma GCC unroll 3
     for (unsigned m = 0; m < rows; m++) {
-#pragma GCC unroll 8
+#pragma GCC unroll 4
         for (unsigned t = 0; t < tiles; t++) {
             const size_t output = r + t * WALSH_BLOCK_ROWS;
             store_block(&to, m, output, first_lanes(p->end - output),
@@ -278,26 +277,19 @@ INLINE void unscaled_block(const struct walsh_product_part *p, const unsigned ro
 
 INLINE void direct(const struct walsh_product_part *p, const unsigned rows)
 {
-    const size_t groups = walsh_block_groups(p->weights), step = BLOCK / GROUP;
-    const unsigned wide = rows == 1 ? UNSCALED_TILES : TILES;
+    const size_t groups = walsh_block_groups(p->weights), step = BLOCK / GROUP, most = TILES;
     const bool fit = activations_fit(p->a);
     for (size_t r = p->begin, next; r < p->end; r = next) {
-        const size_t left = (p->end - r) / WALSH_BLOCK_ROWS;
-        const unsigned tiles = left >= wide ? wide : left >= TILES ? TILES : 1;
-        next = r + tiles * WALSH_BLOCK_ROWS;
+        const bool several = r + most * WALSH_BLOCK_ROWS <= p->end;
+        next = r + (several ? most : 1) * WALSH_BLOCK_ROWS;
         for (size_t g = 0; g < groups; g += step) {
             const size_t end = walsh_min(g + step, groups);
-            const bool unscaled =
-                fit && tiles > 1 && scales_fit(p->weights, r / WALSH_BLOCK_ROWS, tiles, g, end);
-            if (unscaled && tiles == wide)
-                unscaled_block(p, rows, wide, r, g, end);
-            else if (unscaled)
-                unscaled_block(p, rows, TILES, r, g, end);
-            else if (tiles == 1)
+            if (!several)
                 direct_block(p, rows, 1, r, g, end);
+            else if (fit && scales_fit(p->weights, r / WALSH_BLOCK_ROWS, TILES, g, end))
+                unscaled_block(p, rows, TILES, r, g, end);
             else
-                for (unsigned t = 0; t < tiles; t += TILES)
-                    direct_block(p, rows, TILES, r + t * WALSH_BLOCK_ROWS, g, end);
+                direct_block(p, rows, TILES, r, g, end);
         }
     }
 }
