@@ -161,13 +161,13 @@ void walsh_train_experts_backward(struct walsh_layers *l, const struct walsh_lay
     struct mixture m = {q->kernels, &l->slots, t, d, l->dgathered, l->dweight, hidden, c->experts_per_token};
     const size_t slots = rows * m.k;
     walsh_pool_run(q->pool, rows, 16, spread, &m);
-    walsh_train_gate(l, t, l->wide, slots, wide);
+    if (!l->narrow) walsh_train_gate(l, t, l->wide, slots, wide);
     size_t sites = active(l, layer, 1, down, &l->dgathered, hidden);
     walsh_train_linears_backward(l, l->sites, sites, l->wide, wide, l->dgate, wide, t, WALSH_LIST_DOWN);
     walsh_gate_backward(q, c, l->dgate, l->dup, l->dgate, t->gate, t->up, slots, wide);
     m.from = normed;
     m.to = l->gathered;
-    walsh_pool_run(q->pool, slots, 64, gather, &m);
+    if (!l->narrow) walsh_pool_run(q->pool, slots, 64, gather, &m);
     sites = active(l, layer, 2, gate_up, (float *const[]){l->dgate, l->dup}, wide);
     walsh_train_linears_backward(l, l->sites, sites, l->gathered, hidden, l->dgathered, hidden, t,
                                  WALSH_LIST_GATE_UP);

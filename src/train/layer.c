@@ -90,11 +90,14 @@ static struct walsh_tape tape_of(struct room *room, const struct walsh_model_gra
         t.expert_output = floats(room, slots, c->hidden);
     }
     static const size_t lists[WALSH_TAPE_LISTS] = {3, 1, 2, 1}; /* linears of each */
+    const size_t in[WALSH_TAPE_LISTS] = {c->hidden, q_width, c->hidden, wide_of(c)};
     for (size_t i = 0; o->narrow && i < WALSH_TAPE_LISTS; i++) {
         const bool wide = i == WALSH_LIST_GATE_UP || i == WALSH_LIST_DOWN;
         t.inner[i] =
             take(room, lists[i] * walsh_lora_kept(o->max_rank, wide ? slots : rows, wide ? sites_of(c) : 1),
                  sizeof(uint16_t), "activations of training");
+        t.inputs[i] = take(room, (wide ? slots : rows) * walsh_activations_stride(in[i]), sizeof(uint16_t),
+                           "activations of training");
     }
     return t;
 }
@@ -254,28 +257,26 @@ static size_t rows_of(const struct walsh_frozen_site *sites, size_t count)
     return sites[count - 1].begin + sites[count - 1].rows;
 }
 
-/* The inputs of all sites, which are rows of x, into l->rounded[0]. */
-static void round_inputs(const struct walsh_layers *l, struct walsh_frozen_site *sites, size_t count,
-                         const float *x, size_t ldx)
+/* The inputs of all sites, as the tape has them or will have them. */
+static void name_inputs(struct walsh_frozen_site *sites, size_t count, const uint16_t *rows)
 {
-    const size_t in = sites[0].calls[0].linear->in, stride = walsh_activations_stride(in);
-    round_rows(l, l->rounded[0], x, ldx, rows_of(sites, count), in);
+    const size_t stride = walsh_activations_stride(sites[0].calls[0].linear->in);
     for (size_t i = 0; i < count; i++) {
-        sites[i].inputs = l->rounded[0] + sites[i].begin * stride;
+        sites[i].inputs = rows + sites[i].begin * stride;
         sites[i].ld_rows = stride;
     }
 }
 
-/* The same of what comes back to each call. */
+/* What comes back to each call, rounded. */
 static void round_gradients(const struct walsh_layers *l, struct walsh_frozen_site *sites, size_t count)
 {
     for (size_t c = 0; c < sites[0].count; c++) {
         const struct walsh_frozen_call *call = &sites[0].calls[c];
         const size_t stride = walsh_activations_stride(call->linear->out);
-        round_rows(l, l->rounded[1 + c], call->y - sites[0].begin * call->ldy, call->ldy,
-                   rows_of(sites, count), call->linear->out);
+        round_rows(l, l->rounded[c], call->y - sites[0].begin * call->ldy, call->ldy, rows_of(sites, count),
+                   call->linear->out);
         for (size_t i = 0; i < count; i++) {
-            sites[i].calls[c].rows = l->rounded[1 + c] + sites[i].begin * stride;
+            sites[i].calls[c].rows = l->rounded[c] + sites[i].begin * stride;
             sites[i].calls[c].ld_rows = stride;
         }
     }
@@ -306,8 +307,9 @@ void walsh_train_linears(struct walsh_layers *l, struct walsh_frozen_site *sites
 {
     const bool updated = count > 0 && updates_of(l, sites, count) > 0;
     if (updated && l->narrow) {
-        round_inputs(l, sites, count, x, ldx);
-        walsh_lora_inner(l->queue, l->updates, count, l->rounded[0], sites[0].ld_rows, tape->inner[list],
+        round_rows(l, tape->inputs[list], x, ldx, rows_of(sites, count), sites[0].calls[0].linear->in);
+        name_inputs(sites, count, tape->inputs[list]);
+        walsh_lora_inner(l->queue, l->updates, count, tape->inputs[list], sites[0].ld_rows, tape->inner[list],
                          l->scratch);
         walsh_join_updates(sites, l->updates, count, false);
     }
@@ -332,8 +334,8 @@ void walsh_train_linears_backward(struct walsh_layers *l, struct walsh_frozen_si
         walsh_lora_backward(l->queue, l->updates, count, x, ldx, dx, lddx, l->scratch);
         return;
     }
-    round_inputs(l, sites, count, x, ldx);
-    walsh_lora_gradients(l->queue, l->updates, count, l->rounded[0], sites[0].ld_rows);
+    name_inputs(sites, count, tape->inputs[list]);
+    walsh_lora_gradients(l->queue, l->updates, count, tape->inputs[list], sites[0].ld_rows);
 }
 
 void walsh_train_gate(struct walsh_layers *l, const struct walsh_tape *tape, float *y, size_t slots, size_t n)
@@ -371,13 +373,14 @@ struct sum {
 };
 
 #define SUM_ELEMENTS 8192 /* of a piece */
+#define SUM_PART 2048     /* which the L1 holds three times */
 
 static void sum_pieces(void *argument, size_t begin, size_t end, unsigned worker)
 {
     (void)worker;
     const struct sum *t = argument;
-    for (size_t at = begin * SUM_ELEMENTS; at < walsh_min(end * SUM_ELEMENTS, t->n); at += SUM_ELEMENTS) {
-        const size_t n = walsh_min(SUM_ELEMENTS, t->n - at);
+    for (size_t at = begin * SUM_ELEMENTS; at < walsh_min(end * SUM_ELEMENTS, t->n); at += SUM_PART) {
+        const size_t n = walsh_min(SUM_PART, t->n - at);
         memcpy(t->y + at, t->x + at, n * sizeof *t->y);
         t->kernels->add_f32(t->y + at, t->d + at, n);
     }
@@ -472,13 +475,13 @@ static void mlp_backward(struct walsh_layers *l, const struct walsh_layer *layer
         dy = l->delta;
         norm_back(l, dy, d, t->mlp_delta, layer->mlp_output_norm, n, c->hidden, false);
     }
-    norm(l, l->normed, t->middle, layer->mlp_norm, n, c->hidden);
+    if (!l->narrow) norm(l, l->normed, t->middle, layer->mlp_norm, n, c->hidden);
     if (layer->experts) {
         walsh_train_experts_backward(l, layer, n, l->normed, t, dy, l->dnormed);
     } else {
         struct walsh_frozen_site down = {
             .calls = {walsh_frozen(&layer->down, dy, c->hidden)}, .count = 1, .rows = n};
-        walsh_train_gate(l, t, l->wide, n, wide);
+        if (!l->narrow) walsh_train_gate(l, t, l->wide, n, wide);
         walsh_train_linears_backward(l, &down, 1, l->wide, wide, l->dgate, wide, t, WALSH_LIST_DOWN);
         walsh_gate_backward(l->queue, c, l->dgate, l->dup, l->dgate, t->gate, t->up, n, wide);
         struct walsh_frozen_site gate_up = {
@@ -539,7 +542,7 @@ void walsh_train_layer_backward(struct walsh_layers *l, const struct walsh_layer
                              t->key, t->value, t->attention, t->lse, l->dattention, l->dquery, l->dkey,
                              l->dvalue, l->scratch);
     position_backward(l, layer, rows, t);
-    norm(l, l->normed, x, layer->input_norm, n, c->hidden);
+    if (!l->narrow) norm(l, l->normed, x, layer->input_norm, n, c->hidden);
     struct walsh_frozen_site projections = {.calls = {walsh_frozen(&layer->q, l->dquery, q_width),
                                                       walsh_frozen(&layer->k, l->dkey, kv_width),
                                                       walsh_frozen(&layer->v, l->dvalue, kv_width)},

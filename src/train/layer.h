@@ -34,6 +34,8 @@ struct walsh_tape {
     float *expert_output;       /* [slots][hidden] */
     /* inner values of the updates, where they are bf16: of q, k and v; of o; of gate and up; of down */
     uint16_t *inner[WALSH_TAPE_LISTS];
+    uint16_t *inputs
+        [WALSH_TAPE_LISTS]; /* and what those read, rounded: [rows or slots][walsh_activations_stride] */
 };
 
 /* Slots sorted by expert: [begin[e], begin[e + 1]) are expert e's. Made again from expert_index. */
@@ -58,10 +60,9 @@ struct walsh_layers {
     size_t max_rows;
     uint32_t max_rank;
     bool narrow; /* updates are computed in bf16, from the rows that the products read too */
-    uint16_t
-        *rounded[WALSH_SITE_CALLS];  /* x, and dy of each of three calls; [slots][stride of what it holds] */
-    float *sine[2];                  /* negated, of graph->rope and local_rope */
-    float *normed, *dnormed, *delta; /* [max_rows][hidden] */
+    uint16_t *rounded[WALSH_SITE_CALLS - 1]; /* dy of each call; [slots][stride of what it holds] */
+    float *sine[2];                          /* negated, of graph->rope and local_rope */
+    float *normed, *dnormed, *delta;         /* [max_rows][hidden] */
     float *dquery, *dkey, *dvalue, *dattention;
     float *wide, *dgate, *dup;   /* [slots][wide] */
     float *gathered, *dgathered; /* [slots][hidden] */
@@ -107,7 +108,8 @@ void walsh_train_layer_backward(struct walsh_layers *l, const struct walsh_layer
  * tape keeps. */
 void walsh_train_linears(struct walsh_layers *l, struct walsh_frozen_site *sites, size_t count,
                          const float *x, size_t ldx, struct walsh_tape *tape, enum walsh_tape_list list);
-/* The same back: y of a call is its dy. dx = the sum over a site's calls, or is left alone where NULL. */
+/* The same back: y of a call is its dy. dx = the sum over a site's calls, or is left alone where NULL. x is read where updates
+ * are not narrow; else the tape has it. */
 void walsh_train_linears_backward(struct walsh_layers *l, struct walsh_frozen_site *sites, size_t count,
                                   const float *x, size_t ldx, float *dx, size_t lddx, struct walsh_tape *tape,
                                   enum walsh_tape_list list);

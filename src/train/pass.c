@@ -115,6 +115,21 @@ static size_t lay_out(struct walsh_pass *p, const struct walsh_train_batch *batc
     return selected;
 }
 
+struct scatter {
+    float *to;
+    const float *from;
+    const uint32_t *rows;
+    size_t n;
+};
+
+static void scatter_rows(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    (void)worker;
+    const struct scatter *t = argument;
+    for (size_t i = begin; i < end; i++)
+        memcpy(t->to + t->rows[i] * t->n, t->from + i * t->n, t->n * sizeof *t->to);
+}
+
 /* Final norm, head and loss of `count` selected rows, whose states become the gradients of the loss. */
 static void head_block(struct walsh_pass *p, size_t first, size_t count, float *states, float weight)
 {
@@ -122,8 +137,7 @@ static void head_block(struct walsh_pass *p, size_t first, size_t count, float *
     const struct walsh_queue *q = p->queue;
     const size_t hidden = c->hidden;
     const float eps = (float)c->rms_epsilon, *norm = p->graph->final_norm;
-    for (size_t i = 0; i < count; i++)
-        memcpy(p->last + i * hidden, states + p->selected[first + i] * hidden, hidden * sizeof *states);
+    q->ops->gather(q, p->last, hidden, states, hidden, p->selected + first, count, hidden);
     q->ops->rms_norm(q, p->normed, hidden, p->last, hidden, norm, count, hidden, eps);
     const struct walsh_frozen_site head = {
         .calls = {walsh_frozen(&p->graph->head, p->logits, c->vocab)}, .count = 1, .rows = count};
@@ -135,8 +149,8 @@ static void head_block(struct walsh_pass *p, size_t first, size_t count, float *
     walsh_frozen_backward(&p->head, &head, 1, p->normed, hidden, false);
     walsh_rms_norm_backward(q, p->normed, hidden, p->normed, hidden, p->last, hidden, norm, count, hidden,
                             eps, false);
-    for (size_t i = 0; i < count; i++)
-        memcpy(states + p->selected[first + i] * hidden, p->normed + i * hidden, hidden * sizeof *states);
+    struct scatter t = {states, p->normed, p->selected + first, hidden};
+    walsh_pool_run(q->pool, count, 64, scatter_rows, &t);
 }
 
 /* The states of the last layer become the gradients of the loss: zero where a row has no target. */
