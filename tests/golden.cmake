@@ -58,6 +58,9 @@ add_test(NAME golden_gradients_8m_bf16 COMMAND gradients --bf16 --threads 1 ${CM
 # gpt-oss: its gate, sinks, biases, and experts whose rows of gate and up alternate; made by tools/lora_gradients.py.
 add_test(NAME golden_gradients_gpt_oss COMMAND gradients ${fixtures}/golden/tiny-gpt-oss
   ${fixtures}/golden/lora-gradients-tiny-gpt-oss.safetensors)
+# LFM2: short convolutions between layers of attention; made by tools/lora_gradients.py --rank 4 --whole conv.
+add_test(NAME golden_gradients_lfm2 COMMAND gradients ${fixtures}/golden/tiny-lfm2
+  ${fixtures}/golden/lora-gradients-tiny-lfm2.safetensors)
 
 # Gradients on packed bases against double precision on the decoded weights (tests/golden/oracle.c).
 add_executable(oracle golden/oracle.c)

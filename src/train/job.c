@@ -225,9 +225,6 @@ static enum walsh_status open_train(struct train *t)
     if (t->graph->config.architecture == WALSH_ARCH_LALAMO)
         return walsh_fail(t->err, WALSH_E_UNSUPPORTED, "%s: training does not know checkpoints of lalamo",
                           t->graph->checkpoint.directory);
-    if (t->graph->conv)
-        return walsh_fail(t->err, WALSH_E_UNSUPPORTED, "%s: training does not know short convolutions",
-                          t->graph->checkpoint.directory);
     if (t->job.context == 0) {
         const uint32_t short_positions = t->graph->rope.short_positions;
         t->job.context = (uint32_t)walsh_min(DEFAULT_CONTEXT, t->graph->config.max_positions);

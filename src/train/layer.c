@@ -6,6 +6,7 @@
 #include "base/memory.h"
 #include "kernels/table.h"
 #include "train/gradients.h"
+#include "train/short_conv.h"
 
 /* --- memory --- */
 
@@ -60,25 +61,41 @@ static float *floats(struct room *room, size_t rows, size_t n)
     return take(room, rows * n, sizeof(float), "activations of training");
 }
 
-/* Is any layer's member set? They are all of one architecture. */
+/* A layer that attends, if any does: all that do have the same parts. */
+static const struct walsh_layer *attending(const struct walsh_model_graph *graph)
+{
+    uint32_t i = 0;
+    while (i + 1 < graph->config.layers && graph->layers[i].conv_weight) i++;
+    return &graph->layers[i];
+}
+
+/* Elements of what o reads. */
+static size_t mixed_width(const struct walsh_model_graph *graph)
+{
+    const struct walsh_config *c = &graph->config;
+    const size_t q_width = (size_t)c->heads * c->head_dim;
+    return graph->conv ? walsh_max(q_width, c->hidden) : q_width;
+}
+
 static struct walsh_tape tape_of(struct room *room, const struct walsh_model_graph *graph,
                                  const struct walsh_layers_options *o)
 {
     const struct walsh_config *c = &graph->config;
     const size_t rows = o->max_rows;
-    const struct walsh_layer *layer = &graph->layers[0];
+    const struct walsh_layer *layer = attending(graph);
     const size_t q_width = (size_t)c->heads * c->head_dim, kv_width = (size_t)c->kv_heads * c->head_dim;
     const size_t slots = rows * slots_per_row(c);
     struct walsh_tape t = {
         .query = floats(room, rows, q_width),
         .key = floats(room, rows, kv_width),
         .value = floats(room, rows, kv_width),
-        .attention = floats(room, rows, q_width),
+        .attention = floats(room, rows, mixed_width(graph)),
         .lse = floats(room, rows, c->heads),
         .middle = floats(room, rows, c->hidden),
         .gate = floats(room, slots, wide_of(c)),
         .up = floats(room, slots, wide_of(c)),
     };
+    if (graph->conv) t.mixed = floats(room, rows, 3 * (size_t)c->hidden);
     if (layer->q_norm) t.raw_query = floats(room, rows, q_width);
     if (layer->k_norm) t.raw_key = floats(room, rows, kv_width);
     if (layer->attention_output_norm) t.attention_delta = floats(room, rows, c->hidden);
@@ -90,7 +107,7 @@ static struct walsh_tape tape_of(struct room *room, const struct walsh_model_gra
         t.expert_output = floats(room, slots, c->hidden);
     }
     static const size_t lists[WALSH_TAPE_LISTS] = {3, 1, 2, 1}; /* linears of each */
-    const size_t in[WALSH_TAPE_LISTS] = {c->hidden, q_width, c->hidden, wide_of(c)};
+    const size_t in[WALSH_TAPE_LISTS] = {c->hidden, mixed_width(graph), c->hidden, wide_of(c)};
     for (size_t i = 0; o->narrow && i < WALSH_TAPE_LISTS; i++) {
         const bool wide = i == WALSH_LIST_GATE_UP || i == WALSH_LIST_DOWN;
         t.inner[i] =
@@ -118,10 +135,12 @@ size_t walsh_tape_bytes(const struct walsh_model_graph *graph, const struct wals
     return room.bytes;
 }
 
-static size_t rounded_stride(const struct walsh_config *c)
+/* Of the widest gradient that comes back to a linear. */
+static size_t rounded_stride(const struct walsh_model_graph *graph)
 {
-    const size_t q_width = (size_t)c->heads * c->head_dim;
-    return walsh_activations_stride(walsh_max(walsh_max(c->hidden, q_width), wide_of(c)));
+    const struct walsh_config *c = &graph->config;
+    const size_t in = graph->conv ? 3 * (size_t)c->hidden : (size_t)c->heads * c->head_dim;
+    return walsh_activations_stride(walsh_max(walsh_max(c->hidden, in), wide_of(c)));
 }
 
 static void buffers_of(struct room *room, struct walsh_layers *l)
@@ -137,7 +156,8 @@ static void buffers_of(struct room *room, struct walsh_layers *l)
     l->dquery = floats(room, rows, q_width);
     l->dkey = floats(room, rows, kv_width);
     l->dvalue = floats(room, rows, kv_width);
-    l->dattention = floats(room, rows, q_width);
+    l->dattention = floats(room, rows, mixed_width(l->graph));
+    if (l->graph->conv) l->dmixed = floats(room, rows, 3 * (size_t)c->hidden);
     l->wide = floats(room, slots, wide_of(c));
     l->dgate = floats(room, slots, wide_of(c));
     l->dup = floats(room, slots, wide_of(c));
@@ -151,7 +171,8 @@ static void buffers_of(struct room *room, struct walsh_layers *l)
         l->slots.of_row = take(room, slots, sizeof(uint32_t), "slots");
     }
     for (size_t i = 0; l->narrow && i < sizeof l->rounded / sizeof *l->rounded; i++)
-        l->rounded[i] = take(room, slots * rounded_stride(c), sizeof(uint16_t), "activations of training");
+        l->rounded[i] =
+            take(room, slots * rounded_stride(l->graph), sizeof(uint16_t), "activations of training");
     const struct walsh_attention_shape shape = attention_shape(c, NULL);
     l->scratch = floats(room, 1,
                         walsh_max(walsh_attention_scratch(&shape, rows),
@@ -436,6 +457,28 @@ static void attention_forward(struct walsh_layers *l, const struct walsh_layer *
     sum_of(l, t->middle, x, l->delta, n * c->hidden);
 }
 
+static struct walsh_conv_shape conv_shape(const struct walsh_layers *l, const struct walsh_layer *layer)
+{
+    const struct walsh_config *c = &l->graph->config;
+    return (struct walsh_conv_shape){c->conv_taps, c->hidden, layer->conv_weight, layer->conv_bias};
+}
+
+static void conv_forward(struct walsh_layers *l, const struct walsh_layer *layer,
+                         const struct walsh_train_rows *rows, const float *x, struct walsh_tape *t)
+{
+    const size_t n = rows->count, width = l->graph->config.hidden;
+    const struct walsh_conv_shape shape = conv_shape(l, layer);
+    norm(l, l->normed, x, layer->input_norm, n, width);
+    struct walsh_frozen_site input = {
+        .calls = {walsh_frozen(&layer->q, t->mixed, 3 * width)}, .count = 1, .rows = n};
+    walsh_train_linears(l, &input, 1, l->normed, width, t, WALSH_LIST_QKV);
+    walsh_short_conv_forward(l->queue, &shape, &rows->documents, t->mixed, t->attention);
+    struct walsh_frozen_site output = {
+        .calls = {walsh_frozen(&layer->o, l->delta, width)}, .count = 1, .rows = n};
+    walsh_train_linears(l, &output, 1, t->attention, width, t, WALSH_LIST_OUT);
+    sum_of(l, t->middle, x, l->delta, n * width);
+}
+
 void walsh_train_layer_forward(struct walsh_layers *l, const struct walsh_layer *layer,
                                const struct walsh_train_rows *rows, const float *x, struct walsh_tape *t,
                                float *y)
@@ -443,7 +486,10 @@ void walsh_train_layer_forward(struct walsh_layers *l, const struct walsh_layer 
     const struct walsh_config *c = &l->graph->config;
     const size_t n = rows->count, wide = wide_of(c);
     float *delta = t->mlp_delta ? t->mlp_delta : l->delta;
-    attention_forward(l, layer, rows, x, t);
+    if (layer->conv_weight)
+        conv_forward(l, layer, rows, x, t);
+    else
+        attention_forward(l, layer, rows, x, t);
     norm(l, l->normed, t->middle, layer->mlp_norm, n, c->hidden);
     if (layer->experts) {
         walsh_train_experts_forward(l, layer, n, l->normed, t, delta);
@@ -520,15 +566,32 @@ static void position_backward(struct walsh_layers *l, const struct walsh_layer *
         norm_back(l, l->dkey, l->dkey, t->raw_key, layer->k_norm, n * c->kv_heads, c->head_dim, false);
 }
 
-void walsh_train_layer_backward(struct walsh_layers *l, const struct walsh_layer *layer,
-                                const struct walsh_train_rows *rows, const float *x, struct walsh_tape *t,
-                                float *d, bool last)
+static void conv_backward(struct walsh_layers *l, const struct walsh_layer *layer,
+                          const struct walsh_train_rows *rows, const float *x, struct walsh_tape *t, float *d,
+                          bool last)
+{
+    const size_t n = rows->count, width = l->graph->config.hidden;
+    const struct walsh_conv_shape shape = conv_shape(l, layer);
+    struct walsh_frozen_site output = {.calls = {walsh_frozen(&layer->o, d, width)}, .count = 1, .rows = n};
+    walsh_train_linears_backward(l, &output, 1, t->attention, width, l->dattention, width, t, WALSH_LIST_OUT);
+    walsh_short_conv_backward(l->queue, &shape, &rows->documents, t->mixed, l->dattention, l->dmixed);
+    if (!l->narrow) norm(l, l->normed, x, layer->input_norm, n, width);
+    struct walsh_frozen_site input = {
+        .calls = {walsh_frozen(&layer->q, l->dmixed, 3 * width)}, .count = 1, .rows = n};
+    walsh_train_linears_backward(l, &input, 1, l->normed, width, last ? NULL : l->dnormed, width, t,
+                                 WALSH_LIST_QKV);
+    if (!last) norm_back(l, d, l->dnormed, x, layer->input_norm, n, width, true);
+}
+
+/* d, the gradient of tape->middle, becomes that of x. */
+static void attention_backward(struct walsh_layers *l, const struct walsh_layer *layer,
+                               const struct walsh_train_rows *rows, const float *x, struct walsh_tape *t,
+                               float *d, bool last)
 {
     const struct walsh_config *c = &l->graph->config;
     const size_t n = rows->count, q_width = (size_t)c->heads * c->head_dim,
                  kv_width = (size_t)c->kv_heads * c->head_dim;
     const struct walsh_attention_shape shape = attention_shape(c, layer);
-    mlp_backward(l, layer, n, t, d);
     float *dy = d;
     if (t->attention_delta) {
         dy = l->delta;
@@ -551,4 +614,15 @@ void walsh_train_layer_backward(struct walsh_layers *l, const struct walsh_layer
     walsh_train_linears_backward(l, &projections, 1, l->normed, c->hidden, last ? NULL : l->dnormed,
                                  c->hidden, t, WALSH_LIST_QKV);
     if (!last) norm_back(l, d, l->dnormed, x, layer->input_norm, n, c->hidden, true);
+}
+
+void walsh_train_layer_backward(struct walsh_layers *l, const struct walsh_layer *layer,
+                                const struct walsh_train_rows *rows, const float *x, struct walsh_tape *t,
+                                float *d, bool last)
+{
+    mlp_backward(l, layer, rows->count, t, d);
+    if (layer->conv_weight)
+        conv_backward(l, layer, rows, x, t, d, last);
+    else
+        attention_backward(l, layer, rows, x, t, d, last);
 }

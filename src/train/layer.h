@@ -24,14 +24,15 @@ struct walsh_tape {
     float *raw_query, *raw_key; /* before their norms; NULL: none */
     float *attention;           /* [heads * head_dim] */
     float *lse;                 /* [heads][rows] */
-    float *attention_delta;     /* [hidden], o's output before its norm; NULL: none */
-    float *middle;              /* [hidden]: x between attention and MLP */
-    float *gate, *up;           /* [slots][wide] */
-    float *mlp_delta;           /* [hidden], before its norm; NULL: none */
-    float *router_logits;       /* experts: [experts] */
-    int32_t *expert_index;      /* [k] */
-    float *expert_weight;       /* [k] */
-    float *expert_output;       /* [slots][hidden] */
+    float *mixed; /* of a short convolution: [3 * hidden], its input projection; NULL: no layer is one */
+    float *attention_delta; /* [hidden], o's output before its norm; NULL: none */
+    float *middle;          /* [hidden]: x between attention and MLP */
+    float *gate, *up;       /* [slots][wide] */
+    float *mlp_delta;       /* [hidden], before its norm; NULL: none */
+    float *router_logits;   /* experts: [experts] */
+    int32_t *expert_index;  /* [k] */
+    float *expert_weight;   /* [k] */
+    float *expert_output;   /* [slots][hidden] */
     /* inner values of the updates, where they are bf16: of q, k and v; of o; of gate and up; of down */
     uint16_t *inner[WALSH_TAPE_LISTS];
     uint16_t *inputs
@@ -64,6 +65,7 @@ struct walsh_layers {
     float *sine[2];                          /* negated, of graph->rope and local_rope */
     float *normed, *dnormed, *delta;         /* [max_rows][hidden] */
     float *dquery, *dkey, *dvalue, *dattention;
+    float *dmixed;               /* [max_rows][3 * hidden]; NULL: no layer is a convolution */
     float *wide, *dgate, *dup;   /* [slots][wide] */
     float *gathered, *dgathered; /* [slots][hidden] */
     float *dweight, *dlogits;    /* [max_rows][k], [max_rows][experts] */

@@ -127,7 +127,7 @@ static enum walsh_status list_modules(struct listing *l)
     for (uint32_t i = 0; i < g->config.layers; i++) {
         const struct walsh_layer *layer = &g->layers[i];
         const struct walsh_linear *const qkv[] = {&layer->q, &layer->k, &layer->v}, *const o[] = {&layer->o};
-        WALSH_TRY(add_linears(l, qkv, 3));
+        WALSH_TRY(add_linears(l, qkv, layer->conv_weight ? 1 : 3));
         WALSH_TRY(add_linears(l, o, 1));
         if (layer->experts) {
             if (l->options->experts) WALSH_TRY(add_experts(l, layer));
@@ -141,28 +141,36 @@ static enum walsh_status list_modules(struct listing *l)
     return WALSH_OK;
 }
 
+static const char *module_of(const struct walsh_linear *linear)
+{
+    return linear->fusion.name ? linear->fusion.name : linear->name;
+}
+
+static bool layer_has(const struct walsh_layer *layer, const char *word)
+{
+    const struct walsh_linear *const all[] = {&layer->q,    &layer->k,  &layer->v,   &layer->o,
+                                              &layer->gate, &layer->up, &layer->down};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (all[i]->name && strcmp(last_component(module_of(all[i])), word) == 0) return true;
+    return false;
+}
+
 /* Every name of the list must be one of a linear. */
 static enum walsh_status check_targets(const struct walsh_model_graph *g,
                                        const struct walsh_parameter_options *o, struct walsh_error *err)
 {
     if (strcmp(o->targets, "all-linear") == 0) return WALSH_OK;
-    const struct walsh_layer *layer = &g->layers[0];
-    const struct walsh_linear *all[] = {&layer->q,    &layer->k,  &layer->v,   &layer->o,
-                                        &layer->gate, &layer->up, &layer->down};
     for (const char *item = o->targets; item;) {
         const char *comma = strchr(item, ',');
         char word[128];
         bool found = false;
         snprintf(word, sizeof word, "%.*s", comma ? (int)(comma - item) : (int)sizeof word - 1, item);
-        for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-            found = found || (all[i]->name &&
-                              strcmp(last_component(all[i]->fusion.name ? all[i]->fusion.name : all[i]->name),
-                                     word) == 0);
+        for (uint32_t i = 0; i < g->config.layers; i++) found = found || layer_has(&g->layers[i], word);
         if (!found)
             return walsh_fail(
                 err, WALSH_E_ARGUMENT,
                 "targets: the layers have no linear '%s'; expected all-linear or names such as %s", word,
-                last_component(layer->q.fusion.name ? layer->q.fusion.name : layer->q.name));
+                last_component(module_of(&g->layers[0].q)));
         item = comma ? comma + 1 : NULL;
     }
     return WALSH_OK;

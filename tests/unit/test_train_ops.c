@@ -18,6 +18,7 @@
 #include "train/attention.h"
 #include "train/gradients.h"
 #include "train/lora.h"
+#include "train/short_conv.h"
 
 static struct walsh_queue queue;
 static struct walsh_pool *pool;
@@ -453,6 +454,58 @@ static void test_route(void **state)
     }
 }
 
+/* --- short convolution, over documents --- */
+
+struct conv_case {
+    const struct walsh_documents *documents;
+    const struct walsh_conv_shape *shape;
+    const float *dy;
+};
+
+static double conv_objective(const void *user, const double *const *in)
+{
+    const struct conv_case *t = user;
+    const size_t width = t->shape->width;
+    double objective = 0;
+    for (size_t d = 0; d < t->documents->count; d++)
+        for (size_t r = t->documents->begin[d]; r < t->documents->begin[d + 1]; r++)
+            for (size_t i = 0; i < width; i++) {
+                double sum = t->shape->bias ? (double)t->shape->bias[i] : 0;
+                for (size_t j = 0; j < t->shape->taps; j++) {
+                    const size_t back = t->shape->taps - 1 - j;
+                    if (r < t->documents->begin[d] + back) continue;
+                    const double *x = in[0] + (r - back) * 3 * width;
+                    sum += (double)t->shape->weight[j * width + i] * x[i] * x[2 * width + i];
+                }
+                objective += (double)t->dy[r * width + i] * in[0][r * 3 * width + width + i] * sum;
+            }
+    return objective;
+}
+
+static void test_short_conv(void **state)
+{
+    (void)state;
+    static const uint32_t begin[] = {0, 7, 8, 10, 31};
+    const struct walsh_documents documents = {begin, 4};
+    const size_t rows = 31, width = 19;
+    float *x = normals(rows * 3 * width, 1), *weight = normals(4 * width, 1), *bias = normals(width, 1),
+          *dy = normals(rows * width, 1), *dx = normals(rows * 3 * width, 1), *y = normals(rows * width, 1);
+    for (uint32_t taps = 3; taps <= 4; taps++) {
+        const struct walsh_conv_shape shape = {taps, (uint32_t)width, weight, taps == 3 ? bias : NULL};
+        const struct conv_case t = {&documents, &shape, dy};
+        struct problem p = {conv_objective, &t, {x}, {rows * 3 * width}, 1};
+        walsh_short_conv_backward(&queue, &shape, &documents, x, dy, dx);
+        check(&p, 0, dx, "short convolution");
+        walsh_short_conv_forward(&queue, &shape, &documents, x, y);
+        double got = 0, *in = malloc(rows * 3 * width * sizeof *in);
+        for (size_t i = 0; i < rows * width; i++) got += (double)y[i] * (double)dy[i];
+        for (size_t i = 0; i < rows * 3 * width; i++) in[i] = (double)x[i];
+        assert_true(fabs(got - conv_objective(&t, (const double *const[]){in})) < 1e-4);
+        free(in);
+    }
+    free(x), free(weight), free(bias), free(dy), free(dx), free(y);
+}
+
 /* --- low-rank updates: inputs x, A1, A2, B1, B2, B3; the first and the third linear share A1 --- */
 
 struct lora_case {
@@ -663,9 +716,9 @@ static int teardown(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_norm),      cmocka_unit_test(test_gate), cmocka_unit_test(test_rope),
-        cmocka_unit_test(test_attention), cmocka_unit_test(test_loss), cmocka_unit_test(test_route),
-        cmocka_unit_test(test_lora),
+        cmocka_unit_test(test_norm),      cmocka_unit_test(test_gate),       cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_attention), cmocka_unit_test(test_loss),       cmocka_unit_test(test_route),
+        cmocka_unit_test(test_lora),      cmocka_unit_test(test_short_conv),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
