@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "block_data.h"
 #include "checker.h"
 #include "formats/e8p_planes.h"
 #include "kernels/product.h"
@@ -239,11 +240,34 @@ void check_product_bf16_decode(struct check *c, product_kernel *reference, produ
                 bf16_format, 1);
 }
 
+/* AMX's kernel by the codes of block formats and by what they decode to: the same bits. */
+static void check_codes(struct check *c, product_kernel *candidate)
+{
+    static const size_t shapes[][2] = {{16, 32}, {37, 40}, {70, 130}, {96, 1024}, {5, 16}};
+    void *scratch = check_alloc_private(c, WALSH_PRODUCT_SCRATCH);
+    for (size_t k = 0; k < BLOCK_KINDS; k++)
+        for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++) {
+            const struct walsh_weights w = block_weights(c, &block_kinds[k], shapes[s][0], shapes[s][1]);
+            const size_t rows = next_batch(c, k + s), outs = w.rows;
+            uint16_t *decoded = check_alloc(c, outs * w.cols * sizeof *decoded, 0);
+            walsh_decode_weights_bf16_reference(&w, 0, outs, 0, w.cols, decoded, w.cols);
+            const struct walsh_weights dense = {
+                .format = WALSH_FORMAT_BF16, .rows = w.rows, .cols = w.cols, .data = decoded};
+            const struct walsh_activations a =
+                product_activations(c, WALSH_ACTIVATION_BF16, rows, w.cols, false);
+            float *expected = outputs(c, rows * outs), *got = outputs(c, rows * outs);
+            multiply(candidate, &dense, &a, 0, outs, expected, outs, scratch);
+            multiply(candidate, &w, &a, 0, outs, got, outs, scratch);
+            check_exact_f32(c, block_kinds[k].name, expected, got, rows * outs);
+        }
+}
+
 void check_product_bf16_prefill(struct check *c, product_kernel *reference, product_kernel *candidate)
 {
     const struct product_case t = prefill_case(c, reference, candidate, WALSH_ACTIVATION_BF16, 4, true);
     check_dense(c, &t, bf16_format, 1);
     check_many_rows(c, &t, &(struct product_shape){WALSH_FORMAT_BF16, "", 70, 1100});
+    if (t.tiles) check_codes(c, candidate);
 }
 
 void check_product_dense_transposed(struct check *c, product_kernel *reference, product_kernel *candidate)

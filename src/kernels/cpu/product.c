@@ -128,7 +128,9 @@ static void run_piece(struct product_list *l, size_t piece, unsigned worker)
         .scratch = l->queue->scratch[worker],
     };
     if (l->role == WALSH_DECODE) walsh_low_rank_prefetch(&l->low_rank, product, part.begin, part.end);
-    if (walsh_format_is_block(w->format) && l->a->type != WALSH_ACTIVATION_INT8_GROUPS)
+    if (walsh_format_is_block(w->format) && walsh_queue_tiles(l->queue, l->a->type, w->cols, l->role))
+        l->queue->kernels->product_bf16_prefill(&part);
+    else if (walsh_format_is_block(w->format) && l->a->type != WALSH_ACTIVATION_INT8_GROUPS)
         run_decoded(l->queue, &part, l->role);
     else
         choose(l->queue->kernels, w->format, l->a->type, l->role)(&part);

@@ -1,4 +1,4 @@
-/* bf16 weights by bf16 activations on AMX, prefill: TDPBF16PS, which gives the even and the odd columns of a tile
+/* bf16 weights, and those of block formats rounded to bf16, by bf16 activations on AMX, prefill: TDPBF16PS, which gives the even and the odd columns of a tile
  * a sum each and adds both to the output's, in f32 (round to nearest even, subnormals as zero). One chain per
  * output over all columns. */
 #include "base/memory.h"
@@ -7,6 +7,8 @@
 
 #define TILE_DOT TILE_DOT_BF16
 #include "kernels/x86/amx/gemm.h"
+
+#include "kernels/x86/avx512/blocks.h"
 
 #define STEP 32                      /* columns of a tile */
 #define SUMS_BYTES ((size_t)1 << 20) /* of the scratch */
@@ -28,6 +30,71 @@ static void pack_rows(const struct walsh_weights *w, size_t row, size_t outputs,
 #pragma GCC unroll 16
             for (size_t n = 0; n < 16; n++) _mm512_store_si512(panels + 64 * n, r[n]);
         }
+    }
+}
+
+/* Pairs of rounded columns, the first in the lower half: round to nearest even, numbers only. */
+INLINE __m512i round_pair(__m512 even, __m512 odd)
+{
+    const __m512i half = _mm512_set1_epi32(0x7fff), one = _mm512_set1_epi32(1);
+    const __m512i e = _mm512_castps_si512(even), o = _mm512_castps_si512(odd);
+    const __m512i low =
+        _mm512_add_epi32(e, _mm512_add_epi32(half, _mm512_and_si512(_mm512_srli_epi32(e, 16), one)));
+    const __m512i high =
+        _mm512_add_epi32(o, _mm512_add_epi32(half, _mm512_and_si512(_mm512_srli_epi32(o, 16), one)));
+    return _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(low, 16), high);
+}
+
+/* pack_rows of a block format, whose 16 rows are lanes already: a word of a panel is two columns side by side. */
+INLINE void pack_code(enum walsh_code code, const struct walsh_weights *w, size_t row, size_t outputs,
+                      size_t steps, uint8_t *panels)
+{
+    const size_t words = walsh_block_words(w), groups = walsh_block_groups(w);
+    const size_t word_rows = walsh_code_bits(code) == 4 ? 2 : 4; /* of 16 columns */
+    const bool integer = code == WALSH_CODE_U4 || code == WALSH_CODE_U8;
+    const __m512 whole = _mm512_set1_ps(w->tensor_scale);
+    for (size_t done = 0; done < outputs; done += WALSH_BLOCK_ROWS) {
+        const size_t tile = (row + done) / WALSH_BLOCK_ROWS;
+        const uint32_t *data = (const uint32_t *)w->data + tile * words * WALSH_BLOCK_ROWS;
+        for (size_t k = 0; k < 2 * steps; k++, panels += TILE_BYTES / 2) {
+            if (16 * k >= w->cols) { /* the last step's second half */
+                memset(panels, 0, TILE_BYTES / 2);
+                continue;
+            }
+            const size_t at = (tile * groups + walsh_block_group_of(w, 16 * k)) * WALSH_BLOCK_ROWS;
+            const __m512 scale = block_scales(w->block.scale, w->scales, at);
+            __m512 v[16];
+            block_values(code, data + k * word_rows * WALSH_BLOCK_ROWS,
+                         integer ? block_zeros(code, w->zeros, at) : _mm512_setzero_si512(), v);
+#pragma GCC unroll 8
+            for (unsigned c = 0; c < 8; c++) {
+                const __m512 even = _mm512_mul_ps(_mm512_mul_ps(v[2 * c], scale), whole),
+                             odd = _mm512_mul_ps(_mm512_mul_ps(v[2 * c + 1], scale), whole);
+                _mm512_store_si512(panels + 64 * c, round_pair(even, odd));
+            }
+        }
+    }
+}
+
+static void pack_blocks(const struct walsh_weights *w, size_t row, size_t outputs, size_t steps,
+                        uint8_t *panels)
+{
+    switch (w->block.code) {
+    case WALSH_CODE_E2M1:
+        pack_code(WALSH_CODE_E2M1, w, row, outputs, steps, panels);
+        break;
+    case WALSH_CODE_U4:
+        pack_code(WALSH_CODE_U4, w, row, outputs, steps, panels);
+        break;
+    case WALSH_CODE_U8:
+        pack_code(WALSH_CODE_U8, w, row, outputs, steps, panels);
+        break;
+    case WALSH_CODE_E4M3:
+        pack_code(WALSH_CODE_E4M3, w, row, outputs, steps, panels);
+        break;
+    case WALSH_CODE_E5M2:
+        pack_code(WALSH_CODE_E5M2, w, row, outputs, steps, panels);
+        break;
     }
 }
 
@@ -54,7 +121,10 @@ void walsh_product_bf16_prefill_amx(const struct walsh_product_part *p)
     uint8_t *panels = (uint8_t *)p->scratch + SUMS_BYTES;
     for (size_t r = p->begin; r < p->end; r += most) {
         const size_t outputs = walsh_min(most, p->end - r);
-        pack_rows(w, r, outputs, steps, panels);
+        if (walsh_format_is_block(w->format))
+            pack_blocks(w, r, outputs, steps, panels);
+        else
+            pack_rows(w, r, outputs, steps, panels);
         amx_all(store_row, p, panels, sums, &a, steps, r, outputs);
     }
 }
