@@ -667,7 +667,7 @@ static void null_is_refused(void **state)
     float x[64] = {0};
     const int64_t shape[] = {1, 64};
     const struct walsh_view v = walsh_view_dense(x, WALSH_ELEMENT_F32, 2, shape);
-    struct walsh_ops_rotation *rotation = open_rotation(64, 64, "");
+    struct walsh_ops_rotation *rotation;
     struct walsh_ops_queue *q;
     struct walsh_ops_linear *linear = NULL;
     struct walsh_ops_adapter *adapter = NULL;
