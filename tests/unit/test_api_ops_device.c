@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "unit/ops_device.h"
+#include "unit/share.h"
 
 static struct walsh_error err;
 static struct walsh_random random_state;
@@ -314,7 +315,7 @@ static void check_linear(const struct side sides[2], struct material *m, int kin
 
 static void check_linears(const struct side sides[2])
 {
-    static const size_t rows[] = {1, 3, 20, 200};
+    const size_t rows[] = {1, 3, 20, test_small() ? 33 : 200};
     struct material *m = malloc(sizeof *m);
     make_material(m);
     for (int kind = 0; kind < KINDS; kind++)
@@ -497,7 +498,7 @@ static void check_steps(const struct side sides[2])
     struct inputs in;
     make_material(m);
     for (int s = 0; s < 2; s++) open_step(&t[s], &sides[s], m);
-    for (int32_t position = 0; position < 40; position++) {
+    for (int32_t position = 0; position < 40; position += test_small() ? 5 : 1) {
         make_inputs(&in, position);
         for (int s = 0; s < 2; s++) {
             set_inputs(&t[s], &in);
