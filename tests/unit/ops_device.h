@@ -57,6 +57,24 @@ static bool find_driver(void)
 
 /* ---------------------------------------------------------------------------------------- a device that is none */
 
+/* What was allocated there, so that an op can tell the host's memory from the device's. */
+static const void *none_blocks[256];
+static bool none_has(const void *p)
+{
+    for (size_t i = 0; i < sizeof none_blocks / sizeof *none_blocks; i++)
+        if (none_blocks[i] == p) return true;
+    return false;
+}
+static void none_change(const void *from, const void *to)
+{
+    for (size_t i = 0; i < sizeof none_blocks / sizeof *none_blocks; i++)
+        if (none_blocks[i] == from) {
+            none_blocks[i] = to;
+            return;
+        }
+    fail_msg("a block of the device that is not there, or too many");
+}
+
 static enum walsh_status none_alloc(const struct walsh_queue *q, size_t bytes, const char *what, void *out,
                                     struct walsh_error *e)
 {
@@ -65,11 +83,13 @@ static enum walsh_status none_alloc(const struct walsh_queue *q, size_t bytes, c
     void *p;
     memcpy(&p, out, sizeof p);
     memset(p, 0xff, bytes);
+    none_change(NULL, p);
     return WALSH_OK;
 }
 static void none_free(const struct walsh_queue *q, void *p)
 {
     (void)q;
+    if (p) none_change(p, NULL);
     walsh_free(p);
 }
 static enum walsh_status none_copy(const struct walsh_queue *q, void *to, const void *from, size_t bytes,
@@ -157,11 +177,46 @@ static const struct walsh_memory none_memory = {.alloc = none_alloc,
                                                 .upload_rotation = none_rotation,
                                                 .convert = none_convert,
                                                 .page_tables = none_tables};
+/* The CPU's ops, for signs, biases and adapters of the device alone. */
+static struct walsh_ops none_ops;
+static void none_prepare(const struct walsh_queue *q, struct walsh_activations *a, const float *x, size_t ldx,
+                         const struct walsh_rotation *rotation)
+{
+    const struct walsh_queue host = walsh_queue_host(q);
+    assert_true(rotation->kind == WALSH_ROTATION_NONE || none_has(rotation->signs));
+    host.ops->prepare(q, a, x, ldx, rotation);
+}
+static void none_unrotate(const struct walsh_queue *q, float *y, size_t ldy, float *z, size_t ldz,
+                          const struct walsh_rotation *rotation, const float *bias, size_t rows)
+{
+    const struct walsh_queue host = walsh_queue_host(q);
+    assert_true(rotation->kind == WALSH_ROTATION_NONE || none_has(rotation->signs));
+    assert_true(!bias || none_has(bias));
+    host.ops->unrotate(q, y, ldy, z, ldz, rotation, bias, rows);
+}
+static void none_product(const struct walsh_queue *q, const struct walsh_product *list, size_t count,
+                         const struct walsh_activations *a, const struct walsh_low_rank_input *low_rank,
+                         enum walsh_role role)
+{
+    const struct walsh_queue host = walsh_queue_host(q);
+    for (size_t i = 0; i < count; i++) {
+        assert_int_equal(list[i].rows, 0); /* which a device does not know */
+        for (size_t u = 0; u < list[i].up_count; u++) assert_true(none_has(list[i].up[u].b));
+    }
+    for (size_t i = 0; low_rank && i < low_rank->count; i++) assert_true(none_has(low_rank->down[i].a));
+    host.ops->product(q, list, count, a, low_rank, role);
+}
+
 static unsigned none_open_queues;
 static enum walsh_status none_open(unsigned device, void *stream, struct walsh_queue *out,
                                    struct walsh_error *e)
 {
     (void)device, (void)stream, (void)e;
+    none_ops = *walsh_queue_host(out).ops;
+    none_ops.prepare = none_prepare;
+    none_ops.unrotate = none_unrotate;
+    none_ops.product = none_product;
+    out->ops = &none_ops;
     out->memory = &none_memory;
     none_open_queues++;
     return WALSH_OK;
