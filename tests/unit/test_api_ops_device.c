@@ -324,6 +324,42 @@ static void check_linears(const struct side sides[2])
     free(m);
 }
 
+/* Three linears with rotations of their own over consecutive rows, one of them without a row. */
+static void check_groups(const struct side sides[2])
+{
+    static const size_t rows[] = {2, 0, 4};
+    struct material *m = malloc(sizeof *m);
+    make_material(m);
+    struct ops_tensor x = ops_tensor(WALSH_ELEMENT_F16, 6, IN, IN), y[2];
+    ops_fill(&x, &random_state);
+    for (int s = 0; s < 2; s++) {
+        struct walsh_ops_rotation *in[3], *out = rotation_on(&sides[s], OUT, 16);
+        struct walsh_ops_linear *linears[3];
+        struct walsh_ops_group groups[3];
+        struct walsh_ops_call call = WALSH_OPS_CALL;
+        for (int g = 0; g < 3; g++) {
+            in[g] = rotation_on(&sides[s], IN, 64);
+            linears[g] = linear_on(&sides[s], m, 2 + g % 2 * 2, in[g], g ? out : NULL);
+            groups[g] = (struct walsh_ops_group){linears[g], rows[g]};
+        }
+        y[s] = ops_tensor(WALSH_ELEMENT_BF16, 6, OUT, OUT + 1);
+        struct placed from = place(&sides[s], &x), to = place(&sides[s], &y[s]);
+        call.workspace_size = walsh_ops_groups_workspace(groups, 3);
+        call.workspace = put(&sides[s], NULL, call.workspace_size);
+        OPS_WORKS(
+            walsh_ops_linear_apply_groups(sides[s].queue, groups, 3, &from.view, &to.view, &call, &err));
+        bring(&sides[s], &to, &y[s]);
+        drop(&sides[s], from.block);
+        drop(&sides[s], call.workspace);
+        for (int g = 0; g < 3; g++) walsh_ops_linear_close(&linears[g]);
+        for (int g = 0; g < 3; g++) walsh_ops_rotation_close(&in[g]);
+        walsh_ops_rotation_close(&out);
+    }
+    compare(&y[1], &y[0], 3e-4, "groups");
+    ops_free(&x), ops_free(&y[0]), ops_free(&y[1]);
+    free(m);
+}
+
 /* ---------------------------------------------------------------------------------------- a step */
 
 /* What one layer of an engine might call at a step: a rotation, two linears, a router, keys and values, attention. */
@@ -610,6 +646,7 @@ static void host_side(void **state)
     assert_int_equal(none_open_queues, 2); /* the context's, and that of the stream */
     check_rotations(sides);
     check_linears(sides);
+    check_groups(sides);
     check_steps(sides);
     check_refusals(sides);
     assert_int_equal(none_held, 0);
@@ -637,6 +674,11 @@ static void cuda_linears(void **state)
     (void)state;
     on_cuda(check_linears);
 }
+static void cuda_groups(void **state)
+{
+    (void)state;
+    on_cuda(check_groups);
+}
 static void cuda_steps(void **state)
 {
     (void)state;
@@ -656,8 +698,9 @@ static void cuda_refusals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(host_side),  cmocka_unit_test(cuda_rotations), cmocka_unit_test(cuda_linears),
-        cmocka_unit_test(cuda_steps), cmocka_unit_test(cuda_graph),     cmocka_unit_test(cuda_refusals),
+        cmocka_unit_test(host_side),     cmocka_unit_test(cuda_rotations), cmocka_unit_test(cuda_linears),
+        cmocka_unit_test(cuda_groups),   cmocka_unit_test(cuda_steps),     cmocka_unit_test(cuda_graph),
+        cmocka_unit_test(cuda_refusals),
     };
     const uint64_t seed = 20261124;
     struct walsh_device device;
