@@ -21,6 +21,7 @@ struct update {
 struct low_rank_data {
     enum walsh_role role;
     size_t rows, cols, ldx;
+    bool int8; /* E8P by int8 activations; else dense by f32 */
     float *x;
     struct walsh_weights w[PRODUCTS];
     struct walsh_activations a;
@@ -41,16 +42,20 @@ static void *random_matrix(struct check *c, enum walsh_format format, size_t row
     return m;
 }
 
-static struct low_rank_data make_data(struct check *c, enum walsh_role role, size_t rows, size_t cols)
+static struct low_rank_data make_data(struct check *c, enum walsh_role role, bool int8, size_t rows,
+                                      size_t cols)
 {
     static const size_t ranks[] = {1, 3, 8, 16, 17, 64};
-    struct low_rank_data d = {.role = role, .rows = rows, .cols = cols, .ldx = cols + check_below(c, 5)};
-    const size_t outs[PRODUCTS] = {96 + 16 * check_below(c, 20), 70};
+    struct low_rank_data d = {
+        .role = role, .rows = rows, .cols = cols, .ldx = cols + check_below(c, 5), .int8 = int8};
+    const size_t outs[PRODUCTS] = {96 + 16 * check_below(c, 20), int8 ? 80 : 70};
     d.x = check_alloc(c, ((rows - 1) * d.ldx + cols) * sizeof(float), check_misalign(c, sizeof(float)));
     check_fill_normal(c, d.x, (rows - 1) * d.ldx + cols);
-    d.a = product_activations(c, WALSH_ACTIVATION_F32, rows, cols, false);
+    d.a = product_activations(c, int8 ? WALSH_ACTIVATION_INT8 : WALSH_ACTIVATION_F32, rows, cols, int8);
     for (unsigned n = 0; n < PRODUCTS; n++) {
-        const struct product_shape shape = {n == 0 ? WALSH_FORMAT_BF16 : WALSH_FORMAT_F32, "", outs[n], cols};
+        const struct product_shape dense = {n == 0 ? WALSH_FORMAT_BF16 : WALSH_FORMAT_F32, "", outs[n], cols};
+        const struct product_shape codes = {WALSH_FORMAT_E8P, n == 0 ? "PB" : "P", outs[n], cols};
+        const struct product_shape shape = int8 ? codes : dense;
         d.w[n] = product_weights(c, &shape);
     }
     for (unsigned u = 0; u < UPDATES; u++) {
@@ -69,9 +74,9 @@ static struct low_rank_data make_data(struct check *c, enum walsh_role role, siz
     return d;
 }
 
-/* The op on rows [begin, begin + rows) of the data; y[product] has those rows. */
-static void run(struct check *c, const struct walsh_queue *q, const struct low_rank_data *d, size_t begin,
-                size_t rows, float *const *y)
+/* The op on rows [begin, begin + rows) of the data, with its updates or without; y[product] has those rows. */
+static void run(struct check *c, const struct walsh_queue *q, const struct low_rank_data *d, bool updated,
+                size_t begin, size_t rows, float *const *y)
 {
     struct walsh_product list[PRODUCTS];
     struct walsh_low_rank_down down[UPDATES];
@@ -82,11 +87,15 @@ static void run(struct check *c, const struct walsh_queue *q, const struct low_r
     size_t ups = 0;
     struct walsh_activations a = d->a;
     a.rows = rows;
-    a.data = (float *)a.data + begin * a.stride;
+    a.data = (uint8_t *)a.data + begin * a.stride * walsh_activation_size(a.type);
+    if (d->int8) {
+        a.scale += begin;
+        a.sum += begin;
+    }
     for (unsigned n = 0; n < PRODUCTS; n++) {
         list[n] =
             (struct walsh_product){.weights = &d->w[n], .y = y[n], .ldy = d->w[n].rows + n, .up = up + ups};
-        for (unsigned u = 0; u < UPDATES; u++) {
+        for (unsigned u = 0; updated && u < UPDATES; u++) {
             const struct update *t = &d->updates[u];
             const size_t first = walsh_max(t->row_begin, begin), end = walsh_min(t->row_end, begin + rows);
             if (t->product != n || first >= end) continue;
@@ -105,16 +114,18 @@ static void run(struct check *c, const struct walsh_queue *q, const struct low_r
             list[n].up_count++;
         }
     }
-    q->ops->product(q, list, PRODUCTS, &a, &in, d->role);
+    q->ops->product(q, list, PRODUCTS, &a, updated ? &in : NULL, d->role);
 }
 
-/* y in double precision, and the sum of the magnitudes that went into it. */
-static void expect(const struct low_rank_data *d, unsigned n, size_t row, size_t o, double *y,
+/* y in double precision, and the sum of the magnitudes that went into it. plain: what the product gave by itself, which is exact where
+ * it is one of integers. */
+static void expect(const struct low_rank_data *d, unsigned n, size_t row, size_t o, float plain, double *y,
                    double *magnitude)
 {
     const struct walsh_weights *w = &d->w[n];
-    *y = *magnitude = 0;
-    for (size_t k = 0; k < d->cols; k++) {
+    *y = d->int8 ? (double)plain : 0;
+    *magnitude = fabs(*y);
+    for (size_t k = 0; k < d->cols && !d->int8; k++) {
         uint32_t bits = 0;
         memcpy((char *)&bits + (n == 0 ? 2 : 0), (const char *)w->data + (o * d->cols + k) * (n == 0 ? 2 : 4),
                n == 0 ? 2 : 4);
@@ -145,30 +156,30 @@ static void expect(const struct low_rank_data *d, unsigned n, size_t row, size_t
     }
 }
 
-static void check_values(struct check *c, const struct low_rank_data *d, float *const *y)
+static void check_values(struct check *c, const struct low_rank_data *d, float *const *plain, float *const *y)
 {
     for (unsigned sample = 0; sample < 60; sample++) {
         const unsigned n = (unsigned)check_below(c, PRODUCTS);
         const size_t row = check_below(c, d->rows), o = check_below(c, d->w[n].rows);
         double want, size;
-        expect(d, n, row, o, &want, &size);
+        const size_t at = row * (d->w[n].rows + n) + o;
+        expect(d, n, row, o, plain[n][at], &want, &size);
         const float expected = (float)want, magnitude = (float)size;
-        check_close_f32(c, "y with updates", &expected, &y[n][row * (d->w[n].rows + n) + o], &magnitude, 1,
-                        8);
+        check_close_f32(c, "y with updates", &expected, &y[n][at], &magnitude, 1, 8);
     }
 }
 
-static void check_case(struct check *c, const struct check_queues *queues, enum walsh_role role, size_t rows,
-                       size_t cols)
+static void check_case(struct check *c, const struct check_queues *queues, enum walsh_role role, bool int8,
+                       size_t rows, size_t cols)
 {
-    const struct low_rank_data d = make_data(c, role, rows, cols);
+    const struct low_rank_data d = make_data(c, role, int8, rows, cols);
     const struct walsh_queue *tables[4] = {&queues->best[0], &queues->best[1], &queues->best[2],
                                            &queues->reference};
-    float *y[4][PRODUCTS], *alone[PRODUCTS];
+    float *y[4][PRODUCTS], *alone[PRODUCTS], *plain[PRODUCTS];
     for (unsigned q = 0; q < 4; q++) {
         for (unsigned n = 0; n < PRODUCTS; n++)
             y[q][n] = check_alloc(c, rows * (d.w[n].rows + n) * sizeof(float), 0);
-        run(c, tables[q], &d, 0, rows, y[q]);
+        run(c, tables[q], &d, true, 0, rows, y[q]);
     }
     for (unsigned n = 0; n < PRODUCTS; n++) {
         const size_t bytes = rows * (d.w[n].rows + n) * sizeof(float);
@@ -176,12 +187,15 @@ static void check_case(struct check *c, const struct check_queues *queues, enum 
         check_exact_bytes(c, "y with updates, 1 and 3 threads", y[0][n], y[2][n], bytes);
         alone[n] = check_alloc(c, (d.w[n].rows + n) * sizeof(float), 0);
     }
+    for (unsigned n = 0; n < PRODUCTS; n++)
+        plain[n] = check_alloc(c, rows * (d.w[n].rows + n) * sizeof(float), 0);
+    run(c, &queues->reference, &d, false, 0, rows, plain);
     if (c->round != CHECK_ROUNDS - 1) { /* whose activations have a NaN */
-        check_values(c, &d, y[0]);
-        check_values(c, &d, y[3]);
+        check_values(c, &d, plain, y[0]);
+        check_values(c, &d, plain, y[3]);
     }
     const size_t row = check_below(c, rows);
-    run(c, &queues->best[2], &d, row, 1, alone);
+    run(c, &queues->best[2], &d, true, row, 1, alone);
     for (unsigned n = 0; n < PRODUCTS; n++)
         check_exact_f32(c, "y with updates of a row alone", y[0][n] + row * (d.w[n].rows + n), alone[n],
                         d.w[n].rows);
@@ -191,7 +205,9 @@ void check_op_low_rank(struct check *c, const struct check_queues *queues)
 {
     static const size_t rows[] = {1, 3, 8, 17};
     for (size_t n = 0; n < sizeof rows / sizeof rows[0]; n++) {
-        check_case(c, queues, WALSH_DECODE, rows[n], n % 2 ? 320 : 2500);
-        check_case(c, queues, WALSH_PREFILL, rows[n] * 3, n % 2 ? 2500 : 320);
+        check_case(c, queues, WALSH_DECODE, false, rows[n], n % 2 ? 320 : 2500);
+        check_case(c, queues, WALSH_PREFILL, false, rows[n] * 3, n % 2 ? 2500 : 320);
+        check_case(c, queues, WALSH_DECODE, true, rows[n] + 20 * (n % 2), n % 2 ? 320 : 1216);
+        check_case(c, queues, WALSH_PREFILL, true, rows[n] * 3, n % 2 ? 1216 : 320);
     }
 }
