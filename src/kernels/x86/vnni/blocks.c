@@ -63,8 +63,13 @@ INLINE void block_rows(enum walsh_code code, enum walsh_scale type, const unsign
     const int32_t *sums = a->sum + i * (a->stride / WALSH_ACTIVATION_SUM);
 #pragma GCC unroll 8
     for (unsigned m = 0; m < rows; m++) sum[m] = _mm512_setzero_ps();
-    for (size_t n = 0; n < t->steps; n++) {
-        const size_t at = (t->first_group + n / t->steps_of_group) * WALSH_BLOCK_ROWS;
+    size_t at = t->first_group * WALSH_BLOCK_ROWS,
+           left = t->steps_of_group; /* in a step's time fits no division */
+    for (size_t n = 0; n < t->steps; n++, left--) {
+        if (left == 0) {
+            left = t->steps_of_group;
+            at += WALSH_BLOCK_ROWS;
+        }
         const size_t group = n * columns / WALSH_ACTIVATION_GROUP, part = n * columns / WALSH_ACTIVATION_SUM;
         tile_sum dot[MOST_ROWS];
         __m512i zero = _mm512_setzero_si512();
