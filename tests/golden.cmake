@@ -67,3 +67,10 @@ add_executable(oracle golden/oracle.c)
 target_link_libraries(oracle PRIVATE walsh_train)
 add_test(NAME golden_oracle COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/golden/oracle.sh $<TARGET_FILE:oracle>
   ${fixtures}/golden)
+# An emulator runs one of its models by itself.
+if(CMAKE_CROSSCOMPILING)
+  foreach(format dense mxfp4 e8p)
+    add_test(NAME golden_oracle_llama3_${format} COMMAND oracle ${fixtures}/golden/tiny-llama3 $<$<NOT:$<STREQUAL:${format},dense>>:${format}>
+      COMMAND_EXPAND_LISTS)
+  endforeach()
+endif()
