@@ -35,6 +35,11 @@ void json_put_text(json_t *object, const char *key, const char *value)
     json_object_set_new(object, key, value ? json_string(value) : json_null());
 }
 
+void json_put_bytes(json_t *object, const char *key, const struct text *value)
+{
+    json_object_set_new(object, key, value->size ? json_stringn(value->data, value->size) : json_string(""));
+}
+
 void json_put_integer(json_t *object, const char *key, unsigned long long value)
 {
     json_object_set_new(object, key, json_integer((json_int_t)value));

@@ -18,6 +18,7 @@ void text_free(struct text *text);
 
 /* Members of an object; numbers that JSON cannot hold become null. */
 void json_put_text(json_t *object, const char *key, const char *value);
+void json_put_bytes(json_t *object, const char *key, const struct text *value); /* UTF-8, zeros and all */
 void json_put_integer(json_t *object, const char *key, unsigned long long value);
 void json_put_real(json_t *object, const char *key, double value);
 /* Write the object as one line and drop it. */

@@ -398,7 +398,7 @@ static enum walsh_status print_json(const struct talk *talk, const struct answer
                                     struct walsh_error *err)
 {
     json_t *object = json_object();
-    json_put_text(object, "text", answer->text.data ? answer->text.data : "");
+    json_put_bytes(object, "text", &answer->text);
     json_put_integer(object, "tokens", answer->tokens);
     json_put_integer(object, "prompt_tokens", answer->prompt_tokens);
     json_put_real(object, "prompt_tokens_per_second", prompt_rate(answer));

@@ -41,17 +41,42 @@ static bool is_number(const char *host)
     return inet_pton(AF_INET, host, &address) == 1 || inet_pton(AF_INET6, host, &address) == 1;
 }
 
-static enum MHD_Result count_hosts(void *count, enum MHD_ValueKind kind, const char *name, const char *value)
+struct count {
+    const char *name;
+    int seen;
+};
+
+static enum MHD_Result count_header(void *context, enum MHD_ValueKind kind, const char *name,
+                                    const char *value)
 {
+    struct count *count = context;
     (void)kind, (void)value;
-    *(int *)count += strcasecmp(name, MHD_HTTP_HEADER_HOST) == 0;
+    count->seen += strcasecmp(name, count->name) == 0;
     return MHD_YES;
+}
+
+static int headers_of(const struct exchange *x, const char *name)
+{
+    struct count count = {name, 0};
+    MHD_get_connection_values(x->connection, MHD_HEADER_KIND, count_header, &count);
+    return count.seen;
+}
+
+bool guard_length(struct exchange *x)
+{
+    const int lengths = headers_of(x, MHD_HTTP_HEADER_CONTENT_LENGTH);
+    const int codings = headers_of(x, MHD_HTTP_HEADER_TRANSFER_ENCODING);
+    if (lengths + codings <= 1) return true;
+    x->at_once = true; /* nothing more is read from this connection */
+    return refuse(
+        &x->refusal, 400, "invalid_length", NULL,
+        "the request has %d Content-Length and %d Transfer-Encoding headers, expected one of the two",
+        lengths, codings);
 }
 
 bool guard_host(struct exchange *x)
 {
-    int hosts = 0;
-    MHD_get_connection_values(x->connection, MHD_HEADER_KIND, count_hosts, &hosts);
+    const int hosts = headers_of(x, MHD_HTTP_HEADER_HOST);
     if (hosts > 1) /* RFC 9112, 3.2: what stands before us may look at the other one */
         return refuse(&x->refusal, 400, "invalid_host", NULL, "the request has %d Host headers", hosts);
     const char *value = header(x, MHD_HTTP_HEADER_HOST);
@@ -86,8 +111,15 @@ bool guard_key(struct exchange *x)
     const char *value = header(x, MHD_HTTP_HEADER_AUTHORIZATION);
     if (value && strncasecmp(value, "Bearer ", 7) == 0) {
         value += 7;
-        while (*value == ' ') value++;
-        x->key = keys_find(keys, value);
+        value += strspn(value, " \t");
+        char presented[MOST_KEY_BYTES + 1]; /* cut where it is longer than any key, and then none */
+        size_t size = strnlen(value, MOST_KEY_BYTES);
+        memcpy(presented, value, size);
+        if (!value[size]) /* blanks behind a value are not of it (RFC 9110, 5.5) */
+            while (size > 0 && strchr(" \t", presented[size - 1])) size--;
+        presented[size] = 0;
+        x->key = keys_find(keys, presented);
+        explicit_bzero(presented, sizeof presented);
     }
     if (!x->key)
         return refuse(&x->refusal, 401, "invalid_api_key", NULL,

@@ -7,6 +7,9 @@
 /* The Host header: against names that are made to point to this machine (DNS rebinding). A number is always
  * this machine's own; a name must be localhost, --host or an --allow-host. */
 bool guard_host(struct exchange *x);
+/* One length of the body and one way to tell it: whoever stands before this server may look at another one, and
+ * take the body's end for the next request (RFC 9112, 6.3). */
+bool guard_length(struct exchange *x);
 /* The Origin header of browsers: the page of this server, or an --allow-origin, which x->origin then repeats.
  */
 bool guard_origin(struct exchange *x);

@@ -379,7 +379,7 @@ static bool check_head(struct exchange *x, const char *path, const char *method)
         return refuse(&x->refusal, 431, "headers_too_large", NULL,
                       "the request has %zu bytes of headers and parameters, expected at most %d", size,
                       MOST_HEADERS);
-    if (!guard_host(x) || !guard_origin(x)) return false;
+    if (!guard_length(x) || !guard_host(x) || !guard_origin(x)) return false;
     find_route(x, method, path);
     if (!x->route && x->allow)
         return refuse(&x->refusal, 405, "method_not_allowed", NULL,
@@ -618,7 +618,7 @@ enum walsh_status http_open(struct server *server, struct walsh_error *err)
     return WALSH_OK;
 }
 
-/* Its number stays taken until libmicrohttpd's threads are gone, which may be about to use it. */
+/* No connection is taken from here on. The listener's number stays open until libmicrohttpd's threads are gone, which may be about to use it. */
 void http_quiesce(struct server *server)
 {
     if (!server->daemon) return;

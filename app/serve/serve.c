@@ -88,7 +88,7 @@ static const struct option serve_options[] = {
      .environment = "WALSH_PREFILL",
      .offset = AT(prefill),
      .help =
-         "tokens of prompts that are read beside one step of generation; default: on a CPU 64 where others "
+         "tokens of prompts that are read beside one step of generation; default: on a CPU 128 where others "
          "generate, else 512"},
     {.name = "kv-tokens",
      .argument = "N",

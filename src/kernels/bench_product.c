@@ -103,7 +103,7 @@ static void run(void *argument)
     t->next = (t->next + 1) % t->count;
     const size_t outs = t->transposed ? w->cols : w->rows;
     for (size_t r = 0; r < outs; r += t->piece) {
-        const struct walsh_product_part part = {w,    &t->a, r,         walsh_min(r + t->piece, outs),
+        const struct walsh_product_part part = {w,    &t->a, r,          walsh_min(r + t->piece, outs),
                                                 t->y, outs,  t->scratch, false};
         t->kernel(&part);
     }

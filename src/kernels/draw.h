@@ -1,10 +1,11 @@
 /* kernels/draw: what a draw of the next token is, so that the host and a device draw the same one.
  *
- * A logit's mass is an integer, 2^39 e^-((best - logit) / temperature) rounded down, by f32 operations that are written out below: sums
- * of masses are exact, in any order and by any number of threads. Logits stand in the order of walsh_logit_order, ids
- * ascending where equal. Of the first `top_k` of that order, the shortest prefix whose masses reach top_p of theirs is kept, up to the
- * first mass below `least`, and never less than one; of what is kept the first is drawn at which the sum of masses is
- * larger than `share` of all. (Fan et al. 2018, top-k; Holtzman et al. 2020, nucleus; Nguyen et al. 2024, min-p.) */
+ * A logit's mass is an integer, 2^39 e^-((best - logit) / temperature) rounded down, by f32 operations that are
+ * written out below: sums of masses are exact, in any order and by any number of threads. Logits stand in the
+ * order of walsh_logit_order, ids ascending where equal. Of the first `top_k` of that order, the shortest prefix
+ * whose masses reach top_p of theirs is kept, up to the first mass below `least`, and never less than one; of
+ * what is kept the first is drawn at which the sum of masses is larger than `share` of all. (Fan et al. 2018,
+ * top-k; Holtzman et al. 2020, nucleus; Nguyen et al. 2024, min-p.) */
 #ifndef WALSH_KERNELS_DRAW_H
 #define WALSH_KERNELS_DRAW_H
 
@@ -26,7 +27,6 @@ struct walsh_logit_edit {
     bool excluded;  /* -Inf in the end */
     uint32_t drawn; /* not 0: less draw.presence, less drawn * draw.frequency, in f64 */
     float bias;     /* added */
-    float before;   /* for an op to keep the logit in */
 };
 
 /* One row's draw. */
@@ -125,8 +125,8 @@ static inline void walsh_edit_logits(const struct walsh_draw *d, float *logits)
     }
 }
 
-/* What an op is to draw from logits [vocab], edited and masked in place, written down plainly: everything is sorted.
- * room [2 vocab]. -1 where a logit is NaN or +Inf, or all are -Inf. */
+/* What is to be drawn from logits [vocab], edited and masked in place, written down plainly for tests: everything
+ * is sorted. room [2 vocab]. -1 where a logit is NaN or +Inf, or all are -Inf. */
 int32_t walsh_draw_reference(const struct walsh_draw *draw, float *logits, uint32_t vocab, int32_t *room);
 
 #endif

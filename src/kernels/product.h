@@ -33,7 +33,8 @@ struct walsh_product_part {
     float *y;
     size_t ldy;
     void *scratch;
-    bool add; /* y += ..., each block of columns behind the other; prefill and transposed products of dense weights and MXFP4 */
+    bool
+        add; /* y += ..., each block of columns behind the other; prefill and transposed products of dense weights and MXFP4 */
 };
 
 #endif

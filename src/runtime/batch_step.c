@@ -109,19 +109,21 @@ static bool joins(const struct walsh_batch *b, const struct walsh_batch_entry *e
 static bool comes_to_store(const struct walsh_batch *b, const struct walsh_batch_entry *entry, uint32_t taken)
 {
     const uint32_t block = (uint32_t)walsh_min(entry->count, WALSH_CHUNK_ROWS);
-    if (entry->begun || !entry->session->prefix) return false;
+    if (entry->begun) return false;
     for (uint32_t i = 0; i < taken; i++) {
         const struct walsh_batch_entry *other = b->rows[i];
-        if (b->pieces[i].ids == other->ids && walsh_min(other->count, WALSH_CHUNK_ROWS) == block &&
-            b->pieces[i].count == block && memcmp(other->ids, entry->ids, block * sizeof *entry->ids) == 0)
+        if (walsh_prefix_shared(other->session, entry->session) && b->pieces[i].ids == other->ids &&
+            walsh_min(other->count, WALSH_CHUNK_ROWS) == block && b->pieces[i].count == block &&
+            memcmp(other->ids, entry->ids, block * sizeof *entry->ids) == 0)
             return true;
     }
     return false;
 }
 
 /* The pieces of the next forward call, `left` tokens at most: one of each prompt in turn, of one alone where
- * that one must be. b->rows, sessions and pieces have them; returns how many. A prompt that gets no memory fails
- * alone. */
+ * that one must be. b->rows, sessions and pieces have them; returns how many. `first`: nothing has been read in
+ * this step yet. A prompt that gets no memory fails alone; one that cannot join ends the call, so that nobody
+ * overtakes it. */
 static uint32_t take_pieces(struct walsh_batch *b, uint32_t left, bool first)
 {
     uint32_t count = 0, slot;
@@ -178,8 +180,10 @@ static enum walsh_status read_pieces(struct walsh_batch *b, uint32_t count, stru
 static enum walsh_status read_prompts(struct walsh_batch *b, struct walsh_error *err)
 {
     const uint32_t budget = prompt_budget(b);
-    for (uint32_t left = budget, turn = b->turn, n; left > 0; turn = b->turn) {
-        if ((n = take_pieces(b, left, left == budget)) == 0) break;
+    uint32_t left = budget;
+    while (left > 0) {
+        const uint32_t turn = b->turn, n = take_pieces(b, left, left == budget);
+        if (n == 0) break;
         const enum walsh_status status = read_pieces(b, n, err);
         if (status != WALSH_OK) {
             b->turn = turn;

@@ -59,6 +59,15 @@ void walsh_prefix_stop(struct walsh_session *session)
     if (session->prefix) drop_prompt(session->prefix);
 }
 
+bool walsh_prefix_shared(const struct walsh_session *a, const struct walsh_session *b)
+{
+    const struct walsh_prefix *p = a->prefix, *q = b->prefix;
+    if (!p || !q || p->store != q->store || p->salt_size != q->salt_size) return false;
+    if (p->salt_size > 0 && memcmp(p->salt, q->salt, p->salt_size) != 0) return false;
+    if (!a->adapters || !b->adapters) return a->adapters == b->adapters;
+    return walsh_adapter_set_equal(a->adapters, b->adapters);
+}
+
 /* ---- blocks */
 
 /* The block that begins at `position`, keys[number] its parent's; its own goes behind it. */

@@ -52,6 +52,9 @@ void walsh_prefix_begin(struct walsh_session *session, const int32_t *ids, size_
 /* Prefill has just put ids[n] behind the others in `seconds`; last: the state of the last one [hidden]. */
 void walsh_prefix_follow(struct walsh_session *session, const int32_t *ids, size_t n, const float *last,
                          double seconds);
+/* Do both use the store, and may one find there what the other puts: are salt and adapters the same? Of two
+ * sessions of one runner, whose caches are of one kind. */
+bool walsh_prefix_shared(const struct walsh_session *a, const struct walsh_session *b);
 /* Whatever comes now is not the prompt that was begun. */
 void walsh_prefix_stop(struct walsh_session *session);
 

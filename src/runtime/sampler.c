@@ -1,5 +1,6 @@
 #include "runtime/sampler.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <stdbool.h>
 #include <string.h>
@@ -80,6 +81,9 @@ enum walsh_status walsh_sampler_create(const struct walsh_sampling *o, uint32_t 
 {
     *out = NULL;
     if (vocab == 0) return walsh_fail(err, WALSH_E_ARGUMENT, "a sampler needs a vocabulary");
+    if (vocab > WALSH_MOST_DRAWN_FROM)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED, "a vocabulary of %" PRIu32 ", expected at most %u", vocab,
+                          WALSH_MOST_DRAWN_FROM);
     WALSH_TRY(walsh_sampling_check(o, vocab, err));
     struct walsh_sampler *s;
     WALSH_TRY(walsh_alloc_zero(1, sizeof *s, "the sampler", &s, err));
@@ -142,8 +146,8 @@ static enum walsh_status reserve_edits(struct walsh_sampler *s, size_t most, str
     return WALSH_OK;
 }
 
-/* What penalties, biases and the excluded tokens make of logits: the repeat penalty once per distinct recent token
- * (Keskar et al. 2019, CTRL), presence and frequency by the tokens drawn. */
+/* What penalties, biases and the excluded tokens make of logits: the repeat penalty once per distinct recent
+ * token (Keskar et al. 2019, CTRL), presence and frequency by the tokens drawn. */
 static enum walsh_status collect_edits(struct walsh_sampler *s, struct walsh_error *err)
 {
     const struct walsh_sampling *o = &s->options;
@@ -255,8 +259,8 @@ static void fill_histogram(const struct walsh_sampler *s, float best, float per_
 }
 
 /* Put those that a draw can reach into a heap: whole buckets from the top until they have `count` candidates
- * or more, or a mass of `mass` or more, or what follows has less than `share` of the first one's probability. Of a
- * vocabulary these are few, and the rest is never sorted. */
+ * or more, or a mass of `mass` or more, or what follows has less than `share` of the first one's probability
+ * (0: whatever it has). Of a vocabulary these are few, and the rest is never sorted. */
 static size_t gather(struct walsh_sampler *s, float best, const struct histogram *h, uint32_t count,
                      uint64_t mass, double share)
 {
@@ -279,8 +283,9 @@ static size_t gather(struct walsh_sampler *s, float best, const struct histogram
     return n;
 }
 
-/* kernels/draw.h's draw from s->logits. The candidates come down in order as far as the filters and the draw need
- * them: ids at the end of the array, masses from the front. */
+/* kernels/draw.h's draw from s->logits. The candidates come down in order as far as the filters and the draw
+ * need them: ids at the end of the array, masses from the front. With top-k and top-p all of top-k come down,
+ * because top-p is a share of their mass; min-p cuts behind that. */
 static int32_t draw(struct walsh_sampler *s, const struct walsh_draw *d, float best)
 {
     const bool top_k = d->top_k < s->vocab, top_p = d->top_p < 1;

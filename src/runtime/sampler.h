@@ -74,8 +74,8 @@ enum walsh_status walsh_sampler_create(const struct walsh_sampling *options, uin
 void walsh_sampler_destroy(struct walsh_sampler **sampler);
 /* A token that was seen. */
 void walsh_sampler_note(struct walsh_sampler *sampler, int32_t id);
-/* What its next draw is, as walsh_sampler_choose does it; valid until the sampler's next call. Nothing is drawn by it: a token that was
- * drawn so elsewhere is given to walsh_sampler_take, which moves the sampler on. */
+/* What its next draw is, as walsh_sampler_choose does it; valid until the sampler's next call. Nothing is drawn
+ * by it: a token that was drawn so elsewhere is given to walsh_sampler_take, which moves the sampler on. */
 enum walsh_status walsh_sampler_plan(struct walsh_sampler *sampler, struct walsh_draw *out,
                                      struct walsh_error *err);
 enum walsh_status walsh_sampler_take(struct walsh_sampler *sampler, int32_t id, struct walsh_error *err);

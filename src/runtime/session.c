@@ -329,8 +329,8 @@ static void step_on_host(struct walsh_session *const *sessions, size_t count,
     give_logits(sessions, count, WALSH_DECODE, sets);
 }
 
-/* The rows of the pieces one behind the other in the sessions' order; returns how many there are. `sets` counts
- * sessions and then rows. */
+/* The rows of the pieces one behind the other in the sessions' order; returns how many there are. `sets`, which
+ * comes as ranges of sessions, becomes ranges of rows. */
 static size_t place_pieces(struct walsh_session *const *sessions, struct walsh_prompt_piece *pieces,
                            size_t count, struct walsh_row_sets *sets)
 {

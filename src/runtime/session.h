@@ -81,11 +81,11 @@ struct walsh_prompt_piece {
     const int32_t *ids;
     uint32_t count; /* 1 or more */
     bool last;      /* the session takes the logits behind it; else it has none */
-    uint32_t row;   /* of its first token among those of the call */
+    uint32_t row;   /* set by the call: of its first token among all */
 };
 /* pieces[i] to sessions[i], with the bits of walsh_runtime_prompt for each, as rows of one forward call: of one
  * runner on the CPU, none twice, without packed caches, with room reserved, WALSH_CHUNK_ROWS tokens in all, ids
- * known. Sets the pieces' rows; cannot fail. */
+ * known. Cannot fail. */
 void walsh_runtime_prompts(struct walsh_session *const *sessions, struct walsh_prompt_piece *pieces,
                            size_t count);
 

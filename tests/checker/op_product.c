@@ -157,8 +157,8 @@ static void check_block_products(struct check *c, const struct check_queues *que
                   *expected = check_alloc(c, rows * ldy * sizeof *y, 0);
             const struct walsh_product product = {.weights = &w, .y = y, .ldy = ldy};
             queues->best[0].ops->product(&queues->best[0], &product, 1, &a, NULL, WALSH_DECODE);
-            queues->reference.kernels->product_block_decode(
-                &(struct walsh_product_part){&w, &a, 0, outs, expected, ldy, queues->reference.scratch[0], false});
+            queues->reference.kernels->product_block_decode(&(struct walsh_product_part){
+                &w, &a, 0, outs, expected, ldy, queues->reference.scratch[0], false});
             for (size_t i = 0; i < rows; i++)
                 check_exact_f32(c, "y of a block format", expected + i * ldy, y + i * ldy, outs);
         }

@@ -278,6 +278,18 @@ def unknown_members_are_named():
         two = b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\nConnection: close\r\n\r\n"
         got = s.raw(two)
         assert got.startswith(b"HTTP/1.1 400") and (b'"invalid_host"' in got or b"application/json" not in got), got[:200]
+        # two lengths, or a length and chunks: refused, and nothing behind is taken for a request
+        head, body = b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n", b'{"prompt": "a"}'
+        behind = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        chunk = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+        length = b"Content-Length: %d\r\n" % len(body)
+        for fields, sent in ((length + b"Content-Length: 3\r\n", body), (length + length, body),
+                             (length + b"Transfer-Encoding: chunked\r\n", chunk)):
+            got = s.raw(head + fields + b"\r\n" + sent + behind)
+            assert got.count(b"HTTP/1.1 ") == 1 and got.startswith(b"HTTP/1.1 400") and b'"invalid_length"' in got, got[:400]
+        for fields, sent in ((length, body), (b"Transfer-Encoding: chunked\r\n", chunk)):
+            got = s.raw(head + fields + b"\r\n" + sent + behind)
+            assert got.count(b"HTTP/1.1 200") == 2, got[:400]
     finally:
         assert s.stop() == 0
 

@@ -562,7 +562,8 @@ def keys_guard_every_route():
                 status, got, data = s.ask(method, path, body, headers)
                 assert status == 401 and json.loads(data)["error"]["code"] == "invalid_api_key", (path, headers, data)
                 assert got["www-authenticate"].startswith("Bearer")
-            assert s.ask(method, path, body, bearer("second-key-456"))[0] != 401
+            for written in (bearer("second-key-456"), bearer("  second-key-456 \t ")):
+                assert s.ask(method, path, body, written)[0] != 401, written
         assert s.post("/v1/load_lora_adapter", {"lora_name": "a", "lora_path": LORA}, bearer("first-key-123"))[0] == 403
         prompt = {**BASE, "prompt": "The quick brown fox. " * 150}
         cached = lambda k: s.post("/v1/completions", prompt, bearer(k))[1]["usage"]["prompt_tokens_details"]["cached_tokens"]

@@ -58,6 +58,13 @@ same text "$(value text)" "$(cat "$work/reference")"
 same tokens "$(value tokens)" 24
 same finish "$(value finish)" length
 
+# A text may have bytes 0.
+zeros=$CLI_SOURCE/tests/fixtures/golden/tiny-gpt-oss
+works run "$zeros" --adapter "$zeros-lora" " " -n 30 -s 814061167799 --temp 1.7 --min-p 0.05
+[ "$(head -c 1 "$work/out" | od -An -tx1)" = " 00" ] || fails "the first token is byte 0"
+works run "$zeros" --adapter "$zeros-lora" " " -n 30 -s 814061167799 --temp 1.7 --min-p 0.05 --json
+grep -q '"text": "\\u0000=M5' "$work/out" || fails "the text behind byte 0"
+
 # --- stop strings end the text before themselves, also where they span tokens
 word=$(cut -c 20-30 "$work/reference" | head -n 1)
 works run "$model" "$prompt" -n 24 --temp 0 --json --stop zzzz --stop "$word"

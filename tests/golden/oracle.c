@@ -327,8 +327,11 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < TOKENS; i++) ids[i] = (int32_t)(walsh_random_u64(&random) % c->vocab);
     for (size_t i = 0; i < TOKENS; i++) targets[i] = i == 14 || i == TOKENS - 1 || i == 4 ? -1 : ids[i + 1];
     const struct walsh_train_batch batch = {ids, targets, {begin, DOCUMENTS}, TOKENS};
-    const struct walsh_pass_options pass_options = {
-        .layers = {.compute = compute, .max_rows = TOKENS, .max_rank = RANK, .narrow = p.pairs != NULL, .loras = p.by_linear}};
+    const struct walsh_pass_options pass_options = {.layers = {.compute = compute,
+                                                               .max_rows = TOKENS,
+                                                               .max_rank = RANK,
+                                                               .narrow = p.pairs != NULL,
+                                                               .loras = p.by_linear}};
     struct walsh_pass pass;
     need(walsh_pass_open(graph, &queue, &pass_options, &pass, &error));
     double loss, worst = 0;

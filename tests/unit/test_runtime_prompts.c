@@ -1,5 +1,5 @@
-/* Pieces of several prompts as rows of one forward call: each gives its own cache and logits, bit for bit, whatever
- * stands beside it. WALSH_TEST_SEED repeats a run. */
+/* Pieces of several prompts as rows of one forward call: each gives its own cache and logits, bit for bit,
+ * whatever stands beside it. WALSH_TEST_SEED repeats a run. */
 #include <inttypes.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -287,6 +287,55 @@ static void equal_prompts_share_what_the_first_stores(void **state)
     close_model();
 }
 
+/* Four equal prompts, by salts and adapters of their own: the calls of the step that reads them. */
+static unsigned calls_of_equals(const char *const *salts, const uint32_t *adapter_of)
+{
+    struct walsh_error err = {0};
+    struct walsh_batch *batch;
+    struct walsh_prefix_store *store;
+    int32_t ids[40];
+    uint64_t id;
+    size_t count;
+    open_model(FIXTURES "tiny-qwen3");
+    good(walsh_store_open(temporary_path("store"), (uint64_t)1 << 26, NULL, &store, &err), &err);
+    const struct walsh_batch_limits limits = {
+        .rows = 8, .prefill_tokens = 200, .context = 128, .kv_tokens = 8192, .queued = 8, .store = store};
+    good(walsh_runtime_batch_open(runner, &limits, &batch, &err), &err);
+    for (uint32_t i = 0; i < 40; i++) ids[i] = (int32_t)below(VOCAB);
+    for (uint32_t i = 0; i < 4; i++) {
+        const struct walsh_adapter_choice choice = {adapters[adapter_of[i] % ADAPTERS], 1};
+        const struct walsh_batch_job job = {.ids = ids,
+                                            .count = 40,
+                                            .tokens = 9,
+                                            .sampling = {.top_p = 1, .repeat_penalty = 1},
+                                            .ignore_eos = true,
+                                            .salt = salts[i],
+                                            .salt_size = strlen(salts[i]),
+                                            .adapters = &choice,
+                                            .adapter_count = adapter_of[i] < ADAPTERS};
+        good(walsh_runtime_batch_submit(batch, &job, &id, &err), &err);
+    }
+    calls = 0;
+    good(walsh_runtime_batch_step(batch, &count, &err), &err);
+    assert_int_equal(count, 4);
+    const unsigned got = (unsigned)calls;
+    walsh_runtime_batch_close(&batch);
+    walsh_store_close(&store);
+    close_model();
+    return got;
+}
+
+/* Who shares nothing of the store waits for nobody, and nobody can tell that an equal prompt was there. */
+static void equal_prompts_of_others_do_not_wait(void **state)
+{
+    (void)state;
+    static const char *const same[] = {"a", "a", "a", "a"}, *const own[] = {"a", "b", "", "ab"};
+    static const uint32_t plain[] = {9, 9, 9, 9}, mixed[] = {0, 1, 9, 2};
+    assert_int_equal(calls_of_equals(same, plain), 1); /* the others are hits */
+    assert_int_equal(calls_of_equals(own, plain), 1);
+    assert_int_equal(calls_of_equals(same, mixed), 1);
+}
+
 static int open_queue(void **state)
 {
     if (temporary_make(state) != 0) return -1;
@@ -316,6 +365,7 @@ int main(void)
         cmocka_unit_test(pieces_read_together_are_those_read_alone),
         cmocka_unit_test(a_step_reads_prompts_in_one_call),
         cmocka_unit_test(equal_prompts_share_what_the_first_stores),
+        cmocka_unit_test(equal_prompts_of_others_do_not_wait),
     };
     return cmocka_run_group_tests(tests, open_queue, close_queue);
 }

@@ -1,9 +1,10 @@
 /* Attention of prefill rows, in tiles: QUERIES rows by a tile of keys at fixed absolute positions, each row
  * with a running softmax (Dao et al. 2022, "FlashAttention"; Milakov and Gimelshein 2018, "Online normalizer
  * calculation for softmax"). A tile of keys and values is widened once for all query heads that share it. A
- * row's arithmetic follows from its own position, not from the rows of other sequences in the call: keys that it may not see carry the weight 0 (so a NaN or
- * Inf in a later row of the same chunk reaches it, and nothing else of that row does). Where the CPU multiplies
- * bf16, both products of f16 and packed caches are of bf16, summed in f32. */
+ * row's arithmetic follows from its own position, not from the rows of other sequences in the call: keys that
+ * it may not see carry the weight 0 (so a NaN or Inf in a later row of the same chunk reaches it, and nothing
+ * else of that row does). Where the CPU multiplies bf16, both products of f16 and packed caches are of bf16,
+ * summed in f32. */
 #include <math.h>
 #include <stdbool.h>
 #include <string.h>

@@ -85,8 +85,8 @@ void cuda_gated(cudaStream_t stream, const struct cuda_unrotated *gate, const st
 void cuda_embed(cudaStream_t stream, float *out, enum cuda_type type, const void *table, size_t cols,
                 const int32_t *ids, size_t rows);
 /* to [rows][ld_to] = from [rows][ld_from], of `cols` numbers, F32, F16 or BF16. */
-void cuda_convert(cudaStream_t stream, enum cuda_type to_type, void *to, size_t ld_to, enum cuda_type from_type,
-                  const void *from, size_t ld_from, size_t rows, size_t cols);
+void cuda_convert(cudaStream_t stream, enum cuda_type to_type, void *to, size_t ld_to,
+                  enum cuda_type from_type, const void *from, size_t ld_from, size_t rows, size_t cols);
 void cuda_rms_norm(cudaStream_t stream, float *y, size_t ldy, const float *x, size_t ldx, const float *weight,
                    size_t rows, size_t n, float eps);
 void cuda_add(cudaStream_t stream, float *x, const float *d, size_t n);

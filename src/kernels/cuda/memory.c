@@ -113,7 +113,9 @@ static void copy(const struct walsh_queue *q, void *to, const void *from, size_t
 
 static enum cuda_type type_of(enum walsh_format type)
 {
-    return type == WALSH_FORMAT_F32 ? CUDA_TYPE_F32 : type == WALSH_FORMAT_F16 ? CUDA_TYPE_F16 : CUDA_TYPE_BF16;
+    return type == WALSH_FORMAT_F32   ? CUDA_TYPE_F32
+           : type == WALSH_FORMAT_F16 ? CUDA_TYPE_F16
+                                      : CUDA_TYPE_BF16;
 }
 
 static void convert(const struct walsh_queue *q, enum walsh_format to_type, void *to, size_t ld_to,
