@@ -91,7 +91,7 @@ static enum walsh_status step(struct objects *o, struct walsh_error *err)
 static double weight_of(int e, int m, int row, int col, int cols)
 {
     static const double magnitude[] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
-    const unsigned code = codes[e][m][(row * cols + col) / 2] >> 4 * (col % 2) & 15u;
+    const unsigned code = (unsigned)codes[e][m][(row * cols + col) / 2] >> 4 * (col % 2) & 15u;
     const double scale = ldexp(1, scales[e][m][(row * cols + col) / GROUP] - 127);
     return (code & 8 ? -scale : scale) * magnitude[code & 7];
 }
