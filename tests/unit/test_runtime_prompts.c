@@ -252,43 +252,14 @@ static void a_step_reads_prompts_in_one_call(void **state)
     close_model();
 }
 
-/* Prompts that come together and are equal wait for the one of them that is read and stored. */
-static void equal_prompts_share_what_the_first_stores(void **state)
-{
-    (void)state;
-    struct walsh_error err = {0};
-    struct walsh_batch *batch;
-    struct walsh_prefix_store *store;
-    int32_t ids[40];
-    uint64_t id;
-    size_t count;
-    open_model(FIXTURES "tiny-qwen3");
-    good(walsh_store_open(temporary_path("store"), (uint64_t)1 << 26, NULL, &store, &err), &err);
-    const struct walsh_batch_limits limits = {
-        .rows = 8, .prefill_tokens = 200, .context = 128, .kv_tokens = 8192, .queued = 8, .store = store};
-    good(walsh_runtime_batch_open(runner, &limits, &batch, &err), &err);
-    for (uint32_t i = 0; i < 40; i++) ids[i] = (int32_t)below(VOCAB);
-    for (uint32_t i = 0; i < 4; i++) {
-        const struct walsh_batch_job job = {.ids = ids,
-                                            .count = i < 3 ? 40 : 39,
-                                            .tokens = 9,
-                                            .sampling = {.top_p = 1, .repeat_penalty = 1},
-                                            .ignore_eos = true};
-        good(walsh_runtime_batch_submit(batch, &job, &id, &err), &err);
-    }
-    calls = 0;
-    good(walsh_runtime_batch_step(batch, &count, &err), &err);
-    assert_int_equal(count, 4);
-    assert_int_equal(batch->totals.prefix_hits, 2);
-    assert_int_equal(batch->totals.prefix_tokens, 80);
-    assert_int_equal(calls, 2); /* the first, and the last: another prompt, though it begins as they do */
-    walsh_runtime_batch_close(&batch);
-    walsh_store_close(&store);
-    close_model();
-}
+/* What a step did that read four prompts beside a store. */
+struct reading {
+    size_t calls; /* forward calls */
+    uint64_t hits, tokens;
+};
 
-/* Four equal prompts, by salts and adapters of their own: the calls of the step that reads them. */
-static unsigned calls_of_equals(const char *const *salts, const uint32_t *adapter_of)
+/* The first counts[i] of the same tokens, salts[i], and adapter adapter_of[i] or, from ADAPTERS on, none. */
+static struct reading read_four(const uint32_t *counts, const char *const *salts, const uint32_t *adapter_of)
 {
     struct walsh_error err = {0};
     struct walsh_batch *batch;
@@ -305,7 +276,7 @@ static unsigned calls_of_equals(const char *const *salts, const uint32_t *adapte
     for (uint32_t i = 0; i < 4; i++) {
         const struct walsh_adapter_choice choice = {adapters[adapter_of[i] % ADAPTERS], 1};
         const struct walsh_batch_job job = {.ids = ids,
-                                            .count = 40,
+                                            .count = counts[i],
                                             .tokens = 9,
                                             .sampling = {.top_p = 1, .repeat_penalty = 1},
                                             .ignore_eos = true,
@@ -318,22 +289,38 @@ static unsigned calls_of_equals(const char *const *salts, const uint32_t *adapte
     calls = 0;
     good(walsh_runtime_batch_step(batch, &count, &err), &err);
     assert_int_equal(count, 4);
-    const unsigned got = (unsigned)calls;
+    const struct reading got = {calls, batch->totals.prefix_hits, batch->totals.prefix_tokens};
     walsh_runtime_batch_close(&batch);
     walsh_store_close(&store);
     close_model();
     return got;
 }
 
+static const char *const one_salt[] = {"a", "a", "a", "a"};
+static const uint32_t no_adapter[] = {ADAPTERS, ADAPTERS, ADAPTERS, ADAPTERS};
+
+/* Prompts that come together and are equal wait for the one of them that is read and stored. */
+static void equal_prompts_share_what_the_first_stores(void **state)
+{
+    (void)state;
+    static const uint32_t counts[] = {40, 40, 40, 39};
+    const struct reading got = read_four(counts, one_salt, no_adapter);
+    assert_int_equal(got.hits, 2);
+    assert_int_equal(got.tokens, 80);
+    assert_int_equal(got.calls, 2); /* the first, and the last: another prompt, though it begins as they do */
+}
+
 /* Who shares nothing of the store waits for nobody, and nobody can tell that an equal prompt was there. */
 static void equal_prompts_of_others_do_not_wait(void **state)
 {
     (void)state;
-    static const char *const same[] = {"a", "a", "a", "a"}, *const own[] = {"a", "b", "", "ab"};
-    static const uint32_t plain[] = {9, 9, 9, 9}, mixed[] = {0, 1, 9, 2};
-    assert_int_equal(calls_of_equals(same, plain), 1); /* the others are hits */
-    assert_int_equal(calls_of_equals(own, plain), 1);
-    assert_int_equal(calls_of_equals(same, mixed), 1);
+    static const uint32_t counts[] = {40, 40, 40, 40}, mixed[] = {0, 1, ADAPTERS, 2};
+    static const char *const own[] = {"a", "b", "", "ab"};
+    const struct reading salted = read_four(counts, own, no_adapter);
+    const struct reading adapted = read_four(counts, one_salt, mixed);
+    assert_int_equal(salted.hits + adapted.hits, 0);
+    assert_int_equal(salted.calls, 1);
+    assert_int_equal(adapted.calls, 1);
 }
 
 static int open_queue(void **state)
