@@ -141,7 +141,7 @@ void http_watch(struct server *server)
     for (struct job *job = left, *next; job; job = next) {
         next = job->next_left;
         pthread_mutex_lock(&job->lock);
-        const bool open = !job->done;
+        const bool open = !job->done && !job->gone; /* once: libmicrohttpd may have told it (on_completed) */
         job->gone = true;
         job_wake(job);
         pthread_mutex_unlock(&job->lock);
@@ -532,6 +532,7 @@ static void on_completed(void *context, struct MHD_Connection *connection, void 
     if (x->job) {
         pthread_mutex_lock(&x->job->lock);
         const bool open = !x->job->done && !x->job->gone;
+        x->job->gone = x->job->gone || open;
         x->job->connection = NULL;
         x->job->suspended = false;
         pthread_mutex_unlock(&x->job->lock);

@@ -78,10 +78,19 @@ class Server:
         assert all(e.startswith("data: ") for e in events[:-1])
         return [json.loads(e[6:]) for e in events[:-2]]
 
-    def metric(self, name):
-        text = self.ask("GET", "/metrics")[2].decode()
+    def metric(self, name, text=None):
+        text = text or self.ask("GET", "/metrics")[2].decode()
         found = re.search(r"^walsh_%s ([0-9.e+-]+)$" % re.escape(name), text, re.M)
         return float(found.group(1)) if found else None
+
+    def sequences(self, *states):
+        """The sum over these states, of one look: between two of them a sequence may pass from one state to the next."""
+        text = self.ask("GET", "/metrics")[2].decode()
+        return sum(self.metric("sequences_" + state, text) for state in states)
+
+    def taken(self):
+        """Sequences that the engine has and has had, without those that failed or whose client left."""
+        return self.sequences("waiting", "prefilling", "decoding", "finished_total")
 
     def raw(self, data, timeout=PATIENCE, half_close=False):
         """What comes back until the server closes."""

@@ -456,13 +456,12 @@ def who_leaves_is_not_served():
     long = {**BASE, "max_tokens": 1000, "ignore_eos": True}
     before = server.metric("disconnects_total")
     running = [server.begin({**long, "stream": i % 2 == 0}) for i in range(16)]
-    wait_for("all rows taken", lambda: server.metric("sequences_decoding") + server.metric("sequences_prefilling") >= 16)
+    wait_for("all rows taken", lambda: server.sequences("decoding", "prefilling") >= 16)
     waiting = [server.begin(long) for _ in range(4)]
     # a row that ends early lets a waiting one in: what counts is that all are gone
     for s in waiting + running:
         s.close()
-    wait_for("no sequence left", lambda: server.metric("sequences_decoding") + server.metric("sequences_waiting") +
-             server.metric("sequences_prefilling") == 0)
+    wait_for("no sequence left", lambda: server.sequences("waiting", "prefilling", "decoding") == 0)
     # eight of them are streams, whose end a write would tell; the others only the look at their sockets
     wait_for("counted", lambda: server.metric("disconnects_total") >= before + 10)
     assert server.metric("kv_tokens_used") == 0
@@ -671,7 +670,7 @@ def who_does_not_read_is_dropped():
               b"Content-Length: %d\r\n\r\n" % len(data) + data)
     wait_for("the end of a stream that nobody reads", lambda: dropped() > before)
     assert server.metric("stalled_total") <= 1, "one request stalls once"
-    wait_for("no sequence left", lambda: server.metric("sequences_decoding") + server.metric("sequences_waiting") == 0)
+    wait_for("no sequence left", lambda: server.sequences("waiting", "prefilling", "decoding") == 0)
     c.close()
 
 
@@ -683,13 +682,13 @@ def who_leaves_the_queue_is_gone():
         first = s.begin({**long, "n": 60, "stream": True})
         first.recv(100)
         waiting = [s.begin(BASE) for _ in range(5)]
-        wait_for("a queue", lambda: s.metric("sequences_waiting") >= 59 + 5 - s.metric("sequences_finished_total"))
+        wait_for("a queue", lambda: s.taken() == 60 + 5)
         for c in waiting:
             c.close()
         wait_for("gone", lambda: s.metric("disconnects_total") == 5)
         wait_for("out of the queue", lambda: len([l for l in s.log("request") if l.get("disconnected")]) == 5)
-        assert s.metric("sequences_waiting") > 0 and s.metric("sequences_decoding") + s.metric("sequences_prefilling") == 1, \
-            "the first one still runs"
+        wait_for("the first one alone", lambda: s.taken() == 60)
+        assert s.sequences("finished_total") < 60, "it still runs"
         first.close()
     finally:
         assert s.stop() == 0

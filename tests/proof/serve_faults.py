@@ -181,7 +181,7 @@ def load(seconds):
 
 def at_rest():
     def quiet():
-        return all(server.metric("sequences_" + n) == 0 for n in ("waiting", "prefilling", "decoding"))
+        return server.sequences("waiting", "prefilling", "decoding") == 0
     wait_for("a server at rest", quiet)
     assert server.metric("kv_tokens_used") == 0
     time.sleep(2.5)  # idle connections are closed
@@ -193,7 +193,7 @@ def leave_the_queue():
     seconds = []
     for _ in range(5):
         busy = [server.begin({**plan(0), "max_tokens": 950, "stream": True, "ignore_eos": True}) for _ in range(8)]
-        wait_for("a full batch", lambda: server.metric("sequences_decoding") + server.metric("sequences_prefilling") == 8)
+        wait_for("a full batch", lambda: server.sequences("decoding", "prefilling") == 8)
         waiting = [server.begin({**plan(1), "max_tokens": 9}) for _ in range(4)]
         wait_for("a queue", lambda: server.metric("sequences_waiting") == 4)
         begin = time.monotonic()
