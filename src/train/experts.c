@@ -143,8 +143,14 @@ void walsh_train_experts_forward(struct walsh_layers *l, const struct walsh_laye
     struct mixture m = {q->kernels, &l->slots, t, normed, l->gathered, NULL, hidden, c->experts_per_token};
     walsh_pool_run(q->pool, rows * m.k, 64, gather, &m);
     size_t sites = active(l, layer, 2, gate_up, (float *const[]){t->gate, t->up}, wide);
+    walsh_train_round_input(l, t, WALSH_LIST_GATE_UP, l->gathered, rows * m.k, hidden);
     walsh_train_linears(l, l->sites, sites, l->gathered, hidden, t, WALSH_LIST_GATE_UP);
-    walsh_train_gate(l, t, l->wide, rows * m.k, wide);
+    struct walsh_row_output gated = {.y = l->wide, .ldy = wide};
+    if (l->narrow) {
+        gated.rounded = t->inputs[WALSH_LIST_DOWN];
+        gated.ld_rounded = walsh_activations_stride(wide);
+    }
+    walsh_train_gate(l, t, &gated, rows * m.k, wide);
     sites = active(l, layer, 1, down, &t->expert_output, hidden);
     walsh_train_linears(l, l->sites, sites, l->wide, wide, t, WALSH_LIST_DOWN);
     m.to = delta;
@@ -161,7 +167,8 @@ void walsh_train_experts_backward(struct walsh_layers *l, const struct walsh_lay
     struct mixture m = {q->kernels, &l->slots, t, d, l->dgathered, l->dweight, hidden, c->experts_per_token};
     const size_t slots = rows * m.k;
     walsh_pool_run(q->pool, rows, 16, spread, &m);
-    if (!l->narrow) walsh_train_gate(l, t, l->wide, slots, wide);
+    const struct walsh_row_output gated = {.y = l->wide, .ldy = wide};
+    if (!l->narrow) walsh_train_gate(l, t, &gated, slots, wide);
     size_t sites = active(l, layer, 1, down, &l->dgathered, hidden);
     walsh_train_linears_backward(l, l->sites, sites, l->wide, wide, l->dgate, wide, t, WALSH_LIST_DOWN);
     walsh_gate_backward(q, c, l->dgate, l->dup, l->dgate, t->gate, t->up, slots, wide);

@@ -98,19 +98,29 @@ static void clamped_part(const struct gate *t, size_t at, size_t n)
     }
 }
 
+void walsh_gate_backward_row(const struct walsh_kernels *kernels, const struct walsh_config *config,
+                             float *dgate, float *dup, const float *dy, const float *g, const float *u,
+                             size_t n)
+{
+    const struct gate t = {kernels, dgate, dup, dy, g, u, n, config};
+    for (size_t at = 0; at < n; at += PART) {
+        const size_t part = walsh_min(PART, n - at);
+        if (config->gate == WALSH_GATE_CLAMPED)
+            clamped_part(&t, at, part);
+        else if (config->gate == WALSH_GATE_GELU_TANH)
+            gelu_part(&t, at, part);
+        else
+            kernels->swiglu_backward_f32(dgate + at, dup + at, dy + at, g + at, u + at, part);
+    }
+}
+
 static void gate_rows(void *argument, size_t begin, size_t end, unsigned worker)
 {
     (void)worker;
     const struct gate *t = argument;
-    for (size_t at = begin * t->n; at < end * t->n; at += PART) {
-        const size_t n = walsh_min(PART, end * t->n - at);
-        if (t->config->gate == WALSH_GATE_CLAMPED)
-            clamped_part(t, at, n);
-        else if (t->config->gate == WALSH_GATE_GELU_TANH)
-            gelu_part(t, at, n);
-        else
-            t->kernels->swiglu_backward_f32(t->dgate + at, t->dup + at, t->dy + at, t->g + at, t->u + at, n);
-    }
+    const size_t at = begin * t->n;
+    walsh_gate_backward_row(t->kernels, t->config, t->dgate + at, t->dup + at, t->dy + at, t->g + at,
+                            t->u + at, (end - begin) * t->n);
 }
 
 void walsh_gate_backward(const struct walsh_queue *q, const struct walsh_config *config, float *dgate,

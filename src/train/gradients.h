@@ -19,6 +19,11 @@ void walsh_rms_norm_backward(const struct walsh_queue *q, float *dx, size_t lddx
 void walsh_gate_backward(const struct walsh_queue *q, const struct walsh_config *config, float *dgate,
                          float *dup, const float *dy, const float *g, const float *u, size_t rows, size_t n);
 
+/* The same of one row. */
+void walsh_gate_backward_row(const struct walsh_kernels *kernels, const struct walsh_config *config,
+                             float *dgate, float *dup, const float *dy, const float *g, const float *u,
+                             size_t n);
+
 /* The rotary rotation backwards: by the negative angle. sine_negated as the op's table, negated. */
 void walsh_rope_backward(const struct walsh_queue *q, float *dx, size_t ldx, const uint32_t *positions,
                          size_t rows, uint32_t heads, uint32_t head_dim, uint32_t rotated,

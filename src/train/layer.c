@@ -6,6 +6,7 @@
 #include "base/memory.h"
 #include "kernels/table.h"
 #include "train/gradients.h"
+#include "train/rows.h"
 #include "train/short_conv.h"
 
 /* --- memory --- */
@@ -260,17 +261,49 @@ static size_t updates_of(const struct walsh_layers *l, const struct walsh_frozen
     return used;
 }
 
-/* Rows [0, rows) of x rounded to bf16, zeros behind n. */
-static void round_rows(const struct walsh_layers *l, uint16_t *to, const float *x, size_t ldx, size_t rows,
-                       size_t n)
+/* Where the rows go that the linears of a list read: to the tape, where they are rounded there, and in f32 to `y` for whom
+ * takes nothing else. */
+static struct walsh_row_output input_of(const struct walsh_layers *l, const struct walsh_tape *tape,
+                                        enum walsh_tape_list list, float *y,
+                                        const struct walsh_linear *const linears[], size_t count)
 {
-    const struct walsh_rotation none = {.size = (uint32_t)n, .blocks = {.padded = (uint32_t)n}};
-    struct walsh_activations a = {.type = WALSH_ACTIVATION_BF16,
-                                  .rows = rows,
-                                  .cols = n,
-                                  .stride = walsh_activations_stride(n),
-                                  .data = to};
-    l->queue->ops->prepare(l->queue, &a, x, ldx, &none);
+    const size_t n = linears[0]->in;
+    struct walsh_row_output to = {.y = y, .ldy = n};
+    if (!l->narrow) return to;
+    to.rounded = tape->inputs[list];
+    to.ld_rounded = walsh_activations_stride(n);
+    bool taken = true;
+    for (size_t i = 0; i < count; i++)
+        taken = taken && walsh_products_take_rows(&l->products, linears[i], false);
+    if (taken) to.y = NULL;
+    return to;
+}
+
+/* The same for what comes back to call number `call` of a list. */
+static struct walsh_row_output gradient_of(const struct walsh_layers *l, size_t call, float *y,
+                                           const struct walsh_linear *linear)
+{
+    struct walsh_row_output to = {.y = y, .ldy = linear->out};
+    if (!l->narrow) return to;
+    to.rounded = l->rounded[call];
+    to.ld_rounded = walsh_activations_stride(linear->out);
+    if (walsh_products_take_rows(&l->products, linear, true)) to.y = NULL;
+    return to;
+}
+
+void walsh_train_round_input(const struct walsh_layers *l, const struct walsh_tape *tape,
+                             enum walsh_tape_list list, const float *x, size_t rows, size_t n)
+{
+    const struct walsh_row_output to = {.rounded = tape->inputs[list],
+                                        .ld_rounded = walsh_activations_stride(n)};
+    if (l->narrow) walsh_rows_round(l->queue, &to, x, n, rows, n);
+}
+
+void walsh_train_round_gradient(const struct walsh_layers *l, const float *d, size_t rows)
+{
+    const size_t n = l->graph->config.hidden;
+    const struct walsh_row_output to = {.rounded = l->rounded[0], .ld_rounded = walsh_activations_stride(n)};
+    if (l->narrow) walsh_rows_round(l->queue, &to, d, n, rows, n);
 }
 
 static size_t rows_of(const struct walsh_frozen_site *sites, size_t count)
@@ -288,14 +321,16 @@ static void name_inputs(struct walsh_frozen_site *sites, size_t count, const uin
     }
 }
 
-/* What comes back to each call, rounded. */
+/* What comes back to each call, rounded, unless its caller has seen to that. */
 static void round_gradients(const struct walsh_layers *l, struct walsh_frozen_site *sites, size_t count)
 {
     for (size_t c = 0; c < sites[0].count; c++) {
         const struct walsh_frozen_call *call = &sites[0].calls[c];
         const size_t stride = walsh_activations_stride(call->linear->out);
-        round_rows(l, l->rounded[c], call->y - sites[0].begin * call->ldy, call->ldy, rows_of(sites, count),
-                   call->linear->out);
+        const struct walsh_row_output to = {.rounded = l->rounded[c], .ld_rounded = stride};
+        if (!call->rows)
+            walsh_rows_round(l->queue, &to, call->y - sites[0].begin * call->ldy, call->ldy,
+                             rows_of(sites, count), call->linear->out);
         for (size_t i = 0; i < count; i++) {
             sites[i].calls[c].rows = l->rounded[c] + sites[i].begin * stride;
             sites[i].calls[c].ld_rows = stride;
@@ -326,10 +361,10 @@ void walsh_join_updates(struct walsh_frozen_site *sites, const struct walsh_lora
 void walsh_train_linears(struct walsh_layers *l, struct walsh_frozen_site *sites, size_t count,
                          const float *x, size_t ldx, struct walsh_tape *tape, enum walsh_tape_list list)
 {
-    const bool updated = count > 0 && updates_of(l, sites, count) > 0;
+    if (count == 0) return;
+    const bool updated = updates_of(l, sites, count) > 0;
+    if (l->narrow) name_inputs(sites, count, tape->inputs[list]);
     if (updated && l->narrow) {
-        round_rows(l, tape->inputs[list], x, ldx, rows_of(sites, count), sites[0].calls[0].linear->in);
-        name_inputs(sites, count, tape->inputs[list]);
         walsh_lora_inner(l->queue, l->updates, count, tape->inputs[list], sites[0].ld_rows, tape->inner[list],
                          l->scratch);
         walsh_join_updates(sites, l->updates, count, false);
@@ -359,17 +394,10 @@ void walsh_train_linears_backward(struct walsh_layers *l, struct walsh_frozen_si
     walsh_lora_gradients(l->queue, l->updates, count, tape->inputs[list], sites[0].ld_rows);
 }
 
-void walsh_train_gate(struct walsh_layers *l, const struct walsh_tape *tape, float *y, size_t slots, size_t n)
+void walsh_train_gate(struct walsh_layers *l, const struct walsh_tape *tape,
+                      const struct walsh_row_output *to, size_t slots, size_t n)
 {
-    const struct walsh_queue *q = l->queue;
-    const struct walsh_config *c = &l->graph->config;
-    if (c->gate == WALSH_GATE_CLAMPED)
-        q->ops->clamped_swiglu(q, y, n, tape->gate, tape->up, n, slots, n, (float)c->gate_alpha,
-                               (float)c->gate_limit);
-    else if (c->gate == WALSH_GATE_GELU_TANH)
-        q->ops->geglu(q, y, n, tape->gate, tape->up, n, slots, n);
-    else
-        q->ops->swiglu(q, y, n, tape->gate, tape->up, n, slots, n);
+    walsh_rows_gate(l->queue, to, &l->graph->config, tape->gate, tape->up, slots, n);
 }
 
 static void norm(const struct walsh_layers *l, float *y, const float *x, const float *weight, size_t rows,
@@ -414,6 +442,23 @@ static void sum_of(const struct walsh_layers *l, float *y, const float *x, const
     walsh_pool_run(l->queue->pool, walsh_div_up(n, SUM_ELEMENTS), 1, sum_pieces, &t);
 }
 
+/* to = the norm of x, or of *sum = x + d. */
+static void norm_into(const struct walsh_layers *l, const struct walsh_row_output *to, float *sum,
+                      const float *x, const float *d, const float *weight, size_t rows)
+{
+    const struct walsh_config *c = &l->graph->config;
+    walsh_rows_norm(l->queue, to, sum, x, d, weight, rows, c->hidden, (float)c->rms_epsilon);
+}
+
+/* d += what comes back through a norm of x, kept rounded as what comes back to the next linear. */
+static void add_norm_back(const struct walsh_layers *l, float *d, const float *x, const float *weight,
+                          size_t rows)
+{
+    const struct walsh_config *c = &l->graph->config;
+    walsh_rows_norm_backward(l->queue, l->narrow ? l->rounded[0] : NULL, walsh_activations_stride(c->hidden),
+                             d, l->dnormed, x, weight, rows, c->hidden, (float)c->rms_epsilon);
+}
+
 static bool attention_is_narrow(const struct walsh_layers *l, const struct walsh_attention_shape *shape)
 {
     return l->products.compute == WALSH_ACTIVATION_BF16 && walsh_attention_narrow(l->queue, shape);
@@ -429,7 +474,10 @@ static void attention_forward(struct walsh_layers *l, const struct walsh_layer *
     const size_t n = rows->count, q_width = (size_t)c->heads * c->head_dim,
                  kv_width = (size_t)c->kv_heads * c->head_dim;
     const struct walsh_attention_shape shape = attention_shape(c, layer);
-    norm(l, l->normed, x, layer->input_norm, n, c->hidden);
+    const struct walsh_row_output input =
+        input_of(l, t, WALSH_LIST_QKV, l->normed,
+                 (const struct walsh_linear *const[]){&layer->q, &layer->k, &layer->v}, 3);
+    norm_into(l, &input, NULL, x, NULL, layer->input_norm, n);
     struct walsh_frozen_site projections = {
         .calls = {walsh_frozen(&layer->q, t->raw_query ? t->raw_query : t->query, q_width),
                   walsh_frozen(&layer->k, t->raw_key ? t->raw_key : t->key, kv_width),
@@ -452,9 +500,9 @@ static void attention_forward(struct walsh_layers *l, const struct walsh_layer *
         .calls = {walsh_frozen(&layer->o, t->attention_delta ? t->attention_delta : l->delta, c->hidden)},
         .count = 1,
         .rows = n};
+    walsh_train_round_input(l, t, WALSH_LIST_OUT, t->attention, n, q_width);
     walsh_train_linears(l, &output, 1, t->attention, q_width, t, WALSH_LIST_OUT);
     if (t->attention_delta) norm(l, l->delta, t->attention_delta, layer->attention_output_norm, n, c->hidden);
-    sum_of(l, t->middle, x, l->delta, n * c->hidden);
 }
 
 static struct walsh_conv_shape conv_shape(const struct walsh_layers *l, const struct walsh_layer *layer)
@@ -468,15 +516,17 @@ static void conv_forward(struct walsh_layers *l, const struct walsh_layer *layer
 {
     const size_t n = rows->count, width = l->graph->config.hidden;
     const struct walsh_conv_shape shape = conv_shape(l, layer);
-    norm(l, l->normed, x, layer->input_norm, n, width);
+    const struct walsh_row_output normed =
+        input_of(l, t, WALSH_LIST_QKV, l->normed, (const struct walsh_linear *const[]){&layer->q}, 1);
+    norm_into(l, &normed, NULL, x, NULL, layer->input_norm, n);
     struct walsh_frozen_site input = {
         .calls = {walsh_frozen(&layer->q, t->mixed, 3 * width)}, .count = 1, .rows = n};
     walsh_train_linears(l, &input, 1, l->normed, width, t, WALSH_LIST_QKV);
     walsh_short_conv_forward(l->queue, &shape, &rows->documents, t->mixed, t->attention);
     struct walsh_frozen_site output = {
         .calls = {walsh_frozen(&layer->o, l->delta, width)}, .count = 1, .rows = n};
+    walsh_train_round_input(l, t, WALSH_LIST_OUT, t->attention, n, width);
     walsh_train_linears(l, &output, 1, t->attention, width, t, WALSH_LIST_OUT);
-    sum_of(l, t->middle, x, l->delta, n * width);
 }
 
 void walsh_train_layer_forward(struct walsh_layers *l, const struct walsh_layer *layer,
@@ -490,16 +540,23 @@ void walsh_train_layer_forward(struct walsh_layers *l, const struct walsh_layer 
         conv_forward(l, layer, rows, x, t);
     else
         attention_forward(l, layer, rows, x, t);
-    norm(l, l->normed, t->middle, layer->mlp_norm, n, c->hidden);
     if (layer->experts) {
+        const struct walsh_row_output all = {.y = l->normed, .ldy = c->hidden};
+        norm_into(l, &all, t->middle, x, l->delta, layer->mlp_norm, n);
         walsh_train_experts_forward(l, layer, n, l->normed, t, delta);
     } else {
+        const struct walsh_row_output input = input_of(
+                                          l, t, WALSH_LIST_GATE_UP, l->normed,
+                                          (const struct walsh_linear *const[]){&layer->gate, &layer->up}, 2),
+                                      gated = input_of(l, t, WALSH_LIST_DOWN, l->wide,
+                                                       (const struct walsh_linear *const[]){&layer->down}, 1);
+        norm_into(l, &input, t->middle, x, l->delta, layer->mlp_norm, n);
         struct walsh_frozen_site gate_up = {
             .calls = {walsh_frozen(&layer->gate, t->gate, wide), walsh_frozen(&layer->up, t->up, wide)},
             .count = 2,
             .rows = n};
         walsh_train_linears(l, &gate_up, 1, l->normed, c->hidden, t, WALSH_LIST_GATE_UP);
-        walsh_train_gate(l, t, l->wide, n, wide);
+        walsh_train_gate(l, t, &gated, n, wide);
         struct walsh_frozen_site down = {
             .calls = {walsh_frozen(&layer->down, delta, c->hidden)}, .count = 1, .rows = n};
         walsh_train_linears(l, &down, 1, l->wide, wide, t, WALSH_LIST_DOWN);
@@ -527,17 +584,25 @@ static void mlp_backward(struct walsh_layers *l, const struct walsh_layer *layer
     } else {
         struct walsh_frozen_site down = {
             .calls = {walsh_frozen(&layer->down, dy, c->hidden)}, .count = 1, .rows = n};
-        if (!l->narrow) walsh_train_gate(l, t, l->wide, n, wide);
+        if (l->narrow && dy == d) down.calls[0].rows = l->rounded[0];
+        if (!l->narrow) {
+            const struct walsh_row_output gated = {.y = l->wide, .ldy = wide};
+            walsh_train_gate(l, t, &gated, n, wide);
+        }
         walsh_train_linears_backward(l, &down, 1, l->wide, wide, l->dgate, wide, t, WALSH_LIST_DOWN);
-        walsh_gate_backward(l->queue, c, l->dgate, l->dup, l->dgate, t->gate, t->up, n, wide);
+        const struct walsh_row_output dgate = gradient_of(l, 0, l->dgate, &layer->gate),
+                                      dup = gradient_of(l, 1, l->dup, &layer->up);
+        walsh_rows_gate_backward(l->queue, &dgate, &dup, c, l->dgate, t->gate, t->up, n, wide);
         struct walsh_frozen_site gate_up = {
             .calls = {walsh_frozen(&layer->gate, l->dgate, wide), walsh_frozen(&layer->up, l->dup, wide)},
             .count = 2,
             .rows = n};
+        gate_up.calls[0].rows = dgate.rounded;
+        gate_up.calls[1].rows = dup.rounded;
         walsh_train_linears_backward(l, &gate_up, 1, l->normed, c->hidden, l->dnormed, c->hidden, t,
                                      WALSH_LIST_GATE_UP);
     }
-    norm_back(l, d, l->dnormed, t->middle, layer->mlp_norm, n, c->hidden, true);
+    add_norm_back(l, d, t->middle, layer->mlp_norm, n);
 }
 
 static const float *negated_sine(const struct walsh_layers *l, const struct walsh_layer *layer)
@@ -573,6 +638,7 @@ static void conv_backward(struct walsh_layers *l, const struct walsh_layer *laye
     const size_t n = rows->count, width = l->graph->config.hidden;
     const struct walsh_conv_shape shape = conv_shape(l, layer);
     struct walsh_frozen_site output = {.calls = {walsh_frozen(&layer->o, d, width)}, .count = 1, .rows = n};
+    if (l->narrow) output.calls[0].rows = l->rounded[0];
     walsh_train_linears_backward(l, &output, 1, t->attention, width, l->dattention, width, t, WALSH_LIST_OUT);
     walsh_short_conv_backward(l->queue, &shape, &rows->documents, t->mixed, l->dattention, l->dmixed);
     if (!l->narrow) norm(l, l->normed, x, layer->input_norm, n, width);
@@ -580,7 +646,7 @@ static void conv_backward(struct walsh_layers *l, const struct walsh_layer *laye
         .calls = {walsh_frozen(&layer->q, l->dmixed, 3 * width)}, .count = 1, .rows = n};
     walsh_train_linears_backward(l, &input, 1, l->normed, width, last ? NULL : l->dnormed, width, t,
                                  WALSH_LIST_QKV);
-    if (!last) norm_back(l, d, l->dnormed, x, layer->input_norm, n, width, true);
+    if (!last) add_norm_back(l, d, x, layer->input_norm, n);
 }
 
 /* d, the gradient of tape->middle, becomes that of x. */
@@ -599,6 +665,7 @@ static void attention_backward(struct walsh_layers *l, const struct walsh_layer 
     }
     struct walsh_frozen_site output = {
         .calls = {walsh_frozen(&layer->o, dy, c->hidden)}, .count = 1, .rows = n};
+    if (l->narrow && dy == d) output.calls[0].rows = l->rounded[0];
     walsh_train_linears_backward(l, &output, 1, t->attention, q_width, l->dattention, q_width, t,
                                  WALSH_LIST_OUT);
     walsh_attention_backward(l->queue, &shape, &rows->documents, attention_is_narrow(l, &shape), t->query,
@@ -613,7 +680,7 @@ static void attention_backward(struct walsh_layers *l, const struct walsh_layer 
                                             .rows = n};
     walsh_train_linears_backward(l, &projections, 1, l->normed, c->hidden, last ? NULL : l->dnormed,
                                  c->hidden, t, WALSH_LIST_QKV);
-    if (!last) norm_back(l, d, l->dnormed, x, layer->input_norm, n, c->hidden, true);
+    if (!last) add_norm_back(l, d, x, layer->input_norm, n);
 }
 
 void walsh_train_layer_backward(struct walsh_layers *l, const struct walsh_layer *layer,

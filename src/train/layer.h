@@ -8,6 +8,7 @@
 #include "train/attention.h"
 #include "train/lora.h"
 #include "train/products.h"
+#include "train/rows.h"
 
 /* What the backward pass of a layer reads of its forward, besides its input. [rows] unless said; slots: rows,
  * of experts rows * k.
@@ -101,16 +102,22 @@ void walsh_train_layer_forward(struct walsh_layers *l, const struct walsh_layer 
                                const struct walsh_train_rows *rows, const float *x, struct walsh_tape *tape,
                                float *y);
 /* d[rows][hidden], the gradient of y, becomes that of x (with `last`, of the layer that runs last and whose x
- * is not wanted, it is scratch); gradients of the layer's updates are added to. */
+ * is not wanted, it is scratch); gradients of the layer's updates are added to. The layer that runs first wants
+ * walsh_train_round_gradient of d before it; each leaves its d so for the next. */
 void walsh_train_layer_backward(struct walsh_layers *l, const struct walsh_layer *layer,
                                 const struct walsh_train_rows *rows, const float *x, struct walsh_tape *tape,
                                 float *d, bool last);
 
-/* For layer.c and experts.c: the linears of a list of sites read x[.][ldx]; with their updates, whose inner values `list` of the
- * tape keeps. */
+void walsh_train_round_gradient(const struct walsh_layers *l, const float *d, size_t rows);
+
+/* For layer.c and experts.c. Where updates are narrow: rows x[n], all that a list of linears reads, rounded to the tape. */
+void walsh_train_round_input(const struct walsh_layers *l, const struct walsh_tape *tape,
+                             enum walsh_tape_list list, const float *x, size_t rows, size_t n);
+/* The linears of a list of sites read x[.][ldx], and where updates are narrow what the tape holds of it, rounded; with their
+ * updates, whose inner values `list` of the tape keeps. */
 void walsh_train_linears(struct walsh_layers *l, struct walsh_frozen_site *sites, size_t count,
                          const float *x, size_t ldx, struct walsh_tape *tape, enum walsh_tape_list list);
-/* The same back: y of a call is its dy. dx = the sum over a site's calls, or is left alone where NULL. x is read where updates
+/* The same back: y of a call is its dy, whose caller may have rounded it for all sites (rows of the first site's call). dx = the sum over a site's calls, or is left alone where NULL. x is read where updates
  * are not narrow; else the tape has it. */
 void walsh_train_linears_backward(struct walsh_layers *l, struct walsh_frozen_site *sites, size_t count,
                                   const float *x, size_t ldx, float *dx, size_t lddx, struct walsh_tape *tape,
@@ -119,9 +126,9 @@ void walsh_train_linears_backward(struct walsh_layers *l, struct walsh_frozen_si
  * A^T, each A once. */
 void walsh_join_updates(struct walsh_frozen_site *sites, const struct walsh_lora_site *updates, size_t count,
                         bool back);
-/* y [slots][n] = gate(tape->gate) * tape->up. */
-void walsh_train_gate(struct walsh_layers *l, const struct walsh_tape *tape, float *y, size_t slots,
-                      size_t n);
+/* [slots][n] = gate(tape->gate) * tape->up. */
+void walsh_train_gate(struct walsh_layers *l, const struct walsh_tape *tape,
+                      const struct walsh_row_output *to, size_t slots, size_t n);
 /* delta[rows][hidden] = the mixture's output of normed. */
 void walsh_train_experts_forward(struct walsh_layers *l, const struct walsh_layer *layer, size_t rows,
                                  const float *normed, struct walsh_tape *tape, float *delta);

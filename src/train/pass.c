@@ -181,6 +181,7 @@ void walsh_pass_run(struct walsh_pass *p, const struct walsh_train_batch *batch,
                                   p->states[i + 1]);
     *loss = head_gradient(p, batch, *count, weight);
     float *gradient = p->states[layer_count], *unused = p->layers.dnormed;
+    if (!p->forward_only) walsh_train_round_gradient(&p->layers, gradient, batch->rows);
     for (uint32_t i = layer_count; !p->forward_only && i-- > 0;) {
         if (p->checkpoint && i + 1 < layer_count) /* the tape still holds the last layer's forward */
             walsh_train_layer_forward(&p->layers, &layers[i], &rows, p->states[i], &p->tapes[i], unused);

@@ -417,6 +417,13 @@ static bool same_input(const struct walsh_products *p, const struct walsh_frozen
            walsh_rotation_equal(side(a, c, transposed), side(b, d, transposed));
 }
 
+bool walsh_products_take_rows(const struct walsh_products *p, const struct walsh_linear *linear,
+                              bool transposed)
+{
+    const struct walsh_rotation *rotation = transposed ? &linear->out_rotation : &linear->in_rotation;
+    return type_of(p->compute, linear) == WALSH_ACTIVATION_BF16 && rotation->kind == WALSH_ROTATION_NONE;
+}
+
 /* Are the rows that the caller rounded what call `c` of all sites reads? They become its activations. */
 static bool take_rounded(struct walsh_products *p, const struct walsh_frozen_site *sites, size_t count,
                          size_t c, size_t item, bool transposed)
@@ -424,9 +431,7 @@ static bool take_rounded(struct walsh_products *p, const struct walsh_frozen_sit
     for (size_t i = 0; i < count; i++) {
         const struct walsh_frozen_call *call = &sites[i].calls[c];
         const uint16_t *rows = transposed ? call->rows : sites[i].inputs;
-        if (!rows || type_of(p->compute, call->linear) != WALSH_ACTIVATION_BF16 ||
-            side(&sites[i], c, transposed)->kind != WALSH_ROTATION_NONE)
-            return false;
+        if (!rows || !walsh_products_take_rows(p, call->linear, transposed)) return false;
         p->items[item + i].a =
             (struct walsh_activations){.type = WALSH_ACTIVATION_BF16,
                                        .rows = sites[i].rows,

@@ -81,6 +81,11 @@ void walsh_products_close(struct walsh_products *p); /* safe on a zeroed struct 
 size_t walsh_products_bytes(const struct walsh_model_graph *graph, const struct walsh_queue *queue,
                             const struct walsh_products_options *options);
 
+/* Does a product with this linear read rows that its caller rounded to bf16, so that nobody needs them in f32? transposed: dy
+ * of its gradient. */
+bool walsh_products_take_rows(const struct walsh_products *p, const struct walsh_linear *linear,
+                              bool transposed);
+
 /* True where `auto` decodes packed weights of which each meets `rows` rows inside the product. */
 bool walsh_products_fused(const struct walsh_queue *queue, enum walsh_activation_type compute,
                           const struct walsh_weights *w, size_t rows);
