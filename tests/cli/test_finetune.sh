@@ -3,6 +3,7 @@
 . "$(dirname "$0")/lib.sh"
 quick="--context 64 --batch-size 2 --grad-accumulation 2 --warmup 2"
 head -c 30000 "$CLI_SOURCE/data/shakespeare-valid.txt" >"$work/play.txt"
+tail -c 8000 "$CLI_SOURCE/data/shakespeare-valid.txt" >"$work/valid.txt"
 
 # --- wrong usage
 misuse "--data is missing" finetune "$model" --output "$work/a"
@@ -39,16 +40,16 @@ grep -q '<polyline' "$work/a/loss.svg" || fails "no plot"
 [ ! -e "$work/a/checkpoint-8" ] || fails "--keep 1 kept two checkpoints"
 misuse "WORK/a: it holds an adapter or checkpoints already; resume, or choose another" \
     finetune "$model" --data "$work/play.txt" --output "$work/a" --steps 20 --quiet
-works eval "$model" --text "$work/play.txt" -c 64 --json
+works eval "$model" --text "$work/valid.txt" -c 64 --json
 before=$(value ppl)
-works eval "$model" --text "$work/play.txt" -c 64 --adapter "$work/a" --json
+works eval "$model" --text "$work/valid.txt" -c 64 --adapter "$work/a" --json
 true_that "the adapter helps" "$(value ppl) < 0.9 * $before"
 
 # --- the validation's loss is what eval measures with the adapter (which leaves the last, shorter piece out)
 works finetune "$model" --data "$work/play.txt" --output "$work/v" --steps 2 --lr 2e-3 $quick --activations f32 \
-    --eval "$work/play.txt" --json --quiet
+    --eval "$work/valid.txt" --json --quiet
 validation=$(value eval_loss)
-works eval "$model" --text "$work/play.txt" -c 64 --adapter "$work/v" --activations f32 --json
+works eval "$model" --text "$work/valid.txt" -c 64 --adapter "$work/v" --activations f32 --json
 true_that "validation and eval agree" "($validation - $(value nll))^2 < 0.01^2"
 
 # --- killed at some moment, gone on with by another number of threads: the same bytes
@@ -81,12 +82,12 @@ cmp -s "$work/whole/adapter_model.safetensors" "$work/layers/adapter_model.safet
 
 # --- a rate that ruins the model: stopped early, and the best adapter is what stays
 works finetune "$model" --data "$work/play.txt" --output "$work/early" --steps 60 --lr 0.03 --schedule constant $quick \
-    --activations f32 --eval "$work/play.txt" --eval-every 2 --patience 2 --json --quiet
+    --activations f32 --eval "$work/valid.txt" --eval-every 2 --patience 2 --json --quiet
 same "stopped early" "$(value stopped_early)" true
 true_that "steps that were left out" "$(value steps) < 60 && $(value steps) >= 6"
 best=$(value best_eval_loss)
 true_that "the last one is worse" "$(value eval_loss) > $best + 0.05"
-works eval "$model" --text "$work/play.txt" -c 64 --adapter "$work/early" --activations f32 --json
+works eval "$model" --text "$work/valid.txt" -c 64 --adapter "$work/early" --activations f32 --json
 true_that "the best adapter stays" "($best - $(value nll))^2 < 0.01^2"
 
 # --- what data may look like
