@@ -43,6 +43,14 @@ struct walsh_draw {
     const uint64_t *mask; /* bit i % 64 of word i / 64 set: token i may be drawn; NULL: all */
 };
 
+/* Tokens of a row that a draw can reach, as the kernel sum_masses finds them. */
+#define WALSH_REACH_LANES 16 /* behind the last one its arrays may be written to up to a multiple of these */
+struct walsh_reach {
+    int32_t *ids;
+    float *depth, *decay; /* walsh_logit_depth, and walsh_decay of it */
+    size_t count;
+};
+
 /* The smaller one of two numbers that are not negative; NaN, of either sign, is larger than all others. As
  * integers, because a compiler that has to think of floating-point exceptions does not take several at a time.
  */

@@ -228,6 +228,7 @@ static struct walsh_batch_entry *take_first(struct walsh_batch *b)
 
 static enum walsh_status start(struct walsh_batch *b, struct walsh_batch_entry *e, struct walsh_error *err)
 {
+    e->sampling.kernels = b->runner->queue->kernels;
     WALSH_TRY(walsh_sampler_create(&e->sampling, b->runner->graph->config.vocab, &e->sampler, err));
     for (uint32_t i = 0; i < e->count; i++) walsh_sampler_note(e->sampler, e->ids[i]);
     WALSH_TRY(walsh_runtime_session_open(b->runner, e->count + e->tokens, &b->limits.kv, &e->session, err));

@@ -19,8 +19,11 @@ static enum walsh_status check(const char *name, double value, bool valid, const
 static enum walsh_status allocate(struct walsh_sampler *s, struct walsh_error *err)
 {
     WALSH_TRY(walsh_alloc(s->vocab, sizeof *s->logits, "the sampler", &s->logits, err));
+    const size_t room = walsh_round_up(s->vocab, WALSH_REACH_LANES);
     WALSH_TRY(walsh_alloc(s->vocab, sizeof *s->candidates, "the sampler", &s->candidates, err));
-    WALSH_TRY(walsh_alloc(s->vocab, sizeof *s->mass, "the sampler", &s->mass, err));
+    WALSH_TRY(walsh_alloc(room, sizeof *s->reach.ids, "the sampler", &s->reach.ids, err));
+    WALSH_TRY(walsh_alloc(room, sizeof *s->reach.depth, "the sampler", &s->reach.depth, err));
+    WALSH_TRY(walsh_alloc(room, sizeof *s->reach.decay, "the sampler", &s->reach.decay, err));
     WALSH_TRY(walsh_alloc(s->options.repeat_last, sizeof *s->recent, "the sampler", &s->recent, err));
     WALSH_TRY(walsh_alloc_zero(s->vocab, sizeof *s->place, "the sampler", &s->place, err));
     if (s->options.presence_penalty != 0 || s->options.frequency_penalty != 0)
@@ -87,6 +90,11 @@ enum walsh_status walsh_sampler_create(const struct walsh_sampling *o, uint32_t 
     WALSH_TRY(walsh_sampling_check(o, vocab, err));
     struct walsh_sampler *s;
     WALSH_TRY(walsh_alloc_zero(1, sizeof *s, "the sampler", &s, err));
+    struct walsh_kernels machine;
+    if (!o->kernels) walsh_kernels_select(walsh_cpu_isa(), &machine);
+    const struct walsh_kernels *kernels = o->kernels ? o->kernels : &machine;
+    s->logit_range = kernels->logit_range;
+    s->sum_masses = kernels->sum_masses;
     s->options = *o;
     s->vocab = vocab;
     walsh_random_seed(&s->random, o->seed);
@@ -105,7 +113,9 @@ void walsh_sampler_destroy(struct walsh_sampler **sampler)
     walsh_matcher_close(&(*sampler)->matcher);
     walsh_free((*sampler)->logits);
     walsh_free((*sampler)->candidates);
-    walsh_free((*sampler)->mass);
+    walsh_free((*sampler)->reach.ids);
+    walsh_free((*sampler)->reach.depth);
+    walsh_free((*sampler)->reach.decay);
     walsh_free((*sampler)->recent);
     walsh_free((*sampler)->drawn);
     walsh_free((*sampler)->place);
@@ -207,155 +217,193 @@ static bool before(struct walsh_candidate a, struct walsh_candidate b)
     return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
 }
 
-/* A heap with the first candidate on top: taking k of n costs n + k log n, where sorting costs n log n. */
+/* A heap with the last candidate on top, which then goes to the end. */
 static void sift_down(struct walsh_candidate *heap, size_t n, size_t i)
 {
     struct walsh_candidate moved = heap[i];
     for (size_t child; (child = 2 * i + 1) < n; i = child) {
-        if (child + 1 < n && before(heap[child + 1], heap[child])) child++;
-        if (!before(heap[child], moved)) break;
+        if (child + 1 < n && before(heap[child], heap[child + 1])) child++;
+        if (!before(moved, heap[child])) break;
         heap[i] = heap[child];
     }
     heap[i] = moved;
 }
 
-static struct walsh_candidate take_first(struct walsh_candidate *heap, size_t *n)
+static void sort(struct walsh_candidate *c, size_t n)
 {
-    struct walsh_candidate top = heap[0];
-    heap[0] = heap[--*n];
-    sift_down(heap, *n, 0);
-    return top;
+    if (n <= 24) { /* by insertion */
+        for (size_t i = 1, at; i < n; i++) {
+            const struct walsh_candidate moved = c[i];
+            for (at = i; at > 0 && before(moved, c[at - 1]); at--) c[at] = c[at - 1];
+            c[at] = moved;
+        }
+        return;
+    }
+    for (size_t i = n / 2; i-- > 0;) sift_down(c, n, i);
+    for (size_t left = n - 1; left > 0; left--) {
+        const struct walsh_candidate last = c[0];
+        c[0] = c[left];
+        c[left] = last;
+        sift_down(c, left, 0);
+    }
 }
 
-#define BUCKETS 256       /* of logits below the largest one, each a factor of e^(1/8) of probability wide */
-#define BUCKETS_PER_E 8.0 /* what lies further down than 32 is in the last one */
-#define BLOCK 256
+#define BUCKETS 256        /* of depth, each a factor of e^(1/8) of probability wide */
+#define BUCKETS_PER_E 8.0f /* what lies further down than 32 is in the last one */
+/* Nothing below it has a mass: 2^39 e^-28 is less than 1. Most draws end above the first one, below which most of a
+ * vocabulary lies. */
+#define DEEPEST 28.0f
+#define FIRST_DEEPEST 9.0f
 
-struct histogram {
+/* The front of the order: a bucket's candidates stand before those of the next one, and within it in no order until they
+ * are needed. */
+struct front {
+    struct walsh_candidate *candidates;
+    uint32_t end[BUCKETS]; /* of a bucket's candidates */
     uint64_t mass[BUCKETS];
-    uint32_t count[BUCKETS];
-    uint64_t whole; /* the sum of all masses */
+    bool sorted[BUCKETS];
+    uint32_t count;
+    uint64_t sum, whole; /* masses of these, and of the whole vocabulary */
+    bool all;            /* nothing else has a mass */
 };
 
-static void fill_histogram(const struct walsh_sampler *s, float best, float per_temperature,
-                           struct histogram *h)
+/* The first candidates of the order, with the sum of their masses; `last` is the last one of them. */
+struct prefix {
+    uint32_t count;
+    uint64_t mass;
+    int32_t last;
+};
+
+static uint32_t bucket_of(float depth)
 {
-    *h = (struct histogram){0};
-    for (uint32_t begin = 0; begin < s->vocab; begin += BLOCK) {
-        const uint32_t n = s->vocab - begin < BLOCK ? s->vocab - begin : BLOCK;
-        float decay[BLOCK];
-        int32_t bucket[BLOCK];
-        for (uint32_t i = 0; i < n; i++) {
-            const float depth = walsh_logit_depth(best, s->logits[begin + i], per_temperature);
-            bucket[i] = (int32_t)walsh_smaller(depth * (float)BUCKETS_PER_E, BUCKETS - 1);
-            decay[i] = walsh_decay(depth);
-        }
-        for (uint32_t i = 0; i < n; i++) {
-            h->mass[bucket[i]] += walsh_mass_of_decay(decay[i]);
-            h->count[bucket[i]]++;
-        }
-    }
-    for (uint32_t i = 0; i < BUCKETS; i++) h->whole += h->mass[i];
+    return (uint32_t)walsh_smaller(depth * BUCKETS_PER_E, BUCKETS - 1);
 }
 
-/* Put those that a draw can reach into a heap: whole buckets from the top until they have `count` candidates
- * or more, or a mass of `mass` or more, or what follows has less than `share` of the first one's probability
- * (0: whatever it has). Of a vocabulary these are few, and the rest is never sorted. */
-static size_t gather(struct walsh_sampler *s, float best, const struct histogram *h, uint32_t count,
-                     uint64_t mass, double share)
+static void find_front(struct walsh_sampler *s, const float *logits, float best, float per_temperature,
+                       float deepest, struct front *f)
 {
-    const double deepest = share > 0 ? 1 - log(share) * BUCKETS_PER_E : BUCKETS;
-    uint32_t last = 0, seen = h->count[0];
-    uint64_t sum = h->mass[0];
-    while (last < BUCKETS - 1 && last < deepest && seen < count && sum < mass) {
-        seen += h->count[++last];
-        sum += h->mass[last];
+    struct walsh_reach *reach = &s->reach;
+    *f = (struct front){.candidates = s->candidates, .all = deepest >= DEEPEST};
+    f->whole = s->sum_masses(logits, s->vocab, best, per_temperature, deepest, reach);
+    f->count = (uint32_t)reach->count;
+    for (uint32_t i = 0; i < f->count; i++) {
+        const uint32_t bucket = bucket_of(reach->depth[i]);
+        f->mass[bucket] += walsh_mass_of_decay(reach->decay[i]);
+        f->end[bucket]++;
     }
-    /* a little below the bucket's end, since the quotients were rounded */
-    const double depth = (last + 1.01) / BUCKETS_PER_E * s->options.temperature + 1e-6 * fabs((double)best);
-    const float least = last == BUCKETS - 1 ? -INFINITY : (float)((double)best - depth);
-    size_t n = 0;
-    for (uint32_t i = 0; i < s->vocab; i++) {
-        s->candidates[n] = (struct walsh_candidate){s->logits[i], (int32_t)i};
-        n += s->logits[i] >= least;
+    uint32_t next[BUCKETS];
+    for (uint32_t b = 0, begin = 0; b < BUCKETS; b++) {
+        next[b] = begin;
+        begin = f->end[b] += begin;
+        f->sum += f->mass[b];
     }
-    for (size_t i = n / 2; i-- > 0;) sift_down(s->candidates, n, i);
-    return n;
+    for (uint32_t i = 0; i < f->count; i++) {
+        const int32_t id = reach->ids[i];
+        f->candidates[next[bucket_of(reach->depth[i])]++] =
+            (struct walsh_candidate){logits[id], reach->decay[i], id};
+    }
 }
 
-/* kernels/draw.h's draw from s->logits. The candidates come down in order as far as the filters and the draw
- * need them: ids at the end of the array, masses from the front. With top-k and top-p all of top-k come down,
- * because top-p is a share of their mass; min-p cuts behind that. */
-static int32_t draw(struct walsh_sampler *s, const struct walsh_draw *d, float best)
+/* The shortest prefix of `most` candidates or a mass of `enough`, or all of them. Only the bucket that it ends in is put
+ * in order. */
+static struct prefix prefix_of(struct front *f, uint32_t most, uint64_t enough)
 {
-    const bool top_k = d->top_k < s->vocab, top_p = d->top_p < 1;
-    const bool unfiltered = !top_k && !top_p && d->least == 1;
-    struct histogram h;
-    fill_histogram(s, best, d->per_temperature, &h);
-    uint64_t enough = UINT64_MAX, point = 0, total = 0, sum = 0; /* the mass that is far enough down */
-    if (unfiltered)
-        enough = (point = walsh_drawn_mass(d->share, h.whole)) + 1;
-    else if (top_p && !top_k)
-        enough = walsh_top_p_mass(d->top_p, h.whole);
-    size_t n = gather(s, best, &h, d->top_k, enough, top_k && top_p ? 0 : s->options.min_p), kept = 0;
-    struct walsh_candidate *sorted =
-        s->candidates + s->vocab; /* grows downwards into the room that the heap leaves */
-    while (kept < d->top_k && n > 0 && total < enough) {
-        const struct walsh_candidate c = take_first(s->candidates, &n);
-        const uint64_t mass =
-            walsh_mass_of_decay(walsh_decay(walsh_logit_depth(best, c.logit, d->per_temperature)));
-        if (mass < d->least && !(top_k && top_p)) break;
-        *--sorted = c;
-        s->mass[kept++] = mass;
-        total += mass;
+    struct prefix p = {0, 0, -1};
+    uint32_t b = 0;
+    while (b < BUCKETS && f->end[b] < most && p.mass + f->mass[b] < enough) {
+        p.mass += f->mass[b];
+        p.count = f->end[b++];
     }
-    if (top_k && top_p) { /* all of top-k are there; now cut them by top-p and min-p */
-        enough = walsh_top_p_mass(d->top_p, total);
-        total = 0;
-        const size_t candidates = kept;
-        for (kept = 0; kept < candidates && total < enough && s->mass[kept] >= d->least; kept++)
-            total += s->mass[kept];
+    if (b == BUCKETS) return p;
+    if (!f->sorted[b]) sort(f->candidates + p.count, f->end[b] - p.count);
+    f->sorted[b] = true;
+    while (p.count < f->end[b] && p.count < most && p.mass < enough) {
+        const struct walsh_candidate *c = &f->candidates[p.count++];
+        p.mass += walsh_mass_of_decay(c->decay);
+        p.last = c->id;
     }
-    if (!unfiltered) point = walsh_drawn_mass(d->share, total);
-    size_t chosen = 0;
-    for (; chosen + 1 < kept && (sum += s->mass[chosen]) <= point; chosen++) continue;
-    return s->candidates[s->vocab - 1 - chosen].id;
+    return p;
 }
 
-static enum walsh_status find_best(const struct walsh_sampler *s, struct walsh_candidate *best,
-                                   struct walsh_error *err)
+/* What the filters keep, as kernels/draw.h says; false: it may end further down than the front. */
+static bool keep(struct front *f, const struct walsh_draw *d, uint32_t vocab, struct prefix *kept)
 {
-    int32_t most = INT32_MIN, least = INT32_MAX;
-    for (uint32_t i = 0; i < s->vocab;
-         i++) { /* integers, because a compiler takes several of them at a time */
-        const int32_t order = walsh_logit_order(s->logits[i]);
-        most = order > most ? order : most;
-        least = order < least ? order : least;
+    const bool top_k = d->top_k < vocab;
+    uint32_t most = d->top_k;
+    uint64_t enough = UINT64_MAX;
+    if (top_k && most > f->count && !f->all) return false;
+    if (d->top_p < 1) enough = walsh_top_p_mass(d->top_p, top_k ? prefix_of(f, most, enough).mass : f->whole);
+    if (d->least > 1) {
+        uint32_t large = 0;
+        for (uint32_t i = 0; i < f->count; i++)
+            large += walsh_mass_of_decay(f->candidates[i].decay) >= d->least;
+        if (large < most && large == f->count && f->sum < enough && !f->all) return false;
+        most = large < most ? large : most;
     }
-    const bool good = most < walsh_logit_order(INFINITY) && least >= walsh_logit_order(-INFINITY);
-    *best = (struct walsh_candidate){s->logits[0], 0};
-    for (uint32_t i = 0; i < s->vocab; i++) {
-        const float logit = s->logits[i];
-        if (!good && (isnan(logit) || logit == INFINITY))
-            return walsh_fail(err, WALSH_E_INTERNAL, "the logit of token %u is %g", i, (double)logit);
-        if (logit > best->logit) *best = (struct walsh_candidate){logit, (int32_t)i};
-        if (good && walsh_logit_order(logit) == most) break;
+    if (most > f->count && f->sum < enough && !f->all) return false;
+    *kept = prefix_of(f, most, enough);
+    return true;
+}
+
+/* kernels/draw.h's draw from a front; false: it does not reach as far down. */
+static bool draw_from(struct front *f, const struct walsh_draw *d, uint32_t vocab, int32_t *id)
+{
+    struct prefix kept;
+    uint64_t total = f->whole;
+    if (d->top_k < vocab || d->top_p < 1 || d->least > 1) {
+        if (!keep(f, d, vocab, &kept)) return false;
+        total = kept.mass;
     }
-    if (best->logit == -INFINITY) return walsh_fail(err, WALSH_E_INTERNAL, "all logits are -inf");
+    const uint64_t point = walsh_drawn_mass(d->share, total);
+    if (point >= f->sum) return false;
+    *id = prefix_of(f, UINT32_MAX, point + 1).last;
+    return true;
+}
+
+/* The largest logit, of equal ones the first. */
+static enum walsh_status find_best(const struct walsh_sampler *s, const float *logits, float *best,
+                                   int32_t *id, struct walsh_error *err)
+{
+    int32_t most, least;
+    s->logit_range(logits, s->vocab, &most, &least);
+    if (most >= walsh_logit_order(INFINITY) || least < walsh_logit_order(-INFINITY)) {
+        for (uint32_t i = 0; i < s->vocab; i++)
+            if (isnan(logits[i]) || logits[i] == INFINITY)
+                return walsh_fail(err, WALSH_E_INTERNAL, "the logit of token %u is %g", i, (double)logits[i]);
+    }
+    if (most == walsh_logit_order(-INFINITY)) return walsh_fail(err, WALSH_E_INTERNAL, "all logits are -inf");
+    *id = 0;
+    while (walsh_logit_order(logits[*id]) != most) ++*id;
+    *best = logits[*id];
     return WALSH_OK;
+}
+
+/* The logits as the draw sees them: in the sampler's own row where something changes them. */
+static const float *edited(struct walsh_sampler *s, const struct walsh_draw *d, const float *logits)
+{
+    if (d->edit_count == 0 && !d->mask) return logits;
+    memcpy(s->logits, logits, s->vocab * sizeof *logits);
+    walsh_edit_logits(d, s->logits);
+    for (uint32_t i = 0; d->mask && i < s->vocab; i++)
+        if (!(d->mask[i / 64] >> i % 64 & 1)) s->logits[i] = -INFINITY;
+    return s->logits;
 }
 
 enum walsh_status walsh_sampler_choose(struct walsh_sampler *s, const float *logits, int32_t *id,
                                        struct walsh_error *err)
 {
     struct walsh_draw d;
-    struct walsh_candidate best;
+    struct front front;
+    float best = 0;
     WALSH_TRY(walsh_sampler_plan(s, &d, err));
-    memcpy(s->logits, logits, s->vocab * sizeof *logits);
-    walsh_edit_logits(&d, s->logits);
-    for (uint32_t i = 0; d.mask && i < s->vocab; i++)
-        if (!(d.mask[i / 64] >> i % 64 & 1)) s->logits[i] = -INFINITY;
-    WALSH_TRY(find_best(s, &best, err));
-    *id = d.greedy ? best.id : draw(s, &d, best.logit);
+    logits = edited(s, &d, logits);
+    WALSH_TRY(find_best(s, logits, &best, id, err));
+    if (!d.greedy) {
+        find_front(s, logits, best, d.per_temperature, FIRST_DEEPEST, &front);
+        if (!draw_from(&front, &d, s->vocab, id)) {
+            find_front(s, logits, best, d.per_temperature, DEEPEST, &front);
+            draw_from(&front, &d, s->vocab, id);
+        }
+    }
     return walsh_sampler_take(s, *id, err);
 }

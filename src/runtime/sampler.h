@@ -7,7 +7,7 @@
 
 #include "base/random.h"
 #include "base/status.h"
-#include "kernels/draw.h"
+#include "kernels/table.h"
 #include "text/grammar.h"
 
 /* A temperature below it is greedy: logits one step of f32 apart differ by more than a factor of e^0.1 there,
@@ -34,10 +34,12 @@ struct walsh_sampling {
     const float *biases;
     size_t bias_count;
     const struct walsh_grammar *grammar; /* what answers look like; NULL: free. The sampler keeps it */
+    const struct walsh_kernels *kernels; /* of the CPU; NULL: this machine's. All draw the same */
 };
 
 struct walsh_candidate {
     float logit; /* after penalties and bias */
+    float decay; /* kernels/draw.h's */
     int32_t id;
 };
 
@@ -45,9 +47,11 @@ struct walsh_sampler {
     struct walsh_sampling options;
     uint32_t vocab;
     struct walsh_random random;
-    float *logits;                      /* [vocab], after penalties and biases */
-    struct walsh_candidate *candidates; /* [vocab] */
-    uint64_t *mass;                     /* [vocab] of the sorted candidates */
+    walsh_kernel_logit_range *logit_range;
+    walsh_kernel_sum_masses *sum_masses;
+    float *logits;                      /* [vocab], after penalties and biases, where there are some */
+    struct walsh_reach reach;           /* room for [vocab] */
+    struct walsh_candidate *candidates; /* [vocab] those of reach, by depth */
     int32_t *recent;                    /* ring [repeat_last] */
     uint64_t accepted;                  /* tokens so far */
     uint32_t *drawn;                /* [vocab]: how often each was drawn; NULL where no penalty asks for it */

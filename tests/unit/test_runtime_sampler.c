@@ -370,7 +370,14 @@ static void fill_logits(struct walsh_random *random, float *logits, uint32_t voc
     logits[walsh_random_u64(random) % vocab] = 2;
 }
 
-/* Every draw is the one that kernels/draw.h writes down, with all options on and off. */
+/* The machine's kernels by instruction sets, one after the other. */
+static void select_kernels(int turn, struct walsh_kernels *out)
+{
+    const unsigned masks[] = {0, WALSH_ISA_avx2, WALSH_ISA_avx2 | WALSH_ISA_avx512};
+    walsh_kernels_select(masks[turn % 3] & walsh_cpu_isa(), out);
+}
+
+/* Every draw is the one that kernels/draw.h writes down, with all options on and off and with all kernels. */
 static void draws_are_those_of_the_reference(void **state)
 {
     (void)state;
@@ -383,7 +390,10 @@ static void draws_are_those_of_the_reference(void **state)
     for (int round = 0; round < ROUNDS; round++) {
         const uint32_t vocab = 1 + (uint32_t)(walsh_random_u64(&random) % (round % 2 ? MOST : 40));
         struct walsh_sampling o = plain;
+        struct walsh_kernels kernels;
         int32_t excluded[EXCLUDED], ids[BIASES];
+        select_kernels(round, &kernels);
+        o.kernels = &kernels;
         float biases[BIASES];
         for (int i = 0; i < EXCLUDED; i++) excluded[i] = (int32_t)(walsh_random_u64(&random) % vocab);
         for (int i = 0; i < BIASES; i++) {

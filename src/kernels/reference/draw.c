@@ -1,5 +1,31 @@
-/* A draw by sorting everything. */
-#include "kernels/draw.h"
+/* The passes of a draw over the vocabulary, and a draw by sorting everything. */
+#include "kernels/table.h"
+
+void walsh_logit_range_reference(const float *logits, size_t n, int32_t *most, int32_t *least)
+{
+    *most = *least = walsh_logit_order(logits[0]);
+    for (size_t i = 1; i < n; i++) {
+        const int32_t order = walsh_logit_order(logits[i]);
+        if (order > *most) *most = order;
+        if (order < *least) *least = order;
+    }
+}
+
+uint64_t walsh_sum_masses_reference(const float *logits, size_t n, float best, float per_temperature,
+                                    float deepest, struct walsh_reach *out)
+{
+    uint64_t sum = 0;
+    out->count = 0;
+    for (size_t i = 0; i < n; i++) {
+        const float depth = walsh_logit_depth(best, logits[i], per_temperature), decay = walsh_decay(depth);
+        sum += walsh_mass_of_decay(decay);
+        if (!(depth <= deepest)) continue;
+        out->ids[out->count] = (int32_t)i;
+        out->depth[out->count] = depth;
+        out->decay[out->count++] = decay;
+    }
+    return sum;
+}
 
 /* a stands before b. */
 static bool before(const float *logits, int32_t a, int32_t b)
