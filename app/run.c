@@ -141,10 +141,11 @@ static const struct option run_options[] = {
      .letter = 's',
      .argument = "N",
      .kind = OPTION_INTEGER,
-     .least = 0,
-     .most = 9e18,
+     .least = -0x1.fffffffffffffp62, /* the lowest of 64 bits stands for none */
+     .most = 9.3e18,
      .offset = AT(seed),
-     .help = "seed of the draws; default: a new one each time, which is reported"},
+     .help = "seed of the draws, of 64 bits, -1 being the last one; default: a new one each time, which is "
+             "reported"},
     KV_OPTIONS(AT(kv)),
     PREFIX_OPTIONS(AT(prefix)),
     {.name = "adapter",
@@ -387,11 +388,11 @@ static void report_speed(struct talk *talk, const struct answer *answer)
         snprintf(reused, sizeof reused, ", %llu of them from the prefix store",
                  (unsigned long long)answer->reused);
     progress_note(&talk->settings->command.progress,
-                  "prompt %llu tokens%s%s, generated %llu tokens%s, end: %s, seed %llu",
+                  "prompt %llu tokens%s%s, generated %llu tokens%s, end: %s, seed %lld",
                   (unsigned long long)answer->prompt_tokens, reused,
                   rate_text(prompt_rate(answer), prompt, sizeof prompt), (unsigned long long)answer->tokens,
                   rate_text(per_second(answer->steps, answer->step_seconds), decode, sizeof decode),
-                  answer->finish, (unsigned long long)talk->seed);
+                  answer->finish, (long long)talk->seed);
 }
 
 static enum walsh_status print_json(const struct talk *talk, const struct answer *answer,

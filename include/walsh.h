@@ -240,8 +240,9 @@ WALSH_API bool walsh_model_has_chat_template(const struct walsh_model *model);
  * thinking, whichever of reasoning_content, thinking, reasoning it comes in.
  *
  * WALSH_E_NOT_FOUND: no template; the message names the files it was looked for in. WALSH_E_ARGUMENT: the
- * JSON is not what it should be, or the template refuses the conversation (raise_exception, with its text).
- * WALSH_E_FORMAT: the template itself is wrong or uses what is not supported, with its line.
+ * JSON is not what it should be, or the template refuses the conversation (raise_exception, with its text) or fails
+ * with it (an attribute of what is undefined and the like, with its line). WALSH_E_FORMAT: an error of the template's
+ * syntax, with its line. WALSH_E_UNSUPPORTED: a filter or a test that is not known, with its line.
  * WALSH_E_CAPACITY: more steps, depth, memory or text than allowed. */
 WALSH_API enum walsh_status walsh_chat_render(const struct walsh_model *model, const char *messages_json,
                                               size_t messages_size, const struct walsh_chat_options *options,

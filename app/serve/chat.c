@@ -16,12 +16,12 @@ static bool refuse_rendering(struct exchange *x, const struct walsh_error *err)
                       "this model has no chat template; use /v1/completions");
     case WALSH_E_ARGUMENT:
     case WALSH_E_CAPACITY:
-    case WALSH_E_FORMAT: /* mostly what a conversation lacks that the template wants */
         return refuse(&x->refusal, 400, "invalid_messages", "messages", "%s", err->message);
     case WALSH_E_MEMORY:
         return refuse_memory(&x->refusal);
-    default:
-        return refuse(&x->refusal, 500, "template_error", "messages", "%s", err->message);
+    default: /* whatever the conversation is */
+        return refuse(&x->refusal, 500, "template_error", NULL,
+                      "the model's chat template cannot be used: %s", err->message);
     }
 }
 

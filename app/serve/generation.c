@@ -183,7 +183,7 @@ static void set_limits(struct exchange *x, struct job *job)
     job->tenant = x->tenant;
     job->salt = x->key;
     job->salt_size = x->key ? strlen(x->key) : 0;
-    job->seed = job->request.seed == OPTION_UNSET ? fresh_seed() : (uint64_t)job->request.seed;
+    job->seed = job->request.seeded ? job->request.seed : fresh_seed();
 }
 
 static struct job *make_job(struct exchange *x, struct request *r, bool chat, struct model_entry *entry,

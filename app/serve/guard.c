@@ -66,8 +66,14 @@ bool guard_length(struct exchange *x)
 {
     const int lengths = headers_of(x, MHD_HTTP_HEADER_CONTENT_LENGTH);
     const int codings = headers_of(x, MHD_HTTP_HEADER_TRANSFER_ENCODING);
-    if (lengths + codings <= 1) return true;
-    x->at_once = true; /* nothing more is read from this connection */
+    const char *coding = header(x, MHD_HTTP_HEADER_TRANSFER_ENCODING);
+    const bool known = !codings || (coding && strcasecmp(coding, "chunked") == 0);
+    if (lengths + codings <= 1 && known) return true;
+    x->at_once = true;          /* nothing more is read from this connection */
+    if (codings == 1 && !known) /* RFC 9112, 6.1; libmicrohttpd would wait for the end of such a body */
+        return refuse(&x->refusal, 501, "unknown_transfer_coding", NULL,
+                      "the Transfer-Encoding \"%.60s\" is not supported, expected chunked",
+                      coding ? coding : "");
     return refuse(
         &x->refusal, 400, "invalid_length", NULL,
         "the request has %d Content-Length and %d Transfer-Encoding headers, expected one of the two",

@@ -149,6 +149,17 @@ static bool parse_logprobs(const struct field *field, const json_t *value, uint3
     return true;
 }
 
+/* A negative one counts from 2^64: -1 is the last of 64 bits. */
+static bool parse_seed(const struct field *field, const json_t *value, uint32_t vocab, struct request *out,
+                       struct refusal *refusal)
+{
+    (void)vocab;
+    if (!json_is_integer(value)) return wrong_type(field, "an integer", refusal);
+    out->seed = (uint64_t)json_integer_value(value);
+    out->seeded = true;
+    return true;
+}
+
 static bool parse_stream_options(const struct field *field, const json_t *value, uint32_t vocab,
                                  struct request *out, struct refusal *refusal)
 {
@@ -237,7 +248,7 @@ static const struct field fields[] = {
     {"repeat_last_n", FOR_TEXT, FIELD_INTEGER, AT(repeat_last), 0, INT32_MAX, NULL},
     {"presence_penalty", FOR_TEXT, FIELD_REAL, AT(presence_penalty), -100, 100, NULL},
     {"frequency_penalty", FOR_TEXT, FIELD_REAL, AT(frequency_penalty), -100, 100, NULL},
-    {"seed", FOR_TEXT, FIELD_INTEGER, AT(seed), 0, 9e18, NULL},
+    {"seed", FOR_TEXT, FIELD_PARSED, 0, 0, 0, parse_seed},
     {"logit_bias", FOR_TEXT, FIELD_PARSED, 0, -100, 100, parse_bias},
     {"logprobs", FOR_COMPLETION, FIELD_PARSED, 0, 0, MOST_LOGPROBS, parse_logprobs},
     {"logprobs", FOR_CHAT, FIELD_SWITCH, AT(logprobs_asked), 0, 0, NULL},
@@ -306,14 +317,18 @@ static const struct field *find_field(const char *name, unsigned endpoint)
     return NULL;
 }
 
-/* Levels of nesting and values, before a tree of them is built. */
+/* Levels of nesting, values and NULs, before a tree is built of them. */
 static bool check_size(const char *body, size_t size, struct refusal *refusal)
 {
     size_t depth = 0, containers = 0, values = 1;
     bool quoted = false;
     for (size_t i = 0; i < size; i++) {
         const char c = body[i];
-        if (quoted && c == '\\') {
+        const bool escape = quoted && c == '\\';
+        if (!c || (escape && size - i >= 6 && memcmp(body + i + 1, "u0000", 5) == 0))
+            return refuse(refusal, 400, "invalid_json", NULL,
+                          "byte %zu of the body is NUL%s, which no text may have", i, c ? " (\\u0000)" : "");
+        if (escape) {
             i++;
         } else if (c == '"') {
             quoted = !quoted;
@@ -371,7 +386,6 @@ bool request_parse(const char *body, size_t size, unsigned endpoint, uint32_t vo
     *out = (struct request){.n = OPTION_UNSET,
                             .best_of = OPTION_UNSET,
                             .max_tokens = OPTION_UNSET,
-                            .seed = OPTION_UNSET,
                             .top_k = OPTION_UNSET,
                             .repeat_last = OPTION_UNSET,
                             .top_logprobs = OPTION_UNSET,

@@ -42,9 +42,10 @@ struct request {
     char *stop_text; /* those of `stops` from then on */
     const char *model, *user, *lora_name, *lora_path, *prompt_text;
     const json_t *messages, *response_format, *tokens, *template_arguments;
-    bool stream, include_usage, echo, ignore_eos, logprobs_asked, add_special, add_special_given;
+    bool stream, include_usage, echo, ignore_eos, logprobs_asked, seeded, add_special, add_special_given;
     bool return_strings, add_generation_prompt, add_generation_prompt_given;
-    int64_t n, best_of, max_tokens, seed, top_k, repeat_last, top_logprobs;
+    int64_t n, best_of, max_tokens, top_k, repeat_last, top_logprobs;
+    uint64_t seed;
     double temperature, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty;
     struct option_texts stops;
     int32_t stop_ids[MOST_STOP_IDS];

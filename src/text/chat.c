@@ -161,6 +161,8 @@ enum walsh_status walsh_chat_text(const struct walsh_tokenizer *t, const char *w
     enum walsh_status status = variables ? fill_variables(t, chat, variables, err) : out_of_memory(err);
     if (status == WALSH_OK)
         status = walsh_template_render(template, variables, chat->now, &limits, text, size, err);
+    if (status == WALSH_E_FORMAT) /* its syntax is right: another conversation may well pass */
+        status = walsh_fail_within(err, WALSH_E_ARGUMENT, "the chat template fails with this conversation");
     json_decref(variables);
     walsh_template_close(&template);
     return status;

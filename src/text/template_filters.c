@@ -365,5 +365,6 @@ enum walsh_status walsh_tpl_filter(struct walsh_tpl_run *run, struct walsh_tpl_t
     for (size_t t = 0; t < 2; t++)
         for (const struct walsh_tpl_filter *f = tables[t]; f->name; f++)
             if (walsh_tpl_text_is(name, f->name)) return f->apply(run, value, arguments, out);
-    return TPL_FAIL(run, "the filter \"%.*s\" is not known", (int)walsh_min(name.size, 60), name.data);
+    return walsh_fail(run->err, WALSH_E_UNSUPPORTED, "the filter \"%.*s\" is not known",
+                      (int)walsh_min(name.size, 60), name.data);
 }

@@ -131,7 +131,8 @@ enum walsh_status walsh_tpl_test(struct walsh_tpl_run *run, struct walsh_tpl_tex
     const bool compares = comparison(name, &op), in = walsh_tpl_text_is(name, "in"),
                same = walsh_tpl_text_is(name, "sameas"), divides = walsh_tpl_text_is(name, "divisibleby");
     if (!compares && !in && !same && !divides)
-        return TPL_FAIL(run, "the test \"%.*s\" is not known", (int)walsh_min(name.size, 60), name.data);
+        return walsh_fail(run->err, WALSH_E_UNSUPPORTED, "the test \"%.*s\" is not known",
+                          (int)walsh_min(name.size, 60), name.data);
     if (!argument) return TPL_FAIL(run, "the test \"%.*s\" needs an argument", (int)name.size, name.data);
     if (compares) return compare(run, op, v, argument, out);
     if (in) return walsh_tpl_contains(run, argument, v, out);

@@ -16,18 +16,24 @@ if not driver_path:
 
 class Browser:
     def __init__(self, width, height, dark=False):
-        self.port = socket.create_server(("127.0.0.1", 0)).getsockname()[1]
         self.home = tempfile.mkdtemp(prefix="walsh-page.")
-        self.process = subprocess.Popen([driver_path, "--port=%d" % self.port], stdout=subprocess.DEVNULL,
-                                        stderr=subprocess.DEVNULL, env=dict(os.environ, HOME=self.home))
+        self.process = subprocess.Popen([driver_path, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                                        env=dict(os.environ, HOME=self.home))
+        self.port = None
+        for line in self.process.stdout:  # it says which port it took
+            started = re.search(rb"started successfully on port (\d+)", line)
+            if started:
+                self.port = int(started[1])
+                break
+        assert self.port, "chromedriver did not start"
         arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--user-data-dir=" + self.home,
                      "--window-size=%d,%d" % (width, height)] + (["--force-dark-mode"] if dark else [])
-        def started():
+        def ready():
             try:
                 return self.call("GET", "/status", base="")["ready"]
             except OSError:
                 return False
-        wait_for("chromedriver", started)
+        wait_for("chromedriver", ready)
         self.base = "/session/" + self.call("POST", "/session", {"capabilities": {"alwaysMatch": {
             "browserName": "chrome", "goog:chromeOptions": {"args": arguments}}}}, base="")["sessionId"]
 

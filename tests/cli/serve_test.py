@@ -21,7 +21,7 @@ shutil.copytree(LORA, WORK + "/adapterz/inside")  # as long a name, and a longer
 shutil.copytree(LORA, WORK + "/adapters-of-others")
 server = Server("--adapter", "bard=" + LORA, "--adapter-directory", WORK + "/adapters", "--max-batch", "16",
                 "--max-queue", "70", "--read-timeout", "5", "--max-body", "65536", "--allow-origin", "https://ok.example",
-                "--prefix-store", WORK + "/prefixes")
+                "--prefix-store", WORK + "/prefixes", "--drain-timeout", "300")
 BASE = {"prompt": "It was late in the evening when", "max_tokens": 12, "seed": 5, "temperature": 0.9}
 
 
@@ -99,13 +99,14 @@ def many_at_once_are_those_of_run():
             return "".join(p["choices"][0]["text"] for p in server.stream("/v1/completions", body))
         status, answer = server.post("/v1/completions", body)
         return answer["choices"][0]["text"] if status == 200 else answer
-    before = server.metric("steps_total"), server.metric("generated_tokens_total")
-    with concurrent.futures.ThreadPoolExecutor(64) as pool:
-        got = list(pool.map(client, range(64)))
-    for i in range(64):
-        assert got[i] == want[i % DISTINCT], (i, plan(i), got[i], want[i % DISTINCT])
-    steps, tokens = server.metric("steps_total") - before[0], server.metric("generated_tokens_total") - before[1]
-    assert tokens > 2 * steps, "they ran together: %d tokens in %d steps" % (tokens, steps)
+    def steps_per_token():
+        before = server.metric("steps_total"), server.metric("generated_tokens_total")
+        with concurrent.futures.ThreadPoolExecutor(64) as pool:
+            got = list(pool.map(client, range(64)))
+        for i in range(64):
+            assert got[i] == want[i % DISTINCT], (i, plan(i), got[i], want[i % DISTINCT])
+        return (server.metric("steps_total") - before[0]) / (server.metric("generated_tokens_total") - before[1])
+    within(0.5, steps_per_token)  # they ran together, where the machine let the clients come together
     assert len(set(want)) == DISTINCT
 
 
@@ -354,7 +355,7 @@ def every_wrong_field_is_named():
     refused({**ok, "stop": ["x"] * 17}, 400, "invalid_value", "stop")
     refused({**ok, "stop": [1]}, 400, "invalid_type", "stop")
     refused({**ok, "stop_token_ids": [8192]}, 400, "invalid_value", "stop_token_ids")
-    refused({**ok, "seed": -1}, 400, "invalid_value", "seed")
+    refused({**ok, "seed": "1"}, 400, "invalid_type", "seed")
     refused({**ok, "logprobs": 21}, 400, "invalid_value", "logprobs")
     refused({**ok, "logprobs": True}, 400, "invalid_type", "logprobs")
     refused({**ok, "logprobs": 20, "n": 64, "max_tokens": 900}, 400, "invalid_value", "logprobs", says="900 tokens in each of 64 choices")
@@ -377,15 +378,19 @@ def every_wrong_field_is_named():
 
 
 def bodies_that_are_not_json():
-    def body(data, status=400, code="invalid_json", headers=None):
+    def body(data, status=400, code="invalid_json", headers=None, says=""):
         got, answer = server.post("/v1/completions", data, headers)
-        assert got == status and answer["error"]["code"] == code, (got, answer)
+        assert got == status and answer["error"]["code"] == code and says in answer["error"]["message"], (got, answer)
     body(b"")
     body(b"{")
     body(b"[]")
     body(b"{\"prompt\": \"\xff\xfe\"}")
     body(b"{\"prompt\": \"\\ud800\"}")
-    body(b"{\"prompt\": \"a\\u0000b\"}")
+    body(b"{\"prompt\": \"a\\u0000b\"}", says="byte 13 of the body is NUL (\\u0000)")
+    body(b"{\"a\\u0000\": 1}", says="byte 3 of the body is NUL (\\u0000)")
+    body(b"{\"prompt\": \"a\0b\"}", says="byte 13 of the body is NUL,")
+    body(b"{\"prompt\": \0 }", says="byte 11 of the body is NUL,")
+    assert server.post("/v1/completions", {**BASE, "prompt": "a\\u0000b"})[0] == 200, "a backslash in front of u0000"
     body(b"{\"prompt\": \"a\", \"prompt\": \"b\"}")
     body(b"{\"n\": 99999999999999999999999}")
     body(b"{\"temperature\": 1e999}")
@@ -395,13 +400,9 @@ def bodies_that_are_not_json():
     body(b"{}", 415, "unsupported_media_type", {"Content-Type": "application/jsonx"})
     chunked = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
     data = b"1388\r\n" + b"x" * 5000 + b"\r\n"
-    assert b" 413 " in server.raw(chunked + data * 20 + b"0\r\n\r\n")[:40], "a chunked body beyond the limit"
-    assert server.raw(chunked + data * 100) == b"", "more than twice the limit is cut off"
-    got = server.raw(b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + b"X-Long: " + b"y" * 60000 + b"\r\n\r\n")
+    assert b" 413 " in server.raw(chunked + data * 20 + b"0\r\n\r\n", first=True)[:40], "a chunked body beyond the limit"
+    got = server.raw(b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + b"X-Long: " + b"y" * 60000 + b"\r\n\r\n", first=True)
     assert got == b"" or b" 4" in got[:12] or b" 5" in got[:12], got[:80]
-    for garbage in (b"\x00" * 100, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"GET\r\n\r\n", b"A" * 40000):
-        server.raw(garbage, half_close=True)
-    assert server.ask("GET", "/health")[0] == 200
 
 
 def adapters_come_and_go():
@@ -455,7 +456,7 @@ def who_leaves_is_not_served():
     """Clients that close: while they run, as streams or not, and while they wait."""
     long = {**BASE, "max_tokens": 1000, "ignore_eos": True}
     before = server.metric("disconnects_total")
-    running = [server.begin({**long, "stream": i % 2 == 0}) for i in range(16)]
+    running = [server.begin({**long, "n": 4, "stream": i % 2 == 0}) for i in range(16)]  # whichever comes late, the rows are full
     wait_for("all rows taken", lambda: server.sequences("decoding", "prefilling") >= 16)
     waiting = [server.begin(long) for _ in range(4)]
     # a row that ends early lets a waiting one in: what counts is that all are gone
@@ -482,13 +483,18 @@ def the_queue_is_bounded():
 
 
 def slow_requests_are_cut_off():
-    beginnings = (b"", b"GET /health HTT", b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
-                  b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
-    with concurrent.futures.ThreadPoolExecutor(3) as pool:
-        started = time.monotonic()
-        for got in pool.map(server.raw, beginnings):
-            assert got == b"" or b" 408 " in got[:20], got
-        assert time.monotonic() - started < PATIENCE
+    """What never becomes a request, or stays without an end: all at once, for each waits for --read-timeout."""
+    post = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    beginnings = (b"", b"GET /health HTT", post + b"Content-Length: 100\r\n\r\n{",
+                  post + b"Transfer-Encoding: chunked\r\n\r\n" + (b"1388\r\n" + b"x" * 5000 + b"\r\n") * 100)
+    garbage = (b"\x00" * 100, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"GET\r\n\r\n", b"A" * 40000)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(server.raw, b) for b in beginnings]
+        for g in [pool.submit(server.raw, g, half_close=True) for g in garbage]:
+            g.result()
+        for a in asked:
+            assert a.result() == b"" or b" 408 " in a.result()[:20], a.result()
+    assert server.ask("GET", "/health")[0] == 200
 
 
 def prompts_are_remembered():
@@ -600,7 +606,7 @@ def answers_on(c):
 
 
 def connections_are_counted():
-    s = Server("--max-connections", "3")
+    s = Server("--max-connections", "3", "--read-timeout", "600")
     try:
         held = [idle_connection(s) for _ in range(3)]
         late = socket.create_connection(("127.0.0.1", s.port), 0.3)
@@ -613,7 +619,7 @@ def connections_are_counted():
             c.close()
     finally:
         assert s.stop() == 0
-    s = Server("--max-connections-client", "2")
+    s = Server("--max-connections-client", "2", "--read-timeout", "600")
     try:
         held = [idle_connection(s) for _ in range(2)]
         fresh = lambda: answers_on(socket.create_connection(("127.0.0.1", s.port), PATIENCE))
@@ -628,29 +634,29 @@ def connections_are_counted():
 def lines_and_headers_are_bounded():
     head = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
     fits = head + b"".join(b"X-%d: %s\r\n" % (i, b"y" * 100) for i in range(100)) + b"\r\n"
-    assert server.raw(fits, half_close=True).startswith(b"HTTP/1.1 200"), "10 KiB of headers are fine"
+    assert server.raw(fits, first=True).startswith(b"HTTP/1.1 200"), "10 KiB of headers are fine"
     for beyond in (b"GET /" + b"x" * 40000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",  # a line
                    head + b"X-Long: " + b"y" * 40000 + b"\r\n\r\n",  # a header
                    head + b"A: b\r\n" * 10000 + b"\r\n"):  # their number
-        got = server.raw(beyond, half_close=True)
+        got = server.raw(beyond, first=True)
         assert got == b"" or got[:12] in (b"HTTP/1.1 414", b"HTTP/1.1 431", b"HTTP/1.1 400", b"HTTP/1.1 413"), got[:80]
     for status, beyond in ((b"414", b"GET /" + b"x" * 40000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"),
                            (b"431", b"GET /health?" + b"x" * 40000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"),
                            (b"431", head + b"X-Long: " + b"y" * 40000 + b"\r\n\r\n"),
                            (b"431", head + b"".join(b"X-%d: %s\r\n" % (i, b"y" * 100) for i in range(400)) + b"\r\n")):
-        got = server.raw(beyond, half_close=True)
+        got = server.raw(beyond, first=True)
         assert got.startswith(b"HTTP/1.1 " + status) and b"application/json" in got and b'"error"' in got, got[:300]
     # announced, and refused before it is sent; a number that is none; two lengths; a body where there should be none
     post = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    assert b" 413 " in server.raw(post + b"Content-Length: 99999999\r\n\r\n", half_close=True)[:20]
+    assert b" 413 " in server.raw(post + b"Content-Length: 99999999\r\n\r\n", first=True)[:20]
     status, _, data = server.ask("POST", "/v1/completions", b"{\"prompt\": \"" + b"x" * 8000000 + b"\"}")
     assert status == 413 and json.loads(data)["error"]["code"] == "body_too_large", "whoever sends it all is told"
     asks = post + b"Expect: 100-continue\r\nContent-Length: 8000000\r\n\r\n"
-    assert server.raw(asks, half_close=True).startswith(b"HTTP/1.1 413"), "whoever asks first is told at once"
+    assert server.raw(asks, first=True).startswith(b"HTTP/1.1 413"), "whoever asks first is told at once"
     for length in (b"-1", b"1e3", b"99999999999999999999999", b"0x10", b"5, 6", b""):
-        got = server.raw(post + b"Content-Length: " + length + b"\r\n\r\n{}", half_close=True)
+        got = server.raw(post + b"Content-Length: " + length + b"\r\n\r\n{}", first=True)
         assert got == b"" or got[9:10] == b"4", (length, got[:80])
-    got = server.raw(b"POST /v1/models HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+    got = server.raw(b"POST /v1/models HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}", first=True)
     assert got[9:12] == b"405", got[:80]
     assert server.ask("GET", "/health", body=b"{}")[0] == 400
     assert server.ask("GET", "/health")[0] == 200
@@ -702,7 +708,8 @@ def one_row_is_shared_fairly():
     try:
         order = []
         def client(key, i):
-            status, answer = s.post("/v1/completions", {**BASE, "max_tokens": 60, "ignore_eos": True},
+            tokens = 60 if key == "greedy-client" else 59
+            status, answer = s.post("/v1/completions", {**BASE, "max_tokens": tokens, "ignore_eos": True},
                                     {"Authorization": "Bearer " + key})
             order.append((key, status))
         greedy = [threading.Thread(target=client, args=("greedy-client", i)) for i in range(12)]
@@ -715,8 +722,9 @@ def one_row_is_shared_fairly():
         wait_for("a queue", lambda: waiting() >= 6 or len(order) == 12)
         if len(order) < 6:
             client("modest-client", 0)
-            place = [k for k, _ in order].index("modest-client")
-            assert place < 11, "after all the others: %r" % order
+            told = lambda: [l["completion_tokens"] for l in s.log("request") if l.get("job")]  # the server's order, not the clients'
+            wait_for("it in the log", lambda: 59 in told())
+            assert told().index(59) < 11, "after all the others: %r" % told()
         for t in greedy:
             t.join()
         assert all(status == 200 for _, status in order), order
