@@ -21,7 +21,7 @@ holds walsh usr/bin/walsh usr/share/man/man1/walsh.1.gz usr/share/man/man1/walsh
     usr/share/bash-completion/completions/walsh usr/share/doc/walsh/copyright
 holds libwalsh0 'usr/lib/[a-z0-9_-]*/libwalsh\.so\.0'
 ! grep -q 'libwalsh\.so$' "$work/list" || failed "the link for linking is in libwalsh0"
-holds libwalsh-dev usr/include/walsh.h usr/include/walsh_ops.h 'usr/lib/[a-z0-9_-]*/libwalsh\.so' 'usr/lib/[a-z0-9_-]*/libwalsh\.a' \
+holds libwalsh-dev usr/include/walsh.h usr/include/walsh_jobs.h usr/include/walsh_ops.h 'usr/lib/[a-z0-9_-]*/libwalsh\.so' 'usr/lib/[a-z0-9_-]*/libwalsh\.a' \
     'usr/lib/[a-z0-9_-]*/pkgconfig/walsh\.pc' 'usr/lib/[a-z0-9_-]*/cmake/walsh/walshConfig\.cmake'
 holds walsh-data usr/share/walsh/calibration.txt usr/share/walsh/models/bookworm-8m/config.json
 dpkg-deb -f "$work"/walsh_*.deb Depends | grep -q 'libc6 ' || failed "walsh depends on nothing"

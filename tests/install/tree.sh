@@ -14,7 +14,7 @@ quietly() { "$@" >"$work/log" 2>&1 || { cat "$work/log" && failed "$*"; }; }
 
 prefix=$work/prefix
 quietly cmake --install "$build" --prefix "$prefix"
-for file in bin/walsh lib*/libwalsh.so.0 lib*/libwalsh.so lib*/libwalsh.a include/walsh.h include/walsh_ops.h include/walsh_status.h \
+for file in bin/walsh lib*/libwalsh.so.0 lib*/libwalsh.so lib*/libwalsh.a include/walsh.h include/walsh_jobs.h include/walsh_ops.h include/walsh_status.h \
     lib*/pkgconfig/walsh.pc lib*/cmake/walsh/walshConfig.cmake share/man/man1/walsh.1 share/man/man1/walsh-quantize.1 \
     share/bash-completion/completions/walsh share/zsh/vendor-completions/_walsh share/fish/vendor_completions.d/walsh.fish \
     share/walsh/calibration.txt share/walsh/models/bookworm-8m/config.json; do

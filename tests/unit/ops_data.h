@@ -21,6 +21,31 @@ static inline size_t ops_element_bytes(enum walsh_element e)
     return bytes[e];
 }
 
+/* A context of the CPU with a queue, and random data of a seed that is printed (NULL: none is needed). For a test's setup. */
+static inline int ops_open(unsigned threads, uint64_t seed, struct walsh_context **context,
+                           struct walsh_ops_queue **queue, struct walsh_random *random)
+{
+    struct walsh_context_options options = WALSH_CONTEXT_OPTIONS;
+    struct walsh_error err;
+    options.threads = threads;
+    if (random) {
+        print_message("seed %llu\n", (unsigned long long)seed);
+        walsh_random_seed(random, seed);
+    }
+    if (walsh_context_open(&options, context, &err) == WALSH_OK &&
+        walsh_ops_queue_open(*context, NULL, queue, &err) == WALSH_OK)
+        return 0;
+    print_error("%s\n", err.message);
+    return -1;
+}
+
+static inline int ops_close(struct walsh_context **context, struct walsh_ops_queue **queue)
+{
+    walsh_ops_queue_close(queue);
+    walsh_context_close(context);
+    return 0;
+}
+
 /* A tensor [rows][cols] whose rows are `ld` elements apart, with bytes 0xa5 wherever no element is. */
 struct ops_tensor {
     uint8_t *block;

@@ -25,21 +25,13 @@ static struct walsh_random random_state;
 static int open_queue(void **state)
 {
     (void)state;
-    struct walsh_context_options options = WALSH_CONTEXT_OPTIONS;
-    options.threads = 2;
-    const uint64_t seed = 20261123;
-    print_message("seed %llu\n", (unsigned long long)seed);
-    walsh_random_seed(&random_state, seed);
-    if (walsh_context_open(&options, &context, &err) != WALSH_OK) return -1;
-    return walsh_ops_queue_open(context, NULL, &queue, &err) == WALSH_OK ? 0 : -1;
+    return ops_open(2, 20261123, &context, &queue, &random_state);
 }
 
 static int close_queue(void **state)
 {
     (void)state;
-    walsh_ops_queue_close(&queue);
-    walsh_context_close(&context);
-    return 0;
+    return ops_close(&context, &queue);
 }
 
 /* Two sequences in one pool of pages, whose order in memory is not theirs. */

@@ -17,20 +17,16 @@ static struct walsh_error err;
 static int open_queue(void **state)
 {
     (void)state;
-    struct walsh_context_options options = WALSH_CONTEXT_OPTIONS;
-    options.threads = 1;
-    if (walsh_context_open(&options, &context, &err) != WALSH_OK) return -1;
-    return walsh_ops_queue_open(context, NULL, &queue, &err) == WALSH_OK ? 0 : -1;
+    return ops_open(1, 0, &context, &queue, NULL);
 }
 
 static int close_queue(void **state)
 {
     (void)state;
     walsh_ops_queue_close(&queue);
-    walsh_ops_queue_close(&queue);
+    walsh_ops_queue_close(&queue); /* nothing, as of NULL */
     walsh_ops_queue_close(NULL);
-    walsh_context_close(&context);
-    return 0;
+    return ops_close(&context, &queue);
 }
 
 static struct walsh_ops_rotation *open_rotation(uint32_t size, uint32_t min_block)
