@@ -89,6 +89,59 @@ void walsh_bench_multiply_pairs_bf16(struct walsh_bench *b, walsh_kernel_multipl
     }
 }
 
+struct panels_case {
+    walsh_kernel_pack_panels_bf16 *pack;
+    walsh_kernel_product_panels_bf16 *product;
+    struct walsh_weights weights;
+    struct walsh_panel_term term;
+    struct walsh_panels_product p;
+    uint32_t *panels;
+};
+
+static void run_pack_panels(void *argument)
+{
+    const struct panels_case *t = argument;
+    t->pack(&t->weights, true, 0, t->weights.cols, t->panels);
+}
+static void run_product_panels(void *argument)
+{
+    struct panels_case *t = argument;
+    t->p.terms = &t->term;
+    t->product(&t->p);
+}
+
+static void bench_panels(struct walsh_bench *b, struct panels_case t)
+{
+    enum { OUTPUTS = 192, DEPTH = 1024, ROWS = 512 };
+    const size_t pairs = walsh_panel_pairs(OUTPUTS, DEPTH);
+    uint16_t *w = walsh_bench_alloc(b, (size_t)OUTPUTS * DEPTH * sizeof *w),
+             *a = walsh_bench_alloc(b, (size_t)ROWS * DEPTH * sizeof *a);
+    float *y = walsh_bench_alloc(b, (size_t)ROWS * OUTPUTS * sizeof *y);
+    t.panels = walsh_bench_alloc(b, pairs * sizeof *t.panels);
+    if (w == NULL || a == NULL || y == NULL || t.panels == NULL) return;
+    for (size_t i = 0; i < (size_t)OUTPUTS * DEPTH; i++) w[i] = 0x3f80; /* ones */
+    for (size_t i = 0; i < (size_t)ROWS * DEPTH; i++) a[i] = 0x3f80;
+    for (size_t i = 0; i < pairs; i++) t.panels[i] = 0x3f803f80;
+    t.weights =
+        (struct walsh_weights){.format = WALSH_FORMAT_BF16, .rows = DEPTH, .cols = OUTPUTS, .data = w};
+    t.term = (struct walsh_panel_term){t.panels, OUTPUTS, DEPTH, 0, a, DEPTH};
+    t.p = (struct walsh_panels_product){
+        .count = 1, .rows = t.product ? ROWS : 0, .end = OUTPUTS, .y = y, .ldy = OUTPUTS};
+    walsh_bench_run(b, t.product ? "192x1024 rows=512" : "1024x192",
+                    t.product ? 2.0 * DEPTH * (OUTPUTS + ROWS) + 4.0 * ROWS * OUTPUTS : 4.0 * DEPTH * OUTPUTS,
+                    t.product ? 2.0 * ROWS * DEPTH * OUTPUTS : 0, WALSH_CEILING_BF16,
+                    t.product ? run_product_panels : run_pack_panels, &t);
+}
+
+void walsh_bench_pack_panels_bf16(struct walsh_bench *b, walsh_kernel_pack_panels_bf16 *f)
+{
+    bench_panels(b, (struct panels_case){.pack = f});
+}
+void walsh_bench_product_panels_bf16(struct walsh_bench *b, walsh_kernel_product_panels_bf16 *f)
+{
+    bench_panels(b, (struct panels_case){.product = f});
+}
+
 struct tile_case {
     walsh_kernel_softmax_columns_bf16 *softmax;
     walsh_kernel_slope_columns_bf16 *slopes;

@@ -19,6 +19,49 @@ struct walsh_pairs_product {
     const float *keep;
 };
 
+/* Panels of a matrix M [outputs][depth] in bf16, as products with many rows read it: blocks of WALSH_PANEL_DEPTH columns; in a
+ * block panels of WALSH_PANEL_OUTPUTS outputs, the last one perhaps of fewer (a multiple of 16, 0 behind the last output); in
+ * a panel step by step a pair of columns of each output. The steps of a block are a multiple of 16, 0 behind the last column. */
+#define WALSH_PANEL_DEPTH 1024
+#define WALSH_PANEL_OUTPUTS 48
+
+static inline size_t walsh_panel_steps(size_t depth)
+{
+    return (depth + 31) / 32 * 16;
+}
+/* Pairs of all panels. */
+static inline size_t walsh_panel_pairs(size_t outputs, size_t depth)
+{
+    return (outputs + 15) / 16 * 16 * walsh_panel_steps(depth);
+}
+/* Where the panel of `output` begins in the block of columns from `column` on. */
+static inline size_t walsh_panel_at(size_t outputs, size_t depth, size_t column, size_t output)
+{
+    const size_t left = depth - column;
+    return (outputs + 15) / 16 * 16 * (column / 2) +
+           output * walsh_panel_steps(left < WALSH_PANEL_DEPTH ? left : WALSH_PANEL_DEPTH);
+}
+
+/* One matrix of a sum of products: rows a [rows][lda] bf16, 0 behind an odd depth. Output o of the product is its output
+ * o - shift, a multiple of WALSH_PANEL_OUTPUTS. */
+struct walsh_panel_term {
+    const uint32_t *panels;
+    size_t outputs, depth; /* of the matrix */
+    size_t shift;
+    const uint16_t *a;
+    size_t lda;
+};
+/* y[i * ldy + o] = or, with `add`, += the terms' products for rows i and outputs o in [begin, end), begin a multiple of
+ * WALSH_PANEL_OUTPUTS and end one or the last: term by term and block by block in their order, a block's chain over its pairs
+ * of columns by itself, as the products of dense weights in bf16 have it. */
+struct walsh_panels_product {
+    const struct walsh_panel_term *terms;
+    size_t count, rows, begin, end;
+    float *y;
+    size_t ldy;
+    bool add;
+};
+
 #define WALSH_TILE_QUERIES 64 /* columns of a tile at most */
 
 /* A tile [keys][queries] of scores. Key j is visible to query i where j <= i + diagonal and, with a window,

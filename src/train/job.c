@@ -15,6 +15,7 @@
 #include "train/pass.h"
 
 #define DEFAULT_CONTEXT 1024
+#define PANELS_SHARE 2 /* panels are kept where everything together takes less than this part of the memory */
 
 struct train {
     const struct walsh_model_graph *graph;
@@ -32,6 +33,7 @@ struct train {
     struct walsh_train_state state;
     char identity[1024];
     uint64_t last_saved;
+    bool panels; /* of bf16 weights are kept */
     struct walsh_arena arena;
     struct walsh_error *err;
 };
@@ -107,6 +109,7 @@ static struct walsh_pass_options pass_options(const struct train *t)
                                                   .max_rows = (size_t)t->job.batch * t->job.context,
                                                   .max_rank = t->job.parameters.rank,
                                                   .narrow = t->job.parameters.narrow,
+                                                  .panels = t->panels,
                                                   .loras = t->parameters.by_linear},
                                        .checkpoint = t->job.checkpoint_layers};
 }
@@ -124,9 +127,13 @@ static enum walsh_status check_memory(struct train *t)
 {
     size_t parameters, pairs;
     WALSH_TRY(walsh_parameters_count(t->graph, &t->job.parameters, &parameters, &pairs, t->err));
-    const struct walsh_pass_options options = pass_options(t);
-    const uint64_t activations = walsh_pass_bytes(t->graph, t->queue, &options),
-                   adapter = adapter_bytes(t, parameters, pairs);
+    struct walsh_pass_options options = pass_options(t);
+    const uint64_t adapter = adapter_bytes(t, parameters, pairs);
+    options.layers.panels = true;
+    t->panels =
+        walsh_pass_bytes(t->graph, t->queue, &options) + adapter <= walsh_memory_available() / PANELS_SHARE;
+    options.layers.panels = t->panels;
+    const uint64_t activations = walsh_pass_bytes(t->graph, t->queue, &options);
     t->report->parameters = parameters;
     t->report->memory_bytes = activations + adapter;
     walsh_log(t->hooks, WALSH_LOG_INFO,

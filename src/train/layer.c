@@ -185,6 +185,7 @@ static struct walsh_products_options products_options(const struct walsh_model_g
 {
     return (struct walsh_products_options){.compute = o->compute,
                                            .strategy = o->strategy,
+                                           .panels = o->panels,
                                            .max_rows = o->max_rows * slots_per_row(&graph->config)};
 }
 

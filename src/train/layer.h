@@ -79,6 +79,7 @@ struct walsh_layers {
 struct walsh_layers_options {
     enum walsh_activation_type compute;
     enum walsh_strategy strategy; /* of products with packed weights */
+    bool panels;                  /* kept, of bf16 weights */
     size_t max_rows;
     uint32_t max_rank;
     bool narrow;                           /* the updates have pairs, compute is BF16 */

@@ -15,8 +15,11 @@ static size_t head_rows_of(const struct walsh_model_graph *graph, size_t max_row
 
 static struct walsh_products_options head_options(const struct walsh_pass_options *o, size_t rows)
 {
-    return (struct walsh_products_options){
-        .compute = o->layers.compute, .strategy = o->layers.strategy, .max_rows = rows, .head = true};
+    return (struct walsh_products_options){.compute = o->layers.compute,
+                                           .strategy = o->layers.strategy,
+                                           .panels = o->layers.panels,
+                                           .max_rows = rows,
+                                           .head = true};
 }
 
 static size_t tape_count(const struct walsh_model_graph *graph, const struct walsh_pass_options *o)

@@ -20,6 +20,7 @@
 /* One product of a dispatch. */
 struct walsh_products_item {
     const struct walsh_weights *stored; /* NULL: the update alone */
+    const uint32_t *panels;             /* of it; NULL: none are kept */
     struct walsh_weights dense;         /* stored, or its decoded copy */
     struct walsh_activations a;
     float *y;
@@ -90,13 +91,33 @@ static bool choose(enum walsh_strategy strategy, const struct walsh_queue *q, co
 
 /* --- memory --- */
 
+/* Are panels of this linear kept, where that is wanted? Their products are then those of `product_bf16_prefill` and
+ * `product_bf16_transposed`. */
+static bool keeps_panels(const struct walsh_kernels *k, enum walsh_activation_type compute,
+                         const struct walsh_linear *linear)
+{
+    const char *panels = k->chosen[WALSH_KERNEL_ID_product_panels_bf16];
+    return linear->weights.format == WALSH_FORMAT_BF16 && type_of(compute, linear) == WALSH_ACTIVATION_BF16 &&
+           strcmp(panels, "reference") != 0 &&
+           strcmp(panels, k->chosen[WALSH_KERNEL_ID_product_bf16_prefill]) == 0 &&
+           strcmp(panels, k->chosen[WALSH_KERNEL_ID_product_bf16_transposed]) == 0;
+}
+
 /* What the linears of the layers, or the head, need. */
 struct need {
+    size_t panels;   /* pairs of all panels that are kept */
+    size_t linears;  /* of the graph */
     size_t widest;   /* padded dimension */
     size_t largest;  /* elements of the largest weight that may have to be decoded */
     size_t together; /* of those of a layer's experts that one dispatch may meet */
     bool rotated;
 };
+
+/* Pairs of one matrix's panels, whole cache lines. */
+static size_t panel_room(size_t outputs, size_t depth)
+{
+    return walsh_round_up(walsh_panel_pairs(outputs, depth), WALSH_ALIGNMENT / sizeof(uint32_t));
+}
 
 static struct need measure(const struct walsh_model_graph *graph, const struct walsh_queue *queue,
                            const struct walsh_products_options *o)
@@ -108,7 +129,10 @@ static struct need measure(const struct walsh_model_graph *graph, const struct w
         for (unsigned i = 0; i < site.count; i++) {
             const struct walsh_linear *linear = site.linears[i];
             const struct walsh_weights *w = &linear->weights;
+            need.linears++;
             if ((linear == &graph->head) != o->head) continue;
+            if (o->panels && keeps_panels(queue->kernels, o->compute, linear))
+                need.panels += panel_room(w->rows, w->cols) + panel_room(w->cols, w->rows);
             need.widest = walsh_max(need.widest, walsh_max(w->rows, w->cols));
             if (!is_dense(w->format) &&
                 !choose(o->strategy, queue, w, type_of(o->compute, linear), o->max_rows))
@@ -139,8 +163,58 @@ size_t walsh_products_bytes(const struct walsh_model_graph *graph, const struct 
 {
     const struct need need = measure(graph, queue, o);
     return o->max_rows * row_elements(&need, o->head) * sizeof(float) +
-           need.together * walsh_activation_size(o->compute) +
+           need.together * walsh_activation_size(o->compute) + need.panels * sizeof(uint32_t) +
            most_items(graph) * sizeof(struct walsh_products_item);
+}
+
+struct pack {
+    const struct walsh_queue *queue;
+    const struct walsh_linear *const *linears;
+    uint32_t *const *panels;
+};
+
+/* Piece: one matrix, one way. */
+static void pack_pieces(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    (void)worker;
+    const struct pack *t = argument;
+    for (size_t i = begin; i < end; i++) {
+        const struct walsh_weights *w = t->linears[i / 2] ? &t->linears[i / 2]->weights : NULL;
+        if (t->panels[i])
+            t->queue->kernels->pack_panels_bf16(w, i % 2 == 1, 0, i % 2 == 1 ? w->cols : w->rows,
+                                                t->panels[i]);
+    }
+}
+
+static enum walsh_status keep_panels(const struct walsh_model_graph *graph,
+                                     const struct walsh_products_options *o, const struct need *need,
+                                     struct walsh_products *p, struct walsh_error *err)
+{
+    static const char what[] = "panels of the weights";
+    const struct walsh_linear **linears;
+    uint32_t *room;
+    p->linears = need->linears;
+    WALSH_TRY(walsh_arena_alloc(&p->arena, 2 * need->linears, sizeof *p->panels, what, &p->panels, err));
+    WALSH_TRY(walsh_arena_alloc(&p->arena, need->linears, sizeof *linears, what, &linears, err));
+    WALSH_TRY(walsh_arena_alloc_uninitialised(&p->arena, need->panels, sizeof *room, "panels of the weights",
+                                              &room, err));
+    struct walsh_site_walk walk = {.graph = graph};
+    struct walsh_site site;
+    while (walsh_site_next(&walk, &site))
+        for (unsigned i = 0; i < site.count; i++) {
+            const struct walsh_linear *linear = site.linears[i];
+            const struct walsh_weights *w = &linear->weights;
+            if ((linear == &graph->head) != o->head || !keeps_panels(p->queue->kernels, o->compute, linear))
+                continue;
+            linears[linear->index] = linear;
+            p->panels[2 * linear->index] = room;
+            p->panels[2 * linear->index + 1] = room + panel_room(w->rows, w->cols);
+            room += panel_room(w->rows, w->cols) + panel_room(w->cols, w->rows);
+            p->kept++;
+        }
+    struct pack t = {p->queue, linears, p->panels};
+    walsh_pool_run(p->queue->pool, 2 * need->linears, 1, pack_pieces, &t);
+    return WALSH_OK;
 }
 
 enum walsh_status walsh_products_open(const struct walsh_model_graph *graph, const struct walsh_queue *queue,
@@ -169,6 +243,7 @@ enum walsh_status walsh_products_open(const struct walsh_model_graph *graph, con
                              err);
     if (status == WALSH_OK)
         status = walsh_alloc_zero(out->max_items, sizeof *out->items, "products", &out->items, err);
+    if (status == WALSH_OK && need.panels > 0) status = keep_panels(graph, o, &need, out, err);
     if (status != WALSH_OK) walsh_products_close(out);
     return status;
 }
@@ -180,6 +255,7 @@ void walsh_products_close(struct walsh_products *p)
     walsh_free(p->extra);
     walsh_free(p->dense);
     walsh_free(p->items);
+    walsh_arena_close(&p->arena);
     *p = (struct walsh_products){0};
 }
 
@@ -307,6 +383,54 @@ static void update_piece(const struct dispatch *d, const struct walsh_products_i
     d->queue->kernels->product_bf16_transposed(&part);
 }
 
+/* Rows [row, row + rows) of an item and of those that are added to it, by panels that are kept. */
+static void panels_piece(const struct dispatch *d, const struct walsh_products_item *head, size_t row,
+                         size_t rows, const struct walsh_product_part *part)
+{
+    struct walsh_panel_term terms[2 * WALSH_SITE_CALLS];
+    struct walsh_panels_product p = {.terms = terms,
+                                     .rows = rows,
+                                     .begin = part->begin,
+                                     .end = part->end,
+                                     .y = part->y,
+                                     .ldy = part->ldy,
+                                     .add = part->add};
+    const struct walsh_products_item *item;
+    for (item = head; item; item = item->next ? &d->items[item->next] : NULL)
+        terms[p.count++] =
+            (struct walsh_panel_term){.panels = item->panels,
+                                      .outputs = item->outputs,
+                                      .depth = item->a.cols,
+                                      .a = (const uint16_t *)item->a.data + row * item->a.stride,
+                                      .lda = item->a.stride};
+    uint32_t *scratch = part->scratch;
+    for (item = head; item; item = item->next ? &d->items[item->next] : NULL) {
+        const struct walsh_frozen_update *u = &item->update;
+        if (u->rank == 0) continue;
+        const struct walsh_weights w = {.format = WALSH_FORMAT_BF16,
+                                        .rows = (uint32_t)u->rank,
+                                        .cols = (uint32_t)item->outputs,
+                                        .data = u->matrix};
+        d->queue->kernels->pack_panels_bf16(&w, true, p.begin, p.end, scratch);
+        terms[p.count++] = (struct walsh_panel_term){.panels = scratch,
+                                                     .outputs = p.end - p.begin,
+                                                     .depth = u->rank,
+                                                     .shift = p.begin,
+                                                     .a = u->inner + row * u->ld,
+                                                     .lda = u->ld};
+        scratch += panel_room(p.end - p.begin, u->rank);
+    }
+    d->queue->kernels->product_panels_bf16(&p);
+}
+
+/* Have an item and all that are added to it panels? */
+static bool all_kept(const struct dispatch *d, const struct walsh_products_item *item)
+{
+    for (; item; item = item->next ? &d->items[item->next] : NULL)
+        if (!item->panels) return false;
+    return true;
+}
+
 static void product_pieces(void *argument, size_t begin, size_t end, unsigned worker)
 {
     const struct dispatch *d = argument;
@@ -321,6 +445,10 @@ static void product_pieces(void *argument, size_t begin, size_t end, unsigned wo
                                           .scratch = d->queue->scratch[worker],
                                           .add = head->add};
         part.end = walsh_min(part.begin + head->piece_outputs, head->outputs);
+        if (all_kept(d, head)) {
+            panels_piece(d, head, row, rows, &part);
+            continue;
+        }
         for (item = head; item; item = item->next ? &d->items[item->next] : NULL, part.add = true)
             if (item->stored) weight_piece(d, item, row, rows, part);
         for (item = head; item; item = item->next ? &d->items[item->next] : NULL)
@@ -478,6 +606,7 @@ static void describe(struct walsh_products *p, const struct walsh_frozen_site *s
     const struct walsh_rotation *rotation = transposed ? &linear->in_rotation : &linear->out_rotation;
     const bool rotated = rotation->kind != WALSH_ROTATION_NONE;
     item->stored = &linear->weights;
+    item->panels = p->panels ? p->panels[2 * linear->index + transposed] : NULL;
     item->rows = sites[i].rows;
     item->add = false;
     item->next = 0;
@@ -519,6 +648,7 @@ static void add_updates(struct walsh_products *p, const struct walsh_frozen_site
         if (call->update.rank == 0) continue;
         struct walsh_products_item *item = &p->items[used++];
         item->stored = NULL;
+        item->panels = NULL;
         item->rows = sites[i].rows;
         item->outputs = transposed ? call->linear->in : call->linear->out;
         item->y = transposed ? dx + (sites[i].begin - sites[0].begin) * lddx : call->y;

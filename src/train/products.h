@@ -58,6 +58,9 @@ struct walsh_products_options {
     enum walsh_strategy strategy; /* of packed weights; one that cannot be fused is decoded anyway */
     size_t max_rows;
     bool head; /* the graph's head alone; else the linears of the layers */
+    /* Keep panels (kernels/pairs.h) of the bf16 weights, both ways: as much memory again as they take, twice. Where the kernels
+     * have none this does nothing. The bits are the same. */
+    bool panels;
 };
 struct walsh_products {
     const struct walsh_queue *queue; /* the CPU's; borrowed */
@@ -68,9 +71,13 @@ struct walsh_products {
     float *z;          /* [max_rows][widest]: what a rotation still has to undo; NULL: no linear is rotated */
     float *extra;      /* [max_rows][widest]: a dx that is added to another */
     void *dense;       /* decoded weights; NULL: every packed one is fused */
+    uint32_t **panels; /* [2 * linear.index + back], NULL: none of this one; NULL: none at all */
+    size_t linears;
+    struct walsh_arena arena;
     size_t widest, dense_elements, max_items;
     struct walsh_products_item *items; /* of a dispatch */
     size_t decoded, fused;             /* packed weights that went either way so far, for tests */
+    size_t kept;                       /* matrices whose panels are kept */
 };
 /* Room for max_rows rows of any linear. compute BF16 needs a queue that has it (walsh_queue_has_bf16). */
 enum walsh_status walsh_products_open(const struct walsh_model_graph *graph, const struct walsh_queue *queue,

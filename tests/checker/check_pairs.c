@@ -143,6 +143,94 @@ void check_multiply_pairs_bf16(struct check *c, walsh_kernel_multiply_pairs_bf16
     }
 }
 
+/* A random matrix of bf16 in `w`, rows * cols elements. */
+static void random_matrix(struct check *c, struct walsh_weights *w, size_t rows, size_t cols, bool positive)
+{
+    uint16_t *x = check_alloc(c, rows * cols * sizeof *x, check_misalign(c, sizeof *x));
+    for (size_t i = 0; i < rows * cols; i++) {
+        x[i] = walsh_bf16_from_f32(check_normal(c));
+        if (positive) x[i] &= 0x7fff;
+    }
+    *w = (struct walsh_weights){
+        .format = WALSH_FORMAT_BF16, .rows = (uint32_t)rows, .cols = (uint32_t)cols, .data = x};
+}
+
+/* Sizes of panels: several blocks of the depth, ends of all widths. */
+static size_t random_depth(struct check *c)
+{
+    return check_below(c, 4) == 0 ? WALSH_PANEL_DEPTH + check_below(c, 1200) + 1 : check_below(c, 90) + 1;
+}
+
+void check_pack_panels_bf16(struct check *c, walsh_kernel_pack_panels_bf16 *reference,
+                            walsh_kernel_pack_panels_bf16 *candidate)
+{
+    for (size_t shape = 0; shape < 6; shape++) {
+        const bool transposed = shape % 2;
+        const size_t outputs = check_below(c, 130) + 1, depth = random_depth(c),
+                     begin = check_below(c, outputs), end = begin + check_below(c, outputs - begin) + 1,
+                     pairs = walsh_panel_pairs(end - begin, depth);
+        struct walsh_weights w;
+        random_matrix(c, &w, transposed ? depth : outputs, transposed ? outputs : depth, false);
+        uint32_t *expected = check_alloc(c, pairs * sizeof *expected, 0),
+                 *got = check_alloc(c, pairs * sizeof *got, 0);
+        memset(expected, 1, pairs * sizeof *expected);
+        memset(got, 2, pairs * sizeof *got);
+        reference(&w, transposed, begin, end, expected);
+        candidate(&w, transposed, begin, end, got);
+        check_exact_bytes(c, "panels", expected, got, pairs * sizeof *got);
+    }
+}
+
+void check_product_panels_bf16(struct check *c, walsh_kernel_product_panels_bf16 *reference,
+                               walsh_kernel_product_panels_bf16 *candidate)
+{
+    for (size_t shape = 0; shape < 6; shape++) {
+        const size_t outputs = check_below(c, 130) + 1, rows = check_below(c, 150) + 1,
+                     begin = check_below(c, (outputs + 47) / 48) * 48, whole = (outputs - begin) / 48,
+                     end =
+                         whole > 0 && check_below(c, 2) ? begin + 48 * (check_below(c, whole) + 1) : outputs,
+                     ldy = outputs + check_below(c, 5), size = (rows - 1) * ldy + outputs;
+        struct walsh_panel_term terms[3], absolute[3];
+        const size_t count = check_below(c, 3) + 1;
+        size_t depths = 0;
+        for (size_t n = 0; n < count; n++) {
+            /* the last as an update: a matrix of the wanted outputs alone */
+            const bool part = n == 2;
+            const size_t depth = random_depth(c), lda = depth + depth % 2 + 2 * check_below(c, 3),
+                         own = part ? end - begin : outputs, pairs = walsh_panel_pairs(own, depth),
+                         na = (rows - 1) * lda + depth + depth % 2;
+            struct walsh_weights w;
+            random_matrix(c, &w, own, depth, false);
+            uint32_t *panels = check_alloc(c, pairs * sizeof *panels, 0),
+                     *panels_absolute = check_alloc(c, pairs * sizeof *panels, 0);
+            walsh_pack_panels_bf16_reference(&w, false, 0, own, panels);
+            for (size_t i = 0; i < pairs; i++) panels_absolute[i] = panels[i] & 0x7fff7fff;
+            uint16_t *a_absolute, *a = narrow(c, na, &a_absolute);
+            for (size_t i = 0; depth % 2 && i < rows; i++)
+                a[i * lda + depth] = a_absolute[i * lda + depth] = 0;
+            terms[n] = (struct walsh_panel_term){panels, own, depth, part ? begin : 0, a, lda};
+            absolute[n] = terms[n];
+            absolute[n].panels = panels_absolute;
+            absolute[n].a = a_absolute;
+            depths += depth;
+        }
+        float *expected = row(c, size), *got = row(c, size), *magnitude = row(c, size);
+        struct walsh_panels_product p = {absolute, count,     rows, begin,
+                                         end,      magnitude, ldy,  check_below(c, 2)};
+        for (size_t i = 0; i < size; i++) {
+            expected[i] = got[i] = check_normal(c);
+            magnitude[i] = fabsf(expected[i]);
+        }
+        walsh_product_panels_bf16_reference(&p);
+        p.terms = terms;
+        p.y = expected;
+        reference(&p);
+        p.y = got;
+        candidate(&p);
+        check_close_f32(c, "y", expected, got, magnitude, size, 12 + (double)depths / 64);
+    }
+}
+
 /* A random tile: sizes, the place of the diagonal, a window. */
 static struct walsh_tile_scores random_scores(struct check *c, size_t *padded)
 {

@@ -15,6 +15,7 @@
 #include "base/scalar.h"
 #include "formats/blocks.h"
 #include "formats/e8p_planes.h"
+#include "kernels/table.h"
 #include "train/products.h"
 
 enum { IN = 160, OUT = 112, ROWS = 37 };
@@ -196,6 +197,70 @@ static void test_bases(void **state)
                "mxfp4");
 }
 
+/* Two calls of one matrix with updates of an odd rank, forward and back: y of both behind each other, then dx. */
+static size_t run_calls(const struct walsh_model_graph *graph, bool panels, const uint16_t *x,
+                        const uint16_t *dy, const uint16_t *matrix, const uint16_t *inner, float *out)
+{
+    enum { RANK = 5, LD = 6 };
+    const size_t in = graph->head.in, outputs = graph->head.out, rows = ROWS;
+    struct walsh_products p;
+    const struct walsh_products_options options = {
+        .compute = WALSH_ACTIVATION_BF16, .max_rows = rows, .head = true, .panels = panels};
+    assert_int_equal(walsh_products_open(graph, &queue, &options, &p, NULL), WALSH_OK);
+    struct walsh_frozen_site site = {
+        .count = 2, .rows = rows, .inputs = x, .ld_rows = walsh_activations_stride(in)};
+    for (size_t i = 0; i < 2; i++) {
+        site.calls[i] = walsh_frozen(&graph->head, out + i * rows * outputs, outputs);
+        site.calls[i].update = (struct walsh_frozen_update){matrix, inner, RANK, LD};
+        site.calls[i].rows = dy;
+        site.calls[i].ld_rows = walsh_activations_stride(outputs);
+    }
+    walsh_frozen_forward(&p, &site, 1, NULL, 0);
+    walsh_frozen_backward(&p, &site, 1, out + 2 * rows * outputs, in, false);
+    const size_t kept = p.kept;
+    walsh_products_close(&p);
+    return kept;
+}
+
+static uint16_t *narrow_rows(size_t rows, size_t n, size_t ld)
+{
+    uint16_t *x = memory(rows * ld * sizeof *x);
+    for (size_t i = 0; i < rows; i++)
+        for (size_t j = 0; j < ld; j++)
+            x[i * ld + j] = j < n ? walsh_bf16_from_f32((float)walsh_random_normal(&rng)) : 0;
+    return x;
+}
+
+/* Panels that are kept change no bit: of blocks of the depth, both ways, with ends of all kinds. */
+static void test_panels(void **state)
+{
+    (void)state;
+    if (!walsh_queue_has_bf16(&queue)) skip();
+    static const uint32_t shapes[][2] = {{112, 160}, {1100, 50}, {49, 2100}, {576, 250}};
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+        const uint32_t outputs = shapes[s][0], in = shapes[s][1];
+        static struct walsh_model_graph graph;
+        graph.head = (struct walsh_linear){.name = "kept",
+                                           .in = in,
+                                           .out = outputs,
+                                           .in_rotation = {.size = in, .blocks = {.padded = in}},
+                                           .out_rotation = {.size = outputs, .blocks = {.padded = outputs}},
+                                           .weights = bf16_weights(outputs, in),
+                                           .activation = WALSH_ACTIVATION_BF16};
+        const size_t size = ROWS * (2 * (size_t)outputs + in);
+        const uint16_t *x = narrow_rows(ROWS, in, walsh_activations_stride(in)),
+                       *dy = narrow_rows(ROWS, outputs, walsh_activations_stride(outputs)),
+                       *matrix = narrow_rows(5, walsh_max(in, outputs), walsh_max(in, outputs)),
+                       *inner = narrow_rows(ROWS, 5, 6);
+        float *with = memory(size * sizeof *with), *without = memory(size * sizeof *without);
+        assert_int_equal(run_calls(&graph, false, x, dy, matrix, inner, without), 0);
+        const size_t kept = run_calls(&graph, true, x, dy, matrix, inner, with);
+        const char *kernel = queue.kernels->chosen[WALSH_KERNEL_ID_product_bf16_prefill];
+        assert_int_equal(kept, strcmp(kernel, "bf16") == 0);
+        assert_memory_equal(with, without, size * sizeof *with);
+    }
+}
+
 static int setup(void **state)
 {
     (void)state;
@@ -217,6 +282,6 @@ static int teardown(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_bases)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_bases), cmocka_unit_test(test_panels)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }
