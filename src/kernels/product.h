@@ -11,6 +11,8 @@
 #define WALSH_PRODUCT_ROWS 16
 /* Scratch of a piece, bytes: the widest tile is 48 outputs by WALSH_STAGE_MAX_COLUMNS int8. */
 #define WALSH_PRODUCT_SCRATCH ((size_t)4 << 20)
+/* Of it, what the dense kernels take: decoded rows may stand behind it. */
+#define WALSH_PANEL_SCRATCH ((size_t)3 << 20)
 /* AMX: bytes of panels within the L2, and how wide bf16 matrices may be for two tiles of outputs to fit. */
 #define WALSH_PANEL_BYTES ((size_t)1536 << 10)
 #define WALSH_TILED_MAX_BF16_COLUMNS (WALSH_PANEL_BYTES / 64)

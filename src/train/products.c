@@ -5,17 +5,17 @@
 #include "base/memory.h"
 #include "formats/blocks.h"
 #include "kernels/cpu/cpu_ops.h"
+#include "kernels/product.h"
 #include "kernels/table.h"
 #include "model/sites.h"
 
 #define PIECE_OUTPUTS 192 /* of a product: a multiple of the widest tile, as in prefill */
 #define TILE_OUTPUTS 48
+#define AMX_OUTPUTS 384 /* the same where tiles are 32 by 32, in pairs, and fast */
+#define AMX_TILE 64
 #define PIECE_ROWS 128 /* at least, where rows are cut too: each piece makes its panels again */
 #define PIECES_PER_THREAD 8
 #define DECODED_BYTES ((size_t)128 << 20) /* of several experts' decoded weights together, at most */
-
-/* Of a worker's scratch, what the dense kernels take for their panels; decoded weights stand behind it. */
-#define PANEL_SCRATCH ((size_t)1 << 20)
 
 /* One product of a dispatch. */
 struct walsh_products_item {
@@ -62,7 +62,7 @@ static bool has_panels(const struct walsh_kernels *k, const struct walsh_weights
 /* Columns of all rows that fit into a worker's scratch, decoded. */
 static size_t scratch_columns(const struct walsh_weights *w, enum walsh_activation_type type)
 {
-    return (WALSH_SCRATCH_BYTES - PANEL_SCRATCH) / (w->rows * walsh_activation_size(type)) / 16 * 16;
+    return (WALSH_SCRATCH_BYTES - WALSH_PANEL_SCRATCH) / (w->rows * walsh_activation_size(type)) / 16 * 16;
 }
 
 static bool can_fuse(const struct walsh_kernels *k, const struct walsh_weights *w,
@@ -323,8 +323,8 @@ static void run_slabs(const struct dispatch *d, const struct walsh_product_part 
     const struct walsh_weights *w = part->weights;
     const struct walsh_kernels *k = d->queue->kernels;
     const bool narrow = part->a->type == WALSH_ACTIVATION_BF16;
-    void *slab = (uint8_t *)part->scratch + PANEL_SCRATCH;
-    const size_t fit = (WALSH_SCRATCH_BYTES - PANEL_SCRATCH) /
+    void *slab = (uint8_t *)part->scratch + WALSH_PANEL_SCRATCH;
+    const size_t fit = (WALSH_SCRATCH_BYTES - WALSH_PANEL_SCRATCH) /
                        (w->cols * walsh_activation_size(part->a->type)) / WALSH_BLOCK_ROWS * WALSH_BLOCK_ROWS;
     const size_t step = d->transposed ? scratch_columns(w, part->a->type) : walsh_max(fit, WALSH_BLOCK_ROWS);
     for (size_t at = part->begin; at < part->end; at += step) {
@@ -461,6 +461,8 @@ static void product_pieces(void *argument, size_t begin, size_t end, unsigned wo
 static void cut(struct dispatch *d)
 {
     const size_t threads = walsh_pool_threads(d->queue->pool);
+    const bool amx = (d->queue->kernels->isa & WALSH_ISA_amx) != 0;
+    const size_t tile = amx ? AMX_TILE : TILE_OUTPUTS, most = amx ? AMX_OUTPUTS : PIECE_OUTPUTS;
     size_t work = 0;
     for (size_t i = 0; i < d->count; i++) work += d->items[i].rows * d->items[i].outputs;
     const size_t target = work / (threads * PIECES_PER_THREAD) + 1;
@@ -468,11 +470,10 @@ static void cut(struct dispatch *d)
     for (size_t i = 0; i < d->count; i++) {
         struct walsh_products_item *item = &d->items[i];
         const size_t rows = item->rows;
-        item->piece_outputs =
-            walsh_min(walsh_round_up(walsh_max(target / rows, 1), TILE_OUTPUTS), PIECE_OUTPUTS);
+        item->piece_outputs = walsh_min(walsh_round_up(walsh_max(target / rows, 1), tile), most);
         item->piece_rows = rows;
-        if (item->piece_outputs == TILE_OUTPUTS && TILE_OUTPUTS * rows > 2 * target)
-            item->piece_rows = walsh_max(walsh_round_up(2 * target / TILE_OUTPUTS, 8), PIECE_ROWS);
+        if (item->piece_outputs == tile && tile * rows > 2 * target)
+            item->piece_rows = walsh_max(walsh_round_up(2 * target / tile, 32), PIECE_ROWS);
         item->first = d->pieces;
         d->pieces += walsh_div_up(item->outputs, item->piece_outputs) * walsh_div_up(rows, item->piece_rows);
     }

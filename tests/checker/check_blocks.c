@@ -122,6 +122,8 @@ static product_kernel *dense_of(product_kernel *candidate, bool transposed)
 #if WALSH_X86
     if (candidate == walsh_product_mxfp4_prefill_bf16) return walsh_product_bf16_prefill_bf16;
     if (candidate == walsh_product_mxfp4_transposed_bf16) return walsh_product_bf16_transposed_bf16;
+    if (candidate == walsh_product_mxfp4_prefill_amx) return walsh_product_bf16_prefill_amx;
+    if (candidate == walsh_product_mxfp4_transposed_amx) return walsh_product_bf16_transposed_amx;
 #endif
     (void)candidate;
     return transposed ? walsh_product_bf16_transposed_reference : walsh_product_bf16_prefill_reference;

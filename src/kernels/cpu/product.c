@@ -6,12 +6,9 @@
 #include "formats/blocks.h"
 #include "kernels/product.h"
 
-/* Of a worker's scratch, what the dense kernels take for their panels; decoded rows stand behind it. */
-#define PANEL_SCRATCH ((size_t)3 << 20)
-
 _Static_assert(WALSH_PRODUCT_SCRATCH <= WALSH_SCRATCH_BYTES, "the tiles of a product");
 _Static_assert(WALSH_BLOCK_MAX_COLUMNS *WALSH_BLOCK_ROWS * sizeof(float) <=
-                   WALSH_SCRATCH_BYTES - PANEL_SCRATCH,
+                   WALSH_SCRATCH_BYTES - WALSH_PANEL_SCRATCH,
                "a decoded tile");
 
 /* Prefill: outputs per piece, a multiple of the widest tile (48). More share one read of the activations,
@@ -85,9 +82,9 @@ static void run_decoded(const struct walsh_queue *q, const struct walsh_product_
     const struct walsh_kernels *k = q->kernels;
     const bool narrow = part->a->type == WALSH_ACTIVATION_BF16;
     const size_t row_bytes = (size_t)w->cols * (narrow ? sizeof(uint16_t) : sizeof(float));
-    const size_t most = (WALSH_SCRATCH_BYTES - PANEL_SCRATCH) / row_bytes / WALSH_BLOCK_ROWS;
+    const size_t most = (WALSH_SCRATCH_BYTES - WALSH_PANEL_SCRATCH) / row_bytes / WALSH_BLOCK_ROWS;
     const size_t rows = role == WALSH_DECODE ? WALSH_BLOCK_ROWS : walsh_max(most, 1) * WALSH_BLOCK_ROWS;
-    void *decoded = (uint8_t *)part->scratch + PANEL_SCRATCH;
+    void *decoded = (uint8_t *)part->scratch + WALSH_PANEL_SCRATCH;
     struct walsh_weights dense = {
         .format = narrow ? WALSH_FORMAT_BF16 : WALSH_FORMAT_F32, .cols = w->cols, .data = decoded};
     struct walsh_product_part piece = *part;

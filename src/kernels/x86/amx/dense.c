@@ -1,17 +1,6 @@
-/* bf16 weights, and those of block formats rounded to bf16, by bf16 activations on AMX, prefill: TDPBF16PS, which gives the even and the odd columns of a tile
- * a sum each and adds both to the output's, in f32 (round to nearest even, subnormals as zero). One chain per
- * output over all columns. */
-#include "base/memory.h"
-#include "kernels/table.h"
-#include "kernels/x86/avx512/tile_f32.h"
-
-#define TILE_DOT TILE_DOT_BF16
-#include "kernels/x86/amx/gemm.h"
-
-#include "kernels/x86/avx512/blocks.h"
-
-#define STEP 32                      /* columns of a tile */
-#define SUMS_BYTES ((size_t)1 << 20) /* of the scratch */
+/* bf16 weights, and those of block formats rounded to bf16, by bf16 activations on AMX, prefill. */
+#include "kernels/x86/amx/product_bf16.h"
+#include "kernels/x86/bf16/mxfp4_pairs.h"
 
 /* Rows [row, row + outputs) of w as panels of `steps` steps. */
 static void pack_rows(const struct walsh_weights *w, size_t row, size_t outputs, size_t steps,
@@ -76,9 +65,29 @@ INLINE void pack_code(enum walsh_code code, const struct walsh_weights *w, size_
     }
 }
 
+/* The same of MXFP4, a group of which is a tile: eight permutations and as many additions for what takes 32 multiplications
+ * and 88 operations of rounding above. */
+static void pack_mxfp4(const struct walsh_weights *w, size_t row, size_t outputs, size_t steps,
+                       uint8_t *panels)
+{
+    for (size_t done = 0; done < outputs; done += WALSH_BLOCK_ROWS) {
+        const size_t tile = (row + done) / WALSH_BLOCK_ROWS;
+        for (size_t k = 0; k < steps; k++, panels += TILE_BYTES) {
+            __m512i pairs[16];
+            group_pairs(group_words(w, tile, k), group_scales(w, tile, k), pairs);
+#pragma GCC unroll 16
+            for (size_t n = 0; n < 16; n++) _mm512_store_si512(panels + 64 * n, pairs[n]);
+        }
+    }
+}
+
 static void pack_blocks(const struct walsh_weights *w, size_t row, size_t outputs, size_t steps,
                         uint8_t *panels)
 {
+    if (w->format == WALSH_FORMAT_MXFP4 && w->tensor_scale == 1) {
+        pack_mxfp4(w, row, outputs, steps, panels);
+        return;
+    }
     switch (w->block.code) {
     case WALSH_CODE_E2M1:
         pack_code(WALSH_CODE_E2M1, w, row, outputs, steps, panels);
@@ -98,33 +107,26 @@ static void pack_blocks(const struct walsh_weights *w, size_t row, size_t output
     }
 }
 
-INLINE void store_row(const void *to, size_t i, size_t r, __mmask16 mask, __m512i sum)
+static void pack(const struct walsh_weights *w, size_t row, size_t outputs, size_t steps, uint8_t *panels)
 {
-    const struct walsh_product_part *p = to;
-    float *y = p->y + i * p->ldy + r;
-    __m512 v = _mm512_castsi512_ps(sum);
-    if (p->add) v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), v);
-    _mm512_mask_storeu_ps(y, mask, v);
+    if (walsh_format_is_block(w->format))
+        pack_blocks(w, row, outputs, steps, panels);
+    else
+        pack_rows(w, row, outputs, steps, panels);
 }
 
 void walsh_product_bf16_prefill_amx(const struct walsh_product_part *p)
 {
-    const struct walsh_weights *w = p->weights;
-    const size_t steps = walsh_div_up(w->cols, STEP);
-    if (w->cols > WALSH_TILED_MAX_BF16_COLUMNS) { /* the scratch holds no panel of a group */
+    if (p->weights->cols > WALSH_TILED_MAX_BF16_COLUMNS) /* the scratch holds no panel of a group */
         walsh_product_bf16_prefill_bf16(p);
-        return;
-    }
-    const size_t most = walsh_max(WALSH_PANEL_BYTES / (steps * 64) / GROUP_OUTPUTS, 1) * GROUP_OUTPUTS;
-    const struct amx_rows a = {p->a->data, p->a->stride * sizeof(uint16_t), p->a->rows, p->a->tiled};
-    uint32_t *sums = p->scratch;
-    uint8_t *panels = (uint8_t *)p->scratch + SUMS_BYTES;
-    for (size_t r = p->begin; r < p->end; r += most) {
-        const size_t outputs = walsh_min(most, p->end - r);
-        if (walsh_format_is_block(w->format))
-            pack_blocks(w, r, outputs, steps, panels);
-        else
-            pack_rows(w, r, outputs, steps, panels);
-        amx_all(store_row, p, panels, sums, &a, steps, r, outputs);
-    }
+    else
+        product_bf16(pack, p, p->weights->cols);
+}
+
+void walsh_product_mxfp4_prefill_amx(const struct walsh_product_part *p)
+{
+    if (p->weights->cols > WALSH_TILED_MAX_BF16_COLUMNS)
+        walsh_product_mxfp4_prefill_bf16(p);
+    else
+        product_bf16(pack_mxfp4, p, p->weights->cols);
 }

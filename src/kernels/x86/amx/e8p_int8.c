@@ -127,7 +127,7 @@ void walsh_product_int8_prefill_amx(const struct walsh_product_part *p)
     const struct walsh_weights *w = p->weights;
     const size_t blocks = walsh_stage_blocks(w->cols), row_bytes = blocks * WALSH_PLANE_COLUMNS;
     const size_t most = walsh_max(WALSH_PANEL_BYTES / row_bytes / GROUP_OUTPUTS, 1) * GROUP_OUTPUTS;
-    const struct amx_rows a = {p->a->data, p->a->stride, p->a->rows, p->a->tiled};
+    const struct amx_rows a = {p->a->data, p->a->stride, p->a->rows, p->a->tiled, 0};
     struct prefill_planes planes;
     uint32_t *sums = p->scratch;
     uint8_t *panels = (uint8_t *)p->scratch + SUMS_BYTES;

@@ -31,6 +31,7 @@ struct amx_rows {
     size_t stride;
     size_t rows;
     bool tiled;
+    size_t tail; /* of rows: bytes of the last step, behind which may stand anything; 0: zeros do */
 };
 
 /* 16 rows or less of a block: its first tile, bytes between rows of a tile and between tiles. */
@@ -96,6 +97,14 @@ INLINE void amx_group(struct tiles *t, const struct amx_half *h0, const struct a
     TILE_STORE(t, 3, sums + 768, 64);
 }
 
+/* The last step of up to 32 rows from i on, with zeros behind its tail: `last` holds two tiles. */
+INLINE void amx_last_step(const struct amx_rows *a, size_t i, size_t rows, size_t k, uint8_t *last)
+{
+    memset(last, 0, GROUP_ROWS * 64);
+    for (size_t m = 0; m < rows; m++)
+        memcpy(last + 64 * m, (const char *)a->data + (i + m) * a->stride + 64 * k, a->tail);
+}
+
 /* Rows [begin, end) of the block of rows from i on, steps [k, k + steps), into the L2; of tiles, as many lines. */
 INLINE void amx_fetch(const struct amx_rows *a, size_t i, size_t k, size_t steps, size_t begin, size_t end)
 {
@@ -129,7 +138,8 @@ static inline size_t amx_sums(size_t outputs)
 INLINE void amx_all(amx_store *store, const void *to, const uint8_t *panels, uint32_t *sums,
                     const struct amx_rows *a, size_t steps, size_t output, size_t outputs)
 {
-    const size_t panel = steps * TILE_BYTES;
+    const size_t panel = steps * TILE_BYTES, whole = a->tail != 0 ? steps - 1 : steps;
+    _Alignas(64) uint8_t last_step[GROUP_ROWS * 64];
     struct tiles t;
     size_t shaped = 0;
     for (size_t i = 0; i < a->rows; i += GROUP_ROWS) {
@@ -139,9 +149,14 @@ INLINE void amx_all(amx_store *store, const void *to, const uint8_t *panels, uin
             tiles_open(&t, &config);
             shaped = rows;
         }
-        for (size_t k = 0; k < steps; k += BLOCK_STEPS) {
-            const size_t some = steps - k < BLOCK_STEPS ? steps - k : BLOCK_STEPS;
-            const struct amx_half h0 = amx_half(a, i, k), h1 = amx_half(a, i + 16, k);
+        for (size_t k = 0, some; k < steps; k += some) {
+            struct amx_half h0 = amx_half(a, i, k), h1 = amx_half(a, i + 16, k);
+            some = k >= whole ? 1 : whole - k < BLOCK_STEPS ? whole - k : BLOCK_STEPS;
+            if (k == whole) {
+                amx_last_step(a, i, rows, k, last_step);
+                h0 = (struct amx_half){(char *)last_step, 64, 0};
+                h1 = (struct amx_half){(char *)last_step + TILE_BYTES, 64, 0};
+            }
             const bool last = k + some == steps;
             const size_t next_row = last ? i + GROUP_ROWS : i, next_step = last ? 0 : k + some;
             const size_t left = last ? a->rows - i - rows : rows; /* rows of the next block */

@@ -51,40 +51,48 @@ static inline void tile_emulate_store(const struct tiles *t, int n, void *to, si
         memcpy((char *)to + r * stride, t->data[n][r], t->config.row_bytes[n]);
 }
 
-/* c += a b in integers; bytes of a or b are signed where said. */
+/* c += a b in integers; bytes of a or b are signed where said. Tiles of weights come as [k][n], which compilers turn into
+ * vectors. */
 static inline void tile_emulate_dot(struct tiles *t, int c, int a, int b, int a_signed, int b_signed)
 {
+    int weight[64][16];
+    for (size_t k = 0; k < 64; k++)
+        for (size_t n = 0; n < 16; n++) {
+            const uint8_t byte = t->data[b][k / 4][4 * n + k % 4];
+            weight[k][n] = b_signed ? (int8_t)byte : byte;
+        }
     for (size_t m = 0; m < t->config.rows[c]; m++) {
+        uint32_t sum[16];
+        memcpy(sum, t->data[c][m], sizeof sum);
         for (size_t k = 0; k < t->config.row_bytes[a]; k++) {
             const int x = a_signed ? (int8_t)t->data[a][m][k] : t->data[a][m][k];
-            for (size_t n = 0; n < t->config.row_bytes[c] / 4u; n++) {
-                const uint8_t byte = t->data[b][k / 4][4 * n + k % 4];
-                const uint32_t product = (uint32_t)(x * (b_signed ? (int8_t)byte : byte));
-                uint32_t sum;
-                memcpy(&sum, &t->data[c][m][4 * n], 4);
-                sum += product;
-                memcpy(&t->data[c][m][4 * n], &sum, 4);
-            }
+            for (size_t n = 0; n < 16; n++) sum[n] += (uint32_t)(x * weight[k][n]);
         }
+        memcpy(t->data[c][m], sum, t->config.row_bytes[c]);
     }
 }
 
 /* c += a b: the even and the odd terms of a tile have a sum each. */
 static inline void tile_emulate_dot_bf16(struct tiles *t, int c, int a, int b)
 {
-    for (size_t m = 0; m < t->config.rows[c]; m++) {
-        for (size_t n = 0; n < t->config.row_bytes[c] / 4u; n++) {
-            float part[2] = {0, 0}, sum;
-            for (size_t k = 0; k < t->config.row_bytes[a] / 2u; k++) {
-                uint16_t x, y;
-                memcpy(&x, &t->data[a][m][2 * k], 2);
-                memcpy(&y, &t->data[b][k / 2][4 * n + k % 2 * 2], 2);
-                part[k % 2] += walsh_f32_from_bf16(x) * walsh_f32_from_bf16(y);
-            }
-            memcpy(&sum, &t->data[c][m][4 * n], 4);
-            sum += part[0] + part[1];
-            memcpy(&t->data[c][m][4 * n], &sum, 4);
+    float weight[32][16];
+    for (size_t k = 0; k < 32; k++)
+        for (size_t n = 0; n < 16; n++) {
+            uint16_t y;
+            memcpy(&y, &t->data[b][k / 2][4 * n + k % 2 * 2], 2);
+            weight[k][n] = walsh_f32_from_bf16(y);
         }
+    for (size_t m = 0; m < t->config.rows[c]; m++) {
+        float part[2][16] = {{0}, {0}}, sum[16];
+        memcpy(sum, t->data[c][m], sizeof sum);
+        for (size_t k = 0; k < t->config.row_bytes[a] / 2u; k++) {
+            uint16_t bits;
+            memcpy(&bits, &t->data[a][m][2 * k], 2);
+            const float x = walsh_f32_from_bf16(bits);
+            for (size_t n = 0; n < 16; n++) part[k % 2][n] += x * weight[k][n];
+        }
+        for (size_t n = 0; n < 16; n++) sum[n] += part[0][n] + part[1][n];
+        memcpy(t->data[c][m], sum, t->config.row_bytes[c]);
     }
 }
 
