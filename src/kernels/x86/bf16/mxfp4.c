@@ -275,9 +275,177 @@ static void pack_transposed(const struct walsh_weights *w, size_t first, size_t 
         }
 }
 
+#define NEAR_GROUPS                                                                                          \
+    2 /* of a tile, side by side: 512 bytes in a row, and as many chains as hide each other's latency */
+#define TILES_AHEAD 3
+
+/* Few rows: `groups` groups of columns from `group` on by `rows` rows, both constant, rows [first, end) of W, without panels. */
+INLINE void direct_columns(const struct walsh_product_part *p, const unsigned rows, const unsigned groups,
+                           size_t group, size_t first, size_t end)
+{
+    const struct walsh_weights *w = p->weights;
+    const struct block_output to = {p->y, p->ldy, first == 0 && !p->add};
+    const size_t tile_bytes = walsh_block_words(w) * WALSH_BLOCK_ROWS * sizeof(uint32_t);
+    __m512 sum[3][2 * NEAR_GROUPS];
+#pragma GCC unroll 3
+    for (unsigned m = 0; m < rows; m++) {
+#pragma GCC unroll 4
+        for (unsigned v = 0; v < 2 * groups; v++) sum[m][v] = tile_zero();
+    }
+    for (size_t r = first; r < end; r += WALSH_BLOCK_ROWS) {
+        const size_t steps = walsh_min(WALSH_BLOCK_ROWS / 2, (end - r + 1) / 2);
+#pragma GCC unroll 2
+        for (unsigned g = 0; g < groups; g++) {
+            __m512i row[16];
+            const uint32_t *words = group_words(w, r / WALSH_BLOCK_ROWS, group + g);
+#pragma GCC unroll 4
+            for (unsigned line = 0; line < 4; line++)
+                _mm_prefetch((const char *)(words + line * 16) + TILES_AHEAD * tile_bytes, _MM_HINT_T0);
+            group_rows(words, group_scales(w, r / WALSH_BLOCK_ROWS, group + g), row);
+#pragma GCC unroll 8
+            for (size_t s = 0; s < 8; s++) {
+                if (s >= steps) continue;
+                const __m512i low = _mm512_unpacklo_epi16(row[2 * s], row[2 * s + 1]),
+                              high = _mm512_unpackhi_epi16(row[2 * s], row[2 * s + 1]);
+#pragma GCC unroll 3
+                for (unsigned m = 0; m < rows; m++) {
+                    int32_t element;
+                    memcpy(&element, (const uint16_t *)p->a->data + m * p->a->stride + r + 2 * s,
+                           sizeof element);
+                    const __m512i x = _mm512_set1_epi32(element);
+                    sum[m][2 * g] = tile_step(sum[m][2 * g], low, x);
+                    sum[m][2 * g + 1] = tile_step(sum[m][2 * g + 1], high, x);
+                }
+            }
+        }
+    }
+#pragma GCC unroll 3
+    for (unsigned m = 0; m < rows; m++) {
+#pragma GCC unroll 4
+        for (unsigned v = 0; v < 2 * groups; v++) {
+            const size_t col = group * GROUP + 16 * v;
+            if (col >= p->begin && col < p->end)
+                store_block(&to, m, col, first_lanes(p->end - col), sum[m][v]);
+        }
+    }
+}
+
+/* Row m of the activations, 16 elements from r on, by the scales of 16 rows of W: exact within the bounds above. */
+INLINE void scale_rows(const struct walsh_product_part *p, unsigned m, size_t r, const uint8_t *scales,
+                       int32_t out[8])
+{
+    const __m256i x = _mm256_loadu_si256(
+        (const __m256i *)(const void *)((const uint16_t *)p->a->data + m * p->a->stride + r));
+    const __m256i add = _mm256_slli_epi16(
+        _mm256_sub_epi16(_mm256_cvtepu8_epi16(_mm_load_si128((const __m128i *)(const void *)scales)),
+                         _mm256_set1_epi16(127)),
+        7);
+    const __mmask16 some = _mm256_test_epi16_mask(x, _mm256_set1_epi16(0x7fff));
+    _mm256_store_si256((__m256i *)(void *)out, _mm256_mask_add_epi16(x, some, x, add));
+}
+
+/* The same with the scales at the activations, which are fewer. Codes are brought into the order of the products before they
+ * become values: a VPERMI2W fetches the bytes of 16 columns of two rows, a shift puts the wanted nibbles to the bottom. */
+INLINE void unscaled_columns(const struct walsh_product_part *p, const unsigned rows, const unsigned groups,
+                             size_t group, size_t first, size_t end)
+{
+    const __m512i values = _mm512_set_epi16(
+        (short)0xc0c0, (short)0xc080, (short)0xc040, (short)0xc000, (short)0xbfc0, (short)0xbf80,
+        (short)0xbf00, (short)0x8000, 0x40c0, 0x4080, 0x4040, 0x4000, 0x3fc0, 0x3f80, 0x3f00, 0,
+        (short)0xc0c0, (short)0xc080, (short)0xc040, (short)0xc000, (short)0xbfc0, (short)0xbf80,
+        (short)0xbf00, (short)0x8000, 0x40c0, 0x4080, 0x4040, 0x4000, 0x3fc0, 0x3f80, 0x3f00, 0);
+    /* column j of row q of a pair: bytes j % 4 / 2 of lane q, of the first word or (+ 32) the second, there nibble j % 2 * 2
+     * + j % 8 / 4 */
+    const __m512i columns = _mm512_setr_epi32(0x20000, 0x20000, 0x30001, 0x30001, 0x20000, 0x20000, 0x30001,
+                                              0x30001, 0x220020, 0x220020, 0x230021, 0x230021, 0x220020,
+                                              0x220020, 0x230021, 0x230021),
+                  shift = _mm512_setr_epi32(0, 0x80008, 0, 0x80008, 0x40004, 0xc000c, 0x40004, 0xc000c, 0,
+                                            0x80008, 0, 0x80008, 0x40004, 0xc000c, 0x40004, 0xc000c);
+    const struct walsh_weights *w = p->weights;
+    const struct block_output to = {p->y, p->ldy, first == 0 && !p->add};
+    const size_t tile_bytes = walsh_block_words(w) * WALSH_BLOCK_ROWS * sizeof(uint32_t);
+    __m512 sum[3][2 * NEAR_GROUPS];
+#pragma GCC unroll 3
+    for (unsigned m = 0; m < rows; m++) {
+#pragma GCC unroll 4
+        for (unsigned v = 0; v < 2 * groups; v++) sum[m][v] = tile_zero();
+    }
+    for (size_t r = first; r < end; r += WALSH_BLOCK_ROWS) {
+#pragma GCC unroll 2
+        for (unsigned g = 0; g < groups; g++) {
+            _Alignas(32) int32_t x[3][8];
+            const uint32_t *words = group_words(w, r / WALSH_BLOCK_ROWS, group + g);
+            __m512i line[4];
+#pragma GCC unroll 4
+            for (unsigned n = 0; n < 4; n++) {
+                line[n] = _mm512_load_si512(words + n * 16);
+                _mm_prefetch((const char *)(words + n * 16) + TILES_AHEAD * tile_bytes, _MM_HINT_T0);
+            }
+#pragma GCC unroll 3
+            for (unsigned m = 0; m < rows; m++)
+                scale_rows(p, m, r, group_scales(w, r / WALSH_BLOCK_ROWS, group + g), x[m]);
+#pragma GCC unroll 8
+            for (unsigned s = 0; s < 8; s++) {
+                const __m512i from = _mm512_add_epi16(columns, _mm512_set1_epi16((short)(4 * s)));
+                const __m512i low = _mm512_permutexvar_epi16(
+                                  _mm512_srlv_epi16(_mm512_permutex2var_epi16(line[0], from, line[1]), shift),
+                                  values),
+                              high = _mm512_permutexvar_epi16(
+                                  _mm512_srlv_epi16(_mm512_permutex2var_epi16(line[2], from, line[3]), shift),
+                                  values);
+#pragma GCC unroll 3
+                for (unsigned m = 0; m < rows; m++) {
+                    const __m512i pair = _mm512_set1_epi32(x[m][s]);
+                    sum[m][2 * g] = tile_step(sum[m][2 * g], low, pair);
+                    sum[m][2 * g + 1] = tile_step(sum[m][2 * g + 1], high, pair);
+                }
+            }
+        }
+    }
+#pragma GCC unroll 3
+    for (unsigned m = 0; m < rows; m++) {
+#pragma GCC unroll 4
+        for (unsigned v = 0; v < 2 * groups; v++) {
+            const size_t col = group * GROUP + 16 * v;
+            if (col >= p->begin && col < p->end)
+                store_block(&to, m, col, first_lanes(p->end - col), sum[m][v]);
+        }
+    }
+}
+
+INLINE void direct_transposed(const struct walsh_product_part *p, const unsigned rows)
+{
+    const struct walsh_weights *w = p->weights;
+    const size_t depth = w->rows, groups = walsh_div_up(p->end, GROUP);
+    const bool fit = depth % WALSH_BLOCK_ROWS == 0 && activations_fit(p->a);
+    for (size_t k = 0; k < depth; k += BLOCK) {
+        const size_t end = walsh_min(k + BLOCK, depth);
+        size_t g = p->begin / GROUP;
+        const bool unscaled =
+            fit && scales_fit(w, k / WALSH_BLOCK_ROWS, (end - k) / WALSH_BLOCK_ROWS, g, groups);
+        for (; unscaled && g + NEAR_GROUPS <= groups; g += NEAR_GROUPS)
+            unscaled_columns(p, rows, NEAR_GROUPS, g, k, end);
+        for (; g + NEAR_GROUPS <= groups; g += NEAR_GROUPS) direct_columns(p, rows, NEAR_GROUPS, g, k, end);
+        for (; g < groups; g++) direct_columns(p, rows, 1, g, k, end);
+    }
+}
+
 void walsh_product_mxfp4_transposed_bf16(const struct walsh_product_part *p)
 {
     const struct walsh_weights *w = p->weights;
+    switch (p->a->rows) {
+    case 1:
+        direct_transposed(p, 1);
+        return;
+    case 2:
+        direct_transposed(p, 2);
+        return;
+    case 3:
+        direct_transposed(p, 3);
+        return;
+    default:
+        break;
+    }
     uint32_t *panels = p->scratch;
     for (size_t c = p->begin; c < p->end; c += PANEL_OUTPUTS) {
         const size_t outputs = walsh_min(PANEL_OUTPUTS, p->end - c);
