@@ -304,6 +304,26 @@ static void find_front(struct walsh_sampler *s, const float *logits, float best,
     }
 }
 
+static void sort_bucket(struct front *f, uint32_t b)
+{
+    const uint32_t begin = b ? f->end[b - 1] : 0;
+    if (!f->sorted[b]) sort(f->candidates + begin, f->end[b] - begin);
+    f->sorted[b] = true;
+}
+
+/* The candidates before the first one with a mass below `least`. Masses do not quite fall with the logits, because
+ * walsh_decay's operations are rounded: one that is too small may stand before one that is not. */
+static uint32_t count_large(struct front *f, uint64_t least)
+{
+    uint32_t i = 0, b = 0;
+    while (i < f->count && walsh_mass_of_decay(f->candidates[i].decay) >= least) i++;
+    if (i == f->count) return i;
+    while (f->end[b] <= i) b++;
+    sort_bucket(f, b);
+    for (i = b ? f->end[b - 1] : 0; walsh_mass_of_decay(f->candidates[i].decay) >= least;) i++;
+    return i;
+}
+
 /* The shortest prefix of `most` candidates or a mass of `enough`, or all of them. Only the bucket that it ends in is put
  * in order. */
 static struct prefix prefix_of(struct front *f, uint32_t most, uint64_t enough)
@@ -315,8 +335,7 @@ static struct prefix prefix_of(struct front *f, uint32_t most, uint64_t enough)
         p.count = f->end[b++];
     }
     if (b == BUCKETS) return p;
-    if (!f->sorted[b]) sort(f->candidates + p.count, f->end[b] - p.count);
-    f->sorted[b] = true;
+    sort_bucket(f, b);
     while (p.count < f->end[b] && p.count < most && p.mass < enough) {
         const struct walsh_candidate *c = &f->candidates[p.count++];
         p.mass += walsh_mass_of_decay(c->decay);
@@ -334,9 +353,7 @@ static bool keep(struct front *f, const struct walsh_draw *d, uint32_t vocab, st
     if (top_k && most > f->count && !f->all) return false;
     if (d->top_p < 1) enough = walsh_top_p_mass(d->top_p, top_k ? prefix_of(f, most, enough).mass : f->whole);
     if (d->least > 1) {
-        uint32_t large = 0;
-        for (uint32_t i = 0; i < f->count; i++)
-            large += walsh_mass_of_decay(f->candidates[i].decay) >= d->least;
+        const uint32_t large = count_large(f, d->least);
         if (large < most && large == f->count && f->sum < enough && !f->all) return false;
         most = large < most ? large : most;
     }

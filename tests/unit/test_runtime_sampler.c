@@ -431,6 +431,39 @@ static void draws_are_those_of_the_reference(void **state)
     assert_in_range(below_best, ROUNDS, ROUNDS * TIMES); /* not all are greedy */
 }
 
+/* Of two depths the larger one may have the larger mass, by rounding: a filter between them keeps neither. */
+static void masses_that_rise_are_cut_at_the_first(void **state)
+{
+    (void)state;
+    enum { TIMES = 100 };
+    float logits[] = {0, 0, -20}, edited[3];
+    int32_t room[6];
+    uint64_t masses[2] = {WALSH_WHOLE_MASS, WALSH_WHOLE_MASS};
+    for (float depth = 0.0005f; masses[1] <= masses[0]; depth = nextafterf(depth, 1)) {
+        assert_true(depth < 0.001f);
+        logits[1] = logits[2];
+        logits[2] = -depth;
+        masses[0] = masses[1];
+        masses[1] = walsh_mass_of_decay(walsh_decay(depth));
+    }
+    struct walsh_sampling o = plain;
+    o.min_p = (double)masses[1] / (double)WALSH_WHOLE_MASS;
+    o.temperature = 1;
+    struct walsh_sampler *sampler;
+    struct walsh_error err;
+    assert_int_equal(walsh_sampler_create(&o, 3, &sampler, &err), WALSH_OK);
+    for (int i = 0; i < TIMES; i++) {
+        struct walsh_draw d;
+        int32_t id;
+        assert_int_equal(walsh_sampler_plan(sampler, &d, &err), WALSH_OK);
+        memcpy(edited, logits, sizeof logits);
+        assert_int_equal(walsh_draw_reference(&d, edited, 3, room), 0);
+        assert_int_equal(walsh_sampler_choose(sampler, logits, &id, &err), WALSH_OK);
+        assert_int_equal(id, 0);
+    }
+    walsh_sampler_destroy(&sampler);
+}
+
 static void shares_of_a_mass_are_rounded_down(void **state)
 {
     (void)state;
@@ -449,6 +482,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(draws_are_those_of_the_reference),
+        cmocka_unit_test(masses_that_rise_are_cut_at_the_first),
         cmocka_unit_test(shares_of_a_mass_are_rounded_down),
         cmocka_unit_test(draws_follow_the_probabilities),
         cmocka_unit_test(filters_keep_what_they_say),
