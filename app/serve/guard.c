@@ -62,6 +62,37 @@ static int headers_of(const struct exchange *x, const char *name)
     return count.seen;
 }
 
+static bool is_longer(const char *name, const char *beginning)
+{
+    return strncasecmp(name, beginning, strlen(beginning)) == 0 && name[strlen(beginning)];
+}
+
+/* libmicrohttpd takes the blanks before a colon for part of the name, puts a folded line behind the name above it, and
+ * lets a carriage return stand in a value. */
+static enum MHD_Result find_odd_header(void *context, enum MHD_ValueKind kind, const char *name,
+                                       const char *value)
+{
+    static const char letters[] = /* RFC 9110, 5.6.2 */
+        "!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+    const char **odd = context;
+    (void)kind;
+    if (!name[strspn(name, letters)] && !is_longer(name, MHD_HTTP_HEADER_CONTENT_LENGTH) &&
+        !is_longer(name, MHD_HTTP_HEADER_TRANSFER_ENCODING) && !(value && strchr(value, '\r')))
+        return MHD_YES;
+    *odd = name;
+    return MHD_NO;
+}
+
+bool guard_headers(struct exchange *x)
+{
+    const char *odd = NULL;
+    MHD_get_connection_values(x->connection, MHD_HEADER_KIND, find_odd_header, &odd);
+    if (!odd) return true;
+    x->at_once = true; /* nothing more is read from this connection */
+    return refuse(&x->refusal, 400, "invalid_header", NULL,
+                  "the header \"%.60s\" is not a name, a colon and a value on one line", odd);
+}
+
 bool guard_length(struct exchange *x)
 {
     const int lengths = headers_of(x, MHD_HTTP_HEADER_CONTENT_LENGTH);

@@ -7,6 +7,8 @@
 /* The Host header: against names that are made to point to this machine (DNS rebinding). A number is always
  * this machine's own; a name must be localhost, --host or an --allow-host. */
 bool guard_host(struct exchange *x);
+/* No header that is a length or a coding of the body to whoever stands before this server, and none to us. */
+bool guard_headers(struct exchange *x);
 /* One length of the body and one way to tell it: whoever stands before this server may look at another one, and
  * take the body's end for the next request (RFC 9112, 6.3). */
 bool guard_length(struct exchange *x);

@@ -379,7 +379,7 @@ static bool check_head(struct exchange *x, const char *path, const char *method)
         return refuse(&x->refusal, 431, "headers_too_large", NULL,
                       "the request has %zu bytes of headers and parameters, expected at most %d", size,
                       MOST_HEADERS);
-    if (!guard_length(x) || !guard_host(x) || !guard_origin(x)) return false;
+    if (!guard_headers(x) || !guard_length(x) || !guard_host(x) || !guard_origin(x)) return false;
     find_route(x, method, path);
     if (!x->route && x->allow)
         return refuse(&x->refusal, 405, "method_not_allowed", NULL,

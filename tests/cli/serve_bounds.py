@@ -284,6 +284,13 @@ def unknown_members_are_named():
                              (length + b"Transfer-Encoding: chunked\r\n", chunk)):
             got = s.raw(head + fields + b"\r\n" + sent + behind)
             assert got.count(b"HTTP/1.1 ") == 1 and got.startswith(b"HTTP/1.1 400") and b'"invalid_length"' in got, got[:400]
+        # a coding or a length that another reader of the same bytes may see, and the next request begin elsewhere for it
+        for fields in (b"Transfer-Encoding : chunked\r\n", b"transfer-encoding\t: chunked\r\n", b"Transfer-Encoding:\r\n chunked\r\n",
+                       b"Content-Length:\r\n 4\r\n", b"Content-Length : 4\r\n", b"X-A: b\r\n Transfer-Encoding: chunked\r\n",
+                       b"X-A: b\rTransfer-Encoding: chunked\r\n"):
+            for own in (b"", length):
+                got = s.raw(head + fields + own + b"\r\n" + body + behind)
+                assert got.count(b"HTTP/1.1 ") == 1 and got.startswith(b"HTTP/1.1 400") and b'"invalid_header"' in got, (fields, got[:400])
         # a coding that nobody knows: told before any of the body, not when the time to read it is over
         for coding in (b"gzip", b"gzip, chunked", b"identity", b"chunkedx", b""):
             for fields in (b"", length):
