@@ -13,8 +13,6 @@ BASE = {"prompt": "It was late in the evening when", "max_tokens": 12, "seed": 5
 LONG = {**BASE, "max_tokens": 1000, "ignore_eos": True}
 CHAT = "/v1/chat/completions"
 cases = Cases()
-with open(WALSH, "rb") as program:
-    SLOWER = 10 if re.search(b"__[at]san_init", program.read()) else 1  # times, about
 
 
 def refusal(s, body, path="/v1/completions", headers=None):

@@ -15,7 +15,9 @@ SOURCE = os.environ["CLI_SOURCE"]
 WALSH = os.environ["CLI_WALSH"]
 MODEL = SOURCE + "/models/bookworm-8m"
 LORA = SOURCE + "/models/shakespeare-lora-8m"
-PATIENCE = 120  # seconds: a machine under load, a sanitizer
+PATIENCE = 300  # seconds: a machine under load, a sanitizer; nothing waits for it that does not fail
+with open(WALSH, "rb") as program:
+    SLOWER = 10 if re.search(b"__[at]san_init", program.read()) else 1  # times, about
 
 
 class Server:
