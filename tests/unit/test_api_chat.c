@@ -184,7 +184,8 @@ static void what_is_wrong_is_named(void **state)
     refuses("[1]", NULL, WALSH_E_ARGUMENT, "messages[0]: found a JSON integer, expected an object");
     refuses("[", NULL, WALSH_E_ARGUMENT, "messages: line 1");
     refuses("[{\"a\":1,\"a\":2}]", NULL, WALSH_E_ARGUMENT, "messages: line 1");
-    refuses("[{\"content\":\"x\"}]", NULL, WALSH_E_ARGUMENT, "the chat template fails with this conversation: ");
+    refuses("[{\"content\":\"x\"}]", NULL, WALSH_E_ARGUMENT,
+            "the chat template fails with this conversation: ");
     refuses("[{\"content\":\"x\"}]", NULL, WALSH_E_ARGUMENT,
             "tokenizer_config.json: line 1: +: \"role\" is undefined");
     options.tools_json = "{}";
@@ -195,7 +196,8 @@ static void what_is_wrong_is_named(void **state)
     options.template_text = "{% for %}";
     refuses("[]", &options, WALSH_E_FORMAT, "chat template: line 1");
     options.template_text = "{{ messages | nothing }}";
-    refuses("[]", &options, WALSH_E_UNSUPPORTED, "chat template: line 1: the filter \"nothing\" is not known");
+    refuses("[]", &options, WALSH_E_UNSUPPORTED,
+            "chat template: line 1: the filter \"nothing\" is not known");
 }
 
 int main(void)

@@ -404,7 +404,8 @@ static void draws_are_those_of_the_reference(void **state)
         o.temperature = walsh_random_u64(&random) % 6 ? exp(walsh_random_normal(&random)) : 0;
         if (walsh_random_u64(&random) % 2) o.top_k = 1 + (uint32_t)(walsh_random_u64(&random) % (vocab + 3));
         const bool nearly_off = walsh_random_u64(&random) % 2; /* filters that end far down */
-        if (walsh_random_u64(&random) % 2) o.top_p = 1 - walsh_random_uniform(&random) * (nearly_off ? 1e-3 : 1);
+        if (walsh_random_u64(&random) % 2)
+            o.top_p = 1 - walsh_random_uniform(&random) * (nearly_off ? 1e-3 : 1);
         if (walsh_random_u64(&random) % 3 == 0)
             o.min_p = walsh_random_uniform(&random) * (nearly_off ? 1e-4 : 0.2);
         if (walsh_random_u64(&random) % 2) o.repeat_penalty = 1.3;
