@@ -67,8 +67,8 @@ static bool is_longer(const char *name, const char *beginning)
     return strncasecmp(name, beginning, strlen(beginning)) == 0 && name[strlen(beginning)];
 }
 
-/* libmicrohttpd takes the blanks before a colon for part of the name, puts a folded line behind the name above it, and
- * lets a carriage return stand in a value. */
+/* libmicrohttpd takes the blanks before a colon for part of the name, puts a folded line behind the name
+ * above it, and lets a carriage return stand in a value. */
 static enum MHD_Result find_odd_header(void *context, enum MHD_ValueKind kind, const char *name,
                                        const char *value)
 {

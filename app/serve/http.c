@@ -18,8 +18,8 @@
 
 #define MOST_PATH 512            /* bytes */
 #define MOST_HEADERS (32 * 1024) /* bytes of all names and values, also those behind a question mark */
-/* Of libmicrohttpd per connection, taken from the system as it is used. What does not fit it refuses in HTML: so
- * there is room for more than we allow, and ours is the answer. */
+/* Of libmicrohttpd per connection, taken from the system as it is used. What does not fit it refuses in HTML:
+ * so there is room for more than we allow, and ours is the answer. */
 #define CONNECTION_MEMORY (128 * 1024)
 #define MOST_DROPPED                                                                                         \
     (64 << 20) /* bytes of a body that is refused, read so that its client gets to the answer */
@@ -355,8 +355,9 @@ static enum MHD_Result add_header_size(void *sum, enum MHD_ValueKind kind, const
     return MHD_YES;
 }
 
-/* Refuse a body that is announced as too long. The answer waits until the body has been read and dropped, since
- * most clients look for it only then; not where the client asks first, or for what nobody should send. */
+/* Refuse a body that is announced as too long. The answer waits until the body has been read and dropped,
+ * since most clients look for it only then; not where the client asks first, or for what nobody should
+ * send. */
 static bool refuse_length(struct exchange *x, const char *length)
 {
     const size_t most = x->server->limits.body_bytes;
@@ -619,7 +620,8 @@ enum walsh_status http_open(struct server *server, struct walsh_error *err)
     return WALSH_OK;
 }
 
-/* No connection is taken from here on. The listener's number stays open until libmicrohttpd's threads are gone, which may be about to use it. */
+/* No connection is taken from here on. The listener's number stays open until libmicrohttpd's threads are
+ * gone, which may be about to use it. */
 void http_quiesce(struct server *server)
 {
     if (!server->daemon) return;

@@ -1,4 +1,5 @@
-/* Mixtures of experts of walsh_ops.h: products of several linears over consecutive rows, routing, whole experts. */
+/* Mixtures of experts of walsh_ops.h: products of several linears over consecutive rows, routing, whole
+ * experts. */
 #include <math.h>
 #include <string.h>
 

@@ -12,8 +12,9 @@ struct walsh_ops_linear {
         *holder; /* of a device: weights, bias and the rotations' signs are there; NULL */
 };
 
-/* What both ways of opening a linear do around their weights: `fill` sets linear.weights, with the queue held. in and out
- * of the rotations, activations and bias are set already; padded sizes have been compared with rows and cols. */
+/* What both ways of opening a linear do around their weights: `fill` sets linear.weights, with the queue
+ * held. in and out of the rotations, activations and bias are set already; padded sizes have been compared
+ * with rows and cols. */
 struct walsh_ops_linear_plan {
     const char *call;
     uint32_t rows, cols; /* padded */

@@ -254,8 +254,8 @@ static struct walsh_ops_rows slice(const struct walsh_ops_rows *r, size_t begin,
     return part;
 }
 
-/* Through the queue's rows in f32, as many at a time as it has: the kernels write padding behind a row, and overwrite
- * what they rotate back. */
+/* Through the queue's rows in f32, as many at a time as it has: the kernels write padding behind a row, and
+ * overwrite what they rotate back. */
 static enum walsh_status run_on_device(struct walsh_ops_queue *queue, const char *call,
                                        const struct rotate *t, const struct walsh_rotation *rotation,
                                        bool forward, struct walsh_error *err)

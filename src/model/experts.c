@@ -1,6 +1,6 @@
 /* Mixture of experts: every row picks k experts (Shazeer et al. 2017, top-k of a softmax as in Qwen3Moe). A
- * *slot* is one (row, expert) pair; slots are sorted by expert, so that an expert computes its rows together, and the
- * products of several experts are one dispatch.
+ * *slot* is one (row, expert) pair; slots are sorted by expert, so that an expert computes its rows together,
+ * and the products of several experts are one dispatch.
  * A row's result is summed in the order of its own k, so that its bits never depend on the rows beside it. */
 #include <string.h>
 
@@ -84,8 +84,8 @@ static void gate_up_one_row(const struct walsh_queue *q, const struct walsh_laye
     }
 }
 
-/* The next experts from *e on that may run together: whole ones, of as many rows as the workspace has. Returns how many are
- * in ws->groups; *e is then behind them. */
+/* The next experts from *e on that may run together: whole ones, of as many rows as the workspace has.
+ * Returns how many are in ws->groups; *e is then behind them. */
 static size_t next_groups(const struct walsh_config *c, struct walsh_workspace *ws, uint32_t *e)
 {
     size_t count = 0, rows = 0;
@@ -98,8 +98,8 @@ static size_t next_groups(const struct walsh_config *c, struct walsh_workspace *
     return count;
 }
 
-/* Compute the calls of ws->groups, of which x[.][ldx] is the first row: together, or expert by expert where somebody
- * watches, rows have adapters, or linears differ. */
+/* Compute the calls of ws->groups, of which x[.][ldx] is the first row: together, or expert by expert where
+ * somebody watches, rows have adapters, or linears differ. */
 static void run_groups(const struct walsh_queue *q, const struct walsh_rows *rows, struct walsh_workspace *ws,
                        size_t count, size_t calls, const float *x, size_t ldx)
 {

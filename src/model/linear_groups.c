@@ -1,4 +1,5 @@
-/* Linears of several experts at once: what a mixture needs so that an expert with few rows does not keep all threads. */
+/* Linears of several experts at once: what a mixture needs so that an expert with few rows does not keep all
+ * threads. */
 #include <string.h>
 
 #include "model/linear.h"

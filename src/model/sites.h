@@ -1,6 +1,6 @@
 /* model/sites: the calls of the forward pass, each with the linears that read one x there. What holds for
- * every linear of a graph (their numbers, the plan of an adapter, what quantization reads) is made by this walk,
- * so that nothing can be forgotten. */
+ * every linear of a graph (their numbers, the plan of an adapter, what quantization reads) is made by this
+ * walk, so that nothing can be forgotten. */
 #ifndef WALSH_MODEL_SITES_H
 #define WALSH_MODEL_SITES_H
 

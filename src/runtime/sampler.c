@@ -250,13 +250,13 @@ static void sort(struct walsh_candidate *c, size_t n)
 
 #define BUCKETS 256        /* of depth, each a factor of e^(1/8) of probability wide */
 #define BUCKETS_PER_E 8.0f /* what lies further down than 32 is in the last one */
-/* Nothing below it has a mass: 2^39 e^-28 is less than 1. Most draws end above the first one, below which most of a
- * vocabulary lies. */
+/* Nothing below it has a mass: 2^39 e^-28 is less than 1. Most draws end above the first one, below which
+ * most of a vocabulary lies. */
 #define DEEPEST 28.0f
 #define FIRST_DEEPEST 9.0f
 
-/* The front of the order: a bucket's candidates stand before those of the next one, and within it in no order until they
- * are needed. */
+/* The front of the order: a bucket's candidates stand before those of the next one, and within it in no order
+ * until they are needed. */
 struct front {
     struct walsh_candidate *candidates;
     uint32_t end[BUCKETS]; /* of a bucket's candidates */
@@ -311,8 +311,8 @@ static void sort_bucket(struct front *f, uint32_t b)
     f->sorted[b] = true;
 }
 
-/* The candidates before the first one with a mass below `least`. Masses do not quite fall with the logits, because
- * walsh_decay's operations are rounded: one that is too small may stand before one that is not. */
+/* The candidates before the first one with a mass below `least`. Masses do not quite fall with the logits,
+ * because walsh_decay's operations are rounded: one that is too small may stand before one that is not. */
 static uint32_t count_large(struct front *f, uint64_t least)
 {
     uint32_t i = 0, b = 0;
@@ -324,8 +324,8 @@ static uint32_t count_large(struct front *f, uint64_t least)
     return i;
 }
 
-/* The shortest prefix of `most` candidates or a mass of `enough`, or all of them. Only the bucket that it ends in is put
- * in order. */
+/* The shortest prefix of `most` candidates or a mass of `enough`, or all of them. Only the bucket that it
+ * ends in is put in order. */
 static struct prefix prefix_of(struct front *f, uint32_t most, uint64_t enough)
 {
     struct prefix p = {0, 0, -1};

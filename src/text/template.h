@@ -36,8 +36,8 @@ struct walsh_template_limits {
 /* `variables`: an object; its members are the template's variables. `now`: what strftime_now shows, in
  * seconds since 1970-01-01 00:00, without a time zone. *text: NUL-terminated, walsh_free. WALSH_E_ARGUMENT:
  * the template calls raise_exception. WALSH_E_FORMAT: what Jinja calls an error (an undefined value's
- * attribute, a sum of a text and a number), a method that is not supported. WALSH_E_UNSUPPORTED: a filter or a test
- * that is not known. WALSH_E_CAPACITY: a limit. */
+ * attribute, a sum of a text and a number), a method that is not supported. WALSH_E_UNSUPPORTED: a filter or
+ * a test that is not known. WALSH_E_CAPACITY: a limit. */
 enum walsh_status walsh_template_render(const struct walsh_template *t, const json_t *variables, int64_t now,
                                         const struct walsh_template_limits *limits, char **text, size_t *size,
                                         struct walsh_error *err);

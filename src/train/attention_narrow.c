@@ -3,8 +3,8 @@
  *   forward   S^T = K Q^T,   O^T += V^T P^T
  *   backward  S^T = K Q^T,  dP^T = V dO^T,  dV += P^T dO,  dK += dS^T Q,  dQ^T += K^T dS^T
  *
- * so that the softmax of a query runs down a lane, and no tile of scores is ever transposed. Every operand of a product is
- * packed once per call, before it; a document's pairs begin at a place of their own. */
+ * so that the softmax of a query runs down a lane, and no tile of scores is ever transposed. Every operand of
+ * a product is packed once per call, before it; a document's pairs begin at a place of their own. */
 #include <math.h>
 #include <string.h>
 
@@ -281,8 +281,8 @@ static size_t last_query(const struct narrow *n, size_t rows, size_t end)
     return window ? walsh_min(rows, end - 1 + window) : rows;
 }
 
-/* Where the second part of a document's keys begins: about half of all tiles lie before it. Documents of few tiles have one
- * part. */
+/* Where the second part of a document's keys begins: about half of all tiles lie before it. Documents of few
+ * tiles have one part. */
 static size_t second_part(const struct narrow *n, size_t rows)
 {
     size_t all = 0, before = 0, from = 0;

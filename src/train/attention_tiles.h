@@ -1,4 +1,5 @@
-/* train/attention_tiles: what attention's two arithmetics share: f32 (attention.c) and bf16 (attention_narrow.c). */
+/* train/attention_tiles: what attention's two arithmetics share: f32 (attention.c) and bf16
+ * (attention_narrow.c). */
 #ifndef WALSH_TRAIN_ATTENTION_TILES_H
 #define WALSH_TRAIN_ATTENTION_TILES_H
 

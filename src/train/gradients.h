@@ -13,9 +13,9 @@ void walsh_rms_norm_backward(const struct walsh_queue *q, float *dx, size_t lddx
                              size_t lddy, const float *x, size_t ldx, const float *weight, size_t rows,
                              size_t n, float eps, bool add);
 
-/* The gradients of y = gate(g) * u (kernels.h: swiglu, geglu, and clamped_swiglu with the config's gate_alpha and
- * gate_limit), rows of n, all with stride n: dgate and dup may be g and u, or dy. A clamp passes the gradient of values at
- * and within its limits. */
+/* The gradients of y = gate(g) * u (kernels.h: swiglu, geglu, and clamped_swiglu with the config's gate_alpha
+ * and gate_limit), rows of n, all with stride n: dgate and dup may be g and u, or dy. A clamp passes the
+ * gradient of values at and within its limits. */
 void walsh_gate_backward(const struct walsh_queue *q, const struct walsh_config *config, float *dgate,
                          float *dup, const float *dy, const float *g, const float *u, size_t rows, size_t n);
 

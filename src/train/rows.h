@@ -1,14 +1,14 @@
-/* train/rows: what stands between two products of training, row by row: a row goes through all of it while it is in the
- * L1, where op behind op would write and read f32 of all rows each time. The bits are those of the ops, because each of them
- * treats rows one by one. May use model and below. */
+/* train/rows: what stands between two products of training, row by row: a row goes through all of it while it
+ * is in the L1, where op behind op would write and read f32 of all rows each time. The bits are those of the
+ * ops, because each of them treats rows one by one. May use model and below. */
 #ifndef WALSH_TRAIN_ROWS_H
 #define WALSH_TRAIN_ROWS_H
 
 #include "checkpoint/config.h"
 #include "kernels/kernels.h"
 
-/* Where rows go that linears read: in f32 (y NULL: nobody reads that), and rounded to bf16, 0 up to their stride ld_rounded
- * (rounded NULL: not wanted). Both at once or either. */
+/* Where rows go that linears read: in f32 (y NULL: nobody reads that), and rounded to bf16, 0 up to their
+ * stride ld_rounded (rounded NULL: not wanted). Both at once or either. */
 struct walsh_row_output {
     float *y;
     size_t ldy;
@@ -34,7 +34,8 @@ void walsh_rows_gate_backward(const struct walsh_queue *q, const struct walsh_ro
                               const struct walsh_row_output *dup, const struct walsh_config *config,
                               const float *dy, const float *g, const float *u, size_t rows, size_t n);
 
-/* dx += the gradient of rms_norm of rows x[n], dense, back from dy; the sum goes to `rounded` too, where not NULL. */
+/* dx += the gradient of rms_norm of rows x[n], dense, back from dy; the sum goes to `rounded` too, where not
+ * NULL. */
 void walsh_rows_norm_backward(const struct walsh_queue *q, uint16_t *rounded, size_t ld_rounded, float *dx,
                               const float *dy, const float *x, const float *weight, size_t rows, size_t n,
                               float eps);

@@ -1,4 +1,5 @@
-/* Tiles of attention in bf16 by TDPBF16PS: 32 rows by 32 columns at a time, whose sums start from what C holds. */
+/* Tiles of attention in bf16 by TDPBF16PS: 32 rows by 32 columns at a time, whose sums start from what C
+ * holds. */
 #include <stdbool.h>
 
 #include <immintrin.h>

@@ -34,7 +34,8 @@ INLINE __m512i round_pair(__m512 even, __m512 odd)
     return _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(low, 16), high);
 }
 
-/* pack_rows of a block format, whose 16 rows are lanes already: a word of a panel is two columns side by side. */
+/* pack_rows of a block format, whose 16 rows are lanes already: a word of a panel is two columns side by
+ * side. */
 INLINE void pack_code(enum walsh_code code, const struct walsh_weights *w, size_t row, size_t outputs,
                       size_t steps, uint8_t *panels)
 {
@@ -65,8 +66,8 @@ INLINE void pack_code(enum walsh_code code, const struct walsh_weights *w, size_
     }
 }
 
-/* The same of MXFP4, a group of which is a tile: 256 weights take 8 permutations, 8 shuffles of bytes, 8 tests and 8 additions
- * in the place of 32 multiplications and 88 operations of rounding. */
+/* The same of MXFP4, a group of which is a tile: 256 weights take 8 permutations, 8 shuffles of bytes, 8
+ * tests and 8 additions in the place of 32 multiplications and 88 operations of rounding. */
 static void pack_mxfp4(const struct walsh_weights *w, size_t row, size_t outputs, size_t steps,
                        uint8_t *panels)
 {

@@ -1,12 +1,12 @@
-/* The tiled product that every AMX prefill kernel shares. Its element is 32 bits: four 8-bit integers or a pair
- * of bf16; a tile of weights holds 16 such columns ("a step") of 16 outputs.
+/* The tiled product that every AMX prefill kernel shares. Its element is 32 bits: four 8-bit integers or a
+ * pair of bf16; a tile of weights holds 16 such columns ("a step") of 16 outputs.
  *
  * Weights come as panels [tile of 16 outputs][step][1 KB], activations are read where they are, as rows or as
  * tiles. Four sums of 16 x 16 are in registers: two tiles of rows by two of outputs, so that four loads serve
  * four products. BLOCK_STEPS steps of 32 rows stay in the L1 while the panels pass by from the L2, which are
  * loaded as what is used once; the sums of all outputs wait in `sums` from block to block. The next block of
- * rows, which comes from further away, is fetched into the L2 meanwhile; as rows it lies in many pages, as tiles
- * it is two sequences.
+ * rows, which comes from further away, is fetched into the L2 meanwhile; as rows it lies in many pages, as
+ * tiles it is two sequences.
  *
  * A template: the including file first defines TILE_DOT(t, c, a, b). */
 #ifndef WALSH_KERNELS_X86_AMX_GEMM_H
@@ -105,7 +105,8 @@ INLINE void amx_last_step(const struct amx_rows *a, size_t i, size_t rows, size_
         memcpy(last + 64 * m, (const char *)a->data + (i + m) * a->stride + 64 * k, a->tail);
 }
 
-/* Rows [begin, end) of the block of rows from i on, steps [k, k + steps), into the L2; of tiles, as many lines. */
+/* Rows [begin, end) of the block of rows from i on, steps [k, k + steps), into the L2; of tiles, as many
+ * lines. */
 INLINE void amx_fetch(const struct amx_rows *a, size_t i, size_t k, size_t steps, size_t begin, size_t end)
 {
     for (size_t m = begin; m < end; m++) {

@@ -1,5 +1,6 @@
-/* What products of bf16 by tiles share: TDPBF16PS gives the even and the odd columns of a tile a sum each and adds both to
- * the output's, in f32 (round to nearest even, subnormals as zero). One chain per output over all columns. */
+/* What products of bf16 by tiles share: TDPBF16PS gives the even and the odd columns of a tile a sum each and
+ * adds both to the output's, in f32 (round to nearest even, subnormals as zero). One chain per output over
+ * all columns. */
 #ifndef WALSH_KERNELS_X86_AMX_PRODUCT_BF16_H
 #define WALSH_KERNELS_X86_AMX_PRODUCT_BF16_H
 

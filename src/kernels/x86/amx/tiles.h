@@ -51,8 +51,8 @@ static inline void tile_emulate_store(const struct tiles *t, int n, void *to, si
         memcpy((char *)to + r * stride, t->data[n][r], t->config.row_bytes[n]);
 }
 
-/* c += a b in integers; bytes of a or b are signed where said. Tiles of weights come as [k][n], which compilers turn into
- * vectors. */
+/* c += a b in integers; bytes of a or b are signed where said. Tiles of weights come as [k][n], which
+ * compilers turn into vectors. */
 static inline void tile_emulate_dot(struct tiles *t, int c, int a, int b, int a_signed, int b_signed)
 {
     int weight[64][16];

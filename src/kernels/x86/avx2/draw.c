@@ -17,7 +17,8 @@ static inline vec power_of_two(vec k)
         _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvttps_epi32(k), _mm256_set1_epi32(127)), 23));
 }
 
-/* There is no conversion to 64 bits: a mass is 2^16 high + low, both of 32 bits, and 128 of each fit into 32 bits. */
+/* There is no conversion to 64 bits: a mass is 2^16 high + low, both of 32 bits, and 128 of each fit into 32
+ * bits. */
 struct mass_sum {
     __m256i high, low, whole;
     unsigned added;

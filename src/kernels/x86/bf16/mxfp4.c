@@ -47,7 +47,8 @@ INLINE void direct_block(const struct walsh_product_part *p, const unsigned rows
     const size_t groups = walsh_block_groups(w),
                  tile_bytes = walsh_block_words(w) * WALSH_BLOCK_ROWS * sizeof(uint32_t);
     for (size_t g = first; g < end; g++) {
-        /* behind a tile's end are those beside it, which are being read: the next ones' begin behind them all */
+        /* behind a tile's end are those beside it, which are being read: the next ones' begin behind them
+         * all */
         const size_t ahead =
             PREFETCH +
             (g + PREFETCH / (WALSH_BLOCK_ROWS * GROUP / 2) < groups ? 0 : (tiles - 1) * tile_bytes);
@@ -81,9 +82,10 @@ INLINE void direct_block(const struct walsh_product_part *p, const unsigned rows
     }
 }
 
-/* The same with scales out of the loop: sums are kept in units of the scale of the group being added, to which they are brought
- * by a power of two before it. The bits are those of the sums with scaled weights as long as nothing over- or underflows in
- * either, for which these bounds leave room: a product is a multiple of 2^-(67 + 25), and so is every sum. */
+/* The same with scales out of the loop: sums are kept in units of the scale of the group being added, to
+ * which they are brought by a power of two before it. The bits are those of the sums with scaled weights as
+ * long as nothing over- or underflows in either, for which these bounds leave room: a product is a multiple
+ * of 2^-(67 + 25), and so is every sum. */
 #define LEAST_SCALE 103   /* 2^-24 */
 #define MOST_SCALE 151    /* 2^24 */
 #define LEAST_EXPONENT 67 /* of an activation, 2^-60 */
@@ -176,7 +178,8 @@ INLINE void unscaled_block(const struct walsh_product_part *p, const unsigned ro
 #pragma GCC unroll 4
             for (unsigned t = 0; t < tiles; t++) {
                 _mm_prefetch((const char *)(word + t * tile_words) + ahead, _MM_HINT_T0);
-                /* bytes 0, 2, 1, 3: a shift puts both nibbles of a pair of columns to the bottom of their halves */
+                /* bytes 0, 2, 1, 3: a shift puts both nibbles of a pair of columns to the bottom of their
+                 * halves */
                 const __m512i v = _mm512_shuffle_epi8(_mm512_load_si512(word + t * tile_words), order);
                 const __m512i pairs[4] = {_mm512_permutexvar_epi16(v, values),
                                           _mm512_permutexvar_epi16(_mm512_srli_epi32(v, 8), values),
@@ -279,7 +282,8 @@ static void pack_transposed(const struct walsh_weights *w, size_t first, size_t 
     2 /* of a tile, side by side: 512 bytes in a row, and as many chains as hide each other's latency */
 #define TILES_AHEAD 3
 
-/* Few rows: `groups` groups of columns from `group` on by `rows` rows, both constant, rows [first, end) of W, without panels. */
+/* Few rows: `groups` groups of columns from `group` on by `rows` rows, both constant, rows [first, end) of W,
+ * without panels. */
 INLINE void direct_columns(const struct walsh_product_part *p, const unsigned rows, const unsigned groups,
                            size_t group, size_t first, size_t end)
 {
@@ -330,7 +334,8 @@ INLINE void direct_columns(const struct walsh_product_part *p, const unsigned ro
     }
 }
 
-/* Row m of the activations, 16 elements from r on, by the scales of 16 rows of W: exact within the bounds above. */
+/* Row m of the activations, 16 elements from r on, by the scales of 16 rows of W: exact within the bounds
+ * above. */
 INLINE void scale_rows(const struct walsh_product_part *p, unsigned m, size_t r, const uint8_t *scales,
                        int32_t out[8])
 {
@@ -344,8 +349,9 @@ INLINE void scale_rows(const struct walsh_product_part *p, unsigned m, size_t r,
     _mm256_store_si256((__m256i *)(void *)out, _mm256_mask_add_epi16(x, some, x, add));
 }
 
-/* The same with the scales at the activations, which are fewer. Codes are brought into the order of the products before they
- * become values: a VPERMI2W fetches the bytes of 16 columns of two rows, a shift puts the wanted nibbles to the bottom. */
+/* The same with the scales at the activations, which are fewer. Codes are brought into the order of the
+ * products before they become values: a VPERMI2W fetches the bytes of 16 columns of two rows, a shift puts
+ * the wanted nibbles to the bottom. */
 INLINE void unscaled_columns(const struct walsh_product_part *p, const unsigned rows, const unsigned groups,
                              size_t group, size_t first, size_t end)
 {
@@ -354,8 +360,8 @@ INLINE void unscaled_columns(const struct walsh_product_part *p, const unsigned 
         (short)0xbf00, (short)0x8000, 0x40c0, 0x4080, 0x4040, 0x4000, 0x3fc0, 0x3f80, 0x3f00, 0,
         (short)0xc0c0, (short)0xc080, (short)0xc040, (short)0xc000, (short)0xbfc0, (short)0xbf80,
         (short)0xbf00, (short)0x8000, 0x40c0, 0x4080, 0x4040, 0x4000, 0x3fc0, 0x3f80, 0x3f00, 0);
-    /* column j of row q of a pair: bytes j % 4 / 2 of lane q, of the first word or (+ 32) the second, there nibble j % 2 * 2
-     * + j % 8 / 4 */
+    /* column j of row q of a pair: bytes j % 4 / 2 of lane q, of the first word or (+ 32) the second, there
+     * nibble j % 2 * 2 + j % 8 / 4 */
     const __m512i columns = _mm512_setr_epi32(0x20000, 0x20000, 0x30001, 0x30001, 0x20000, 0x20000, 0x30001,
                                               0x30001, 0x220020, 0x220020, 0x230021, 0x230021, 0x220020,
                                               0x220020, 0x230021, 0x230021),

@@ -1,5 +1,5 @@
-/* Panels of bf16 matrices that are kept, and products of rows with several of them: the tile and the order of sums are those of
- * dense.c. */
+/* Panels of bf16 matrices that are kept, and products of rows with several of them: the tile and the order of
+ * sums are those of dense.c. */
 #include "base/memory.h"
 #include "kernels/table.h"
 #include "kernels/x86/bf16/tile.h"
@@ -14,7 +14,8 @@ INLINE __m512i load(const uint16_t *x, size_t count)
     return _mm512_maskz_loadu_epi16(_bzhi_u32(0xffffffffu, count < 32 ? (unsigned)count : 32), x);
 }
 
-/* 16 outputs (rows) from `row` on, of which `exist`; columns [column, column + cols) to `to`, a step of `width` pairs. */
+/* 16 outputs (rows) from `row` on, of which `exist`; columns [column, column + cols) to `to`, a step of
+ * `width` pairs. */
 INLINE void pack_rows(const struct walsh_weights *w, size_t row, size_t exist, size_t column, size_t cols,
                       uint32_t *to, size_t width)
 {
@@ -66,7 +67,8 @@ void walsh_pack_panels_bf16_bf16(const struct walsh_weights *w, bool transposed,
 
 /* --- product --- */
 
-/* Rows whose results wait in the L1 and L2 for the next term: many where the terms' panels do not fit into the L2 beside them. */
+/* Rows whose results wait in the L1 and L2 for the next term: many where the terms' panels do not fit into
+ * the L2 beside them. */
 #define FEW_ROWS 64
 #define MANY_ROWS 256
 #define NEAR_BYTES ((size_t)640 << 10)
