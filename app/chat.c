@@ -63,6 +63,9 @@ enum walsh_status chat_encode(const struct chat *chat, const struct walsh_model 
     if (!messages) return fail(err, WALSH_E_MEMORY, "out of memory for the conversation");
     enum walsh_status status =
         walsh_chat_encode(model, messages, strlen(messages), &options, ids, count, NULL, NULL, err);
+    /* The messages are in order: where it is not the option's fault, it is the template's, which is a file. */
+    if (status == WALSH_E_ARGUMENT && err && strncmp(err->message, "variables", 9) != 0)
+        err->status = status = WALSH_E_FORMAT;
     if (status == WALSH_OK && *count == 0) {
         walsh_memory_free(*ids);
         status = fail(err, WALSH_E_FORMAT, "the chat template makes an empty prompt of the conversation");

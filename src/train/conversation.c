@@ -63,7 +63,9 @@ static enum walsh_status render(const struct conversation *c, size_t count, bool
         walsh_chat_text(c->graph->tokenizer, directory ? directory : "the model", &chat, text, size, &err);
     free(messages);
     if (status == WALSH_OK) return WALSH_OK;
-    return walsh_fail(c->err, status, "%s: the first %zu messages: %s", c->where, count, err.message);
+    /* what the template refuses stands in a file of data */
+    return walsh_fail(c->err, status == WALSH_E_ARGUMENT ? WALSH_E_FORMAT : status,
+                      "%s: the first %zu messages: %s", c->where, count, err.message);
 }
 
 static bool begins_with(const char *text, size_t size, const char *beginning, size_t length)

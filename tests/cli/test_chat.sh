@@ -67,7 +67,10 @@ sed 's/"chat_template"/"template_of_another_name"/' "$model/tokenizer_config.jso
 refuses "WORK/plain: the model has no chat template: there is no chat_template.jinja and no chat_template in \
 tokenizer_config.json" run "$work/plain" --chat -p hello
 printf '{%% for m in messages %%}\n{{ m.content.nothing.at_all }}{%% endfor %%}' >"$work/plain/chat_template.jinja"
-refuses 'WORK/plain/chat_template.jinja: line 2: "nothing" is undefined' run "$work/plain" --chat -p hello
+refuses 'the chat template fails with this conversation: WORK/plain/chat_template.jinja: line 2: "nothing" is undefined' \
+    run "$work/plain" --chat -p hello
+printf '{{ raise_exception("not so") }}' >"$work/plain/chat_template.jinja"
+refuses 'WORK/plain/chat_template.jinja: line 1: not so' run "$work/plain" --chat -p hello
 printf '{%% for m in messages %%}{{ m.content|upper }}{%% endfor %%}' >"$work/plain/chat_template.jinja"
 works run "$work/plain" --chat -p hello -n 4 --temp 0
 cp "$work/out" "$work/answer"

@@ -134,6 +134,9 @@ works finetune "$model" --data "$work/turns.jsonl" --output "$work/chatml" --ste
 ! cmp -s "$work/turns/adapter_model.safetensors" "$work/chatml/adapter_model.safetensors" ||
     fails "the template changes what is learned"
 rm "$work/own/chat_template.jinja"
+echo "{{ raise_exception('not so') }}" >"$work/own/chat_template.jinja"
+refuses "WORK/turns.jsonl:1: the first 1 messages: WORK/own/chat_template.jinja: line 1: not so" \
+    finetune "$work/own" --data "$work/turns.jsonl" --output "$work/e" --quiet
 echo "{{ messages[-1].content }}{{ 'A:' if add_generation_prompt }}" >"$work/own/chat_template.jinja"
 refuses "WORK/turns.jsonl:1: message 2: the chat template in WORK/own/chat_template.jinja does not write this answer behind \
 its generation prompt, so that nobody can tell what is to be learned; write the conversation out as \"prompt\" and \"completion\"" \

@@ -240,8 +240,8 @@ static void templates_that_hide_their_answers_are_refused(void **state)
     /* what a template raises, and one that never ends, are told with the line */
     write_template("{{ raise_exception('not today') }}", false);
     open_graph(&graph);
-    refuses(&graph, ANSWERED "]}", WALSH_E_ARGUMENT, "data.jsonl:1: the first 1 messages: ");
-    refuses(&graph, ANSWERED "]}", WALSH_E_ARGUMENT, "not today");
+    refuses(&graph, ANSWERED "]}", WALSH_E_FORMAT, "data.jsonl:1: the first 1 messages: ");
+    refuses(&graph, ANSWERED "]}", WALSH_E_FORMAT, "not today");
     walsh_tokenizer_close(&graph.tokenizer);
     write_template("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", false);
     open_graph(&graph);
@@ -252,7 +252,7 @@ static void templates_that_hide_their_answers_are_refused(void **state)
     open_graph(&graph);
     reads(&graph, ANSWERED "], \"tools\": [{\"name\": \"T\"}], \"chat_template_kwargs\": {\"mood\": \"M\"}}",
           "TMHi{Yes."); /* nothing stands behind it */
-    refuses(&graph, ANSWERED "], \"tools\": 3}", WALSH_E_ARGUMENT, "tools: ");
+    refuses(&graph, ANSWERED "], \"tools\": 3}", WALSH_E_FORMAT, "tools: ");
     walsh_tokenizer_close(&graph.tokenizer);
 }
 
