@@ -19,6 +19,15 @@ enum walsh_status chat_open(struct chat *chat, const char *system, const char *v
                             struct walsh_error *err)
 {
     *chat = (struct chat){.messages = json_array(), .variables = variables};
+    if (variables) {
+        json_error_t wrong;
+        json_t *object = json_loads(variables, JSON_REJECT_DUPLICATES, &wrong);
+        const bool good = json_is_object(object), parsed = object != NULL;
+        json_decref(object);
+        if (!good)
+            return fail(err, WALSH_E_ARGUMENT, "--chat-variables '%s': expected a JSON object%s%s", variables,
+                        parsed ? "" : ": ", parsed ? "" : wrong.text);
+    }
     if (!chat->messages) return fail(err, WALSH_E_MEMORY, "out of memory for the conversation");
     return system ? chat_add(chat, "system", system, strlen(system), err) : WALSH_OK;
 }
@@ -63,8 +72,8 @@ enum walsh_status chat_encode(const struct chat *chat, const struct walsh_model 
     if (!messages) return fail(err, WALSH_E_MEMORY, "out of memory for the conversation");
     enum walsh_status status =
         walsh_chat_encode(model, messages, strlen(messages), &options, ids, count, NULL, NULL, err);
-    /* The messages are in order: where it is not the option's fault, it is the template's, which is a file. */
-    if (status == WALSH_E_ARGUMENT && err && strncmp(err->message, "variables", 9) != 0)
+    if (status ==
+        WALSH_E_ARGUMENT) /* messages and variables are in order: it is the template's fault, a file */
         err->status = status = WALSH_E_FORMAT;
     if (status == WALSH_OK && *count == 0) {
         walsh_memory_free(*ids);

@@ -196,8 +196,7 @@ static enum walsh_status keep_panels(const struct walsh_model_graph *graph,
     p->linears = need->linears;
     WALSH_TRY(walsh_arena_alloc(&p->arena, 2 * need->linears, sizeof *p->panels, what, &p->panels, err));
     WALSH_TRY(walsh_arena_alloc(&p->arena, need->linears, sizeof *linears, what, &linears, err));
-    WALSH_TRY(walsh_arena_alloc_uninitialised(&p->arena, need->panels, sizeof *room, "panels of the weights",
-                                              &room, err));
+    WALSH_TRY(walsh_arena_alloc_uninitialised(&p->arena, need->panels, sizeof *room, what, &room, err));
     struct walsh_site_walk walk = {.graph = graph};
     struct walsh_site site;
     while (walsh_site_next(&walk, &site))

@@ -58,7 +58,9 @@ misuse "--plain-text and --chat exclude each other" run "$model" -p hello --chat
 walsh run "$model" --chat --json
 exits 2
 has error.message
-misuse "variables: found a JSON array, expected an object" run "$model" --chat -p hello --chat-variables '[]'
+misuse "--chat-variables '[]': expected a JSON object" run "$model" --chat -p hello --chat-variables '[]'
+walsh run "$model" --chat -p hello --chat-variables '{"a": 1, "a": 2}'
+exits 2
 
 mkdir "$work/plain"
 for file in "$model"/*; do ln -s "$file" "$work/plain/"; done

@@ -282,20 +282,40 @@ static void pack_transposed(const struct walsh_weights *w, size_t first, size_t 
     2 /* of a tile, side by side: 512 bytes in a row, and as many chains as hide each other's latency */
 #define TILES_AHEAD 3
 
+INLINE void clear_columns(const unsigned rows, const unsigned groups, __m512 sum[3][2 * NEAR_GROUPS])
+{
+#pragma GCC unroll 3
+    for (unsigned m = 0; m < rows; m++) {
+#pragma GCC unroll 4
+        for (unsigned v = 0; v < 2 * groups; v++) sum[m][v] = tile_zero();
+    }
+}
+
+/* The sums of `groups` groups of columns from `group` on, as far as the part goes. */
+INLINE void store_columns(const struct walsh_product_part *p, const unsigned rows, const unsigned groups,
+                          size_t group, bool first, __m512 sum[3][2 * NEAR_GROUPS])
+{
+    const struct block_output to = {p->y, p->ldy, first};
+#pragma GCC unroll 3
+    for (unsigned m = 0; m < rows; m++) {
+#pragma GCC unroll 4
+        for (unsigned v = 0; v < 2 * groups; v++) {
+            const size_t col = group * GROUP + 16 * v;
+            if (col >= p->begin && col < p->end)
+                store_block(&to, m, col, first_lanes(p->end - col), sum[m][v]);
+        }
+    }
+}
+
 /* Few rows: `groups` groups of columns from `group` on by `rows` rows, both constant, rows [first, end) of W,
  * without panels. */
 INLINE void direct_columns(const struct walsh_product_part *p, const unsigned rows, const unsigned groups,
                            size_t group, size_t first, size_t end)
 {
     const struct walsh_weights *w = p->weights;
-    const struct block_output to = {p->y, p->ldy, first == 0 && !p->add};
     const size_t tile_bytes = walsh_block_words(w) * WALSH_BLOCK_ROWS * sizeof(uint32_t);
     __m512 sum[3][2 * NEAR_GROUPS];
-#pragma GCC unroll 3
-    for (unsigned m = 0; m < rows; m++) {
-#pragma GCC unroll 4
-        for (unsigned v = 0; v < 2 * groups; v++) sum[m][v] = tile_zero();
-    }
+    clear_columns(rows, groups, sum);
     for (size_t r = first; r < end; r += WALSH_BLOCK_ROWS) {
         const size_t steps = walsh_min(WALSH_BLOCK_ROWS / 2, (end - r + 1) / 2);
 #pragma GCC unroll 2
@@ -323,15 +343,7 @@ INLINE void direct_columns(const struct walsh_product_part *p, const unsigned ro
             }
         }
     }
-#pragma GCC unroll 3
-    for (unsigned m = 0; m < rows; m++) {
-#pragma GCC unroll 4
-        for (unsigned v = 0; v < 2 * groups; v++) {
-            const size_t col = group * GROUP + 16 * v;
-            if (col >= p->begin && col < p->end)
-                store_block(&to, m, col, first_lanes(p->end - col), sum[m][v]);
-        }
-    }
+    store_columns(p, rows, groups, group, first == 0 && !p->add, sum);
 }
 
 /* Row m of the activations, 16 elements from r on, by the scales of 16 rows of W: exact within the bounds
@@ -368,14 +380,9 @@ INLINE void unscaled_columns(const struct walsh_product_part *p, const unsigned 
                   shift = _mm512_setr_epi32(0, 0x80008, 0, 0x80008, 0x40004, 0xc000c, 0x40004, 0xc000c, 0,
                                             0x80008, 0, 0x80008, 0x40004, 0xc000c, 0x40004, 0xc000c);
     const struct walsh_weights *w = p->weights;
-    const struct block_output to = {p->y, p->ldy, first == 0 && !p->add};
     const size_t tile_bytes = walsh_block_words(w) * WALSH_BLOCK_ROWS * sizeof(uint32_t);
     __m512 sum[3][2 * NEAR_GROUPS];
-#pragma GCC unroll 3
-    for (unsigned m = 0; m < rows; m++) {
-#pragma GCC unroll 4
-        for (unsigned v = 0; v < 2 * groups; v++) sum[m][v] = tile_zero();
-    }
+    clear_columns(rows, groups, sum);
     for (size_t r = first; r < end; r += WALSH_BLOCK_ROWS) {
 #pragma GCC unroll 2
         for (unsigned g = 0; g < groups; g++) {
@@ -408,15 +415,7 @@ INLINE void unscaled_columns(const struct walsh_product_part *p, const unsigned 
             }
         }
     }
-#pragma GCC unroll 3
-    for (unsigned m = 0; m < rows; m++) {
-#pragma GCC unroll 4
-        for (unsigned v = 0; v < 2 * groups; v++) {
-            const size_t col = group * GROUP + 16 * v;
-            if (col >= p->begin && col < p->end)
-                store_block(&to, m, col, first_lanes(p->end - col), sum[m][v]);
-        }
-    }
+    store_columns(p, rows, groups, group, first == 0 && !p->add, sum);
 }
 
 INLINE void direct_transposed(const struct walsh_product_part *p, const unsigned rows)
