@@ -51,6 +51,13 @@ struct walsh_reach {
     size_t count;
 };
 
+/* For walsh_ops.draw: rows, with their edits and masks, are memory of the queue. */
+struct walsh_draws {
+    const struct walsh_draw *rows; /* [count] */
+    size_t count;
+    bool sampled, edited; /* some row is not greedy; some row has edits */
+};
+
 /* The smaller one of two numbers that are not negative; NaN, of either sign, is larger than all others. As
  * integers, because a compiler that has to think of floating-point exceptions does not take several at a time.
  */

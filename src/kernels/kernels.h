@@ -147,6 +147,7 @@ enum walsh_cpu_level { WALSH_CPU_REFERENCE, WALSH_CPU_AVX2, WALSH_CPU_AVX512, WA
 struct walsh_kernels; /* microkernels of one device: kernels/table.h */
 struct walsh_ops;
 struct walsh_fused_ops;
+struct walsh_draws; /* kernels/draw.h */
 struct walsh_memory; /* kernels/device.h */
 
 /* Where ops run. The CPU's holds the pool and per-worker scratch; opened by the context. */
@@ -264,6 +265,10 @@ struct walsh_ops {
      * rounded, the sum from the left. No slot stands twice; y is overwritten. */
     void (*combine)(const struct walsh_queue *q, float *x, size_t n, float *y, const uint32_t *slot,
                     const float *weight, size_t rows, uint32_t k);
+    /* ids[row] = what draws->rows[row] draws from logits [count][vocab] by kernels/draw.h, -1 where nothing can be drawn. The logits
+     * are as before when it is done. NULL where a backend lacks it: the host draws. */
+    void (*draw)(const struct walsh_queue *q, int32_t *ids, float *logits, uint32_t vocab,
+                 const struct walsh_draws *draws);
     const struct walsh_fused_ops *fused; /* NULL: none */
 };
 

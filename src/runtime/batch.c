@@ -57,6 +57,9 @@ static enum walsh_status allocate(struct walsh_batch *b, struct walsh_error *err
     WALSH_TRY(walsh_alloc(rows, sizeof *b->sessions, "the rows of a batch", &b->sessions, err));
     WALSH_TRY(walsh_alloc(rows, sizeof *b->pieces, "the rows of a batch", &b->pieces, err));
     WALSH_TRY(walsh_alloc(rows, sizeof *b->ids, "the rows of a batch", &b->ids, err));
+    WALSH_TRY(walsh_alloc(rows, sizeof *b->drawn, "the rows of a batch", &b->drawn, err));
+    if (walsh_runtime_draws(b->runner))
+        WALSH_TRY(walsh_alloc(rows, sizeof *b->plans, "the rows of a batch", &b->plans, err));
     WALSH_TRY(walsh_alloc(rows, sizeof *b->rows, "the rows of a batch", &b->rows, err));
     return walsh_alloc(rows, sizeof *b->events, "the rows of a batch", &b->events, err);
 }
@@ -131,6 +134,8 @@ void walsh_runtime_batch_close(struct walsh_batch **batch)
     walsh_free((void *)b->sessions);
     walsh_free(b->pieces);
     walsh_free(b->ids);
+    walsh_free(b->drawn);
+    walsh_free(b->plans);
     walsh_free((void *)b->rows);
     walsh_free((void *)b->events);
     walsh_free(b);

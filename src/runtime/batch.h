@@ -64,6 +64,7 @@ struct walsh_batch_entry {
     bool reported; /* an event has told its end */
     bool drawn;    /* logits are those that `token` was drawn from, in the last step */
     int32_t token; /* the last one drawn */
+    bool chosen;   /* READY: token was drawn in the step that made the logits, and is to be taken */
     uint32_t count, tokens, generated;
     uint64_t kv_tokens; /* its share of the limit */
     int32_t *ids;       /* [count] the prompt, then [stop_count] stops */
@@ -107,7 +108,8 @@ struct walsh_batch {
     /* of a step, [rows] */
     struct walsh_session **sessions;
     struct walsh_prompt_piece *pieces;
-    int32_t *ids;
+    int32_t *ids, *drawn;
+    struct walsh_draw *plans; /* where steps draw; else NULL */
     struct walsh_batch_entry **rows, **events;
 };
 

@@ -207,12 +207,20 @@ static enum walsh_status decode(struct walsh_batch *b, struct walsh_error *err)
             walsh_batch_end(b, entry, WALSH_BATCH_FAILED);
             continue;
         }
+        if (b->plans && walsh_sampler_plan(entry->sampler, &b->plans[n], &entry->error) != WALSH_OK) {
+            walsh_batch_end(b, entry, WALSH_BATCH_FAILED);
+            continue;
+        }
         b->rows[n] = entry;
         b->sessions[n] = entry->session;
         b->ids[n++] = entry->token;
     }
-    WALSH_TRY(walsh_runtime_step(b->sessions, b->ids, n, err));
-    for (uint32_t i = 0; i < n; i++) b->rows[i]->state = WALSH_BATCH_READY;
+    WALSH_TRY(walsh_runtime_step_draw(b->sessions, b->ids, n, b->plans, b->drawn, err));
+    for (uint32_t i = 0; i < n; i++) {
+        b->rows[i]->state = WALSH_BATCH_READY;
+        b->rows[i]->chosen = b->plans && b->drawn[i] >= 0;
+        if (b->rows[i]->chosen) b->rows[i]->token = b->drawn[i];
+    }
     return WALSH_OK;
 }
 
@@ -223,8 +231,12 @@ static void draw_rows(void *argument, size_t begin, size_t end, unsigned worker)
     (void)worker;
     for (size_t i = begin; i < end; i++) {
         struct walsh_batch_entry *entry = b->rows[i];
-        entry->drawn = walsh_sampler_choose(entry->sampler, entry->session->logits, &entry->token,
-                                            &entry->error) == WALSH_OK;
+        const enum walsh_status status =
+            entry->chosen
+                ? walsh_sampler_take(entry->sampler, entry->token, &entry->error)
+                : walsh_sampler_choose(entry->sampler, entry->session->logits, &entry->token, &entry->error);
+        entry->drawn = status == WALSH_OK;
+        entry->chosen = false;
     }
 }
 
@@ -241,8 +253,8 @@ static void draw(struct walsh_batch *b)
     uint32_t n = 0;
     for (uint32_t i = 0; i < b->limits.rows; i++)
         if (b->slots[i] && b->slots[i]->state == WALSH_BATCH_READY) b->rows[n++] = b->slots[i];
-    for (uint32_t i = 0; i < n; i++)
-        walsh_session_read(b->rows[i]->session); /* one thread talks to a device */
+    for (uint32_t i = 0; i < n; i++) /* one thread talks to a device */
+        if (!b->rows[i]->chosen) walsh_session_read(b->rows[i]->session);
     walsh_pool_run(b->runner->queue->pool, n, 1, draw_rows, b);
     for (uint32_t i = 0; i < n; i++) {
         struct walsh_batch_entry *entry = b->rows[i];

@@ -26,6 +26,7 @@ static enum walsh_status allocate_device(struct walsh_runner *r, struct walsh_er
     WALSH_TRY(walsh_queue_alloc(q, rows * c->hidden * sizeof *d->x, "the rows of a chunk", &d->x, err));
     WALSH_TRY(walsh_queue_alloc(q, logits, "logits", &d->logits, err));
     WALSH_TRY(walsh_queue_alloc(q, logits, "logits", &d->step_logits, err));
+    WALSH_TRY(walsh_queue_alloc(q, r->logit_rows * sizeof *d->drawn, "logits", &d->drawn, err));
     const struct walsh_kv_shape shape = {.policy = {.type = WALSH_KV_F16},
                                          .layers = c->layers,
                                          .kv_heads = c->kv_heads,
@@ -50,6 +51,7 @@ static enum walsh_status allocate(struct walsh_runner *r, struct walsh_error *er
     WALSH_TRY(walsh_alloc(WALSH_CHUNK_ROWS, sizeof *r->rope_rows, "the rows of a chunk", &r->rope_rows, err));
     WALSH_TRY(walsh_alloc(WALSH_CHUNK_ROWS, sizeof *r->ids, "the rows of a chunk", &r->ids, err));
     WALSH_TRY(walsh_alloc(WALSH_CHUNK_ROWS, sizeof *r->order, "the rows of a chunk", &r->order, err));
+    WALSH_TRY(walsh_alloc(WALSH_CHUNK_ROWS, sizeof *r->plans, "the rows of a chunk", &r->plans, err));
     WALSH_TRY(walsh_alloc(WALSH_CHUNK_ROWS, sizeof *r->sets, "the rows of a chunk", &r->sets, err));
     WALSH_TRY(
         walsh_alloc(WALSH_CHUNK_ROWS, sizeof *r->logit_sets, "the rows of a chunk", &r->logit_sets, err));
@@ -85,19 +87,21 @@ void walsh_runner_close(struct walsh_runner **runner)
     walsh_free((void *)(*runner)->op_kv);
     struct walsh_runner_device *d = &(*runner)->device;
     if ((*runner)->queue->memory) {
-        void *const blocks[] = {d->call, d->x, d->logits, d->step_logits};
+        void *const blocks[] = {d->call, d->x, d->logits, d->step_logits, d->drawn, d->draws};
         for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
             walsh_queue_free((*runner)->queue, blocks[i]);
         for (size_t i = 0; i < WALSH_STEP_BUCKETS; i++)
             (*runner)->queue->memory->forget((*runner)->queue, d->recordings[i]);
         walsh_kv_close(&d->filler);
         walsh_free(d->staging);
+        walsh_free(d->draw_staging);
         walsh_free((void *)d->owners);
     }
     walsh_free((*runner)->positions);
     walsh_free((*runner)->rope_rows);
     walsh_free((*runner)->ids);
     walsh_free((*runner)->order);
+    walsh_free((*runner)->plans);
     walsh_free((*runner)->sets);
     walsh_free((*runner)->logit_sets);
     walsh_free((*runner)->logits);
@@ -171,9 +175,19 @@ static size_t fill_bucket(struct walsh_runner *r, size_t count, unsigned *bucket
     return rows;
 }
 
-static enum walsh_status step_on_device(struct walsh_runner *r, struct walsh_rows *rows,
-                                        struct walsh_error *err)
+/* Behind what the step enqueued: the one time that the host waits. */
+static enum walsh_status end_step(struct walsh_runner *r, const struct walsh_draws *sent,
+                                  const struct walsh_runner_draws *draws, struct walsh_error *err)
 {
+    if (draws) return walsh_runner_take_draws(r, sent, draws->ids, err);
+    return r->queue->memory->synchronize(r->queue, err);
+}
+
+static enum walsh_status step_on_device(struct walsh_runner *r, struct walsh_rows *rows,
+                                        const struct walsh_runner_draws *draws, struct walsh_error *err)
+{
+    struct walsh_draws sent;
+    if (draws) WALSH_TRY(walsh_runner_send_draws(r, draws->plans, rows->count, &sent, err));
     const struct walsh_memory *m = r->queue->memory;
     unsigned bucket = 0;
     const bool replays = rows->sets.count == 0 && r->graph->config.experts == 0;
@@ -182,12 +196,12 @@ static enum walsh_status step_on_device(struct walsh_runner *r, struct walsh_row
     if (!replays) {
         enqueue_step(r, rows);
         WALSH_TRY(walsh_workspace_check(r->workspace, err));
-        return m->synchronize(r->queue, err);
+        return end_step(r, &sent, draws, err);
     }
     void **recording = &r->device.recordings[bucket];
     if (!*recording) WALSH_TRY(record_step(r, rows, recording, err));
     WALSH_TRY(m->replay(r->queue, *recording, err));
-    return m->synchronize(r->queue, err);
+    return end_step(r, &sent, draws, err);
 }
 
 /* The first failure stays. */
@@ -212,12 +226,13 @@ void walsh_runner_forward(struct walsh_runner *runner, const int32_t *ids, size_
         note(runner, &err);
 }
 
-void walsh_runner_device_step(struct walsh_runner *r, size_t count, const struct walsh_row_sets *sets)
+void walsh_runner_device_step(struct walsh_runner *r, size_t count, const struct walsh_row_sets *sets,
+                              const struct walsh_runner_draws *draws)
 {
     struct walsh_rows rows = {
         .role = WALSH_DECODE, .count = count, .kv = r->kv, .positions = r->positions, .sets = *sets};
     struct walsh_error err;
-    if (step_on_device(r, &rows, &err) != WALSH_OK) note(r, &err);
+    if (step_on_device(r, &rows, draws, &err) != WALSH_OK) note(r, &err);
 }
 
 static enum walsh_status logits_on_device(struct walsh_runner *r, const float *x, size_t count,

@@ -4,6 +4,7 @@
 #define WALSH_RUNTIME_RUNNER_H
 
 #include "cache/prefix_key.h"
+#include "kernels/draw.h"
 #include "model/adapter.h"
 
 /* Prompts are cut at absolute positions that are multiples of this, so that a token's arithmetic does not
@@ -24,6 +25,7 @@ struct walsh_runner {
     uint32_t *rope_rows;              /* [WALSH_CHUNK_ROWS] */
     int32_t *ids;                     /* [WALSH_CHUNK_ROWS]: of a step, in the order of its rows */
     uint32_t *order;                  /* [WALSH_CHUNK_ROWS]: which session of a step a row belongs to */
+    struct walsh_draw *plans;         /* [WALSH_CHUNK_ROWS]: of a step that draws, in the order of its rows */
     struct walsh_row_set *sets;       /* [WALSH_CHUNK_ROWS] */
     struct walsh_row_set *logit_sets; /* [WALSH_CHUNK_ROWS] */
     float *logits;     /* [logit_rows][vocab]: logits of a step, before each session takes its row */
@@ -43,6 +45,10 @@ struct walsh_runner {
          * rows of a cache of its own, which nothing reads. */
         void *recordings[WALSH_STEP_BUCKETS];
         struct walsh_kv_cache *filler;
+        /* Of walsh_runner_draws: a block of draws with what they point to, and room for it here; the tokens, [logit_rows]. */
+        void *draws, *draw_staging;
+        size_t draw_bytes;
+        int32_t *drawn;
         /* [logit_rows] the session whose logits a row of step_logits is, while it has no copy of its own */
         struct walsh_session **owners;
     } device;
@@ -66,10 +72,22 @@ void walsh_runner_forward(struct walsh_runner *runner, const int32_t *ids, size_
 /* logits [count][vocab] of x [count][hidden], which may be overwritten. */
 void walsh_runner_logits(struct walsh_runner *runner, float *x, size_t count, enum walsh_role role,
                          const struct walsh_row_sets *sets, float *logits);
-/* On a device, a decode step of `count` rows, at most logit_rows: their logits in device.step_logits, done on
- * return. The caller has filled runner->ids, kv, op_kv and positions as for walsh_runner_forward, and nobody
- * needs what device.step_logits held. */
-void walsh_runner_device_step(struct walsh_runner *runner, size_t count, const struct walsh_row_sets *sets);
+/* What a step on a device draws in the end, of each of its rows: plans by the samplers, with pointers to the host's
+ * memory; ids[row] are the tokens, -1 where none can be drawn. */
+struct walsh_runner_draws {
+    const struct walsh_draw *plans;
+    int32_t *ids;
+};
+/* On a device, a decode step of `count` rows, at most logit_rows: their logits in device.step_logits and what is drawn from them (draws
+ * NULL: nothing), done on return; the host waits once, for the end of it all. The caller has filled runner->ids, kv, op_kv and positions
+ * as for walsh_runner_forward, and nobody needs what device.step_logits held. */
+void walsh_runner_device_step(struct walsh_runner *runner, size_t count, const struct walsh_row_sets *sets,
+                              const struct walsh_runner_draws *draws);
+/* The parts of it (runtime/runner_draw.c): the plans go up; then, behind the logits, the draws, whose ids come back. */
+enum walsh_status walsh_runner_send_draws(struct walsh_runner *runner, const struct walsh_draw *plans,
+                                          size_t count, struct walsh_draws *out, struct walsh_error *err);
+enum walsh_status walsh_runner_take_draws(struct walsh_runner *runner, const struct walsh_draws *draws,
+                                          int32_t *ids, struct walsh_error *err);
 /* What went wrong on the device since the last call: the results since then are not to be used. */
 enum walsh_status walsh_runner_check(struct walsh_runner *runner, struct walsh_error *err);
 

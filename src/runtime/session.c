@@ -401,15 +401,28 @@ void walsh_runtime_prompts(struct walsh_session *const *sessions, struct walsh_p
     give_logits(sessions, ends, WALSH_PREFILL, &sets);
 }
 
+/* The plans of the sessions in the order of their rows, and the tokens back. */
+static void draw_on_device(struct walsh_runner *r, size_t count, const struct walsh_row_sets *sets,
+                           const struct walsh_draw *plans, int32_t *drawn)
+{
+    for (size_t i = 0; i < count; i++) r->plans[i] = plans[r->order[i]];
+    const struct walsh_runner_draws draws = {.plans = r->plans, .ids = r->ids};
+    walsh_runner_device_step(r, count, sets, &draws);
+    for (size_t i = 0; i < count; i++) drawn[r->order[i]] = r->ids[i];
+}
+
 /* The logits stay on the device until somebody reads them. */
 static void step_on_device(struct walsh_session *const *sessions, size_t count,
-                           const struct walsh_row_sets *sets)
+                           const struct walsh_row_sets *sets, const struct walsh_draw *plans, int32_t *drawn)
 {
     struct walsh_runner *r = sessions[0]->runner;
     for (size_t i = 0; i < count; i++) disown(sessions[i]);
     for (size_t i = 0; i < r->logit_rows; i++)
         if (r->device.owners[i]) walsh_session_read(r->device.owners[i]);
-    walsh_runner_device_step(r, count, sets);
+    if (plans)
+        draw_on_device(r, count, sets, plans, drawn);
+    else
+        walsh_runner_device_step(r, count, sets, NULL);
     for (size_t i = 0; i < count; i++) {
         struct walsh_session *s = sessions[r->order[i]];
         s->away = true;
@@ -419,7 +432,8 @@ static void step_on_device(struct walsh_session *const *sessions, size_t count,
 }
 
 /* count is at most what a call holds */
-static void step_rows(struct walsh_session *const *sessions, const int32_t *ids, size_t count)
+static void step_rows(struct walsh_session *const *sessions, const int32_t *ids, size_t count,
+                      const struct walsh_draw *plans, int32_t *drawn)
 {
     struct walsh_runner *r = sessions[0]->runner;
     const struct walsh_row_sets sets = order_sessions(sessions, count);
@@ -432,7 +446,7 @@ static void step_rows(struct walsh_session *const *sessions, const int32_t *ids,
         r->rope_rows[i] = s->rope_offset + s->kv->length;
     }
     if (r->queue->memory)
-        step_on_device(sessions, count, &sets);
+        step_on_device(sessions, count, &sets, plans, drawn);
     else
         step_on_host(sessions, count, &sets);
     for (size_t i = 0; i < count; i++) {
@@ -441,8 +455,20 @@ static void step_rows(struct walsh_session *const *sessions, const int32_t *ids,
     }
 }
 
+bool walsh_runtime_draws(const struct walsh_runner *runner)
+{
+    return runner->queue->memory && runner->queue->ops->draw;
+}
+
 enum walsh_status walsh_runtime_step(struct walsh_session *const *sessions, const int32_t *ids, size_t count,
                                      struct walsh_error *err)
+{
+    return walsh_runtime_step_draw(sessions, ids, count, NULL, NULL, err);
+}
+
+enum walsh_status walsh_runtime_step_draw(struct walsh_session *const *sessions, const int32_t *ids,
+                                          size_t count, const struct walsh_draw *plans, int32_t *drawn,
+                                          struct walsh_error *err)
 {
     if (count == 0) return WALSH_OK;
     for (size_t i = 0; i < count; i++) sessions[i]->stepping = false;
@@ -450,7 +476,9 @@ enum walsh_status walsh_runtime_step(struct walsh_session *const *sessions, cons
     /* a device's rows have room for their logits there */
     const struct walsh_runner *r = sessions[0]->runner;
     const size_t most = r->queue->memory ? r->logit_rows : WALSH_CHUNK_ROWS;
-    for (size_t i = 0; i < count; i += most) step_rows(sessions + i, ids + i, walsh_min(count - i, most));
+    for (size_t i = 0; i < count; i += most)
+        step_rows(sessions + i, ids + i, walsh_min(count - i, most), plans ? plans + i : NULL,
+                  plans ? drawn + i : NULL);
     return walsh_runner_check(sessions[0]->runner, err);
 }
 

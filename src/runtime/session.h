@@ -94,6 +94,14 @@ void walsh_runtime_prompts(struct walsh_session *const *sessions, struct walsh_p
 enum walsh_status walsh_runtime_step(struct walsh_session *const *sessions, const int32_t *ids, size_t count,
                                      struct walsh_error *err);
 
+/* Whether steps of this runner draw: it is on a device that does. */
+bool walsh_runtime_draws(const struct walsh_runner *runner);
+/* The same, and behind it drawn[i] = what plans[i] (walsh_sampler_plan) draws from the new logits of sessions[i], -1 where nothing can be
+ * drawn; only where walsh_runtime_draws. */
+enum walsh_status walsh_runtime_step_draw(struct walsh_session *const *sessions, const int32_t *ids,
+                                          size_t count, const struct walsh_draw *plans, int32_t *drawn,
+                                          struct walsh_error *err);
+
 /* Forget tokens [length, ...); the logits too unless nothing was forgotten. */
 enum walsh_status walsh_runtime_trim(struct walsh_session *session, uint32_t length, struct walsh_error *err);
 

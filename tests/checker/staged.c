@@ -6,6 +6,7 @@
 
 #include "base/memory.h"
 #include "formats/low_rank.h"
+#include "kernels/draw.h"
 
 #define ROOM ((size_t)1 << 30)
 #define GUARD_BYTES 256
@@ -413,6 +414,26 @@ static void combine(const struct walsh_queue *q, float *x, size_t n, float *y, c
     finish(s);
 }
 
+/* The draws go up with what they point to; the logits come back. */
+static void draw(const struct walsh_queue *q, int32_t *ids, float *logits, uint32_t vocab,
+                 const struct walsh_draws *draws)
+{
+    struct staged *s = of(q);
+    struct walsh_draws on_device = *draws;
+    struct walsh_draw *rows = malloc(draws->count * sizeof *rows);
+    if (rows == NULL) stop("out of memory");
+    for (size_t i = 0; i < draws->count; i++) {
+        rows[i] = draws->rows[i];
+        rows[i].edits = stage(s, rows[i].edits, rows[i].edit_count * sizeof *rows[i].edits, false, true);
+        rows[i].mask = stage(s, rows[i].mask, ((size_t)vocab + 63) / 64 * 8, false, true);
+    }
+    on_device.rows = stage(s, rows, draws->count * sizeof *rows, false, true);
+    s->device.ops->draw(&s->device, out(s, ids, draws->count * 4), out(s, logits, draws->count * vocab * 4),
+                        vocab, &on_device);
+    finish(s);
+    free(rows);
+}
+
 static const struct walsh_ops ops = {
     .embed = embed,
     .rms_norm = rms_norm,
@@ -431,6 +452,7 @@ static const struct walsh_ops ops = {
     .clamped_swiglu = clamped_swiglu,
     .gather = gather,
     .combine = combine,
+    .draw = draw,
 };
 
 void staged_open(struct staged *s, const struct walsh_device_module *module, unsigned device,

@@ -397,6 +397,55 @@ static enum walsh_status bench_attention(const struct bench *b, size_t batch, ui
     return WALSH_OK;
 }
 
+/* --- draws --- */
+
+struct draws {
+    const struct cuda_draw *rows;
+    size_t count;
+    uint32_t vocab;
+    bool sampled;
+};
+
+static void call_draw(const struct bench *b, const void *argument, unsigned i)
+{
+    const struct draws *d = argument;
+    const size_t set = d->count * d->vocab * sizeof(float);
+    cuda_draw_rows(b->d->stream, (int32_t *)(void *)b->scratch,
+                   (float *)(void *)(b->room + i % (ROOM / 2 / set) * set), d->vocab, d->rows, d->count,
+                   d->sampled, false, b->d->scratch);
+}
+
+/* Tokens of a vocabulary of 128256 from logits of deviation 3: the likeliest, by temperature alone, and filtered. */
+static enum walsh_status bench_draws(const struct bench *b)
+{
+    enum { VOCAB = 128256, MOST_ROWS = 32 };
+    static const char *const names[] = {"draw_greedy", "draw_temperature", "draw_top_k_top_p"};
+    if (!wanted(b, names[0]) && !wanted(b, names[1]) && !wanted(b, names[2])) return WALSH_OK;
+    struct cuda_draw rows[MOST_ROWS];
+    uint8_t *at = b->scratch + (64 << 20);
+    char size[64];
+    cuda_fill_normal(b->d->stream, CUDA_TYPE_F32, b->room, ROOM / 2 / sizeof(float), 5);
+    for (unsigned kind = 0; kind < 3; kind++) {
+        for (size_t count = 1; count <= MOST_ROWS && wanted(b, names[kind]); count += MOST_ROWS - 1) {
+            for (size_t i = 0; i < count; i++)
+                rows[i] = (struct cuda_draw){.greedy = kind == 0,
+                                             .per_temperature = 3, /* of logits of deviation 1 */
+                                             .share = (uint64_t)(i * 2 + 1) << 47,
+                                             .top_k = kind == 2 ? 40 : VOCAB,
+                                             .least = 1,
+                                             .top_p = kind == 2 ? 0.95 : 1,
+                                             .penalty = 1};
+            WALSH_TRY(cuda_memory.upload(b->q, at, rows, count * sizeof *rows, b->err));
+            const struct draws d = {(const struct cuda_draw *)(const void *)at, count, VOCAB, kind > 0};
+            snprintf(size, sizeof size, "vocab=%d rows=%zu", VOCAB, count);
+            WALSH_TRY(report(b, names[kind], size, GRAPH_CALLS, 4.0 * VOCAB * (double)count, 0,
+                             b->ceilings->read_bandwidth, call_draw, &d));
+        }
+    }
+    cuda_fill_random(b->d->stream, b->room, ROOM, 7);
+    return WALSH_OK;
+}
+
 static enum walsh_status run(struct bench *b, struct walsh_device_ceilings *ceilings)
 {
     cuda_fill_random(b->d->stream, b->room, ROOM, 7);
@@ -407,6 +456,7 @@ static enum walsh_status run(struct bench *b, struct walsh_device_ceilings *ceil
     WALSH_TRY(bench_products(b));
     WALSH_TRY(bench_attention(b, 1, 32768));
     WALSH_TRY(bench_attention(b, 32, 32768));
+    WALSH_TRY(bench_draws(b));
     return cuda_memory.synchronize(b->q, b->err);
 }
 

@@ -83,10 +83,9 @@ static __device__ __forceinline__ void let_next_start()
 #endif
 }
 
-// A launch that may start early.
 template <typename... Parameters, typename... Arguments>
-static inline void launch_early(cudaStream_t stream, void (*kernel)(Parameters...), dim3 grid, unsigned threads, size_t shared,
-                                Arguments &&...arguments)
+static inline void launch(cudaStream_t stream, bool early, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
+                          size_t shared, Arguments &&...arguments)
 {
     if (shared > 48 << 10) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
     cudaLaunchAttribute attribute = {};
@@ -98,8 +97,22 @@ static inline void launch_early(cudaStream_t stream, void (*kernel)(Parameters..
     config.dynamicSmemBytes = shared;
     config.stream = stream;
     config.attrs = &attribute;
-    config.numAttrs = 1;
+    config.numAttrs = early ? 1 : 0;
     cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+}
+// A launch that may start early.
+template <typename... Parameters, typename... Arguments>
+static inline void launch_early(cudaStream_t stream, void (*kernel)(Parameters...), dim3 grid, unsigned threads, size_t shared,
+                                Arguments &&...arguments)
+{
+    launch(stream, true, kernel, grid, threads, shared, arguments...);
+}
+// One behind all that stands before it in the stream, whatever that is.
+template <typename... Parameters, typename... Arguments>
+static inline void launch_behind(cudaStream_t stream, void (*kernel)(Parameters...), dim3 grid, unsigned threads, size_t shared,
+                                 Arguments &&...arguments)
+{
+    launch(stream, false, kernel, grid, threads, shared, arguments...);
 }
 
 #endif

@@ -289,6 +289,33 @@ void cuda_attention_prepared(cudaStream_t stream, float *out, size_t ldo, const 
                              const struct cuda_attention_shape *shape, void *scratch,
                              const struct cuda_prepared *to);
 
+/* --- draw.cu: kernels/draw.h --- */
+
+/* What struct walsh_logit_edit and walsh_draw look like; draw.c asserts it. */
+struct cuda_logit_edit {
+    int32_t id;
+    bool penalized, excluded;
+    uint32_t drawn;
+    float bias, before;
+};
+struct cuda_draw {
+    bool greedy;
+    float per_temperature;
+    uint64_t share;
+    uint32_t top_k;
+    uint64_t least;
+    double top_p, penalty, presence, frequency;
+    struct cuda_logit_edit *edits;
+    size_t edit_count;
+    const uint64_t *mask;
+};
+/* Of a row. */
+size_t cuda_draw_scratch(uint32_t vocab);
+/* ids [rows] from logits [rows][vocab], which are edited and restored; -1: nothing can be drawn. sampled: some row is not greedy; edited:
+ * some row has edits. */
+void cuda_draw_rows(cudaStream_t stream, int32_t *ids, float *logits, uint32_t vocab,
+                    const struct cuda_draw *draws, size_t rows, bool sampled, bool edited, void *scratch);
+
 /* --- peak.cu: ceilings --- */
 
 void cuda_peak_read(cudaStream_t stream, const void *from, size_t bytes, uint32_t *sink);

@@ -4,6 +4,7 @@
 #include "base/memory.h"
 #include "formats/blocks.h"
 #include "kernels/cuda/backend.h"
+#include "kernels/draw.h"
 
 _Static_assert(sizeof(struct walsh_kv_view) == sizeof(struct cuda_kv_view) &&
                    offsetof(struct walsh_kv_view, type) == offsetof(struct cuda_kv_view, type) &&
@@ -18,6 +19,18 @@ _Static_assert(sizeof(struct walsh_attention_row) == sizeof(struct cuda_attentio
                        offsetof(struct cuda_attention_row, position),
                "the kernels' row of attention");
 _Static_assert(WALSH_KV_F32 == 0 && WALSH_KV_F16 == 1, "the kernels' types of a cache");
+
+#define SAME_DRAW(member) (offsetof(struct walsh_draw, member) == offsetof(struct cuda_draw, member))
+#define SAME_EDIT(member) (offsetof(struct walsh_logit_edit, member) == offsetof(struct cuda_logit_edit, member))
+_Static_assert(sizeof(struct walsh_draw) == sizeof(struct cuda_draw) && SAME_DRAW(greedy) &&
+                   SAME_DRAW(per_temperature) && SAME_DRAW(share) && SAME_DRAW(top_k) && SAME_DRAW(least) &&
+                   SAME_DRAW(top_p) && SAME_DRAW(penalty) && SAME_DRAW(presence) && SAME_DRAW(frequency) &&
+                   SAME_DRAW(edits) && SAME_DRAW(edit_count) && SAME_DRAW(mask),
+               "the kernels' draw");
+_Static_assert(sizeof(struct walsh_logit_edit) == sizeof(struct cuda_logit_edit) && SAME_EDIT(id) &&
+                   SAME_EDIT(penalized) && SAME_EDIT(excluded) && SAME_EDIT(drawn) && SAME_EDIT(bias) &&
+                   SAME_EDIT(before),
+               "the kernels' edit of a logit");
 
 #define LEAST_WGMMA_ROWS 96 /* of products on the tensor cores, which do 256 at a time */
 
@@ -418,6 +431,24 @@ static void combine(const struct walsh_queue *q, float *x, size_t n, float *y, c
     cuda_note(d, "combine");
 }
 
+static void draw(const struct walsh_queue *q, int32_t *ids, float *logits, uint32_t vocab,
+                 const struct walsh_draws *draws)
+{
+    struct cuda_device *d = enter(q);
+    const size_t most = CUDA_SCRATCH_BYTES / cuda_draw_scratch(vocab);
+    if (most == 0) {
+        cuda_refuse(d, "draw", "one row of so many ids does not fit its scratch");
+        return;
+    }
+    for (size_t at = 0, n; at < draws->count; at += n) {
+        n = walsh_min(draws->count - at, most);
+        cuda_draw_rows(d->stream, ids + at, logits + at * vocab, vocab,
+                       (const struct cuda_draw *)(const void *)(draws->rows + at), n, draws->sampled,
+                       draws->edited, d->scratch);
+    }
+    cuda_note(d, "draw");
+}
+
 /* --- fused --- */
 
 static struct cuda_rotation rotation_or_none(const struct walsh_rotation *r)
@@ -555,5 +586,6 @@ const struct walsh_ops cuda_ops = {
     .clamped_swiglu = clamped_swiglu,
     .gather = gather,
     .combine = combine,
+    .draw = draw,
     .fused = &cuda_fused_ops,
 };
