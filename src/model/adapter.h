@@ -122,7 +122,8 @@ struct walsh_adapter_set {
     /* The plan: the terms of the linear with index i, in the order of the choices, are
      * terms[first[i]] .. terms[first[i + 1] - 1]. It holds every update of every choice exactly once. */
     const struct walsh_adapter_term *terms;
-    const uint32_t *first;
+    const uint32_t *first; /* [linears + 1] */
+    size_t linears;
     /* of one row, at the call of the forward pass that needs most: updates, and elements of their h */
     size_t row_updates, row_elements;
     struct walsh_arena arena;

@@ -84,6 +84,7 @@ static enum walsh_status make_plan(struct walsh_adapter_set *set, struct walsh_e
     WALSH_TRY(walsh_arena_alloc(&set->arena, linears + 1, sizeof *first, "a plan of adapters", &first, err));
     set->terms = terms;
     set->first = first;
+    set->linears = linears;
     walk = (struct walsh_site_walk){.graph = graph};
     while (walsh_site_next(&walk, &site)) {
         for (unsigned i = 0; i < site.count; i++) plan_linear(set, site.linears[i], terms, first, used);

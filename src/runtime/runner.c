@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "kernels/device.h"
+#include "model/workspace.h"
 
 #define LOGIT_ELEMENTS ((size_t)1 << 22) /* 16 MiB of logits at once */
 
@@ -90,8 +91,7 @@ void walsh_runner_close(struct walsh_runner **runner)
         void *const blocks[] = {d->call, d->x, d->logits, d->step_logits, d->drawn, d->draws};
         for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
             walsh_queue_free((*runner)->queue, blocks[i]);
-        for (size_t i = 0; i < WALSH_STEP_BUCKETS; i++)
-            (*runner)->queue->memory->forget((*runner)->queue, d->recordings[i]);
+        walsh_recordings_close(&d->recordings, (*runner)->queue);
         walsh_kv_close(&d->filler);
         walsh_free(d->staging);
         walsh_free(d->draw_staging);
@@ -151,21 +151,61 @@ static void enqueue_step(struct walsh_runner *r, const struct walsh_rows *rows)
                  d->step_logits);
 }
 
-static enum walsh_status record_step(struct walsh_runner *r, const struct walsh_rows *rows, void **recording,
+static enum walsh_status record_step(struct walsh_runner *r, const struct walsh_rows *rows, void **run,
                                      struct walsh_error *err)
 {
     const struct walsh_memory *m = r->queue->memory;
     WALSH_TRY(m->record(r->queue, err));
     enqueue_step(r, rows);
-    return m->recorded(r->queue, recording, err);
+    WALSH_TRY(m->recorded(r->queue, run, err));
+    WALSH_TRY(walsh_workspace_check(r->workspace, err));
+    return walsh_recordings_put(&r->device.recordings, r->queue, *run, err);
+}
+
+/* All that the launches of a step of these rows hold: how many they are, where A x goes, and the updates of each linear. */
+static enum walsh_status make_key(struct walsh_runner *r, const struct walsh_rows *rows,
+                                  struct walsh_error *err)
+{
+    struct walsh_recordings *to = &r->device.recordings;
+    const void *h = r->workspace->h;
+    walsh_recordings_begin(to);
+    WALSH_TRY(walsh_recordings_add(to, &rows->count, sizeof rows->count, err));
+    WALSH_TRY(walsh_recordings_add(to, &h, sizeof h, err));
+    for (size_t i = 0; i < rows->sets.count; i++) {
+        const struct walsh_row_set *s = &rows->sets.list[i];
+        const size_t place[2] = {s->begin, s->end};
+        WALSH_TRY(walsh_recordings_add(to, place, sizeof place, err));
+        WALSH_TRY(
+            walsh_recordings_add(to, s->set->first, (s->set->linears + 1) * sizeof *s->set->first, err));
+        for (uint32_t t = 0; t < s->set->first[s->set->linears]; t++) {
+            const struct walsh_adapter_linear *u = s->set->terms[t].update;
+            const uint32_t kind[3] = {u->rank, (uint32_t)u->storage, u->shared_a};
+            WALSH_TRY(walsh_recordings_add(to, &u->a, sizeof u->a, err));
+            WALSH_TRY(walsh_recordings_add(to, &u->b, sizeof u->b, err));
+            WALSH_TRY(walsh_recordings_add(to, kind, sizeof kind, err));
+            WALSH_TRY(walsh_recordings_add(to, &s->set->terms[t].scale, sizeof s->set->terms[t].scale, err));
+        }
+    }
+    return WALSH_OK;
+}
+
+/* *run: the recording of a step of these rows; NULL: it has none, because its adapters stand like this for the first time. */
+static enum walsh_status find_recording(struct walsh_runner *r, const struct walsh_rows *rows, void **run,
+                                        struct walsh_error *err)
+{
+    bool again = rows->sets.count == 0;
+    WALSH_TRY(make_key(r, rows, err));
+    *run = walsh_recordings_find(&r->device.recordings);
+    if (*run) return WALSH_OK;
+    if (!again) WALSH_TRY(walsh_recordings_again(&r->device.recordings, &again, err));
+    return again ? record_step(r, rows, run, err) : WALSH_OK;
 }
 
 /* Bits do not depend on the rows beside a row, so that a step may be one of more rows. */
-static size_t fill_bucket(struct walsh_runner *r, size_t count, unsigned *bucket)
+static size_t fill_bucket(struct walsh_runner *r, size_t count)
 {
-    *bucket = 0;
-    while ((size_t)1 << *bucket < count) (*bucket)++;
-    const size_t rows = (size_t)1 << *bucket;
+    size_t rows = 1;
+    while (rows < count) rows *= 2;
     for (size_t i = count; i < rows; i++) {
         r->ids[i] = 0;
         r->positions[i] = 0;
@@ -188,19 +228,17 @@ static enum walsh_status step_on_device(struct walsh_runner *r, struct walsh_row
 {
     struct walsh_draws sent;
     if (draws) WALSH_TRY(walsh_runner_send_draws(r, draws->plans, rows->count, &sent, err));
-    const struct walsh_memory *m = r->queue->memory;
-    unsigned bucket = 0;
-    const bool replays = rows->sets.count == 0 && r->graph->config.experts == 0;
-    if (replays) rows->count = fill_bucket(r, rows->count, &bucket);
+    void *run = NULL;
+    const bool replays = r->graph->config.experts == 0;
+    if (replays) rows->count = fill_bucket(r, rows->count);
     WALSH_TRY(send_rows(r, r->ids, rows, err));
-    if (!replays) {
+    if (replays) WALSH_TRY(find_recording(r, rows, &run, err));
+    if (run) {
+        WALSH_TRY(r->queue->memory->replay(r->queue, run, err));
+    } else {
         enqueue_step(r, rows);
         WALSH_TRY(walsh_workspace_check(r->workspace, err));
-        return end_step(r, &sent, draws, err);
     }
-    void **recording = &r->device.recordings[bucket];
-    if (!*recording) WALSH_TRY(record_step(r, rows, recording, err));
-    WALSH_TRY(m->replay(r->queue, *recording, err));
     return end_step(r, &sent, draws, err);
 }
 

@@ -6,12 +6,11 @@
 #include "cache/prefix_key.h"
 #include "kernels/draw.h"
 #include "model/adapter.h"
+#include "runtime/recordings.h"
 
 /* Prompts are cut at absolute positions that are multiples of this, so that a token's arithmetic does not
  * depend on how the prompt arrived. Also the rows of one decode step at most; more take several. */
 #define WALSH_CHUNK_ROWS 512
-
-#define WALSH_STEP_BUCKETS 10 /* 1 to WALSH_CHUNK_ROWS rows by powers of two */
 
 struct walsh_session;
 struct walsh_runner {
@@ -41,9 +40,9 @@ struct walsh_runner {
         float *logits;                   /* [logit_rows][vocab], of prompts */
         float *step_logits;              /* [logit_rows][vocab], of the last decode step */
         void *staging;                   /* the host's, as `call` */
-        /* Decode steps without adapters, recorded: [log2 of the rows]. A step of fewer rows fills up with
-         * rows of a cache of its own, which nothing reads. */
-        void *recordings[WALSH_STEP_BUCKETS];
+        /* Decode steps of a power of two of rows. A step of fewer rows fills up with rows of a cache of its own, which
+         * nothing reads. */
+        struct walsh_recordings recordings;
         struct walsh_kv_cache *filler;
         /* Of walsh_runner_draws: a block of draws with what they point to, and room for it here; the tokens, [logit_rows]. */
         void *draws, *draw_staging;

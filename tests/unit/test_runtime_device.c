@@ -14,13 +14,14 @@
 #include "runtime/batch.h"
 #include "unit/test_model.h"
 
-enum { REQUESTS = 5, TOKENS = 24, PROMPT = 9 };
+enum { REQUESTS = 5, TOKENS = 24, PROMPT = 9, ADAPTERS = 2 };
 
 static struct walsh_queue queue, device;
 static struct walsh_ops ops;
 static struct walsh_model_graph *graph;
+static struct walsh_adapter *adapters[ADAPTERS];
 static struct {
-    size_t draws, rows, waits, largest; /* largest: bytes that came back at once */
+    size_t draws, rows, waits, records, largest; /* largest: bytes that came back at once */
 } seen;
 
 static enum walsh_status host_alloc(const struct walsh_queue *q, size_t bytes, const char *what, void *out,
@@ -71,6 +72,7 @@ static enum walsh_status host_record(const struct walsh_queue *q, struct walsh_e
 {
     (void)q;
     (void)err;
+    seen.records++;
     return WALSH_OK;
 }
 static enum walsh_status host_recorded(const struct walsh_queue *q, void **out, struct walsh_error *err)
@@ -140,6 +142,10 @@ static int open_model(void **state)
     if (walsh_queue_open(WALSH_CPU_BEST, NULL, &queue, &err) != WALSH_OK ||
         walsh_graph_open(test_model(), &options, &queue, &graph, &err) != WALSH_OK)
         return -1;
+    for (uint32_t i = 0; i < ADAPTERS; i++)
+        if (walsh_adapter_synthesize(i ? "second" : "first", 4 + 9 * i, 7 + i, graph, WALSH_FORMAT_BF16,
+                                     &adapters[i], &err) != WALSH_OK)
+            return -1;
     ops = *queue.ops;
     ops.draw = draw;
     ops.fused = NULL;
@@ -152,6 +158,7 @@ static int open_model(void **state)
 static int close_model(void **state)
 {
     (void)state;
+    for (uint32_t i = 0; i < ADAPTERS; i++) walsh_adapter_release(&adapters[i]);
     walsh_graph_close(&graph);
     walsh_queue_close(&queue);
     return 0;
@@ -185,7 +192,10 @@ static void generate(const struct walsh_queue *q, int32_t *tokens)
             int32_t ids[PROMPT];
             uint64_t id;
             for (int32_t i = 0; i < PROMPT; i++) ids[i] = 3 + (i * 7 + (int32_t)next * 11) % 200;
+            const struct walsh_adapter_choice choice = {adapters[next % 2], 20};
             const struct walsh_batch_job job = {.ids = ids,
+                                                .adapters = &choice,
+                                                .adapter_count = next > 1,
                                                 .count = PROMPT,
                                                 .tokens = TOKENS,
                                                 .sampling = sampling[next],
@@ -261,9 +271,87 @@ static void a_step_waits_once(void **state)
     walsh_runner_close(&runner);
 }
 
+/* A step is recorded where its rows' adapters stand as in the step before; without adapters at once. */
+static void steps_with_adapters_are_recorded(void **state)
+{
+    (void)state;
+    enum { SESSIONS = 3 };
+    struct walsh_error err;
+    struct walsh_runner *runner;
+    struct walsh_session *sessions[SESSIONS];
+    const int32_t ids[SESSIONS] = {5, 6, 7};
+    const struct walsh_kv_policy f16 = {.type = WALSH_KV_F16};
+    const struct walsh_adapter_choice first[] = {{adapters[0], 20}},
+                                      both[] = {{adapters[1], 1}, {adapters[0], 20}};
+    assert_int_equal(walsh_runner_open(graph, &device, NULL, &runner, &err), WALSH_OK);
+    for (size_t i = 0; i < SESSIONS; i++)
+        assert_int_equal(walsh_runtime_session_open(runner, 64, &f16, &sessions[i], &err), WALSH_OK);
+    static const size_t expected[] = {1, 1, 2, 2, 3, 3};
+    memset(&seen, 0, sizeof seen);
+    for (size_t s = 0; s < 6; s++) {
+        if (s == 1) assert_int_equal(walsh_runtime_set_adapters(sessions[0], first, 1, &err), WALSH_OK);
+        if (s == 3) assert_int_equal(walsh_runtime_set_adapters(sessions[2], both, 2, &err), WALSH_OK);
+        if (s == 5) assert_int_equal(walsh_runtime_set_adapters(sessions[1], first, 1, &err), WALSH_OK);
+        assert_int_equal(walsh_runtime_step(sessions, ids, SESSIONS, &err), WALSH_OK);
+        assert_int_equal(seen.records, expected[s]);
+    }
+    for (size_t i = 0; i < SESSIONS; i++) walsh_runtime_session_close(&sessions[i]);
+    walsh_runner_close(&runner);
+}
+
+static size_t forgotten;
+static void count_forgotten(const struct walsh_queue *q, void *recording)
+{
+    (void)q;
+    forgotten += recording != NULL;
+}
+
+/* Recordings are found by their whole key, and the one that was not used for longest goes first. */
+static void recordings_have_keys(void **state)
+{
+    (void)state;
+    struct walsh_error err;
+    struct walsh_recordings r = {0};
+    struct walsh_memory counting = memory;
+    struct walsh_queue q = device;
+    static int runs[WALSH_RECORDINGS + 1];
+    bool again;
+    counting.forget = count_forgotten;
+    q.memory = &counting;
+    for (int i = 0; i <= WALSH_RECORDINGS; i++) {
+        walsh_recordings_begin(&r);
+        assert_int_equal(walsh_recordings_add(&r, "key", 3, &err), WALSH_OK);
+        assert_int_equal(walsh_recordings_add(&r, &i, sizeof i, &err), WALSH_OK);
+        assert_null(walsh_recordings_find(&r));
+        assert_int_equal(walsh_recordings_again(&r, &again, &err), WALSH_OK);
+        assert_false(again);
+        assert_int_equal(walsh_recordings_again(&r, &again, &err), WALSH_OK);
+        assert_true(again);
+        assert_int_equal(forgotten, 0);
+        assert_int_equal(walsh_recordings_put(&r, &q, &runs[i], &err), WALSH_OK);
+        assert_ptr_equal(walsh_recordings_find(&r), &runs[i]);
+        const int zero = 0; /* stays in use */
+        walsh_recordings_begin(&r);
+        assert_int_equal(walsh_recordings_add(&r, "key", 3, &err), WALSH_OK);
+        assert_int_equal(walsh_recordings_add(&r, &zero, sizeof zero, &err), WALSH_OK);
+        assert_ptr_equal(walsh_recordings_find(&r), &runs[0]);
+    }
+    assert_int_equal(forgotten, 1);
+    const int one = 1;
+    walsh_recordings_begin(&r);
+    assert_int_equal(walsh_recordings_add(&r, "key", 3, &err), WALSH_OK);
+    assert_null(walsh_recordings_find(&r));
+    assert_int_equal(walsh_recordings_add(&r, &one, sizeof one, &err), WALSH_OK);
+    assert_null(walsh_recordings_find(&r)); /* the one that went */
+    walsh_recordings_close(&r, &q);
+    assert_int_equal(forgotten, 1 + WALSH_RECORDINGS);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(recordings_have_keys),
+        cmocka_unit_test(steps_with_adapters_are_recorded),
         cmocka_unit_test(a_batch_draws_on_the_device),
         cmocka_unit_test(a_step_waits_once),
     };

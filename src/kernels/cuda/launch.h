@@ -217,12 +217,31 @@ void cuda_product_mxfp4_wgmma(cudaStream_t stream, const struct cuda_blocks *w, 
 
 /* --- low_rank.cu: formats/low_rank.h --- */
 
-/* h [rows][rank up to a multiple of 8] = A x. */
-void cuda_low_rank_down(cudaStream_t stream, bool bf16, const void *a, uint32_t rank, const float *x,
-                        size_t ldx, size_t cols, size_t rows, float *h);
-/* y [rows][ldy] += scale * B h. */
-void cuda_low_rank_up(cudaStream_t stream, bool bf16, const void *b, uint32_t rank, float scale,
-                      const float *h, float *y, size_t ldy, size_t outs, size_t rows);
+#define CUDA_LOW_RANK_LIST 16 /* updates of a launch, and outputs */
+/* h [row_end - row_begin][rank up to a multiple of 8] = A x of rows row_begin.. of x; a 16-byte aligned. */
+struct cuda_low_rank_down {
+    const void *a;
+    float *h;
+    uint32_t rank, row_begin, row_end;
+    bool bf16;
+};
+void cuda_low_rank_downs(cudaStream_t stream, const struct cuda_low_rank_down *list, size_t count, const float *x,
+                         size_t ldx, size_t cols);
+/* y [rows][ldy] += scale * B h of rows row_begin.., for updates [first, first + count) of the list in their order. */
+struct cuda_low_rank_up {
+    const void *b;
+    const float *h; /* of row_begin */
+    uint32_t rank, row_begin, row_end;
+    float scale;
+    bool bf16;
+};
+struct cuda_low_rank_output {
+    float *y;
+    size_t ldy;
+    uint32_t outs, first, count;
+};
+void cuda_low_rank_ups(cudaStream_t stream, const struct cuda_low_rank_output *outputs, size_t count,
+                       const struct cuda_low_rank_up *list);
 
 /* --- attention.cu --- */
 

@@ -1,75 +1,167 @@
-// Low-rank updates y += scale * B (A x) of rows that adapters name; layouts of A and B: formats/low_rank.h.
+// Low-rank updates y += scale * B (A x) of rows that adapters name; layouts of A and B: formats/low_rank.h. What belongs to one list of
+// products is one launch of A x and one of B h, whatever it holds; either reads its matrix before it waits for the kernel before.
 #include "common.cuh"
 
 namespace {
 
 constexpr int CHUNK = 8, GROUP = 32, PANEL = 16; // ranks and columns of A, outputs of B
-constexpr int THREADS = 128;
+constexpr int WARPS = 8;                         // of A x: they share the groups of columns
+constexpr int AHEAD = 4;                         // groups of a warp that are read at once
+constexpr int THREADS = 128, PAIRS = 8;          // outputs of a block of B h, pairs of ranks read ahead
+constexpr uint32_t MOST_ROWS = 32768;            // of a grid
 
-// A warp sums one rank of one row; its lanes are the columns of a group.
-template <bool BF16>
-__global__ void __launch_bounds__(CHUNK * 32)
-    down_kernel(const void *a, const float *x, size_t ldx, size_t cols, uint32_t rank, float *h, size_t ldh)
+struct downs {
+    cuda_low_rank_down entry[CUDA_LOW_RANK_LIST];
+};
+struct ups {
+    cuda_low_rank_output output[CUDA_LOW_RANK_LIST];
+    cuda_low_rank_up entry[CUDA_LOW_RANK_LIST];
+};
+
+// Eight numbers of a rank of A, of a lane's columns: BF16 4q.. and 16 + 4q.. of the group by turns, F32 8q.. in order.
+struct eight {
+    uint4 low, high; // high: F32 only
+};
+
+__device__ __forceinline__ float dot(const eight &w, bool bf16, const float *x, size_t cols, int q)
 {
-    const size_t groups = (cols + GROUP - 1) / GROUP;
-    const int lane = (int)threadIdx.x & 31, rank_in_chunk = (int)threadIdx.x >> 5;
-    const int column = BF16 ? (lane & 1) * 16 + (lane >> 1) : lane; // which one stands at this place
-    const size_t first = (size_t)blockIdx.x * groups * CHUNK * GROUP + (size_t)(rank_in_chunk * GROUP + lane);
-    x += blockIdx.y * ldx;
+    const uint32_t word[8] = {w.low.x, w.low.y, w.low.z, w.low.w, w.high.x, w.high.y, w.high.z, w.high.w};
     float sum = 0.0f;
-    for (size_t g = 0; g < groups; g++) {
-        const size_t at = first + g * CHUNK * GROUP, k = g * GROUP + (size_t)column;
-        const float w = BF16 ? f32_from_bf16(static_cast<const uint16_t *>(a)[at]) : static_cast<const float *>(a)[at];
-        if (k < cols) sum = fmaf(w, x[k], sum);
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const size_t column = bf16 ? (size_t)(i % 2 * 16 + 4 * q + i / 2) : (size_t)(8 * q + i);
+        const float a = bf16 ? __uint_as_float(i % 2 ? word[i / 2] & 0xffff0000u : word[i / 2] << 16) : __uint_as_float(word[i]);
+        if (column < cols) sum = fmaf(a, x[column], sum);
     }
-    sum = warp_sum(sum);
-    const uint32_t j = blockIdx.x * CHUNK + (uint32_t)rank_in_chunk;
-    if (lane == 0) h[blockIdx.y * ldh + j] = j < rank ? sum : 0.0f;
+    return sum;
 }
 
-template <bool BF16>
-__global__ void __launch_bounds__(THREADS)
-    up_kernel(const void *b, const float *h, size_t ldh, uint32_t rank, float scale, float *y, size_t ldy, size_t outs)
+// A block has the eight ranks of a chunk for one row; four lanes have a rank.
+__global__ void __launch_bounds__(WARPS * 32) down_kernel(downs list, const float *x, size_t ldx, size_t cols, uint32_t first_row)
 {
+    __shared__ float part[WARPS][CHUNK];
+    const cuda_low_rank_down &e = list.entry[blockIdx.z];
+    const uint32_t row = first_row + blockIdx.y, ldh = (e.rank + CHUNK - 1) / CHUNK * CHUNK;
+    if (row >= e.row_end - e.row_begin || blockIdx.x * CHUNK >= e.rank) return;
+    const int lane = (int)threadIdx.x & 31, warp = (int)threadIdx.x >> 5, rank = lane / 4, q = lane % 4;
+    const size_t groups = (cols + GROUP - 1) / GROUP, first = (size_t)blockIdx.x * groups;
+    x += ((size_t)e.row_begin + row) * ldx;
+    float sum = 0.0f;
+    bool waits = true;
+    for (size_t g = (size_t)warp; g < groups || waits; g += WARPS * AHEAD) {
+        eight w[AHEAD];
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) {
+            const size_t group = g + (size_t)(k * WARPS);
+            if (group >= groups) continue;
+            const size_t at = ((first + group) * CHUNK + (size_t)rank) * GROUP + (size_t)(8 * q);
+            if (e.bf16) {
+                w[k].low = *reinterpret_cast<const uint4 *>(static_cast<const uint16_t *>(e.a) + at);
+                w[k].high = make_uint4(0, 0, 0, 0);
+            } else {
+                w[k].low = reinterpret_cast<const uint4 *>(static_cast<const float *>(e.a) + at)[0];
+                w[k].high = reinterpret_cast<const uint4 *>(static_cast<const float *>(e.a) + at)[1];
+            }
+        }
+        if (waits) wait_for_previous();
+        waits = false;
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) {
+            const size_t group = g + (size_t)(k * WARPS);
+            if (group < groups) sum += dot(w[k], e.bf16, x + group * GROUP, cols - group * GROUP, q);
+        }
+    }
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+    if (q == 0) part[warp][rank] = sum;
+    __syncthreads();
+    if (threadIdx.x >= CHUNK) return;
+    sum = 0.0f;
+#pragma unroll
+    for (int v = 0; v < WARPS; v++) sum += part[v][threadIdx.x];
+    const uint32_t j = blockIdx.x * CHUNK + threadIdx.x;
+    e.h[(size_t)row * ldh + j] = j < e.rank ? sum : 0.0f;
+}
+
+__device__ __forceinline__ float b_at(const cuda_low_rank_up &e, size_t panel, size_t lane, uint32_t pair, int half)
+{
+    if (!e.bf16) return static_cast<const float *>(e.b)[(panel * e.rank + 2 * pair + half) * PANEL + lane];
+    const uint32_t word = static_cast<const uint32_t *>(e.b)[(panel * ((e.rank + 1) / 2) + pair) * PANEL + lane];
+    return __uint_as_float(half ? word & 0xffff0000u : word << 16);
+}
+
+// A thread has an output of one row, and all updates of it in their order.
+__global__ void __launch_bounds__(THREADS) up_kernel(ups list, uint32_t first_row)
+{
+    const cuda_low_rank_output &out = list.output[blockIdx.z];
     const size_t o = (size_t)blockIdx.x * THREADS + threadIdx.x, panel = o / PANEL, lane = o % PANEL;
-    if (o >= outs) return;
-    h += blockIdx.y * ldh;
-    float sum = 0.0f;
-    for (uint32_t j = 0; j < rank; j++) {
-        const size_t at = BF16 ? ((panel * ((rank + 1) / 2) + j / 2) * PANEL + lane) * 2 + j % 2 : (panel * rank + j) * PANEL + lane;
-        const float w = BF16 ? f32_from_bf16(static_cast<const uint16_t *>(b)[at]) : static_cast<const float *>(b)[at];
-        sum = fmaf(w, h[j], sum);
+    const uint32_t row = first_row + blockIdx.y;
+    if (o >= out.outs) return;
+    float y = 0.0f;
+    bool waits = true;
+    float *to = out.y + (size_t)row * out.ldy + o;
+    for (uint32_t u = out.first; u < out.first + out.count; u++) {
+        const cuda_low_rank_up &e = list.entry[u];
+        if (row < e.row_begin || row >= e.row_end) continue;
+        const uint32_t ldh = (e.rank + CHUNK - 1) / CHUNK * CHUNK;
+        const float *h = e.h + (size_t)(row - e.row_begin) * ldh;
+        float sum = 0.0f;
+        for (uint32_t p = 0; 2 * p < e.rank; p += PAIRS) {
+            float w[2 * PAIRS];
+#pragma unroll
+            for (int i = 0; i < 2 * PAIRS; i++) w[i] = 2 * p + i < e.rank ? b_at(e, panel, lane, p + i / 2, i % 2) : 0.0f;
+            if (waits) {
+                wait_for_previous();
+                y = *to;
+            }
+            waits = false;
+#pragma unroll
+            for (int i = 0; i < 2 * PAIRS; i++)
+                if (2 * p + i < e.rank) sum = fmaf(w[i], h[2 * p + i], sum);
+        }
+        y = fmaf(e.scale, sum, y);
     }
-    float *to = y + blockIdx.y * ldy + o;
-    *to = fmaf(scale, sum, *to);
+    if (!waits) *to = y; // else no update is of this row
 }
 
-constexpr size_t MOST_ROWS = 32768; // of a grid
+uint32_t larger(uint32_t a, uint32_t b)
+{
+    return a > b ? a : b;
+}
 
 } // namespace
 
-void cuda_low_rank_down(cudaStream_t stream, bool bf16, const void *a, uint32_t rank, const float *x, size_t ldx, size_t cols,
-                        size_t rows, float *h)
+void cuda_low_rank_downs(cudaStream_t stream, const struct cuda_low_rank_down *list, size_t count, const float *x, size_t ldx,
+                         size_t cols)
 {
-    const size_t ldh = ((size_t)rank + CHUNK - 1) / CHUNK * CHUNK;
-    for (size_t at = 0; at < rows; at += MOST_ROWS) {
-        const dim3 grid((unsigned)(ldh / CHUNK), (unsigned)(rows - at < MOST_ROWS ? rows - at : MOST_ROWS));
-        if (bf16)
-            down_kernel<true><<<grid, CHUNK * 32, 0, stream>>>(a, x + at * ldx, ldx, cols, rank, h + at * ldh, ldh);
-        else
-            down_kernel<false><<<grid, CHUNK * 32, 0, stream>>>(a, x + at * ldx, ldx, cols, rank, h + at * ldh, ldh);
+    downs some = {};
+    uint32_t rank = 1, rows = 0;
+    for (size_t i = 0; i < count; i++) {
+        some.entry[i] = list[i];
+        rank = larger(rank, list[i].rank);
+        rows = larger(rows, list[i].row_end - list[i].row_begin);
+    }
+    for (uint32_t row = 0; row < rows; row += MOST_ROWS) {
+        const unsigned most = rows - row < MOST_ROWS ? rows - row : MOST_ROWS;
+        launch_early(stream, down_kernel, dim3(div_up(rank, CHUNK), most, (unsigned)count), WARPS * 32, 0, some, x, ldx, cols, row);
     }
 }
 
-void cuda_low_rank_up(cudaStream_t stream, bool bf16, const void *b, uint32_t rank, float scale, const float *h, float *y,
-                      size_t ldy, size_t outs, size_t rows)
+void cuda_low_rank_ups(cudaStream_t stream, const struct cuda_low_rank_output *outputs, size_t count,
+                       const struct cuda_low_rank_up *list)
 {
-    const size_t ldh = ((size_t)rank + CHUNK - 1) / CHUNK * CHUNK;
-    for (size_t at = 0; at < rows; at += MOST_ROWS) {
-        const dim3 grid(div_up(outs, THREADS), (unsigned)(rows - at < MOST_ROWS ? rows - at : MOST_ROWS));
-        if (bf16)
-            up_kernel<true><<<grid, THREADS, 0, stream>>>(b, h + at * ldh, ldh, rank, scale, y + at * ldy, ldy, outs);
-        else
-            up_kernel<false><<<grid, THREADS, 0, stream>>>(b, h + at * ldh, ldh, rank, scale, y + at * ldy, ldy, outs);
+    ups some = {};
+    uint32_t outs = 0, rows = 0;
+    for (size_t i = 0; i < count; i++) {
+        some.output[i] = outputs[i];
+        outs = larger(outs, outputs[i].outs);
+        for (uint32_t u = outputs[i].first; u < outputs[i].first + outputs[i].count; u++) {
+            some.entry[u] = list[u];
+            rows = larger(rows, list[u].row_end);
+        }
+    }
+    for (uint32_t row = 0; row < rows; row += MOST_ROWS) {
+        const unsigned most = rows - row < MOST_ROWS ? rows - row : MOST_ROWS;
+        launch_early(stream, up_kernel, dim3(div_up(outs, THREADS), most, (unsigned)count), THREADS, 0, some, row);
     }
 }

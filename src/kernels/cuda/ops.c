@@ -242,24 +242,52 @@ static bool tensor_product(const struct walsh_weights *w, const struct walsh_act
     return w->format == WALSH_FORMAT_BF16 && a->type == WALSH_ACTIVATION_BF16 && w->cols % 8 == 0;
 }
 
-/* h of every update, then the updates of each product in their order. */
+/* h of every update, as many at a time as a launch has. */
+static void low_rank_inputs(struct cuda_device *d, const struct walsh_low_rank_input *in)
+{
+    for (size_t i = 0, n; i < in->count; i += n) {
+        struct cuda_low_rank_down some[CUDA_LOW_RANK_LIST];
+        for (n = 0; n < CUDA_LOW_RANK_LIST && i + n < in->count; n++) {
+            const struct walsh_low_rank_down *down = &in->down[i + n];
+            some[n] = (struct cuda_low_rank_down){.a = down->a,
+                                                  .h = down->h,
+                                                  .rank = down->rank,
+                                                  .row_begin = (uint32_t)down->row_begin,
+                                                  .row_end = (uint32_t)down->row_end,
+                                                  .bf16 = down->format == WALSH_FORMAT_BF16};
+        }
+        cuda_low_rank_downs(d->stream, some, n, in->x, in->ldx, in->cols);
+    }
+}
+
+/* The updates of each product in their order. */
 static void update_products(struct cuda_device *d, const struct walsh_product *list, size_t count,
                             const struct walsh_low_rank_input *in)
 {
-    for (size_t i = 0; i < in->count; i++) {
-        const struct walsh_low_rank_down *down = &in->down[i];
-        cuda_low_rank_down(d->stream, down->format == WALSH_FORMAT_BF16, down->a, down->rank,
-                           in->x + down->row_begin * in->ldx, in->ldx, in->cols,
-                           down->row_end - down->row_begin, down->h);
-    }
+    struct cuda_low_rank_up ups[CUDA_LOW_RANK_LIST];
+    struct cuda_low_rank_output outputs[CUDA_LOW_RANK_LIST];
+    uint32_t n = 0, entries = 0;
     for (size_t i = 0; i < count; i++)
         for (size_t u = 0; u < list[i].up_count; u++) {
             const struct walsh_low_rank_up *up = &list[i].up[u];
             const struct walsh_low_rank_down *down = &in->down[up->down];
-            cuda_low_rank_up(d->stream, down->format == WALSH_FORMAT_BF16, up->b, down->rank, up->scale,
-                             down->h, list[i].y + down->row_begin * list[i].ldy, list[i].ldy,
-                             list[i].weights->rows, down->row_end - down->row_begin);
+            if (entries == CUDA_LOW_RANK_LIST) {
+                cuda_low_rank_ups(d->stream, outputs, n, ups);
+                n = entries = 0;
+            }
+            if (n == 0 || u == 0)
+                outputs[n++] = (struct cuda_low_rank_output){
+                    .y = list[i].y, .ldy = list[i].ldy, .outs = list[i].weights->rows, .first = entries};
+            outputs[n - 1].count++;
+            ups[entries++] = (struct cuda_low_rank_up){.b = up->b,
+                                                       .h = down->h,
+                                                       .rank = down->rank,
+                                                       .row_begin = (uint32_t)down->row_begin,
+                                                       .row_end = (uint32_t)down->row_end,
+                                                       .scale = up->scale,
+                                                       .bf16 = down->format == WALSH_FORMAT_BF16};
         }
+    if (entries > 0) cuda_low_rank_ups(d->stream, outputs, n, ups);
 }
 
 static void product(const struct walsh_queue *q, const struct walsh_product *list, size_t count,
@@ -269,6 +297,7 @@ static void product(const struct walsh_queue *q, const struct walsh_product *lis
     (void)role;
     struct cuda_device *d = enter(q);
     if (a->rows == 0) return;
+    if (low_rank) low_rank_inputs(d, low_rank);
     size_t int8 = 0; /* products behind each other that share launches */
     for (size_t i = 0; i < count; i++) {
         const struct walsh_product *p = &list[i];
