@@ -158,8 +158,10 @@ static enum walsh_status record_step(struct walsh_runner *r, const struct walsh_
     WALSH_TRY(m->record(r->queue, err));
     enqueue_step(r, rows);
     WALSH_TRY(m->recorded(r->queue, run, err));
-    WALSH_TRY(walsh_workspace_check(r->workspace, err));
-    return walsh_recordings_put(&r->device.recordings, r->queue, *run, err);
+    enum walsh_status status = walsh_workspace_check(r->workspace, err);
+    if (status == WALSH_OK) status = walsh_recordings_put(&r->device.recordings, r->queue, *run, err);
+    if (status != WALSH_OK) m->forget(r->queue, *run);
+    return status;
 }
 
 /* All that the launches of a step of these rows hold: how many they are, where A x goes, and the updates of each linear. */
