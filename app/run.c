@@ -309,11 +309,12 @@ static enum walsh_status show(struct talk *talk, struct answer *answer, const ch
     return WALSH_OK;
 }
 
-/* One decode step, timed. */
-static enum walsh_status step(struct talk *talk, int32_t id, struct answer *answer, struct walsh_error *err)
+/* One decode step and the draw behind it, timed. */
+static enum walsh_status step(struct talk *talk, int32_t id, int32_t *next, struct answer *answer,
+                              struct walsh_error *err)
 {
     double started = seconds_now();
-    enum walsh_status status = walsh_step(&talk->session, &id, 1, err);
+    enum walsh_status status = walsh_step_draw(&talk->session, &talk->sampler, &id, 1, next, err);
     answer->step_seconds += seconds_now() - started;
     answer->steps++;
     if (status == WALSH_OK && talk->chat.messages) status = chat_hold_one(&talk->chat, id, err);
@@ -326,9 +327,10 @@ static enum walsh_status generate(struct talk *talk, struct walsh_text_stream *s
     uint64_t limit = (uint64_t)talk->settings->tokens;
     const char *text;
     size_t size;
+    int32_t next;
+    TRY(walsh_sampler_draw(talk->sampler, walsh_session_logits(talk->session), &next, err));
     while (!answer->finish) {
-        int32_t id;
-        TRY(walsh_sampler_draw(talk->sampler, walsh_session_logits(talk->session), &id, err));
+        const int32_t id = next;
         if (answer->tokens == 0) answer->first_token_seconds = seconds_now() - answer->started;
         if (walsh_model_is_eos(talk->model, id)) {
             answer->finish = "eos";
@@ -349,7 +351,7 @@ static enum walsh_status generate(struct talk *talk, struct walsh_text_stream *s
         else if (interrupted())
             answer->finish = "interrupted";
         else
-            TRY(step(talk, id, answer, err));
+            TRY(step(talk, id, &next, answer, err));
         if (!answer->finish) talk->pending = -1;
     }
     TRY(walsh_text_stream_finish(stream, &text, &size, err));

@@ -529,6 +529,13 @@ WALSH_API void walsh_sampler_accept(struct walsh_sampler *sampler, int32_t id);
 /* Draw from logits [vocab] and accept the result. NaN among the logits: WALSH_E_INTERNAL. */
 WALSH_API enum walsh_status walsh_sampler_draw(struct walsh_sampler *sampler, const float *logits,
                                                int32_t *id, struct walsh_error *err);
+/* walsh_step, and then next[i] (next may be ids) = what samplers[i] draws from the new logits of sessions[i]:
+ * the tokens that walsh_sampler_draw would give. On a device the step itself draws, and no logits come back.
+ * No session twice, no sampler twice. A failure of the step leaves all as before; one of a draw, as of
+ * walsh_sampler_draw, leaves the sessions with their tokens. */
+WALSH_API enum walsh_status walsh_step_draw(struct walsh_session *const *sessions,
+                                            struct walsh_sampler *const *samplers, const int32_t *ids,
+                                            size_t count, int32_t *next, struct walsh_error *err);
 
 /* ------------------------------------------------------------------------------------------------ batches */
 

@@ -181,3 +181,10 @@ enum walsh_status walsh_sampler_draw(struct walsh_sampler *sampler, const float 
 {
     return walsh_sampler_choose(sampler, logits, id, err);
 }
+
+enum walsh_status walsh_step_draw(struct walsh_session *const *sessions,
+                                  struct walsh_sampler *const *samplers, const int32_t *ids, size_t count,
+                                  int32_t *next, struct walsh_error *err)
+{
+    return walsh_runtime_step_sample(sessions, samplers, ids, count, next, err);
+}

@@ -102,6 +102,13 @@ enum walsh_status walsh_runtime_step_draw(struct walsh_session *const *sessions,
                                           size_t count, const struct walsh_draw *plans, int32_t *drawn,
                                           struct walsh_error *err);
 
+/* A step, and next[i] = what samplers[i], no two the same, draws behind it. Where a draw fails the sessions have their tokens, and the
+ * samplers before it have drawn. */
+struct walsh_sampler;
+enum walsh_status walsh_runtime_step_sample(struct walsh_session *const *sessions,
+                                            struct walsh_sampler *const *samplers, const int32_t *ids,
+                                            size_t count, int32_t *next, struct walsh_error *err);
+
 /* Forget tokens [length, ...); the logits too unless nothing was forgotten. */
 enum walsh_status walsh_runtime_trim(struct walsh_session *session, uint32_t length, struct walsh_error *err);
 

@@ -1,5 +1,5 @@
-/* What a device generates: a batch, whose tokens the device draws and whose steps are recordings, against sessions whose tokens the
- * host draws from the logits that come back; with and without adapters. Skipped where there is no device, failed there where
+/* What a device generates: a batch and steps that draw, whose tokens the device draws and whose steps are recordings, against sessions
+ * whose tokens the host draws from the logits that come back; with and without adapters. Skipped where there is no device, failed there where
  * WALSH_REQUIRE names cuda. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -83,7 +83,8 @@ static void prompt_of(unsigned i, int32_t ids[PROMPT])
     for (int32_t t = 0; t < PROMPT; t++) ids[t] = 3 + (t * 7 + (int32_t)i * 11) % 200;
 }
 
-static void generate_alone(unsigned i, int32_t tokens[TOKENS])
+/* The host draws, or the step does. */
+static void generate_alone(unsigned i, bool steps_draw, int32_t tokens[TOKENS])
 {
     struct walsh_error err;
     struct walsh_session *session;
@@ -101,9 +102,14 @@ static void generate_alone(unsigned i, int32_t tokens[TOKENS])
     good(walsh_sampler_open(&sampling, info.vocab, &sampler, &err), &err);
     for (unsigned t = 0; t < PROMPT; t++) walsh_sampler_accept(sampler, ids[t]);
     good(walsh_session_prompt(session, ids, PROMPT, &err), &err);
-    for (unsigned t = 0; t < TOKENS; t++) {
+    good(walsh_sampler_draw(sampler, walsh_session_logits(session), &tokens[0], &err), &err);
+    for (unsigned t = 1; t < TOKENS; t++) {
+        if (steps_draw) {
+            good(walsh_step_draw(&session, &sampler, &tokens[t - 1], 1, &tokens[t], &err), &err);
+            continue;
+        }
+        good(walsh_step(&session, &tokens[t - 1], 1, &err), &err);
         good(walsh_sampler_draw(sampler, walsh_session_logits(session), &tokens[t], &err), &err);
-        if (t + 1 < TOKENS) good(walsh_step(&session, &tokens[t], 1, &err), &err);
     }
     walsh_sampler_close(&sampler);
     walsh_session_close(&session);
@@ -120,7 +126,11 @@ static void batches_draw_what_sessions_draw(void **state)
     struct walsh_error err;
     uint64_t id;
     if (!context) skip();
-    for (unsigned i = 0; i < REQUESTS; i++) generate_alone(i, expected[i]);
+    for (unsigned i = 0; i < REQUESTS; i++) {
+        generate_alone(i, false, expected[i]);
+        generate_alone(i, true, tokens[i]);
+        assert_memory_equal(tokens[i], expected[i], sizeof tokens[i]);
+    }
     options.max_rows = REQUESTS - 2;
     options.context = PROMPT + TOKENS;
     good(walsh_batch_open(model, &options, &batch, &err), &err);

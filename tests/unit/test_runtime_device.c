@@ -271,6 +271,45 @@ static void a_step_waits_once(void **state)
     walsh_runner_close(&runner);
 }
 
+/* tokens [SESSIONS][TOKENS] of steps that draw, from no prompt. */
+static void step_and_sample(const struct walsh_queue *q, int32_t *tokens)
+{
+    enum { SESSIONS = 3 };
+    struct walsh_error err;
+    struct walsh_runner *runner;
+    struct walsh_session *sessions[SESSIONS];
+    struct walsh_sampler *samplers[SESSIONS];
+    const struct walsh_kv_policy f16 = {.type = WALSH_KV_F16};
+    int32_t ids[SESSIONS] = {5, 6, 7};
+    assert_int_equal(walsh_runner_open(graph, q, NULL, &runner, &err), WALSH_OK);
+    for (size_t i = 0; i < SESSIONS; i++) {
+        assert_int_equal(walsh_runtime_session_open(runner, TOKENS, &f16, &sessions[i], &err), WALSH_OK);
+        assert_int_equal(walsh_sampler_create(&sampling[i + 1], graph->config.vocab, &samplers[i], &err),
+                         WALSH_OK);
+    }
+    for (size_t t = 0; t < TOKENS; t++) {
+        assert_int_equal(walsh_runtime_step_sample(sessions, samplers, ids, SESSIONS, ids, &err), WALSH_OK);
+        for (size_t i = 0; i < SESSIONS; i++) tokens[i * TOKENS + t] = ids[i];
+    }
+    for (size_t i = 0; i < SESSIONS; i++) {
+        walsh_runtime_session_close(&sessions[i]);
+        walsh_sampler_destroy(&samplers[i]);
+    }
+    walsh_runner_close(&runner);
+}
+
+static void steps_that_draw_are_the_same(void **state)
+{
+    (void)state;
+    static int32_t expected[3 * TOKENS], tokens[3 * TOKENS];
+    step_and_sample(&queue, expected);
+    memset(&seen, 0, sizeof seen);
+    step_and_sample(&device, tokens);
+    assert_memory_equal(tokens, expected, sizeof tokens);
+    assert_int_equal(seen.draws, TOKENS);
+    assert_int_equal(seen.largest, 3 * sizeof *tokens);
+}
+
 /* A step is recorded where its rows' adapters stand as in the step before; without adapters at once. */
 static void steps_with_adapters_are_recorded(void **state)
 {
@@ -352,6 +391,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(recordings_have_keys),
         cmocka_unit_test(steps_with_adapters_are_recorded),
+        cmocka_unit_test(steps_that_draw_are_the_same),
         cmocka_unit_test(a_batch_draws_on_the_device),
         cmocka_unit_test(a_step_waits_once),
     };
