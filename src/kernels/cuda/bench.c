@@ -211,7 +211,7 @@ static void call_e8p(const struct bench *b, const void *argument, unsigned i)
         w.stage[k].data = (const uint8_t *)w.stage[k].data + i % p->matrices * p->bytes;
     if (p->rows <= CUDA_E8P_DECODE_ROWS)
         cuda_product_e8p_decode(b->d->stream, &(struct cuda_e8p_output){w, p->y, p->w.outs}, 1, p->x,
-                                p->stride, p->scale, p->sum, p->rows, b->d->processors);
+                                p->stride, p->scale, p->sum, p->rows, NULL, NULL, b->d->processors);
     else if (p->tensor)
         cuda_product_e8p_wgmma(b->d->stream, &w, p->x, p->stride, p->scale, p->sum, p->rows, p->y, p->w.outs,
                                b->d->scratch);

@@ -1,6 +1,9 @@
 // E8P products of up to 8 rows of int8 activations: decode. Memory-bound: a block of threads owns whole outputs, its warps
 // share the columns, each with several reads in flight. Integer sums, so that their order does not matter.
+#include <type_traits>
+
 #include "e8p.cuh"
+#include "low_rank.cuh"
 
 namespace {
 
@@ -26,6 +29,36 @@ struct decode_product {
     int split;  // warps that share the columns of a set; a block of threads does WARPS / split sets at a time
     int stages; // of the matrix that has most
 };
+// Updates that the ends of the outputs add: of matrix m, entry[first[m]] to entry[first[m + 1] - 1].
+struct decode_updates {
+    cuda_low_rank_up entry[CUDA_LOW_RANK_LIST];
+    int first[CUDA_E8P_LIST + 1];
+};
+struct no_updates {};
+
+// y with an output's updates of this row, as the launch of their own (low_rank.cu) would add them.
+__device__ __forceinline__ float updated(float y, const decode_updates &updates, int m, uint32_t row, size_t o)
+{
+    for (int u = updates.first[m]; u < updates.first[m + 1]; u++) {
+        const cuda_low_rank_up &e = updates.entry[u];
+        if (row < e.row_begin || row >= e.row_end) continue;
+        const float *h = low_rank_h(e, row);
+        float sum = 0.0f;
+#pragma unroll 8
+        for (uint32_t j = 0; j < e.rank; j++) sum = fmaf(low_rank_b(e, o, j / 2, j % 2), h[j], sum);
+        y = fmaf(e.scale, sum, y);
+    }
+    return y;
+}
+__device__ __forceinline__ float updated(float y, const no_updates &, int, uint32_t, size_t)
+{
+    return y;
+}
+
+__device__ __forceinline__ void fetch_updates(const decode_updates &updates, int m, size_t o)
+{
+    for (int u = updates.first[m]; u < updates.first[m + 1]; u++) low_rank_fetch(updates.entry[u], o);
+}
 
 __device__ __forceinline__ int matrix_of(const decode_product &p, int set)
 {
@@ -75,8 +108,9 @@ __device__ __forceinline__ uint4 piece_of(const int8_t *row, int piece)
                       permute(y.x, y.y, 0x7531u));
 }
 
-template <int ROWS, int GROUPS, int WARPS, int DEPTH, bool NARROW, bool LIST>
-__global__ void __launch_bounds__(WARPS * 32, 1) decode_kernel(const __grid_constant__ decode_product p)
+template <int ROWS, int GROUPS, int WARPS, int DEPTH, bool NARROW, bool LIST, typename UPDATES>
+__global__ void __launch_bounds__(WARPS * 32, 1)
+    decode_kernel(const __grid_constant__ decode_product p, const __grid_constant__ UPDATES updates)
 {
     extern __shared__ __align__(1024) uint8_t shared[];
     constexpr int OUTS = GROUPS * CUDA_E8P_ROWS, THREADS = WARPS * 32, EIGHTS = ROWS == 1 ? 1 : ROWS / 8;
@@ -107,6 +141,12 @@ __global__ void __launch_bounds__(WARPS * 32, 1) decode_kernel(const __grid_cons
         if (d < now.steps) fetch(ahead[d], now, d);
 
     let_next_start();
+    if constexpr (!std::is_empty<UPDATES>::value) // B of the first sets' outputs is on its way too
+        for (int i = (int)threadIdx.x; i < subs * OUTS && first_base + i / OUTS < p.sets; i += THREADS) {
+            const int set = first_base + i / OUTS, matrix = LIST ? matrix_of(p, set) : 0;
+            const int at = (set - (LIST ? p.m[matrix].first : 0)) * OUTS + i % OUTS;
+            if (at < p.m[matrix].outs) fetch_updates(updates, matrix, (size_t)at);
+        }
     fill_tables(tables, p.tables, NARROW);
     for (int i = (int)threadIdx.x; i < totals; i += THREADS) total[i] = 0;
     wait_for_previous();
@@ -202,7 +242,8 @@ __global__ void __launch_bounds__(WARPS * 32, 1) decode_kernel(const __grid_cons
             const int which = i / (OUTS * ROWS), row = i / OUTS % ROWS, out = i % OUTS;
             if (base + which >= p.sets) break;
             if (row >= p.rows) continue;
-            const decode_matrix &m = p.m[LIST ? matrix_of(p, base + which) : 0];
+            const int matrix = LIST ? matrix_of(p, base + which) : 0;
+            const decode_matrix &m = p.m[matrix];
             const int at = (base + which - (LIST ? m.first : 0)) * OUTS + out;
             float y = 0.0f;
             for (int stage = 0; stage < m.stages; stage++) {
@@ -212,7 +253,9 @@ __global__ void __launch_bounds__(WARPS * 32, 1) decode_kernel(const __grid_cons
                 y = stage == 0 ? term : __fadd_rn(y, term);
                 *v = 0;
             }
-            if (at < m.outs) m.y[(size_t)row * m.ldy + (size_t)at] = __fmul_rn(y, row_scale[row]);
+            if (at < m.outs)
+                m.y[(size_t)row * m.ldy + (size_t)at] =
+                    updated(__fmul_rn(y, row_scale[row]), updates, matrix, (uint32_t)row, (size_t)at);
         }
         if (base + set_step < p.sets) __syncthreads();
     }
@@ -220,8 +263,8 @@ __global__ void __launch_bounds__(WARPS * 32, 1) decode_kernel(const __grid_cons
 
 constexpr int SHARED_LIMIT = 226 << 10; // 1 KB is left for what the kernel declares
 
-template <int ROWS, int GROUPS, int WARPS, int DEPTH, bool NARROW>
-void launch(cudaStream_t stream, decode_product p, int processors)
+template <int ROWS, int GROUPS, int WARPS, int DEPTH, bool NARROW, typename UPDATES>
+void launch(cudaStream_t stream, decode_product p, const UPDATES &updates, int processors)
 {
     p.sets = 0;
     for (int i = 0; i < p.count; i++) {
@@ -249,31 +292,35 @@ void launch(cudaStream_t stream, decode_product p, int processors)
     const int grid = (bundles + rounds - 1) / rounds;
     const size_t shared = (size_t)(fixed + ROWS * (p.slab + PADDING));
     if (p.count == 1)
-        launch_early(stream, decode_kernel<ROWS, GROUPS, WARPS, DEPTH, NARROW, false>, dim3((unsigned)grid), WARPS * 32, shared, p);
+        launch_early(stream, decode_kernel<ROWS, GROUPS, WARPS, DEPTH, NARROW, false, UPDATES>, dim3((unsigned)grid), WARPS * 32, shared, p,
+                     updates);
     else
-        launch_early(stream, decode_kernel<ROWS, GROUPS, WARPS, DEPTH, NARROW, true>, dim3((unsigned)grid), WARPS * 32, shared, p);
+        launch_early(stream, decode_kernel<ROWS, GROUPS, WARPS, DEPTH, NARROW, true, UPDATES>, dim3((unsigned)grid), WARPS * 32, shared, p,
+                     updates);
 }
 
 // Two groups at once halve the reads of the activations, where there are groups enough for all multiprocessors.
-template <bool NARROW> void choose(cudaStream_t stream, const decode_product &p, int processors)
+template <bool NARROW, typename UPDATES>
+void choose(cudaStream_t stream, const decode_product &p, const UPDATES &updates, int processors)
 {
     int groups = 0;
     for (int i = 0; i < p.count; i++) groups += p.m[i].groups;
     const bool tall = groups * 2 > 3 * processors && p.cols >= 8192;
     if (p.rows == 1)
-        tall ? launch<1, 2, 16, 4, NARROW>(stream, p, processors) : launch<1, 1, 28, 5, NARROW>(stream, p, processors);
+        tall ? launch<1, 2, 16, 4, NARROW>(stream, p, updates, processors) : launch<1, 1, 28, 5, NARROW>(stream, p, updates, processors);
     else if (p.rows <= 8)
-        tall ? launch<8, 2, 16, 4, NARROW>(stream, p, processors) : launch<8, 1, 28, 5, NARROW>(stream, p, processors);
+        tall ? launch<8, 2, 16, 4, NARROW>(stream, p, updates, processors) : launch<8, 1, 28, 5, NARROW>(stream, p, updates, processors);
     else if (p.rows <= 16)
-        launch<16, 1, 16, 4, NARROW>(stream, p, processors);
+        launch<16, 1, 16, 4, NARROW>(stream, p, updates, processors);
     else
-        launch<32, 1, 16, 4, NARROW>(stream, p, processors);
+        launch<32, 1, 16, 4, NARROW>(stream, p, updates, processors);
 }
 
 } // namespace
 
 void cuda_product_e8p_decode(cudaStream_t stream, const struct cuda_e8p_output *list, size_t count, const int8_t *q,
-                             size_t stride, const float *scale, const int32_t *sum, size_t rows, int processors)
+                             size_t stride, const float *scale, const int32_t *sum, size_t rows,
+                             const struct cuda_low_rank_up *ups, const uint32_t *up_counts, int processors)
 {
     decode_product p = {};
     p.tables = list[0].w.tables, p.q = q, p.scale = scale, p.sum = sum, p.stride = stride;
@@ -291,8 +338,12 @@ void cuda_product_e8p_decode(cudaStream_t stream, const struct cuda_e8p_output *
             if (w.stage[k].narrow) m.narrow |= 1u << k, narrow = true;
         }
     }
-    if (narrow)
-        choose<true>(stream, p, processors);
-    else
-        choose<false>(stream, p, processors);
+    if (!ups) {
+        narrow ? choose<true>(stream, p, no_updates(), processors) : choose<false>(stream, p, no_updates(), processors);
+        return;
+    }
+    decode_updates updates = {};
+    for (size_t i = 0; i < count; i++) updates.first[i + 1] = updates.first[i] + (int)up_counts[i];
+    for (int u = 0; u < updates.first[count]; u++) updates.entry[u] = ups[u];
+    narrow ? choose<true>(stream, p, updates, processors) : choose<false>(stream, p, updates, processors);
 }

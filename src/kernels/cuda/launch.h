@@ -162,10 +162,13 @@ struct cuda_e8p_output {
     size_t ldy;
 };
 /* Up to CUDA_E8P_DECODE_ROWS rows, of up to CUDA_E8P_LIST matrices of as many columns; processors:
- * multiprocessors of the device. */
+ * multiprocessors of the device. ups, NULL or at most CUDA_LOW_RANK_LIST: up_counts[i] of them for matrix i, one matrix's behind the
+ * other's, added to its outputs with the bits of cuda_low_rank_ups. */
+struct cuda_low_rank_up;
 void cuda_product_e8p_decode(cudaStream_t stream, const struct cuda_e8p_output *list, size_t count,
                              const int8_t *q, size_t stride, const float *scale, const int32_t *sum,
-                             size_t rows, int processors);
+                             size_t rows, const struct cuda_low_rank_up *ups, const uint32_t *up_counts,
+                             int processors);
 /* Many rows. */
 void cuda_product_e8p_tile(cudaStream_t stream, const struct cuda_e8p *w, const int8_t *q, size_t stride,
                            const float *scale, const int32_t *sum, size_t rows, float *y, size_t ldy);
@@ -225,8 +228,8 @@ struct cuda_low_rank_down {
     uint32_t rank, row_begin, row_end;
     bool bf16;
 };
-void cuda_low_rank_downs(cudaStream_t stream, const struct cuda_low_rank_down *list, size_t count, const float *x,
-                         size_t ldx, size_t cols);
+void cuda_low_rank_downs(cudaStream_t stream, const struct cuda_low_rank_down *list, size_t count,
+                         const float *x, size_t ldx, size_t cols);
 /* y [rows][ldy] += scale * B h of rows row_begin.., for updates [first, first + count) of the list in their order. */
 struct cuda_low_rank_up {
     const void *b;

@@ -1,10 +1,10 @@
 // Low-rank updates y += scale * B (A x) of rows that adapters name; layouts of A and B: formats/low_rank.h. What belongs to one list of
 // products is one launch of A x and one of B h, whatever it holds; either reads its matrix before it waits for the kernel before.
-#include "common.cuh"
+#include "low_rank.cuh"
 
 namespace {
 
-constexpr int CHUNK = 8, GROUP = 32, PANEL = 16; // ranks and columns of A, outputs of B
+constexpr int CHUNK = LOW_RANK_CHUNK, GROUP = LOW_RANK_GROUP;
 constexpr int WARPS = 8;                         // of A x: they share the groups of columns
 constexpr int AHEAD = 4;                         // groups of a warp that are read at once
 constexpr int THREADS = 128, PAIRS = 8;          // outputs of a block of B h, pairs of ranks read ahead
@@ -83,18 +83,11 @@ __global__ void __launch_bounds__(WARPS * 32) down_kernel(downs list, const floa
     e.h[(size_t)row * ldh + j] = j < e.rank ? sum : 0.0f;
 }
 
-__device__ __forceinline__ float b_at(const cuda_low_rank_up &e, size_t panel, size_t lane, uint32_t pair, int half)
-{
-    if (!e.bf16) return static_cast<const float *>(e.b)[(panel * e.rank + 2 * pair + half) * PANEL + lane];
-    const uint32_t word = static_cast<const uint32_t *>(e.b)[(panel * ((e.rank + 1) / 2) + pair) * PANEL + lane];
-    return __uint_as_float(half ? word & 0xffff0000u : word << 16);
-}
-
 // A thread has an output of one row, and all updates of it in their order.
 __global__ void __launch_bounds__(THREADS) up_kernel(ups list, uint32_t first_row)
 {
     const cuda_low_rank_output &out = list.output[blockIdx.z];
-    const size_t o = (size_t)blockIdx.x * THREADS + threadIdx.x, panel = o / PANEL, lane = o % PANEL;
+    const size_t o = (size_t)blockIdx.x * THREADS + threadIdx.x;
     const uint32_t row = first_row + blockIdx.y;
     if (o >= out.outs) return;
     float y = 0.0f;
@@ -103,13 +96,12 @@ __global__ void __launch_bounds__(THREADS) up_kernel(ups list, uint32_t first_ro
     for (uint32_t u = out.first; u < out.first + out.count; u++) {
         const cuda_low_rank_up &e = list.entry[u];
         if (row < e.row_begin || row >= e.row_end) continue;
-        const uint32_t ldh = (e.rank + CHUNK - 1) / CHUNK * CHUNK;
-        const float *h = e.h + (size_t)(row - e.row_begin) * ldh;
+        const float *h = low_rank_h(e, row);
         float sum = 0.0f;
         for (uint32_t p = 0; 2 * p < e.rank; p += PAIRS) {
             float w[2 * PAIRS];
 #pragma unroll
-            for (int i = 0; i < 2 * PAIRS; i++) w[i] = 2 * p + i < e.rank ? b_at(e, panel, lane, p + i / 2, i % 2) : 0.0f;
+            for (int i = 0; i < 2 * PAIRS; i++) w[i] = 2 * p + i < e.rank ? low_rank_b(e, o, p + i / 2, i % 2) : 0.0f;
             if (waits) {
                 wait_for_previous();
                 y = *to;

@@ -21,7 +21,8 @@ _Static_assert(sizeof(struct walsh_attention_row) == sizeof(struct cuda_attentio
 _Static_assert(WALSH_KV_F32 == 0 && WALSH_KV_F16 == 1, "the kernels' types of a cache");
 
 #define SAME_DRAW(member) (offsetof(struct walsh_draw, member) == offsetof(struct cuda_draw, member))
-#define SAME_EDIT(member) (offsetof(struct walsh_logit_edit, member) == offsetof(struct cuda_logit_edit, member))
+#define SAME_EDIT(member)                                                                                    \
+    (offsetof(struct walsh_logit_edit, member) == offsetof(struct cuda_logit_edit, member))
 _Static_assert(sizeof(struct walsh_draw) == sizeof(struct cuda_draw) && SAME_DRAW(greedy) &&
                    SAME_DRAW(per_temperature) && SAME_DRAW(share) && SAME_DRAW(top_k) && SAME_DRAW(least) &&
                    SAME_DRAW(top_p) && SAME_DRAW(penalty) && SAME_DRAW(presence) && SAME_DRAW(frequency) &&
@@ -160,19 +161,92 @@ static void product_e8p_many(struct cuda_device *d, const struct walsh_product *
     }
 }
 
-/* E8P by int8. Integer sums: a row's bits are the same by either kernel, and whatever shares a launch. */
-static void products_int8(struct cuda_device *d, const struct walsh_product *list, size_t count,
-                          const struct walsh_activations *a)
+/* h of every update, as many at a time as a launch has. */
+static void low_rank_inputs(struct cuda_device *d, const struct walsh_low_rank_input *in)
 {
-    for (size_t i = 0; i < count && a->rows > CUDA_E8P_DECODE_ROWS; i++) product_e8p_many(d, &list[i], a);
-    for (size_t i = 0, n; i < count && a->rows <= CUDA_E8P_DECODE_ROWS; i += n) {
-        struct cuda_e8p_output some[CUDA_E8P_LIST];
-        for (n = 0; n < CUDA_E8P_LIST && i + n < count; n++)
-            some[n] =
-                (struct cuda_e8p_output){cuda_e8p_of(d, list[i + n].weights), list[i + n].y, list[i + n].ldy};
-        cuda_product_e8p_decode(d->stream, some, n, a->data, a->stride, a->scale, a->sum, a->rows,
-                                d->processors);
+    for (size_t i = 0, n; i < in->count; i += n) {
+        struct cuda_low_rank_down some[CUDA_LOW_RANK_LIST];
+        for (n = 0; n < CUDA_LOW_RANK_LIST && i + n < in->count; n++) {
+            const struct walsh_low_rank_down *down = &in->down[i + n];
+            some[n] = (struct cuda_low_rank_down){.a = down->a,
+                                                  .h = down->h,
+                                                  .rank = down->rank,
+                                                  .row_begin = (uint32_t)down->row_begin,
+                                                  .row_end = (uint32_t)down->row_end,
+                                                  .bf16 = down->format == WALSH_FORMAT_BF16};
+        }
+        cuda_low_rank_downs(d->stream, some, n, in->x, in->ldx, in->cols);
     }
+}
+
+static struct cuda_low_rank_up up_of(const struct walsh_low_rank_up *up,
+                                     const struct walsh_low_rank_input *in)
+{
+    const struct walsh_low_rank_down *down = &in->down[up->down];
+    return (struct cuda_low_rank_up){.b = up->b,
+                                     .h = down->h,
+                                     .rank = down->rank,
+                                     .row_begin = (uint32_t)down->row_begin,
+                                     .row_end = (uint32_t)down->row_end,
+                                     .scale = up->scale,
+                                     .bf16 = down->format == WALSH_FORMAT_BF16};
+}
+
+/* The updates of each product in their order. */
+static void update_products(struct cuda_device *d, const struct walsh_product *list, size_t count,
+                            const struct walsh_low_rank_input *in)
+{
+    struct cuda_low_rank_up ups[CUDA_LOW_RANK_LIST];
+    struct cuda_low_rank_output outputs[CUDA_LOW_RANK_LIST];
+    uint32_t n = 0, entries = 0;
+    for (size_t i = 0; i < count; i++)
+        for (size_t u = 0; u < list[i].up_count; u++) {
+            if (entries == CUDA_LOW_RANK_LIST) {
+                cuda_low_rank_ups(d->stream, outputs, n, ups);
+                n = entries = 0;
+            }
+            if (n == 0 || u == 0)
+                outputs[n++] = (struct cuda_low_rank_output){
+                    .y = list[i].y, .ldy = list[i].ldy, .outs = list[i].weights->rows, .first = entries};
+            outputs[n - 1].count++;
+            ups[entries++] = up_of(&list[i].up[u], in);
+        }
+    if (entries > 0) cuda_low_rank_ups(d->stream, outputs, n, ups);
+}
+
+/* Up to CUDA_E8P_LIST of them for few rows. Their updates are added at the outputs' ends, where they fit, with the same bits. */
+static void products_decode(struct cuda_device *d, const struct walsh_product *list, size_t count,
+                            const struct walsh_activations *a, const struct walsh_low_rank_input *in)
+{
+    struct cuda_e8p_output outputs[CUDA_E8P_LIST];
+    struct cuda_low_rank_up ups[CUDA_LOW_RANK_LIST];
+    uint32_t up_counts[CUDA_E8P_LIST] = {0};
+    size_t total = 0, n = 0;
+    for (size_t i = 0; i < count; i++) {
+        outputs[i] = (struct cuda_e8p_output){cuda_e8p_of(d, list[i].weights), list[i].y, list[i].ldy};
+        total += in ? list[i].up_count : 0;
+    }
+    const bool fits = total > 0 && total <= CUDA_LOW_RANK_LIST;
+    for (size_t i = 0; fits && i < count; i++) {
+        up_counts[i] = (uint32_t)list[i].up_count;
+        for (size_t u = 0; u < list[i].up_count; u++) ups[n++] = up_of(&list[i].up[u], in);
+    }
+    cuda_product_e8p_decode(d->stream, outputs, count, a->data, a->stride, a->scale, a->sum, a->rows,
+                            fits ? ups : NULL, up_counts, d->processors);
+    if (total > 0 && !fits) update_products(d, list, count, in);
+}
+
+/* E8P by int8, with their updates. Integer sums: a row's bits are the same by either kernel, and whatever shares a launch. */
+static void products_int8(struct cuda_device *d, const struct walsh_product *list, size_t count,
+                          const struct walsh_activations *a, const struct walsh_low_rank_input *in)
+{
+    if (a->rows > CUDA_E8P_DECODE_ROWS) {
+        for (size_t i = 0; i < count; i++) product_e8p_many(d, &list[i], a);
+        if (in) update_products(d, list, count, in);
+        return;
+    }
+    for (size_t i = 0; i < count; i += CUDA_E8P_LIST)
+        products_decode(d, list + i, walsh_min(count - i, CUDA_E8P_LIST), a, in);
 }
 
 static struct cuda_blocks blocks_of(const struct walsh_weights *w)
@@ -242,52 +316,26 @@ static bool tensor_product(const struct walsh_weights *w, const struct walsh_act
     return w->format == WALSH_FORMAT_BF16 && a->type == WALSH_ACTIVATION_BF16 && w->cols % 8 == 0;
 }
 
-/* h of every update, as many at a time as a launch has. */
-static void low_rank_inputs(struct cuda_device *d, const struct walsh_low_rank_input *in)
+static bool is_int8(const struct walsh_product *p, const struct walsh_activations *a)
 {
-    for (size_t i = 0, n; i < in->count; i += n) {
-        struct cuda_low_rank_down some[CUDA_LOW_RANK_LIST];
-        for (n = 0; n < CUDA_LOW_RANK_LIST && i + n < in->count; n++) {
-            const struct walsh_low_rank_down *down = &in->down[i + n];
-            some[n] = (struct cuda_low_rank_down){.a = down->a,
-                                                  .h = down->h,
-                                                  .rank = down->rank,
-                                                  .row_begin = (uint32_t)down->row_begin,
-                                                  .row_end = (uint32_t)down->row_end,
-                                                  .bf16 = down->format == WALSH_FORMAT_BF16};
-        }
-        cuda_low_rank_downs(d->stream, some, n, in->x, in->ldx, in->cols);
-    }
+    return p->weights->format == WALSH_FORMAT_E8P && a->type == WALSH_ACTIVATION_INT8;
 }
 
-/* The updates of each product in their order. */
-static void update_products(struct cuda_device *d, const struct walsh_product *list, size_t count,
-                            const struct walsh_low_rank_input *in)
+static void product_alone(struct cuda_device *d, const struct walsh_product *p,
+                          const struct walsh_activations *a)
 {
-    struct cuda_low_rank_up ups[CUDA_LOW_RANK_LIST];
-    struct cuda_low_rank_output outputs[CUDA_LOW_RANK_LIST];
-    uint32_t n = 0, entries = 0;
-    for (size_t i = 0; i < count; i++)
-        for (size_t u = 0; u < list[i].up_count; u++) {
-            const struct walsh_low_rank_up *up = &list[i].up[u];
-            const struct walsh_low_rank_down *down = &in->down[up->down];
-            if (entries == CUDA_LOW_RANK_LIST) {
-                cuda_low_rank_ups(d->stream, outputs, n, ups);
-                n = entries = 0;
-            }
-            if (n == 0 || u == 0)
-                outputs[n++] = (struct cuda_low_rank_output){
-                    .y = list[i].y, .ldy = list[i].ldy, .outs = list[i].weights->rows, .first = entries};
-            outputs[n - 1].count++;
-            ups[entries++] = (struct cuda_low_rank_up){.b = up->b,
-                                                       .h = down->h,
-                                                       .rank = down->rank,
-                                                       .row_begin = (uint32_t)down->row_begin,
-                                                       .row_end = (uint32_t)down->row_end,
-                                                       .scale = up->scale,
-                                                       .bf16 = down->format == WALSH_FORMAT_BF16};
-        }
-    if (entries > 0) cuda_low_rank_ups(d->stream, outputs, n, ups);
+    const struct walsh_weights *w = p->weights;
+    if (walsh_format_is_block(w->format)) {
+        product_blocks(d, p, a);
+    } else if (w->format == WALSH_FORMAT_E8P) {
+        const struct cuda_e8p e8p = cuda_e8p_of(d, w);
+        cuda_product_e8p_f32(d->stream, &e8p, a->data, a->stride, a->rows, p->y, p->ldy);
+    } else if (tensor_product(w, a)) {
+        cuda_product_bf16(d->stream, w->data, w->rows, w->cols, a->data, a->stride, a->rows, p->y, p->ldy);
+    } else {
+        cuda_product_dense(d->stream, type_of_format(w->format), w->data, w->rows, w->cols,
+                           type_of_activation(a->type), a->data, a->stride, a->rows, p->y, p->ldy);
+    }
 }
 
 static void product(const struct walsh_queue *q, const struct walsh_product *list, size_t count,
@@ -298,31 +346,16 @@ static void product(const struct walsh_queue *q, const struct walsh_product *lis
     struct cuda_device *d = enter(q);
     if (a->rows == 0) return;
     if (low_rank) low_rank_inputs(d, low_rank);
-    size_t int8 = 0; /* products behind each other that share launches */
-    for (size_t i = 0; i < count; i++) {
-        const struct walsh_product *p = &list[i];
-        const struct walsh_weights *w = p->weights;
-        if (w->format == WALSH_FORMAT_E8P && a->type == WALSH_ACTIVATION_INT8) {
-            if (++int8 == count) products_int8(d, list, count, a);
+    for (size_t i = 0, n; i < count; i += n) { /* those of E8P behind each other share launches */
+        const bool int8 = is_int8(&list[i], a);
+        for (n = 1; i + n < count && is_int8(&list[i + n], a) == int8;) n++;
+        if (int8) {
+            products_int8(d, list + i, n, a, low_rank);
             continue;
         }
-        if (int8 > 0) products_int8(d, p - int8, int8, a);
-        int8 = 0;
-        if (walsh_format_is_block(w->format)) {
-            product_blocks(d, p, a);
-        } else if (w->format == WALSH_FORMAT_E8P) {
-            const struct cuda_e8p e8p = cuda_e8p_of(d, w);
-            cuda_product_e8p_f32(d->stream, &e8p, a->data, a->stride, a->rows, p->y, p->ldy);
-        } else if (tensor_product(w, a)) {
-            cuda_product_bf16(d->stream, w->data, w->rows, w->cols, a->data, a->stride, a->rows, p->y,
-                              p->ldy);
-        } else {
-            cuda_product_dense(d->stream, type_of_format(w->format), w->data, w->rows, w->cols,
-                               type_of_activation(a->type), a->data, a->stride, a->rows, p->y, p->ldy);
-        }
+        for (size_t j = 0; j < n; j++) product_alone(d, &list[i + j], a);
+        if (low_rank) update_products(d, list + i, n, low_rank);
     }
-    if (int8 > 0 && int8 < count) products_int8(d, list + count - int8, int8, a);
-    if (low_rank) update_products(d, list, count, low_rank);
     cuda_note(d, "product");
 }
 
