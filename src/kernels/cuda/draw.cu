@@ -37,6 +37,11 @@ struct work {
     {
         return best(row) + slices;
     }
+    // Of the edits' ids, what their logits were.
+    __device__ float *before(uint32_t row, uint32_t vocab) const
+    {
+        return reinterpret_cast<float *>(list(row) + vocab);
+    }
 };
 
 __device__ __forceinline__ uint32_t order_of(float logit)
@@ -137,16 +142,17 @@ __device__ __forceinline__ bool hopeless(wide best)
     return best == BAD || (uint32_t)(best >> 32) == NEGATIVE;
 }
 
-// What penalties, biases and exclusions make of single logits; what they were stays in the edits.
-__global__ void __launch_bounds__(THREADS) edit_kernel(float *logits, uint32_t vocab, const cuda_draw *draws)
+// What penalties, biases and exclusions make of single logits; what they were is kept.
+__global__ void __launch_bounds__(THREADS) edit_kernel(float *logits, uint32_t vocab, const cuda_draw *draws, work w)
 {
     wait_for_previous();
     const cuda_draw d = draws[blockIdx.x];
+    float *before = w.before(blockIdx.x, vocab);
     logits += (size_t)blockIdx.x * vocab;
     for (size_t i = threadIdx.x; i < d.edit_count; i += THREADS) {
-        cuda_logit_edit &e = d.edits[i];
+        const cuda_logit_edit e = d.edits[i];
         float logit = logits[e.id];
-        e.before = logit;
+        before[i] = logit;
         if (e.penalized)
             logit = __double2float_rn(logit > 0 ? __ddiv_rn((double)logit, d.penalty) : __dmul_rn((double)logit, d.penalty));
         if (e.drawn)
@@ -432,14 +438,15 @@ __global__ void __launch_bounds__(FINDERS)
     if (!d.greedy && !hopeless(best)) id = drawn_id(d, vocab, w.state(row), w.list(row), best, part, room);
     if (threadIdx.x == 0) ids[row] = hopeless(best) ? -1 : (int32_t)id;
     // Nothing reads the edited logits any more.
-    for (size_t i = threadIdx.x; i < d.edit_count; i += FINDERS) logits[(size_t)row * vocab + d.edits[i].id] = d.edits[i].before;
+    const float *before = w.before(row, vocab);
+    for (size_t i = threadIdx.x; i < d.edit_count; i += FINDERS) logits[(size_t)row * vocab + d.edits[i].id] = before[i];
 }
 
 } // namespace
 
 size_t cuda_draw_scratch(uint32_t vocab)
 {
-    const size_t bytes = sizeof(row_state) + (div_up(vocab, SLICE) + (size_t)vocab) * sizeof(wide);
+    const size_t bytes = sizeof(row_state) + (div_up(vocab, SLICE) + (size_t)vocab) * sizeof(wide) + (size_t)vocab * sizeof(float);
     return (bytes + 255) / 256 * 256;
 }
 
@@ -448,7 +455,7 @@ void cuda_draw_rows(cudaStream_t stream, int32_t *ids, float *logits, uint32_t v
 {
     const work w = {static_cast<uint8_t *>(scratch), cuda_draw_scratch(vocab), div_up(vocab, SLICE)};
     const dim3 slices(w.slices, (unsigned)rows);
-    if (edited) launch_behind(stream, edit_kernel, (unsigned)rows, THREADS, 0, logits, vocab, draws);
+    if (edited) launch_behind(stream, edit_kernel, (unsigned)rows, THREADS, 0, logits, vocab, draws, w);
     if (edited)
         launch_early(stream, best_kernel, slices, THREADS, 0, logits, vocab, draws, w);
     else

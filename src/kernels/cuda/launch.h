@@ -313,12 +313,12 @@ void cuda_attention_prepared(cudaStream_t stream, float *out, size_t ldo, const 
 
 /* --- draw.cu: kernels/draw.h --- */
 
-/* What struct walsh_logit_edit and walsh_draw look like; draw.c asserts it. */
+/* What struct walsh_logit_edit and walsh_draw look like; ops.c asserts it. */
 struct cuda_logit_edit {
     int32_t id;
     bool penalized, excluded;
     uint32_t drawn;
-    float bias, before;
+    float bias;
 };
 struct cuda_draw {
     bool greedy;

@@ -29,8 +29,7 @@ _Static_assert(sizeof(struct walsh_draw) == sizeof(struct cuda_draw) && SAME_DRA
                    SAME_DRAW(edits) && SAME_DRAW(edit_count) && SAME_DRAW(mask),
                "the kernels' draw");
 _Static_assert(sizeof(struct walsh_logit_edit) == sizeof(struct cuda_logit_edit) && SAME_EDIT(id) &&
-                   SAME_EDIT(penalized) && SAME_EDIT(excluded) && SAME_EDIT(drawn) && SAME_EDIT(bias) &&
-                   SAME_EDIT(before),
+                   SAME_EDIT(penalized) && SAME_EDIT(excluded) && SAME_EDIT(drawn) && SAME_EDIT(bias),
                "the kernels' edit of a logit");
 
 #define LEAST_WGMMA_ROWS 96 /* of products on the tensor cores, which do 256 at a time */
