@@ -116,6 +116,13 @@ void walsh_file_close(struct walsh_file *file)
     *file = (struct walsh_file){0};
 }
 
+void walsh_file_read_once(const void *data, size_t bytes)
+{
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    const uintptr_t begin = (uintptr_t)data / page * page, end = ((uintptr_t)data + bytes) / page * page;
+    if (begin < end) (void)madvise((void *)begin, end - begin, MADV_DONTNEED); /* only advice */
+}
+
 /* Reads to the end whatever the file says its size is, because pipes and /proc say 0. */
 static enum walsh_status read_to_end(int fd, const char *path, size_t guess, size_t max_size, char **out,
                                      size_t *size, struct walsh_error *err)

@@ -19,6 +19,9 @@ struct walsh_file {
 enum walsh_status walsh_file_open(const char *path, bool use_mmap, struct walsh_file *out,
                                   struct walsh_error *err);
 void walsh_file_close(struct walsh_file *file); /* zeroes *file; safe on a zeroed one */
+/* Bytes of a *mapped* file that this process has read and does not need for now: their pages, but for the last one where
+ * they end within it, leave its memory, not the system's cache of the file, and come back when they are read again. */
+void walsh_file_read_once(const void *data, size_t bytes);
 
 /* The whole file as text: size bytes and a terminating NUL; more than max_size bytes is an error. walsh_free.
  */

@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/file.h"
+
 #define NAME_SIZE 320
 #define DTYPE(type) (1u << WALSH_##type)
 #define FLOAT_SCALES (DTYPE(F32) | DTYPE(F16) | DTYPE(BF16))
@@ -355,36 +357,88 @@ static uint8_t zero_bits(const struct walsh_block_source *s, size_t row, size_t 
     return (uint8_t)(word >> bits * (m % in_word) & ((1u << bits) - 1));
 }
 
+static const uint8_t *codes_of(const struct walsh_block_source *s, size_t row)
+{
+    return (const uint8_t *)s->codes->data + stored_row(s, row) * s->row_bytes;
+}
+
+/* NaN and Inf by their bits; without a branch, so that many are looked at together. */
 static bool codes_are_numbers(const struct walsh_block_source *s, size_t row)
 {
-    const uint8_t *codes = (const uint8_t *)s->codes->data + stored_row(s, row) * s->row_bytes;
+    const uint8_t *codes = codes_of(s, row), mask = s->block.code == WALSH_CODE_E5M2 ? 0x7c : 0x7f;
+    uint8_t broken = 0;
     if (s->block.code != WALSH_CODE_E4M3 && s->block.code != WALSH_CODE_E5M2) return true;
-    for (size_t k = 0; k < s->cols; k++)
-        if (!walsh_code_is_number(s->block.code, codes[k])) return false;
-    return true;
+    for (size_t k = 0; k < s->cols; k++) broken = (uint8_t)(broken | ((codes[k] & mask) == mask));
+    return !broken;
+}
+
+/* Scales and zero points (NULL: not wanted) of a tile, at the beginning of `scales` and `zeros`. */
+static bool pack_scales(const struct walsh_block_source *s, const struct walsh_weights *w, size_t tile,
+                        void *scales, uint8_t *zeros)
+{
+    const size_t groups = walsh_block_groups(w), first = tile * WALSH_BLOCK_ROWS;
+    bool good = true;
+    for (size_t i = 0; i < WALSH_BLOCK_ROWS; i++)
+        for (size_t g = 0; g < groups; g++) {
+            const bool exists = first + i < s->rows;
+            const uint32_t bits = scales && exists ? scale_bits(s, first + i, g) : 0;
+            good = good && walsh_scale_is_number(s->block.scale, bits);
+            if (scales) walsh_block_put_scale(w, i, g, bits, scales);
+            if (zeros) zeros[walsh_block_group_at(w, i, g)] = exists ? zero_bits(s, first + i, g) : 0;
+        }
+    return good;
 }
 
 bool walsh_blocks_pack(const struct walsh_block_source *s, size_t begin, size_t end, uint32_t *data,
                        void *scales, uint8_t *zeros)
 {
     const struct walsh_weights w = walsh_blocks_weights(s);
-    const size_t groups = walsh_block_groups(&w), last = walsh_block_tiles(&w) * WALSH_BLOCK_ROWS;
+    const size_t count = walsh_block_groups(&w) * WALSH_BLOCK_ROWS; /* scales of a tile */
     bool good = true;
     for (size_t tile = begin; tile < end; tile++) {
         const size_t row = tile * WALSH_BLOCK_ROWS;
-        walsh_block_pack_codes(&w, tile, (const uint8_t *)s->codes->data + stored_row(s, row) * s->row_bytes,
-                               s->step * s->row_bytes, s->flip, data);
-        for (size_t r = row; r < row + WALSH_BLOCK_ROWS && r < last; r++) {
-            if (r < s->rows && !codes_are_numbers(s, r)) good = false;
-            for (size_t g = 0; g < groups; g++) {
-                const uint32_t bits = r < s->rows ? scale_bits(s, r, g) : 0;
-                good = good && walsh_scale_is_number(s->block.scale, bits);
-                walsh_block_put_scale(&w, r, g, bits, scales);
-                if (zeros) zeros[walsh_block_group_at(&w, r, g)] = r < s->rows ? zero_bits(s, r, g) : 0;
-            }
-        }
+        walsh_block_pack_codes(&w, tile, codes_of(s, row), s->step * s->row_bytes, s->flip, data);
+        for (size_t r = row; r < row + WALSH_BLOCK_ROWS && r < s->rows; r++)
+            good = codes_are_numbers(s, r) && good;
+        good = pack_scales(s, &w, tile, (uint8_t *)scales + tile * count * walsh_scale_bytes(s->block.scale),
+                           zeros ? zeros + tile * count : NULL) &&
+               good;
     }
     return good;
+}
+
+bool walsh_blocks_read(const struct walsh_block_source *s, unsigned array, size_t begin, size_t end, void *to)
+{
+    const struct walsh_weights w = walsh_blocks_weights(s);
+    const size_t bytes = walsh_stored_row_bytes(&w), count = walsh_block_groups(&w) * WALSH_BLOCK_ROWS;
+    uint8_t *at = to;
+    bool good = true;
+    if (array == WALSH_STORED_CODES) {
+        for (size_t r = begin * WALSH_BLOCK_ROWS; r < s->rows && r < end * WALSH_BLOCK_ROWS; r++, at += bytes) {
+            memcpy(at, codes_of(s, r), bytes);
+            good = codes_are_numbers(s, r) && good;
+        }
+        return good;
+    }
+    for (size_t tile = begin; tile < end; tile++) {
+        if (array == WALSH_STORED_ZEROS)
+            good = pack_scales(s, &w, tile, NULL, at) && good;
+        else
+            good = pack_scales(s, &w, tile, at, NULL) && good;
+        at += count * (array == WALSH_STORED_ZEROS ? 1 : walsh_scale_bytes(s->block.scale));
+    }
+    return good;
+}
+
+void walsh_blocks_read_once(const struct walsh_block_source *s, unsigned array, size_t begin, size_t end)
+{
+    const size_t first = begin * WALSH_BLOCK_ROWS, last = walsh_min(end * WALSH_BLOCK_ROWS, s->rows);
+    if (array == WALSH_STORED_CODES)
+        walsh_file_read_once(codes_of(s, first), (last - first) * s->step * s->row_bytes);
+    else if (array == WALSH_STORED_SCALES && !s->by_group && s->scale_rows == 1)
+        walsh_file_read_once((const uint8_t *)s->scales->data +
+                                 stored_row(s, first) * s->scale_ld * walsh_dtype_size(s->scales->dtype),
+                             (last - first) * s->step * s->scale_ld * walsh_dtype_size(s->scales->dtype));
 }
 
 enum walsh_status walsh_blocks_fail(const struct walsh_block_source *s, struct walsh_error *err)

@@ -22,7 +22,7 @@
 #define WALSH_CHECKPOINT_BLOCKS_H
 
 #include "checkpoint/checkpoint.h"
-#include "formats/blocks.h"
+#include "formats/stored.h"
 
 /* One stored linear; the tensors are borrowed from the checkpoint. */
 struct walsh_block_source {
@@ -68,6 +68,11 @@ struct walsh_weights walsh_blocks_weights(const struct walsh_block_source *s);
  * (zeros: NULL where the source has none). Returns false where a scale or a code is no number. */
 bool walsh_blocks_pack(const struct walsh_block_source *s, size_t begin, size_t end, uint32_t *data,
                        void *scales, uint8_t *zeros);
+/* The same rows as formats/stored.h cuts them into units: the codes as they are stored, [16][walsh_stored_row_bytes] of a
+ * unit; scales, or zero points, in the run-time layout. */
+bool walsh_blocks_read(const struct walsh_block_source *s, unsigned array, size_t begin, size_t end, void *to);
+/* Those codes of a mapped file will not be read soon: walsh_file_read_once. */
+void walsh_blocks_read_once(const struct walsh_block_source *s, unsigned array, size_t begin, size_t end);
 /* The error for that: names the tensor, the place and what stands there. */
 enum walsh_status walsh_blocks_fail(const struct walsh_block_source *s, struct walsh_error *err);
 

@@ -37,6 +37,8 @@ struct walsh_block_type {
     uint32_t group; /* columns that share a scale: a power of two, at least 16; 0: all of a row's */
 };
 
+struct walsh_stored_weights; /* formats/stored.h */
+
 /* W[rows][cols], `rows` outputs by `cols` inputs, both already padded as the rotations want them.
  * F32, F16, BF16: `data` is row-major, maybe unaligned (mapped file).
  * E8P: W = sum over stages k of scale[k] * decode(stage[k]); stage[k].data is the run-time layout that
@@ -57,6 +59,9 @@ struct walsh_weights {
     const void *scales;
     const uint8_t *zeros; /* NULL: 8 of U4, 128 of U8 */
     float tensor_scale;
+    /* not NULL: on its way to a device. data, scales and the stages' data are not there, but in a file: formats/stored.h.
+     * zeros says whether there are any. */
+    const struct walsh_stored_weights *stored;
 };
 
 /* Is it one of the block formats? */

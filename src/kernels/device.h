@@ -43,16 +43,31 @@ struct walsh_memory {
     void (*copy)(const struct walsh_queue *q, void *to, const void *from,
                  size_t bytes); /* on the device, enqueued */
     enum walsh_status (*synchronize)(const struct walsh_queue *q, struct walsh_error *err);
-    /* *out: the matrix on the device, in the layout of its products. What it holds is released by
-     * free_weights. A format without products there: WALSH_E_UNSUPPORTED. */
+    /* Bytes of device memory that place_weights fills; 0 for a format without products there. */
+    size_t (*weights_bytes)(const struct walsh_queue *q, const struct walsh_weights *w);
+    /* *out: the matrix in `room` (weights_bytes, 256-byte aligned), in the layout of its products. Its data are in host
+     * memory, or weights.stored reads them, a piece at a time, with the threads of q->pool, into the pinned buffers.
+     * Enqueued; what `from` names may change on return. Errors: those of what is stored. */
+    enum walsh_status (*place_weights)(const struct walsh_queue *q, const struct walsh_weights *from,
+                                       const char *what, void *room, struct walsh_weights *out,
+                                       struct walsh_error *err);
+    /* Bytes of device memory that place_rotation fills; 0: it has no signs. A block that the kernels do not hold:
+     * WALSH_E_UNSUPPORTED with both figures. */
+    enum walsh_status (*rotation_bytes)(const struct walsh_queue *q, const struct walsh_rotation *rotation,
+                                        const char *what, size_t *out, struct walsh_error *err);
+    /* *out: the rotation with its signs in `room` (rotation_bytes). */
+    enum walsh_status (*place_rotation)(const struct walsh_queue *q, const struct walsh_rotation *host,
+                                        const char *what, void *room, struct walsh_rotation *out,
+                                        struct walsh_error *err);
+    /* place_weights into memory of its own, which free_weights releases. A format without products there:
+     * WALSH_E_UNSUPPORTED. */
     enum walsh_status (*upload_weights)(const struct walsh_queue *q, const struct walsh_weights *host,
                                         const char *what, struct walsh_weights *out, struct walsh_error *err);
-    /* *out: the rotation with its signs on the device, which belong to the caller (free). A block that the
-     * kernels do not hold: WALSH_E_UNSUPPORTED with both figures. */
+    void (*free_weights)(const struct walsh_queue *q, struct walsh_weights *w);
+    /* place_rotation into memory of its own; the signs belong to the caller (free). */
     enum walsh_status (*upload_rotation)(const struct walsh_queue *q, const struct walsh_rotation *host,
                                          const char *what, struct walsh_rotation *out,
                                          struct walsh_error *err);
-    void (*free_weights)(const struct walsh_queue *q, struct walsh_weights *w);
     /* What is enqueued from `record` to `recorded` is kept instead of done; `replay` enqueues it again, as
      * one graph, and reads and writes the same memory each time. Nothing between the two may allocate, upload
      * or synchronize. *out belongs to the caller (forget). */

@@ -7,12 +7,15 @@
 #include "model/adapter.h"
 #include "model/build.h"
 
-#define SHARED 8 /* vectors of the last linears that a further one may share */
+#define SHARED 8      /* vectors of the last linears that a further one may share */
+#define ALIGNMENT 256 /* of what is placed in the graph's device memory */
 
+/* One walk over the graph is done twice: it counts the bytes, and, when there is room for them all, fills it. */
 struct upload {
     struct walsh_model_graph *graph;
     const struct walsh_queue *queue;
-    size_t capacity; /* of graph->device_blocks */
+    uint8_t *room; /* NULL: count */
+    size_t bytes;  /* so far */
     struct {
         const float *host, *device;
     } signs[SHARED]; /* equal signs are one vector in the graph, and stay one */
@@ -20,61 +23,76 @@ struct upload {
     struct walsh_error *err;
 };
 
-static void keep(struct upload *u, const void *block)
+/* The place of the next `bytes`. */
+static enum walsh_status take(struct upload *u, size_t bytes, void **out)
 {
-    if (block) u->graph->device_blocks[u->graph->device_block_count++] = (void *)(uintptr_t)block;
+    *out = u->room ? u->room + u->bytes : NULL;
+    if (bytes <= SIZE_MAX - ALIGNMENT && walsh_add(u->bytes, walsh_round_up(bytes, ALIGNMENT), &u->bytes))
+        return WALSH_OK;
+    return walsh_fail(u->err, WALSH_E_MEMORY, "the model's device memory does not fit a size");
 }
 
 /* *values: [n] f32. NULL stays NULL. */
-static enum walsh_status upload_vector(struct upload *u, const float **values, size_t n, const char *what)
+static enum walsh_status upload_vector(struct upload *u, const float **values, size_t n)
 {
+    void *device;
     if (!*values) return WALSH_OK;
-    float *device;
-    WALSH_TRY(walsh_queue_alloc(u->queue, n * sizeof *device, what, &device, u->err));
-    keep(u, device);
-    WALSH_TRY(walsh_queue_upload(u->queue, device, *values, n * sizeof *device, u->err));
+    WALSH_TRY(take(u, n * sizeof **values, &device));
+    if (!u->room) return WALSH_OK;
+    WALSH_TRY(walsh_queue_upload(u->queue, device, *values, n * sizeof **values, u->err));
     *values = device;
     return WALSH_OK;
 }
 
 static enum walsh_status upload_weights(struct upload *u, struct walsh_weights *weights, const char *what)
 {
-    struct walsh_weights device;
-    WALSH_TRY(u->queue->memory->upload_weights(u->queue, weights, what, &device, u->err));
-    keep(u, device.data);
-    keep(u, device.scales);
-    keep(u, device.zeros);
-    for (unsigned k = 0; k < device.stages; k++) keep(u, device.stage[k].data);
-    *weights = device;
+    void *device;
+    if (weights->rows == 0) return WALSH_OK; /* a layer has experts instead */
+    const size_t bytes = u->queue->memory->weights_bytes(u->queue, weights);
+    if (bytes == 0)
+        return walsh_fail(u->err, WALSH_E_UNSUPPORTED,
+                          "%s: weights of format %s have no kernels on this device", what,
+                          walsh_format_name(weights->format));
+    WALSH_TRY(take(u, bytes, &device));
+    if (!u->room) return WALSH_OK;
+    struct walsh_weights placed;
+    WALSH_TRY(u->queue->memory->place_weights(u->queue, weights, what, device, &placed, u->err));
+    *weights = placed;
     return WALSH_OK;
 }
 
 static enum walsh_status upload_rotation(struct upload *u, struct walsh_rotation *rotation, const char *what)
 {
     if (rotation->kind == WALSH_ROTATION_NONE) return WALSH_OK;
+    const struct walsh_memory *memory = u->queue->memory;
     for (size_t i = 0; i < SHARED; i++)
         if (u->signs[i].host == rotation->signs) {
-            rotation->signs = u->signs[i].device;
+            if (u->room) rotation->signs = u->signs[i].device;
             return WALSH_OK;
         }
-    struct walsh_rotation device;
-    WALSH_TRY(u->queue->memory->upload_rotation(u->queue, rotation, what, &device, u->err));
-    keep(u, device.signs);
+    size_t bytes;
+    void *device;
+    struct walsh_rotation placed = *rotation;
+    WALSH_TRY(memory->rotation_bytes(u->queue, rotation, what, &bytes, u->err));
+    WALSH_TRY(take(u, bytes, &device));
+    if (u->room) WALSH_TRY(memory->place_rotation(u->queue, rotation, what, device, &placed, u->err));
     u->signs[u->next].host = rotation->signs;
-    u->signs[u->next].device = device.signs;
+    u->signs[u->next].device = placed.signs;
     u->next = (u->next + 1) % SHARED;
-    *rotation = device;
+    *rotation = placed;
     return WALSH_OK;
 }
 
 static enum walsh_status upload_linear(struct upload *u, struct walsh_linear *linear)
 {
     WALSH_TRY(upload_weights(u, &linear->weights, linear->name));
-    linear->host_in_signs = linear->in_rotation.signs; /* the graph's arena stays */
-    linear->host_out_signs = linear->out_rotation.signs;
+    if (u->room) { /* the graph's arena stays */
+        linear->host_in_signs = linear->in_rotation.signs;
+        linear->host_out_signs = linear->out_rotation.signs;
+    }
     WALSH_TRY(upload_rotation(u, &linear->in_rotation, linear->name));
     WALSH_TRY(upload_rotation(u, &linear->out_rotation, linear->name));
-    return upload_vector(u, &linear->bias, linear->out, linear->name);
+    return upload_vector(u, &linear->bias, linear->out);
 }
 
 static enum walsh_status upload_layer(struct upload *u, struct walsh_layer *layer)
@@ -89,21 +107,21 @@ static enum walsh_status upload_layer(struct upload *u, struct walsh_layer *laye
         WALSH_TRY(upload_linear(u, &layer->experts[e].up));
         WALSH_TRY(upload_linear(u, &layer->experts[e].down));
     }
-    WALSH_TRY(upload_vector(u, &layer->input_norm, c->hidden, "a norm"));
-    WALSH_TRY(upload_vector(u, &layer->mlp_norm, c->hidden, "a norm"));
-    WALSH_TRY(upload_vector(u, &layer->attention_output_norm, c->hidden, "a norm"));
-    WALSH_TRY(upload_vector(u, &layer->mlp_output_norm, c->hidden, "a norm"));
-    WALSH_TRY(upload_vector(u, &layer->sinks, c->heads, "attention sinks"));
-    WALSH_TRY(upload_vector(u, &layer->q_norm, c->head_dim, "a norm"));
-    return upload_vector(u, &layer->k_norm, c->head_dim, "a norm");
+    WALSH_TRY(upload_vector(u, &layer->input_norm, c->hidden));
+    WALSH_TRY(upload_vector(u, &layer->mlp_norm, c->hidden));
+    WALSH_TRY(upload_vector(u, &layer->attention_output_norm, c->hidden));
+    WALSH_TRY(upload_vector(u, &layer->mlp_output_norm, c->hidden));
+    WALSH_TRY(upload_vector(u, &layer->sinks, c->heads));
+    WALSH_TRY(upload_vector(u, &layer->q_norm, c->head_dim));
+    return upload_vector(u, &layer->k_norm, c->head_dim);
 }
 
 static enum walsh_status upload_rope(struct upload *u, struct walsh_rope_table *rope)
 {
     const size_t angles = (size_t)rope->rows * (rope->dim / 2);
     const float *cosine = rope->cosine, *sine = rope->sine;
-    WALSH_TRY(upload_vector(u, &cosine, angles, "the rope tables"));
-    WALSH_TRY(upload_vector(u, &sine, angles, "the rope tables"));
+    WALSH_TRY(upload_vector(u, &cosine, angles));
+    WALSH_TRY(upload_vector(u, &sine, angles));
     rope->cosine = (float *)(uintptr_t)cosine;
     rope->sine = (float *)(uintptr_t)sine;
     return WALSH_OK;
@@ -113,60 +131,69 @@ static enum walsh_status upload_rope(struct upload *u, struct walsh_rope_table *
 static enum walsh_status upload_ends(struct upload *u)
 {
     struct walsh_model_graph *g = u->graph;
-    const bool tied = g->head.weights.data && g->head.weights.data == g->embedding.data;
+    const bool tied = g->config.tied_embeddings;
     WALSH_TRY(upload_weights(u, &g->embedding, "the embedding"));
-    WALSH_TRY(upload_vector(u, &g->final_norm, g->config.hidden, "a norm"));
-    if (tied)
-        g->head.weights = g->embedding;
-    else
+    WALSH_TRY(upload_vector(u, &g->final_norm, g->config.hidden));
+    if (!tied)
         WALSH_TRY(upload_linear(u, &g->head));
+    else if (u->room)
+        g->head.weights = g->embedding;
     WALSH_TRY(upload_rope(u, &g->rope));
     return upload_rope(u, &g->local_rope);
 }
 
-/* Refused before anything is copied: what has no kernels, and what does not fit. */
+static enum walsh_status upload_graph(struct upload *u)
+{
+    WALSH_TRY(upload_ends(u));
+    for (uint32_t i = 0; i < u->graph->config.layers; i++) WALSH_TRY(upload_layer(u, &u->graph->layers[i]));
+    return WALSH_OK;
+}
+
+/* Refused before anything is copied: what has no kernels. */
 static enum walsh_status check(const struct upload *u)
 {
     const struct walsh_model_graph *g = u->graph;
+    const char *where = g->checkpoint.directory ? g->checkpoint.directory : "shape";
     if (g->config.conv_taps)
-        return walsh_fail(u->err, WALSH_E_UNSUPPORTED, "%s: short convolutions run on the CPU only",
-                          g->checkpoint.directory ? g->checkpoint.directory : "shape");
+        return walsh_fail(u->err, WALSH_E_UNSUPPORTED, "%s: short convolutions run on the CPU only", where);
     if (g->config.architecture == WALSH_ARCH_LALAMO)
         return walsh_fail(u->err, WALSH_E_UNSUPPORTED, "%s: checkpoints of lalamo run on the CPU only",
-                          g->checkpoint.directory);
+                          where);
     if (g->rope.short_positions)
-        return walsh_fail(u->err, WALSH_E_UNSUPPORTED, "%s: longrope runs on the CPU only",
-                          g->checkpoint.directory ? g->checkpoint.directory : "shape");
-    double bytes = 4.0 * g->config.max_positions * (g->config.head_dim / 2) * sizeof(float);
-    for (size_t i = 0; i < g->tensor_count; i++) {
-        const struct walsh_graph_tensor *t = &g->tensors[i];
-        if (t->weights && t->weights == &g->head.weights && g->config.tied_embeddings) continue;
-        bytes +=
-            t->weights ? (double)walsh_weights_bytes(t->weights) : (double)t->rows * t->cols * sizeof(float);
-    }
+        return walsh_fail(u->err, WALSH_E_UNSUPPORTED, "%s: longrope runs on the CPU only", where);
+    if (g->embedding.format >= WALSH_FORMAT_E8P)
+        return walsh_fail(u->err, WALSH_E_UNSUPPORTED, "%s: an embedding of format %s runs on the CPU only",
+                          where, walsh_format_name(g->embedding.format));
+    return WALSH_OK;
+}
+
+/* One block for all of it, so that a model that does not fit is refused before the first byte is read. */
+static enum walsh_status reserve(struct upload *u)
+{
+    struct walsh_model_graph *g = u->graph;
     size_t available, total;
     u->queue->memory->figures(u->queue, &available, &total);
-    if (bytes <= (double)available) return WALSH_OK;
-    return walsh_fail(u->err, WALSH_E_MEMORY,
-                      "the model takes %.2f GB on the device, %.2f of %.2f GB are free", bytes / 1e9,
-                      (double)available / 1e9, (double)total / 1e9);
+    if (u->bytes > available)
+        return walsh_fail(u->err, WALSH_E_MEMORY,
+                          "%s: the model takes %.2f GB on the device, %.2f of %.2f GB are free",
+                          g->checkpoint.directory ? g->checkpoint.directory : "shape", (double)u->bytes / 1e9,
+                          (double)available / 1e9, (double)total / 1e9);
+    WALSH_TRY(walsh_queue_alloc(u->queue, u->bytes, "the model", &g->device_memory, u->err));
+    g->device = u->queue;
+    g->device_bytes = u->bytes;
+    return WALSH_OK;
 }
 
 enum walsh_status walsh_graph_upload(struct walsh_model_graph *graph, const struct walsh_queue *queue,
                                      struct walsh_error *err)
 {
     if (!queue->memory) return WALSH_OK;
-    struct upload u = {.graph = graph, .queue = queue, .err = err};
-    WALSH_TRY(check(&u));
-    /* of a layer: linears with stages, two vectors of signs and a bias each, 6 norms and the sinks */
-    const size_t linears = 7 + 1 + 3 * (size_t)graph->config.experts; /* of a layer, with the router */
-    u.capacity =
-        graph->config.layers * (linears * (WALSH_MAX_STAGES + 4) + 7) + 2 * (WALSH_MAX_STAGES + 4) + 8;
-    WALSH_TRY(walsh_alloc(u.capacity, sizeof *graph->device_blocks, "the model's device memory",
-                          &graph->device_blocks, err));
-    graph->device = queue;
-    WALSH_TRY(upload_ends(&u));
-    for (uint32_t i = 0; i < graph->config.layers; i++) WALSH_TRY(upload_layer(&u, &graph->layers[i]));
+    struct upload count = {.graph = graph, .queue = queue, .err = err};
+    WALSH_TRY(check(&count));
+    WALSH_TRY(upload_graph(&count));
+    WALSH_TRY(reserve(&count));
+    struct upload fill = {.graph = graph, .queue = queue, .room = graph->device_memory, .err = err};
+    WALSH_TRY(upload_graph(&fill));
     return queue->memory->synchronize(queue, err);
 }
 

@@ -16,6 +16,7 @@ struct checkpoint_source {
     struct walsh_model_graph *graph;
     const struct walsh_load_options *options;
     struct walsh_pool *pool;
+    bool stored; /* weights go from the files to a device */
 };
 
 static enum walsh_status load_linear(struct walsh_source *source, const char *name,
@@ -27,6 +28,9 @@ static enum walsh_status load_linear(struct walsh_source *source, const char *na
     enum walsh_activation_type dense = role == WALSH_LINEAR_ROUTER ? WALSH_ACTIVATION_F32 : s->options->dense;
     const struct walsh_split split = {role == WALSH_LINEAR_OUTPUT,
                                       s->graph->checkpoint.config.quant.tensor_parallel};
+    if (s->stored)
+        return walsh_linear_find(linear, &s->graph->checkpoint, name, fusion, &split, in, out, bias,
+                                 s->options->rotated, dense, &s->graph->arena, err);
     return walsh_linear_load(linear, &s->graph->checkpoint, name, fusion, &split, in, out, bias,
                              s->options->rotated, dense, s->pool, &s->graph->arena, err);
 }
@@ -137,7 +141,7 @@ static enum walsh_status open_tokenizer(struct walsh_model_graph *graph, const c
 }
 
 static enum walsh_status load(struct walsh_model_graph *graph, const char *directory,
-                              const struct walsh_load_options *options, struct walsh_pool *pool,
+                              const struct walsh_load_options *options, const struct walsh_queue *queue,
                               struct walsh_error *err)
 {
     WALSH_TRY(walsh_checkpoint_open(directory, options->use_mmap, &graph->checkpoint, err));
@@ -145,15 +149,16 @@ static enum walsh_status load(struct walsh_model_graph *graph, const char *direc
     graph->generation = graph->checkpoint.generation;
     WALSH_TRY(open_tokenizer(graph, directory, options, err));
     if (graph->config.architecture == WALSH_ARCH_LALAMO) {
-        WALSH_TRY(walsh_lalamo_build(graph, options, pool, err));
+        WALSH_TRY(walsh_lalamo_build(graph, options, queue->pool, err));
         return walsh_checkpoint_all_used(&graph->checkpoint, err);
     }
     struct checkpoint_source source = {
         .source = {.linear = load_linear, .conv = load_conv, .vector = load_vector, .table = load_table},
         .graph = graph,
         .options = options,
-        .pool = pool};
-    WALSH_TRY(walsh_graph_build(graph, &source.source, options->dense, pool, err));
+        .pool = queue->pool,
+        .stored = queue->memory != NULL};
+    WALSH_TRY(walsh_graph_build(graph, &source.source, options->dense, queue->pool, err));
     WALSH_TRY(use_redundant(graph, err));
     return walsh_checkpoint_all_used(&graph->checkpoint, err);
 }
@@ -185,7 +190,7 @@ enum walsh_status walsh_graph_open(const char *directory, const struct walsh_loa
     double start = walsh_now();
     struct walsh_model_graph *graph;
     WALSH_TRY(walsh_alloc_zero(1, sizeof *graph, "the model", &graph, err));
-    enum walsh_status status = load(graph, directory, options, queue->pool, err);
+    enum walsh_status status = load(graph, directory, options, queue, err);
     if (status == WALSH_OK) status = check_ops(graph, queue->ops, err);
     if (status == WALSH_OK) status = walsh_graph_upload(graph, queue, err);
     if (status != WALSH_OK) {
@@ -200,9 +205,7 @@ enum walsh_status walsh_graph_open(const char *directory, const struct walsh_loa
 void walsh_graph_close(struct walsh_model_graph **graph)
 {
     if (!graph || !*graph) return;
-    for (size_t i = 0; i < (*graph)->device_block_count; i++)
-        walsh_queue_free((*graph)->device, (*graph)->device_blocks[i]);
-    walsh_free((*graph)->device_blocks);
+    if ((*graph)->device) walsh_queue_free((*graph)->device, (*graph)->device_memory);
     walsh_tokenizer_close(&(*graph)->tokenizer);
     walsh_arena_close(&(*graph)->arena);
     walsh_checkpoint_close(&(*graph)->checkpoint);

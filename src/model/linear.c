@@ -51,18 +51,33 @@ static void set_dense(struct walsh_linear *linear, enum walsh_dtype dtype, const
     linear->out_rotation = no_rotation(linear->out);
 }
 
-static enum walsh_status load_dense(struct walsh_linear *linear, const struct walsh_checkpoint *ck,
-                                    const char *name, struct walsh_error *err)
+/* How a linear is loaded. */
+struct loading {
+    const struct walsh_checkpoint *ck;
+    struct walsh_pool *pool;
+    struct walsh_arena *arena;
+    bool stored; /* weights stay in the file, for a device to read */
+};
+
+static bool is_mapped(const struct walsh_checkpoint *ck)
+{
+    return ck->file_count > 0 && ck->files[0].file.mapped;
+}
+
+static enum walsh_status load_dense(struct walsh_linear *linear, const struct loading *how, const char *name,
+                                    struct walsh_error *err)
 {
     char tensor[NAME_SIZE];
     const struct walsh_fusion *fusion = &linear->fusion;
     snprintf(tensor, sizeof tensor, "%s.weight", fusion->name ? fusion->name : name);
     const uint64_t shape[] = {fusion->name ? fusion->rows : linear->out, linear->in};
     const struct walsh_tensor *t;
-    WALSH_TRY(walsh_checkpoint_take(ck, tensor, FLOAT_DTYPES, 2, shape, &t, err));
+    WALSH_TRY(walsh_checkpoint_take(how->ck, tensor, FLOAT_DTYPES, 2, shape, &t, err));
     set_dense(linear, t->dtype,
               (const uint8_t *)t->data + (size_t)fusion->row * linear->in * walsh_dtype_size(t->dtype));
-    return WALSH_OK;
+    if (!how->stored) return WALSH_OK;
+    return walsh_linear_store_dense(linear, linear->weights.data, linear->in, 1, is_mapped(how->ck), how->arena,
+                                    err);
 }
 
 /* One stage, from the stored layout to that of the kernels, tile row by tile row. */
@@ -110,9 +125,7 @@ static enum walsh_status repack_stages(struct walsh_linear *linear, const struct
         if (status != WALSH_OK) break;
         struct repack r = {glq->stage[k].codes->data, glq->stage[k].kind, w->cols, codes, packed};
         walsh_pool_run(pool, w->rows / TILE_ROWS, 4, repack_tiles, &r);
-        w->stage[k].kind = glq->stage[k].kind;
         w->stage[k].data = packed;
-        w->stage[k].scale = glq->wscale * glq->inv_resid_scale[k];
     }
     walsh_free(codes);
     return status;
@@ -142,12 +155,12 @@ enum walsh_status walsh_linear_load_rotation(struct walsh_rotation *rotation,
     return WALSH_OK;
 }
 
-static enum walsh_status load_glq(struct walsh_linear *linear, const struct walsh_checkpoint *ck,
-                                  const char *name, struct walsh_pool *pool, struct walsh_arena *arena,
+static enum walsh_status load_glq(struct walsh_linear *linear, const struct loading *how, const char *name,
                                   struct walsh_error *err)
 {
     struct walsh_glq_linear glq;
-    WALSH_TRY(walsh_glq_take(ck, name, linear->out, linear->in, &glq, err));
+    struct walsh_arena *arena = how->arena;
+    WALSH_TRY(walsh_glq_take(how->ck, name, linear->out, linear->in, &glq, err));
     const uint32_t parts = linear->split.parts;
     WALSH_TRY(walsh_linear_load_rotation(&linear->in_rotation, glq.sv, linear->in, glq.n_pad,
                                          WALSH_MIN_BLOCK_COLUMNS, linear->split.inputs ? parts : 1, arena,
@@ -156,7 +169,12 @@ static enum walsh_status load_glq(struct walsh_linear *linear, const struct wals
                                          WALSH_MIN_BLOCK_ROWS, linear->split.inputs ? 1 : parts, arena, err));
     linear->weights = (struct walsh_weights){
         .format = WALSH_FORMAT_E8P, .rows = glq.m_pad, .cols = glq.n_pad, .stages = glq.stages};
-    return repack_stages(linear, &glq, pool, arena, err);
+    for (unsigned k = 0; k < glq.stages; k++) {
+        linear->weights.stage[k].kind = glq.stage[k].kind;
+        linear->weights.stage[k].scale = glq.wscale * glq.inv_resid_scale[k];
+    }
+    if (how->stored) return walsh_linear_store_glq(linear, &glq, is_mapped(how->ck), arena, err);
+    return repack_stages(linear, &glq, how->pool, arena, err);
 }
 
 /* --- block formats --- */
@@ -232,12 +250,12 @@ static enum walsh_status load_signs(const struct walsh_checkpoint *ck, const cha
     return WALSH_OK;
 }
 
-static enum walsh_status load_blocks(struct walsh_linear *linear, const struct walsh_checkpoint *ck,
-                                     const char *name, const struct walsh_block_rows *part,
-                                     struct walsh_pool *pool, struct walsh_arena *arena,
-                                     struct walsh_error *err)
+static enum walsh_status load_blocks(struct walsh_linear *linear, const struct loading *how, const char *name,
+                                     const struct walsh_block_rows *part, struct walsh_error *err)
 {
     struct walsh_block_source source;
+    const struct walsh_checkpoint *ck = how->ck;
+    struct walsh_arena *arena = how->arena;
     const uint32_t parts = linear->split.parts;
     WALSH_TRY(load_signs(ck, linear->name, "SV", linear->in, WALSH_MIN_BLOCK_COLUMNS,
                          linear->split.inputs ? parts : 1, arena, &linear->in_rotation, err));
@@ -245,23 +263,29 @@ static enum walsh_status load_blocks(struct walsh_linear *linear, const struct w
                          linear->split.inputs ? 1 : parts, arena, &linear->out_rotation, err));
     WALSH_TRY(walsh_blocks_take(ck, name, linear->out_rotation.blocks.padded,
                                 linear->in_rotation.blocks.padded, part, &source, err));
-    return walsh_linear_repack_blocks(linear, &source, pool, arena, err);
+    if (how->stored) return walsh_linear_store_blocks(linear, &source, is_mapped(ck), arena, err);
+    return walsh_linear_repack_blocks(linear, &source, how->pool, arena, err);
 }
 
 /* --- stacks: gpt-oss's experts --- */
 
 /* Matrix number `matrix` of NAME [stack][in][rows], transposed into the arena. */
-static enum walsh_status load_stacked(struct walsh_linear *linear, const struct walsh_checkpoint *ck,
-                                      struct walsh_arena *arena, struct walsh_error *err)
+static enum walsh_status load_stacked(struct walsh_linear *linear, const struct loading *how,
+                                      struct walsh_error *err)
 {
     const struct walsh_fusion *f = &linear->fusion;
     const uint64_t shape[] = {f->stack, linear->in, f->rows};
     const struct walsh_tensor *t;
-    WALSH_TRY(walsh_checkpoint_take(ck, f->name, FLOAT_DTYPES, 3, shape, &t, err));
+    WALSH_TRY(walsh_checkpoint_take(how->ck, f->name, FLOAT_DTYPES, 3, shape, &t, err));
     const size_t size = walsh_dtype_size(t->dtype), step = f->step ? f->step : 1;
     const uint8_t *from = (const uint8_t *)t->data + (size_t)f->matrix * linear->in * f->rows * size;
     uint8_t *to;
-    WALSH_TRY(walsh_arena_alloc_uninitialised(arena, (size_t)linear->out * linear->in, size, linear->name,
+    if (how->stored) {
+        set_dense(linear, t->dtype, NULL);
+        return walsh_linear_store_dense(linear, from + f->row * size, step, f->rows, is_mapped(how->ck), how->arena,
+                                        err);
+    }
+    WALSH_TRY(walsh_arena_alloc_uninitialised(how->arena, (size_t)linear->out * linear->in, size, linear->name,
                                               &to, err));
     for (size_t k = 0; k < linear->in; k++)
         for (size_t r = 0; r < linear->out; r++)
@@ -303,20 +327,21 @@ static enum walsh_status load_bias(struct walsh_linear *linear, const struct wal
 }
 
 /* Under its own name, or as a part of another matrix. */
-static enum walsh_status load_weights(struct walsh_linear *linear, const struct walsh_checkpoint *ck,
-                                      struct walsh_pool *pool, struct walsh_arena *arena,
+static enum walsh_status load_weights(struct walsh_linear *linear, const struct loading *how,
                                       struct walsh_error *err)
 {
     const struct walsh_fusion *f = &linear->fusion;
-    if (walsh_glq_present(ck, linear->name)) return load_glq(linear, ck, linear->name, pool, arena, err);
-    if (walsh_shell_present(ck, linear->name)) return walsh_linear_load_shell(linear, ck, pool, arena, err);
+    const struct walsh_checkpoint *ck = how->ck;
+    if (walsh_glq_present(ck, linear->name)) return load_glq(linear, how, linear->name, err);
+    if (walsh_shell_present(ck, linear->name))
+        return walsh_linear_load_shell(linear, ck, how->stored, how->pool, how->arena, err);
     if (walsh_blocks_present(ck, linear->name, false))
-        return load_blocks(linear, ck, linear->name, NULL, pool, arena, err);
+        return load_blocks(linear, how, linear->name, NULL, err);
     if (f->name && walsh_blocks_present(ck, f->name, f->stack != 0)) {
         const struct walsh_block_rows part = {f->row, f->step, f->rows, f->stack, f->matrix};
-        return load_blocks(linear, ck, f->name, &part, pool, arena, err);
+        return load_blocks(linear, how, f->name, &part, err);
     }
-    return f->stack ? load_stacked(linear, ck, arena, err) : load_dense(linear, ck, linear->name, err);
+    return f->stack ? load_stacked(linear, how, err) : load_dense(linear, how, linear->name, err);
 }
 
 static bool has_own_bias(const struct walsh_checkpoint *ck, const char *name)
@@ -326,16 +351,15 @@ static bool has_own_bias(const struct walsh_checkpoint *ck, const char *name)
     return walsh_checkpoint_find(ck, tensor) != NULL;
 }
 
-enum walsh_status walsh_linear_load(struct walsh_linear *linear, const struct walsh_checkpoint *ck,
-                                    const char *name, const struct walsh_fusion *fusion,
-                                    const struct walsh_split *split, uint32_t in, uint32_t out, bool has_bias,
-                                    enum walsh_activation_type rotated, enum walsh_activation_type dense,
-                                    struct walsh_pool *pool, struct walsh_arena *arena,
-                                    struct walsh_error *err)
+static enum walsh_status load(struct walsh_linear *linear, const struct loading *how, const char *name,
+                              const struct walsh_fusion *fusion, const struct walsh_split *split, uint32_t in,
+                              uint32_t out, bool has_bias, enum walsh_activation_type rotated,
+                              enum walsh_activation_type dense, struct walsh_error *err)
 {
+    const struct walsh_checkpoint *ck = how->ck;
     *linear = (struct walsh_linear){.in = in, .out = out, .split = *split};
     char *copy;
-    WALSH_TRY(walsh_arena_strdup(arena, name, &copy, err));
+    WALSH_TRY(walsh_arena_strdup(how->arena, name, &copy, err));
     linear->name = copy;
     if (fusion) {
         if (walsh_glq_present(ck, fusion->name))
@@ -343,14 +367,36 @@ enum walsh_status walsh_linear_load(struct walsh_linear *linear, const struct wa
                               "%s: %s is quantized as one matrix; walsh quantizes its parts one by one",
                               ck->directory, fusion->name);
         linear->fusion = *fusion;
-        WALSH_TRY(walsh_arena_strdup(arena, fusion->name, &copy, err));
+        WALSH_TRY(walsh_arena_strdup(how->arena, fusion->name, &copy, err));
         linear->fusion.name = copy;
     }
-    WALSH_TRY(load_weights(linear, ck, pool, arena, err));
+    WALSH_TRY(load_weights(linear, how, err));
     linear->activation = walsh_linear_activation(linear->weights.format, rotated, dense);
     if (!has_bias) return WALSH_OK;
-    return fusion && fusion->stack && !has_own_bias(ck, name) ? load_stacked_bias(linear, ck, arena, err)
-                                                              : load_bias(linear, ck, arena, err);
+    return fusion && fusion->stack && !has_own_bias(ck, name)
+               ? load_stacked_bias(linear, ck, how->arena, err)
+               : load_bias(linear, ck, how->arena, err);
+}
+
+enum walsh_status walsh_linear_load(struct walsh_linear *linear, const struct walsh_checkpoint *ck,
+                                    const char *name, const struct walsh_fusion *fusion,
+                                    const struct walsh_split *split, uint32_t in, uint32_t out, bool has_bias,
+                                    enum walsh_activation_type rotated, enum walsh_activation_type dense,
+                                    struct walsh_pool *pool, struct walsh_arena *arena,
+                                    struct walsh_error *err)
+{
+    const struct loading how = {ck, pool, arena, false};
+    return load(linear, &how, name, fusion, split, in, out, has_bias, rotated, dense, err);
+}
+
+enum walsh_status walsh_linear_find(struct walsh_linear *linear, const struct walsh_checkpoint *ck,
+                                    const char *name, const struct walsh_fusion *fusion,
+                                    const struct walsh_split *split, uint32_t in, uint32_t out, bool has_bias,
+                                    enum walsh_activation_type rotated, enum walsh_activation_type dense,
+                                    struct walsh_arena *arena, struct walsh_error *err)
+{
+    const struct loading how = {ck, NULL, arena, true};
+    return load(linear, &how, name, fusion, split, in, out, has_bias, rotated, dense, err);
 }
 
 struct walsh_activations walsh_linear_input(struct walsh_workspace *ws, const struct walsh_linear *linear,

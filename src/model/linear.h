@@ -53,6 +53,14 @@ enum walsh_status walsh_linear_load(struct walsh_linear *linear, const struct wa
                                     struct walsh_pool *pool, struct walsh_arena *arena,
                                     struct walsh_error *err);
 
+/* The same for a device: the weights stay in the checkpoint's files, and weights.stored reads them (formats/stored.h) as
+ * long as the checkpoint is open. */
+enum walsh_status walsh_linear_find(struct walsh_linear *linear, const struct walsh_checkpoint *ck,
+                                    const char *name, const struct walsh_fusion *fusion,
+                                    const struct walsh_split *split, uint32_t in, uint32_t out, bool has_bias,
+                                    enum walsh_activation_type rotated, enum walsh_activation_type dense,
+                                    struct walsh_arena *arena, struct walsh_error *err);
+
 /* Scratch of a forward call, sized once for `rows` rows of the widest linear; see model/workspace.c. */
 struct walsh_workspace;
 

@@ -84,11 +84,10 @@ struct walsh_model_graph {
     size_t tensor_count;
     struct walsh_graph_totals totals;
     double load_seconds;
-    /* where walsh_graph_upload brought it to a device: what it allocated there, and the queue that knows it
-     */
+    /* where walsh_graph_upload brought it to a device: the queue, and the one block there that holds it all */
     const struct walsh_queue *device;
-    void **device_blocks;
-    size_t device_block_count;
+    void *device_memory;
+    size_t device_bytes;
 };
 
 struct walsh_load_options {
@@ -105,8 +104,9 @@ enum walsh_status walsh_graph_open(const char *directory, const struct walsh_loa
 void walsh_graph_close(struct walsh_model_graph **graph);
 /* Bring what the forward pass reads to the device of `queue`, which must outlive the graph: from here on
  * weights, rotations' signs, norms, biases and the rope tables are device memory, and only ops of this queue
- * may read them. Nothing where the queue is the CPU's. WALSH_E_UNSUPPORTED for what has no kernels there;
- * WALSH_E_MEMORY with both figures before the first byte is copied. */
+ * may read them. Weights that were only found (walsh_linear_find) are read from their files meanwhile, through the
+ * queue's two buffers. Nothing where the queue is the CPU's. WALSH_E_UNSUPPORTED for what has no kernels there;
+ * WALSH_E_MEMORY with both figures: either before the first byte is read. */
 enum walsh_status walsh_graph_upload(struct walsh_model_graph *graph, const struct walsh_queue *queue,
                                      struct walsh_error *err);
 /* What is added to a position to have its row of the rope tables in a sequence that may grow to `capacity`

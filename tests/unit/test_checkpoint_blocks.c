@@ -54,6 +54,34 @@ struct loaded {
     bool good;
 };
 
+/* What a device reads of the same rows, two units at a time, and lays out itself. */
+static void check_read(const struct loaded *l)
+{
+    const struct walsh_weights *w = &l->w;
+    struct walsh_error err = {0};
+    const size_t units = walsh_stored_units(w);
+    for (unsigned array = 0; array < walsh_stored_arrays(w); array++) {
+        const size_t unit = walsh_stored_unit_bytes(w, array);
+        uint8_t *read;
+        uint32_t *words;
+        bool good = true;
+        assert_int_equal(walsh_alloc_zero(units, unit, "units", &read, &err), WALSH_OK);
+        assert_int_equal(walsh_alloc_zero(walsh_block_data_words(w), 4, "words", &words, &err), WALSH_OK);
+        for (size_t i = 0; i < units; i += 2)
+            good = walsh_blocks_read(&l->source, array, i, walsh_min(i + 2, units), read + i * unit) && good;
+        if (array == WALSH_STORED_CODES) {
+            for (size_t i = 0; i < units; i++)
+                walsh_block_pack_codes(w, i, read + i * unit, walsh_stored_row_bytes(w), l->source.flip, words);
+            assert_memory_equal(words, l->data, walsh_block_data_words(w) * 4);
+        } else {
+            assert_memory_equal(read, array == WALSH_STORED_SCALES ? l->scales : l->zeros, units * unit);
+        }
+        if (l->good) assert_true(good);
+        walsh_free(read);
+        walsh_free(words);
+    }
+}
+
 static void load(const char *name, const struct planned *tensors, size_t count, const char *module,
                  const struct walsh_block_rows *part, uint32_t rows, uint32_t cols, struct loaded *l)
 {
@@ -74,6 +102,7 @@ static void load(const char *name, const struct planned *tensors, size_t count, 
     l->w.data = l->data;
     l->w.scales = l->scales;
     l->w.zeros = l->source.zeros ? l->zeros : NULL;
+    check_read(l);
 }
 
 static void unload(struct loaded *l)

@@ -5,7 +5,8 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/device.h"
 
-#define CUDA_PINNED_BYTES ((size_t)8 << 20)    /* of either buffer that uploads go through */
+#define CUDA_PINNED_BYTES ((size_t)16 << 20)   /* of either buffer that uploads go through */
+#define CUDA_PIECE_BYTES ((size_t)1 << 20)     /* a piece that is smaller does not begin at a buffer's end */
 #define CUDA_SCRATCH_BYTES ((size_t)128 << 20) /* of the ops of a queue */
 
 /* What q->device points to. */
@@ -15,8 +16,9 @@ struct cuda_device {
     cudaStream_t stream;
     bool borrowed; /* the stream is the caller's */
     void *pinned[2];
-    cudaEvent_t sent[2];                    /* recorded behind the copy out of a pinned buffer */
+    cudaEvent_t sent[2];                    /* recorded behind the copies out of a full pinned buffer */
     unsigned next;                          /* pinned buffer */
+    size_t used;                            /* bytes of it */
     uint32_t *e8p_tables;                   /* device: [CUDA_E8P_TABLE_WORDS] */
     struct cuda_plane_tables *plane_tables; /* device */
     void *scratch;                          /* device: CUDA_SCRATCH_BYTES */
@@ -37,6 +39,33 @@ enum walsh_status cuda_fail(struct walsh_error *err, cudaError_t code, const cha
  */
 void cuda_note(struct cuda_device *d, const char *op);
 void cuda_refuse(struct cuda_device *d, const char *op, const char *why);
+
+/* What is left of the pinned buffer at hand, at least `least` (at most CUDA_PINNED_BYTES) bytes; `device` is as much of the
+ * queue's scratch, for what is laid out there. Behind it cuda_send enqueues a copy of the first `bytes`, once. */
+struct cuda_room {
+    void *pinned, *device;
+    size_t bytes;
+};
+enum walsh_status cuda_pinned_room(struct cuda_device *d, size_t least, struct cuda_room *out,
+                                   struct walsh_error *err);
+enum walsh_status cuda_send(struct cuda_device *d, void *to, const struct cuda_room *from, size_t bytes,
+                            struct walsh_error *err);
+
+/* weights.c: the members of struct walsh_memory. */
+size_t cuda_weights_bytes(const struct walsh_queue *q, const struct walsh_weights *w);
+enum walsh_status cuda_place_weights(const struct walsh_queue *q, const struct walsh_weights *from,
+                                     const char *what, void *room, struct walsh_weights *out,
+                                     struct walsh_error *err);
+enum walsh_status cuda_rotation_bytes(const struct walsh_queue *q, const struct walsh_rotation *rotation,
+                                      const char *what, size_t *out, struct walsh_error *err);
+enum walsh_status cuda_place_rotation(const struct walsh_queue *q, const struct walsh_rotation *host,
+                                      const char *what, void *room, struct walsh_rotation *out,
+                                      struct walsh_error *err);
+enum walsh_status cuda_upload_weights(const struct walsh_queue *q, const struct walsh_weights *host,
+                                      const char *what, struct walsh_weights *out, struct walsh_error *err);
+enum walsh_status cuda_upload_rotation(const struct walsh_queue *q, const struct walsh_rotation *host,
+                                       const char *what, struct walsh_rotation *out, struct walsh_error *err);
+void cuda_free_weights(const struct walsh_queue *q, struct walsh_weights *w);
 
 /* The signs of a rotation as the kernels read them (launch.h): [padded + CUDA_SIGN_WORDS(padded)] words. */
 void cuda_pack_signs(const float *signs, uint32_t padded, uint32_t *words);

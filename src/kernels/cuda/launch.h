@@ -152,6 +152,9 @@ struct cuda_plane_tables {
 };
 void cuda_repack_stage(cudaStream_t stream, const struct cuda_plane_tables *tables, uint32_t outs,
                        uint32_t cols, bool narrow, const void *planes, void *data);
+/* The same from `outs` rows as files store them (formats/stored.h; outs a multiple of 16): cuda/lay_out.cu. */
+void cuda_lay_out_stage(cudaStream_t stream, uint32_t outs, uint32_t cols, bool narrow, const void *stored,
+                        void *data);
 /* Exact products with int8 activations (kernels.def, product_int8_*); q [rows][stride], zero from cols on to
  * a multiple of 256. */
 #define CUDA_E8P_DECODE_ROWS 32
@@ -195,6 +198,10 @@ struct cuda_blocks {
     const uint8_t *zeros;
     float tensor_scale;
 };
+/* lay_out.cu: the words of cuda_blocks.data of `outs` rows from codes of `bits` bits as formats/stored.h has them: [outs][bytes
+ * of cols codes], every byte XORed with flip. */
+void cuda_lay_out_codes(cudaStream_t stream, unsigned bits, uint32_t outs, uint32_t cols, uint8_t flip,
+                        const void *stored, void *data);
 /* q [rows][stride] = int8 of the first cols of x, zero beyond, in groups of 32: scale [rows][stride / 32],
  * sum [rows][stride / 16]. */
 void cuda_round_groups(cudaStream_t stream, const float *x, size_t ldx, size_t cols, size_t rows, int8_t *q,
