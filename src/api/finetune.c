@@ -93,7 +93,6 @@ enum walsh_status walsh_finetune(struct walsh_context *context, const char *src,
     struct walsh_train_report done;
     WALSH_TRY(walsh_options_read(&o, sizeof o, options, "walsh_finetune_options", err));
     WALSH_TRY(job_options(&o, &job, err));
-    WALSH_TRY(walsh_context_needs_cpu(context, "finetune", err));
     WALSH_TRY(compute_type(context, o.products, &job.compute, err));
     struct watcher watcher = {o.on_step, o.user};
     if (o.on_step) job.on_step = pass_on;

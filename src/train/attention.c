@@ -7,6 +7,7 @@
 #include "kernels/cpu/attention.h"
 #include "kernels/table.h"
 #include "train/attention_tiles.h"
+#include "train/device.h"
 
 #define QUERIES 64 /* rows of a tile */
 #define KEYS 64    /* keys of a tile: with QUERIES, so that a tile is on the diagonal or wholly below it */
@@ -117,6 +118,22 @@ static struct walsh_attention describe(const struct walsh_queue *q, const struct
                                     .rows = documents->begin[documents->count]};
 }
 
+/* The same for a device's op, which computes in f32. */
+static struct walsh_train_attention of_device(const struct walsh_attention *t)
+{
+    return (struct walsh_train_attention){.shape = t->shape,
+                                          .rows = t->rows,
+                                          .first = t->documents->row_begin,
+                                          .end = t->documents->row_end,
+                                          .query = t->query,
+                                          .key = t->key,
+                                          .value = t->value,
+                                          .out = t->out,
+                                          .lse = t->lse,
+                                          .dout = t->dout,
+                                          .dquery = t->dquery};
+}
+
 void walsh_attention_forward(const struct walsh_queue *q, const struct walsh_attention_shape *shape,
                              const struct walsh_documents *documents, bool narrow, const float *query,
                              const float *key, const float *value, float *out, float *lse, float *scratch)
@@ -124,6 +141,11 @@ void walsh_attention_forward(const struct walsh_queue *q, const struct walsh_att
     struct walsh_attention t = describe(q, shape, documents, query, key, value);
     t.out = out;
     t.lse = lse;
+    if (walsh_train_device(q)) {
+        const struct walsh_train_attention a = of_device(&t);
+        q->ops->train->attention_forward(q, &a);
+        return;
+    }
     if (narrow) {
         walsh_attention_forward_narrow(&t, scratch);
         return;
@@ -268,6 +290,14 @@ void walsh_attention_backward(const struct walsh_queue *q, const struct walsh_at
     t.lse = (float *)(uintptr_t)lse;
     t.dout = dout;
     t.dquery = dquery;
+    if (walsh_train_device(q)) {
+        struct walsh_train_attention a = of_device(&t);
+        a.delta = scratch;
+        a.dkey = dkey;
+        a.dvalue = dvalue;
+        q->ops->train->attention_backward(q, &a);
+        return;
+    }
     t.dkey = scratch;
     t.dvalue = scratch + t.rows * t.width;
     t.delta = t.dvalue + t.rows * t.width;

@@ -10,6 +10,8 @@
 struct walsh_documents {
     const uint32_t *begin; /* [count + 1], ascending, begin[0] == 0 */
     size_t count;
+    /* on a device, its memory: [rows] where the document of a row begins and ends */
+    const uint32_t *row_begin, *row_end;
 };
 
 /* Both sides of attention's products are rounded to bf16 where the queue multiplies pairs of it by an instruction, its

@@ -5,6 +5,7 @@
 
 #include "base/memory.h"
 #include "kernels/table.h"
+#include "train/device.h"
 
 #define PIECE_ELEMENTS 16384
 
@@ -37,6 +38,10 @@ void walsh_rms_norm_backward(const struct walsh_queue *q, float *dx, size_t lddx
                              size_t lddy, const float *x, size_t ldx, const float *weight, size_t rows,
                              size_t n, float eps, bool add)
 {
+    if (walsh_train_device(q)) {
+        q->ops->train->rms_norm_backward(q, dx, lddx, dy, lddy, x, ldx, weight, rows, n, eps, add);
+        return;
+    }
     struct norm t = {q->kernels, dx, dy, x, weight, lddx, lddy, ldx, n, eps, add};
     run_rows(q, rows, n, norm_rows, &t);
 }
@@ -126,6 +131,14 @@ static void gate_rows(void *argument, size_t begin, size_t end, unsigned worker)
 void walsh_gate_backward(const struct walsh_queue *q, const struct walsh_config *config, float *dgate,
                          float *dup, const float *dy, const float *g, const float *u, size_t rows, size_t n)
 {
+    if (walsh_train_device(q)) {
+        const enum walsh_train_gate kind = config->gate == WALSH_GATE_CLAMPED     ? WALSH_TRAIN_CLAMPED
+                                           : config->gate == WALSH_GATE_GELU_TANH ? WALSH_TRAIN_GEGLU
+                                                                                  : WALSH_TRAIN_SWIGLU;
+        q->ops->train->gate_backward(q, kind, (float)config->gate_alpha, (float)config->gate_limit, dgate, dup, dy, g, u,
+                                     rows * n);
+        return;
+    }
     struct gate t = {q->kernels, dgate, dup, dy, g, u, n, config};
     run_rows(q, rows, n, gate_rows, &t);
 }
@@ -183,6 +196,10 @@ static void cross_entropy_rows(void *argument, size_t begin, size_t end, unsigne
 void walsh_cross_entropy(const struct walsh_queue *q, float *logits, const int32_t *targets, size_t rows,
                          size_t vocab, float weight, float cap, bool gradient, double *loss)
 {
+    if (walsh_train_device(q)) {
+        q->ops->train->cross_entropy(q, logits, targets, rows, vocab, weight, cap, gradient, loss);
+        return;
+    }
     struct cross_entropy t = {q->kernels, logits, targets, vocab, weight, cap, gradient, loss};
     run_rows(q, rows, vocab, cross_entropy_rows, &t);
 }

@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/machine.h"
+#include "kernels/device.h"
 #include "kernels/table.h"
 #include "train/data.h"
 #include "train/output.h"
@@ -34,6 +35,7 @@ struct train {
     char identity[1024];
     uint64_t last_saved;
     bool panels; /* of bf16 weights are kept */
+    void *device_block; /* on a device: both moments and the gradient's norm */
     struct walsh_arena arena;
     struct walsh_error *err;
 };
@@ -122,6 +124,23 @@ static uint64_t adapter_bytes(const struct train *t, size_t parameters, size_t p
            (uint64_t)parameters * sizeof(float) * (t->job.patience > 0 ? 5 + 4 + 1 : 5 + 3);
 }
 
+/* What the device has to hold beside the model: `activations`, and values, gradients, moments and pairs. */
+static enum walsh_status check_device_memory(struct train *t, uint64_t activations, size_t parameters, size_t pairs)
+{
+    size_t available, total;
+    const uint64_t bytes = activations + 4 * (uint64_t)parameters * sizeof(float) + (uint64_t)pairs * sizeof(uint32_t);
+    t->queue->memory->figures(t->queue, &available, &total);
+    t->report->memory_bytes = bytes;
+    walsh_log(t->hooks, WALSH_LOG_INFO, "%.2f GB of the device's memory, of which %.2f of %.2f GB are free",
+              (double)bytes / 1e9, (double)available / 1e9, (double)total / 1e9);
+    if (bytes <= available) return WALSH_OK;
+    return walsh_fail(t->err, WALSH_E_MEMORY,
+                      "training takes %.2f GB on the device beside the model, %.2f of %.2f GB are free (%sa smaller "
+                      "batch size or context takes less)",
+                      (double)bytes / 1e9, (double)available / 1e9, (double)total / 1e9,
+                      t->job.checkpoint_layers ? "" : "checkpointed layers, ");
+}
+
 /* Refuse what cannot fit before anything large is allocated. */
 static enum walsh_status check_memory(struct train *t)
 {
@@ -139,6 +158,10 @@ static enum walsh_status check_memory(struct train *t)
     walsh_log(t->hooks, WALSH_LOG_INFO,
               "training %zu parameters; memory: %.2f GB of activations, %.2f GB of adapter and optimizer",
               parameters, (double)activations / 1e9, (double)adapter / 1e9);
+    if (t->queue->memory) {
+        WALSH_TRY(check_device_memory(t, activations, parameters, pairs));
+        return walsh_memory_check("training (of the host's memory)", adapter, t->err);
+    }
     const char *advice = t->job.checkpoint_layers
                              ? "training (a smaller batch size or context takes less)"
                              : "training (checkpointed layers, a smaller batch size or context take less)";
@@ -167,13 +190,14 @@ static void describe(struct train *t)
         "%d\nproducts in %s\n"
         "data %016llx, held back %016llx\ncontext %u\nbatch size %u\ngradient accumulation %u\nsteps %llu\n"
         "learning rate %.17g\nlast rate %.17g\nschedule %s\nwarm-up %llu\nweight decay %.17g\nclip %.17g\n"
-        "betas %.17g %.17g\nvalidation every %llu\npatience %u\nseed %llu\n",
+        "betas %.17g %.17g\nvalidation every %llu\npatience %u\nseed %llu\n%s",
         c->architecture_name, c->layers, c->hidden, c->vocab, j->parameters.rank, j->parameters.alpha,
         j->parameters.targets, j->parameters.experts, j->compute == WALSH_ACTIVATION_BF16 ? "bf16" : "f32",
         (unsigned long long)walsh_data_hash(&t->data), (unsigned long long)walsh_data_hash(&t->eval_data),
         j->context, j->batch, j->accumulation, (unsigned long long)j->steps, j->rate, j->last_rate,
         schedules[j->schedule], (unsigned long long)j->warmup, j->weight_decay, j->clip, j->beta1, j->beta2,
-        (unsigned long long)j->eval_every, j->patience, (unsigned long long)j->seed);
+        (unsigned long long)j->eval_every, j->patience, (unsigned long long)j->seed,
+        t->queue->memory ? "on a device\n" : "");
 }
 
 static enum walsh_status open_state(struct train *t)
@@ -198,6 +222,30 @@ static enum walsh_status open_state(struct train *t)
     walsh_random_seed(&random, walsh_mix64(t->job.seed));
     walsh_parameters_init(&t->parameters, &random);
     return WALSH_OK;
+}
+
+/* The adapter and its moments go to the device, where they stay: t->state has what was saved last. */
+static enum walsh_status send_state(struct train *t)
+{
+    const struct walsh_queue *q = t->queue;
+    const size_t bytes = t->parameters.count * sizeof(float);
+    if (!q->memory) return WALSH_OK;
+    WALSH_TRY(walsh_parameters_upload(&t->parameters, q, t->err));
+    WALSH_TRY(walsh_queue_alloc(q, sizeof(double) + 2 * bytes, "the optimizer", &t->device_block, t->err));
+    t->adamw.length = t->device_block;
+    t->adamw.m = (float *)(t->adamw.length + 1);
+    t->adamw.v = t->adamw.m + t->parameters.count;
+    WALSH_TRY(walsh_queue_upload(q, t->adamw.m, t->state.m, bytes, t->err));
+    return walsh_queue_upload(q, t->adamw.v, t->state.v, bytes, t->err);
+}
+
+/* And come back, to be written. */
+static enum walsh_status fetch_state(struct train *t)
+{
+    struct walsh_train_state *s = &t->state;
+    WALSH_TRY(walsh_parameters_download(&t->parameters, t->parameters.values, s->values, t->err));
+    WALSH_TRY(walsh_parameters_download(&t->parameters, t->adamw.m, s->m, t->err));
+    return walsh_parameters_download(&t->parameters, t->adamw.v, s->v, t->err);
 }
 
 /* The output directory, new or gone on with. */
@@ -237,6 +285,7 @@ static enum walsh_status open_train(struct train *t)
         t->job.context = (uint32_t)walsh_min(DEFAULT_CONTEXT, t->graph->config.max_positions);
         if (short_positions) t->job.context = (uint32_t)walsh_min(t->job.context, short_positions);
     }
+    WALSH_TRY(walsh_pass_check(t->graph, t->queue, t->err));
     t->job.parameters.narrow = t->job.compute == WALSH_ACTIVATION_BF16 && walsh_lora_narrow(t->queue);
     WALSH_TRY(check_job(t));
     WALSH_TRY(check_memory(t));
@@ -246,6 +295,7 @@ static enum walsh_status open_train(struct train *t)
     describe(t);
     WALSH_TRY(open_state(t));
     WALSH_TRY(open_output(t));
+    WALSH_TRY(send_state(t));
     const struct walsh_pass_options options = pass_options(t);
     return walsh_pass_open(t->graph, t->queue, &options, &t->pass, t->err);
 }
@@ -254,6 +304,7 @@ static void close_train(struct train *t)
 {
     walsh_pass_close(&t->pass);
     walsh_parameters_close(&t->parameters);
+    walsh_queue_free(t->queue, t->device_block);
     for (uint32_t i = 0; t->batches && i < t->job.accumulation; i++) walsh_packed_close(&t->batches[i]);
     walsh_packed_close(&t->eval_batch);
     walsh_reader_close(&t->reader);
@@ -268,7 +319,7 @@ static void close_train(struct train *t)
 
 static struct walsh_train_batch view(const struct walsh_packed *p)
 {
-    return (struct walsh_train_batch){p->ids, p->targets, {p->begin, p->documents}, p->rows};
+    return (struct walsh_train_batch){p->ids, p->targets, {.begin = p->begin, .count = p->documents}, p->rows};
 }
 
 /* The mean loss over the held-back data. */
@@ -286,7 +337,8 @@ static enum walsh_status evaluate(struct train *t, double *loss)
         const struct walsh_train_batch batch = view(&t->eval_batch);
         double part;
         size_t count;
-        walsh_pass_run(&t->pass, &batch, 0, &part, &count);
+        status = walsh_pass_run(&t->pass, &batch, 0, &part, &count, t->err);
+        if (status != WALSH_OK) break;
         sum += part;
         counted += count;
         done = walsh_min(done + t->job.batch, total);
@@ -312,7 +364,7 @@ static enum walsh_status gradients(struct train *t, double *loss, uint64_t *toke
         *tokens += t->batches[i].rows;
     }
     walsh_parameters_refresh(&t->parameters, t->queue);
-    memset(t->parameters.gradients, 0, t->parameters.count * sizeof(float));
+    walsh_queue_zero(t->queue, t->parameters.gradients, t->parameters.count * sizeof(float));
     for (uint32_t i = 0; i < t->job.accumulation; i++) {
         const enum walsh_status status = walsh_check_abort(t->hooks, t->err);
         if (status != WALSH_OK) {
@@ -322,7 +374,7 @@ static enum walsh_status gradients(struct train *t, double *loss, uint64_t *toke
         const struct walsh_train_batch batch = view(&t->batches[i]);
         double part;
         size_t count;
-        walsh_pass_run(&t->pass, &batch, 1 / (float)counted, &part, &count);
+        WALSH_TRY(walsh_pass_run(&t->pass, &batch, 1 / (float)counted, &part, &count, t->err));
         sum += part;
     }
     *loss = sum / (double)counted;
@@ -340,7 +392,8 @@ static enum walsh_status validate(struct train *t, uint64_t now, struct walsh_tr
     if (step->eval_loss < s->best) {
         s->best = step->eval_loss;
         s->stale = 0;
-        if (s->best_values) memcpy(s->best_values, s->values, s->count * sizeof(float));
+        if (s->best_values)
+            WALSH_TRY(walsh_parameters_download(&t->parameters, t->parameters.values, s->best_values, t->err));
     } else {
         s->stale++;
     }
@@ -357,7 +410,8 @@ static enum walsh_status run_step(struct train *t, bool *stop)
         j->rate * walsh_schedule_factor(j->schedule, s->step, j->steps, j->warmup, j->last_rate);
     struct walsh_train_step step = {.step = s->step + 1, .steps = j->steps, .rate = rate, .eval_loss = NAN};
     WALSH_TRY(gradients(t, &step.loss, &step.tokens));
-    step.gradient_norm = walsh_adamw_step(&t->adamw, t->queue, s->values, t->parameters.gradients, rate);
+    WALSH_TRY(walsh_adamw_step(&t->adamw, t->queue, t->parameters.values, t->parameters.gradients, rate,
+                               &step.gradient_norm, t->err));
     if (!isfinite(step.gradient_norm) || !isfinite(step.loss))
         return walsh_fail(t->err, WALSH_E_FORMAT,
                           "step %llu: loss %g, norm of the gradient %g: a smaller learning rate may help",
@@ -381,6 +435,7 @@ static enum walsh_status run_step(struct train *t, bool *stop)
 static enum walsh_status save(struct train *t)
 {
     if (t->state.step == 0 || t->last_saved == t->state.step) return WALSH_OK;
+    WALSH_TRY(fetch_state(t));
     WALSH_TRY(walsh_checkpoint_save(&t->parameters, &t->state, &t->job, t->identity, t->err));
     t->last_saved = t->state.step;
     return WALSH_OK;
@@ -411,6 +466,7 @@ static enum walsh_status run_steps(struct train *t)
     if (stop)
         walsh_log(t->hooks, WALSH_LOG_INFO, "stopped at step %llu: validation does not improve",
                   (unsigned long long)s->step);
+    WALSH_TRY(fetch_state(t));
     const bool best = s->best_values && isfinite(s->best);
     return walsh_adapter_save(j->output, &t->parameters, best ? s->best_values : s->values, j, t->err);
 }

@@ -5,6 +5,7 @@
 
 #include "base/memory.h"
 #include "kernels/table.h"
+#include "train/device.h"
 #include "train/gradients.h"
 #include "train/rows.h"
 #include "train/short_conv.h"
@@ -40,18 +41,21 @@ static struct walsh_attention_shape attention_shape(const struct walsh_config *c
         .sinks = layer ? layer->sinks : NULL};
 }
 
-/* A walk over the buffers of a struct: measured where arena is NULL, else allocated. */
+/* A walk over the buffers of a struct: measured where there is neither an arena nor a device's block, else allocated. */
 struct room {
     struct walsh_arena *arena;
+    uint8_t *device;
     size_t bytes;
     enum walsh_status status;
     struct walsh_error *err;
 };
 
+#define DEVICE_ALIGNMENT 256 /* of what the kernels read 16 bytes at a time; the host's is less */
+
 static void *take(struct room *room, size_t count, size_t size, const char *what)
 {
-    void *p = NULL;
-    room->bytes += walsh_round_up(count * size, WALSH_ALIGNMENT);
+    void *p = room->device ? room->device + room->bytes : NULL;
+    room->bytes += walsh_round_up(count * size, DEVICE_ALIGNMENT);
     if (room->arena && room->status == WALSH_OK)
         room->status = walsh_arena_alloc_uninitialised(room->arena, count, size, what, &p, room->err);
     return p;
@@ -120,13 +124,27 @@ static struct walsh_tape tape_of(struct room *room, const struct walsh_model_gra
     return t;
 }
 
-enum walsh_status walsh_tape_open(const struct walsh_model_graph *graph,
+enum walsh_status walsh_tape_open(const struct walsh_model_graph *graph, const struct walsh_queue *queue,
                                   const struct walsh_layers_options *options, struct walsh_arena *arena,
                                   struct walsh_tape *out, struct walsh_error *err)
 {
     struct room room = {.arena = arena, .err = err};
+    *out = (struct walsh_tape){0};
+    if (queue->memory) {
+        room.arena = NULL;
+        WALSH_TRY(walsh_queue_alloc(queue, walsh_tape_bytes(graph, options), "activations of training",
+                                    &room.device, err));
+    }
+    void *block = room.device;
     *out = tape_of(&room, graph, options);
+    out->device_block = block;
     return room.status;
+}
+
+void walsh_tape_close(const struct walsh_queue *queue, struct walsh_tape *tape)
+{
+    if (tape->device_block) walsh_queue_free(queue, tape->device_block);
+    tape->device_block = NULL;
 }
 
 size_t walsh_tape_bytes(const struct walsh_model_graph *graph, const struct walsh_layers_options *options)
@@ -149,8 +167,6 @@ static void buffers_of(struct room *room, struct walsh_layers *l)
     const struct walsh_config *c = &l->graph->config;
     const size_t q_width = (size_t)c->heads * c->head_dim, kv_width = (size_t)c->kv_heads * c->head_dim;
     const size_t rows = l->max_rows, slots = rows * slots_per_row(c);
-    l->sites = take(room, sites_of(c), sizeof *l->sites, "lists of linears");
-    l->updates = take(room, sites_of(c), sizeof *l->updates, "lists of linears");
     l->normed = floats(room, rows, c->hidden);
     l->dnormed = floats(room, rows, c->hidden);
     l->delta = floats(room, rows, c->hidden);
@@ -167,9 +183,6 @@ static void buffers_of(struct room *room, struct walsh_layers *l)
         l->dgathered = floats(room, slots, c->hidden);
         l->dweight = floats(room, slots, 1);
         l->dlogits = floats(room, rows, c->experts);
-        l->slots.begin = take(room, (size_t)c->experts + 1, sizeof(uint32_t), "slots");
-        l->slots.row = take(room, slots, sizeof(uint32_t), "slots");
-        l->slots.of_row = take(room, slots, sizeof(uint32_t), "slots");
     }
     for (size_t i = 0; l->narrow && i < sizeof l->rounded / sizeof *l->rounded; i++)
         l->rounded[i] =
@@ -178,6 +191,19 @@ static void buffers_of(struct room *room, struct walsh_layers *l)
     l->scratch = floats(room, 1,
                         walsh_max(walsh_attention_scratch(&shape, rows),
                                   3 * walsh_lora_scratch(l->max_rank, slots, sites_of(c))));
+}
+
+/* What stays with the host. */
+static void lists_of(struct room *room, struct walsh_layers *l)
+{
+    const struct walsh_config *c = &l->graph->config;
+    l->sites = take(room, sites_of(c), sizeof *l->sites, "lists of linears");
+    l->updates = take(room, sites_of(c), sizeof *l->updates, "lists of linears");
+    if (c->experts == 0) return;
+    const size_t slots = l->max_rows * slots_per_row(c);
+    l->slots.begin = take(room, (size_t)c->experts + 1, sizeof(uint32_t), "slots");
+    l->slots.row = take(room, slots, sizeof(uint32_t), "slots");
+    l->slots.of_row = take(room, slots, sizeof(uint32_t), "slots");
 }
 
 static struct walsh_products_options products_options(const struct walsh_model_graph *graph,
@@ -198,6 +224,7 @@ size_t walsh_layers_bytes(const struct walsh_model_graph *graph, const struct wa
                              .narrow = options->narrow};
     struct room room = {.arena = NULL};
     buffers_of(&room, &l);
+    lists_of(&room, &l);
     const struct walsh_products_options products = products_options(graph, options);
     return room.bytes + walsh_products_bytes(graph, queue, &products);
 }
@@ -207,9 +234,25 @@ static enum walsh_status negate_sines(struct walsh_layers *l, const struct walsh
                                       size_t positions, float **out, struct walsh_error *err)
 {
     const size_t n = walsh_min(positions, l->graph->config.max_positions) * (table->dim / 2);
-    WALSH_TRY(walsh_arena_alloc(&l->arena, n, sizeof **out, "sines", out, err));
-    for (size_t i = 0; i < n; i++) (*out)[i] = -table->sine[i];
+    WALSH_TRY(walsh_queue_alloc(l->queue, n * sizeof **out, "sines", out, err));
+    walsh_queue_copy(l->queue, *out, table->sine, n * sizeof **out);
+    l->queue->ops->scale(l->queue, *out, -1, n);
     return WALSH_OK;
+}
+
+/* The buffers: in the arena, or in one block of a device. */
+static enum walsh_status allocate(struct walsh_layers *l, struct walsh_error *err)
+{
+    struct room buffers = {.arena = &l->arena, .err = err}, lists = buffers;
+    if (l->queue->memory) {
+        struct room measured = {.arena = NULL};
+        buffers_of(&measured, l);
+        WALSH_TRY(walsh_queue_alloc(l->queue, measured.bytes, "activations of training", &l->device_block, err));
+        buffers = (struct room){.device = l->device_block, .err = err};
+    }
+    buffers_of(&buffers, l);
+    if (buffers.status == WALSH_OK) lists_of(&lists, l);
+    return buffers.status != WALSH_OK ? buffers.status : lists.status;
 }
 
 enum walsh_status walsh_layers_open(const struct walsh_model_graph *graph, const struct walsh_queue *queue,
@@ -223,9 +266,7 @@ enum walsh_status walsh_layers_open(const struct walsh_model_graph *graph, const
                                  .max_rank = options->max_rank,
                                  .narrow = options->narrow};
     const struct walsh_products_options products = products_options(graph, options);
-    struct room room = {.arena = &out->arena, .err = err};
-    buffers_of(&room, out);
-    enum walsh_status status = room.status;
+    enum walsh_status status = allocate(out, err);
     if (status == WALSH_OK) status = negate_sines(out, &graph->rope, options->max_rows, &out->sine[0], err);
     if (status == WALSH_OK && graph->config.has_local_rope)
         status = negate_sines(out, &graph->local_rope, options->max_rows, &out->sine[1], err);
@@ -237,6 +278,8 @@ enum walsh_status walsh_layers_open(const struct walsh_model_graph *graph, const
 void walsh_layers_close(struct walsh_layers *l)
 {
     walsh_products_close(&l->products);
+    for (int i = 0; i < 2; i++) walsh_queue_free(l->queue, l->sine[i]);
+    if (l->device_block) walsh_queue_free(l->queue, l->device_block);
     walsh_arena_close(&l->arena);
     *l = (struct walsh_layers){0};
 }
@@ -371,7 +414,7 @@ void walsh_train_linears(struct walsh_layers *l, struct walsh_frozen_site *sites
         walsh_join_updates(sites, l->updates, count, false);
     }
     walsh_frozen_forward(&l->products, sites, count, x, ldx);
-    if (updated && !l->narrow) walsh_lora_forward(l->queue, l->updates, count, x, ldx);
+    if (updated && !l->narrow) walsh_lora_forward(l->queue, l->updates, count, x, ldx, l->scratch);
 }
 
 void walsh_train_linears_backward(struct walsh_layers *l, struct walsh_frozen_site *sites, size_t count,
@@ -439,6 +482,10 @@ static void sum_pieces(void *argument, size_t begin, size_t end, unsigned worker
 /* y = x + d. */
 static void sum_of(const struct walsh_layers *l, float *y, const float *x, const float *d, size_t n)
 {
+    if (walsh_train_device(l->queue)) {
+        l->queue->ops->train->add_rows(l->queue, y, n, x, n, d, n, 1, n);
+        return;
+    }
     struct sum t = {l->queue->kernels, y, x, d, n};
     walsh_pool_run(l->queue->pool, walsh_div_up(n, SUM_ELEMENTS), 1, sum_pieces, &t);
 }

@@ -38,6 +38,7 @@ struct walsh_tape {
     uint16_t *inner[WALSH_TAPE_LISTS];
     uint16_t *inputs
         [WALSH_TAPE_LISTS]; /* and what those read, rounded: [rows or slots][walsh_activations_stride] */
+    void *device_block;     /* what all of it stands in, on a device */
 };
 
 /* Slots sorted by expert: [begin[e], begin[e + 1]) are expert e's. Made again from expert_index. */
@@ -48,7 +49,7 @@ struct walsh_slots {
 /* The rows of one call. */
 struct walsh_train_rows {
     size_t count;
-    const uint32_t *positions; /* [count], from 0 in each document */
+    const uint32_t *positions; /* [count], from 0 in each document; memory of the queue */
     struct walsh_documents documents;
 };
 
@@ -64,6 +65,7 @@ struct walsh_layers {
     bool narrow; /* updates are computed in bf16, from the rows that the products read too */
     uint16_t *rounded[WALSH_SITE_CALLS - 1]; /* dy of each call; [slots][stride of what it holds] */
     float *sine[2];                          /* negated, of graph->rope and local_rope */
+    void *device_block;                      /* what the buffers stand in, on a device */
     float *normed, *dnormed, *delta;         /* [max_rows][hidden] */
     float *dquery, *dkey, *dvalue, *dattention;
     float *dmixed;               /* [max_rows][3 * hidden]; NULL: no layer is a convolution */
@@ -92,10 +94,11 @@ void walsh_layers_close(struct walsh_layers *l); /* safe on a zeroed struct */
 size_t walsh_layers_bytes(const struct walsh_model_graph *graph, const struct walsh_queue *queue,
                           const struct walsh_layers_options *options);
 
-/* A tape for max_rows rows, in the arena; its bytes. */
-enum walsh_status walsh_tape_open(const struct walsh_model_graph *graph,
+/* A tape for max_rows rows, in the arena or on the queue's device; its bytes. */
+enum walsh_status walsh_tape_open(const struct walsh_model_graph *graph, const struct walsh_queue *queue,
                                   const struct walsh_layers_options *options, struct walsh_arena *arena,
                                   struct walsh_tape *out, struct walsh_error *err);
+void walsh_tape_close(const struct walsh_queue *queue, struct walsh_tape *tape); /* what the arena does not hold */
 size_t walsh_tape_bytes(const struct walsh_model_graph *graph, const struct walsh_layers_options *options);
 
 /* y[rows][hidden] = layer(x); fills the tape. */

@@ -5,6 +5,7 @@
 #include "base/memory.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/table.h"
+#include "train/device.h"
 
 #define ROWS 64      /* of a piece; a row's bits do not depend on it */
 #define COLUMNS 64   /* of a piece of a gradient */
@@ -127,8 +128,11 @@ static size_t number_rows(struct walsh_lora_site *sites, size_t count)
 }
 
 void walsh_lora_forward(const struct walsh_queue *q, struct walsh_lora_site *sites, size_t count,
-                        const float *x, size_t ldx)
+                        const float *x, size_t ldx, float *scratch)
 {
+    for (size_t i = 0; walsh_train_device(q) && i < count; i++)
+        walsh_device_lora_forward(q, &sites[i], x, ldx, scratch);
+    if (walsh_train_device(q)) return;
     _Static_assert(sizeof(struct inner) <= WALSH_SCRATCH_BYTES, "a worker's scratch");
     struct lora t = {.q = q, .sites = sites, .count = count, .x = x, .ldx = ldx};
     walsh_pool_run(q->pool, number_rows(sites, count), 1, forward_units, &t);
@@ -276,6 +280,9 @@ static size_t number_gradients(struct walsh_lora_site *sites, size_t count)
 void walsh_lora_backward(const struct walsh_queue *q, struct walsh_lora_site *sites, size_t count,
                          const float *x, size_t ldx, float *dx, size_t lddx, float *scratch)
 {
+    for (size_t i = 0; walsh_train_device(q) && i < count; i++)
+        walsh_device_lora_backward(q, &sites[i], x, ldx, dx, lddx, scratch);
+    if (walsh_train_device(q)) return;
     struct lora t = {.q = q, .sites = sites, .count = count, .x = x, .dx = dx, .ldx = ldx, .lddx = lddx};
     for (size_t n = 0; n < count; n++) {
         struct walsh_lora_site *s = &sites[n];
@@ -294,7 +301,7 @@ void walsh_lora_backward(const struct walsh_queue *q, struct walsh_lora_site *si
 
 bool walsh_lora_narrow(const struct walsh_queue *q)
 {
-    return strcmp(q->kernels->chosen[WALSH_KERNEL_ID_multiply_pairs_bf16], "reference") != 0;
+    return q->memory || strcmp(q->kernels->chosen[WALSH_KERNEL_ID_multiply_pairs_bf16], "reference") != 0;
 }
 
 size_t walsh_lora_pairs(uint32_t rank, size_t n)
@@ -309,13 +316,18 @@ const uint16_t *walsh_lora_matrix(const uint32_t *pairs, uint32_t rank, size_t n
 
 void walsh_lora_pack(const struct walsh_queue *q, uint32_t *to, const float *matrix, uint32_t rank, size_t n)
 {
+    if (q->memory) { /* where nobody reads the pairs */
+        q->memory->convert(q, WALSH_FORMAT_BF16, (void *)(uintptr_t)walsh_lora_matrix(to, rank, n), n,
+                           WALSH_FORMAT_F32, matrix, n, rank, n);
+        return;
+    }
     q->kernels->pair_columns_turned_bf16(to, rank, matrix, n, rank, n);
     q->kernels->bf16_from_f32((uint16_t *)(uintptr_t)walsh_lora_matrix(to, rank, n), matrix, rank * n);
 }
 
 size_t walsh_lora_kept(uint32_t rank, size_t rows, size_t sites)
 {
-    return (size_t)rank * (rows + sites * 2 * 16);
+    return walsh_lora_inner_width(rank) * (rows + sites * 2 * 16);
 }
 
 /* inner->h [n][rank] = or, with `add`, += rows x[n][cols] by the transpose of a matrix [rank][cols], in pairs. */
@@ -383,29 +395,36 @@ static void narrow_units(void *argument, size_t begin, size_t end, unsigned work
     }
 }
 
-/* Where everything of every A goes. */
-static void place(struct walsh_lora_site *sites, size_t count, uint16_t *kept, float *scratch)
+/* Calls that share an A have the same inner values. */
+static void share_inner(struct walsh_lora_site *s)
+{
+    for (size_t i = 0; i < s->count; i++) {
+        size_t same = 0;
+        if (!s->calls[i].lora || first_of_a(s, i)) continue;
+        while (s->calls[same].lora == NULL || s->calls[same].lora->a != s->calls[i].lora->a) same++;
+        s->calls[i].inner = s->calls[same].inner;
+    }
+}
+
+/* Where everything of every A goes; returns what is left of the scratch. */
+static float *place(struct walsh_lora_site *sites, size_t count, uint16_t *kept, float *scratch)
 {
     for (size_t n = 0; n < count; n++) {
         struct walsh_lora_site *s = &sites[n];
         s->ld = padded_rows(s->rows);
         for (size_t i = 0; i < s->count; i++) {
-            if (!s->calls[i].lora) continue;
+            if (!first_of_a(s, i)) continue;
             const uint32_t rank = s->calls[i].lora->rank;
-            if (!first_of_a(s, i)) {
-                size_t same = 0;
-                while (s->calls[same].lora == NULL || s->calls[same].lora->a != s->calls[i].lora->a) same++;
-                s->calls[i].inner = s->calls[same].inner;
-                continue;
-            }
             s->kept[i] = kept;
-            kept += rank * s->ld;
+            kept += walsh_lora_inner_width(rank) * s->ld;
             s->inner[i] = scratch;
             scratch += rank * s->ld / 2;
             s->calls[i].inner = narrow_of(scratch);
             scratch += walsh_lora_inner_width(rank) * s->ld / 2;
         }
+        share_inner(s);
     }
+    return scratch;
 }
 
 void walsh_lora_inner(const struct walsh_queue *q, struct walsh_lora_site *sites, size_t count,
@@ -413,6 +432,15 @@ void walsh_lora_inner(const struct walsh_queue *q, struct walsh_lora_site *sites
 {
     struct lora t = {.q = q, .sites = sites, .count = count, .x_rows = x, .ldx = ldx};
     place(sites, count, kept, scratch);
+    if (walsh_train_device(q)) {
+        for (size_t i = 0; i < count; i++) {
+            for (size_t c = 0; c < sites[i].count; c++) /* as rows, which both readers take */
+                if (sites[i].calls[c].lora && first_of_a(&sites[i], c)) sites[i].calls[c].inner = sites[i].kept[c];
+            share_inner(&sites[i]);
+            walsh_device_lora_inner(q, &sites[i], x, ldx);
+        }
+        return;
+    }
     walsh_pool_run(q->pool, number_rows(sites, count), 1, narrow_units, &t);
 }
 
@@ -420,13 +448,20 @@ void walsh_lora_inner_backward(const struct walsh_queue *q, struct walsh_lora_si
                                uint16_t *kept, float *scratch)
 {
     struct lora t = {.q = q, .sites = sites, .count = count};
-    place(sites, count, kept, scratch);
+    float *behind = place(sites, count, kept, scratch);
+    if (walsh_train_device(q)) {
+        for (size_t i = 0; i < count; i++) walsh_device_lora_inner_backward(q, &sites[i], behind);
+        return;
+    }
     walsh_pool_run(q->pool, number_rows(sites, count), 1, narrow_units, &t);
 }
 
 void walsh_lora_gradients(const struct walsh_queue *q, struct walsh_lora_site *sites, size_t count,
                           const uint16_t *x, size_t ldx)
 {
+    for (size_t i = 0; walsh_train_device(q) && i < count; i++)
+        walsh_device_lora_gradients(q, &sites[i], x, ldx);
+    if (walsh_train_device(q)) return;
     struct lora t = {.q = q, .sites = sites, .count = count, .x_rows = x, .ldx = ldx};
     walsh_pool_run(q->pool, number_gradients(sites, count), 1, gradient_units, &t);
 }

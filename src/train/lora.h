@@ -59,9 +59,10 @@ size_t walsh_lora_scratch(uint32_t rank, size_t rows, size_t sites);
 /* bf16 elements that the forward keeps of each. */
 size_t walsh_lora_kept(uint32_t rank, size_t rows, size_t sites);
 
-/* In f32: y_i += s_i B_i (A_i x) for the linears of all sites that read x [.][ldx], in one dispatch. */
+/* In f32: y_i += s_i B_i (A_i x) for the linears of all sites that read x [.][ldx], in one dispatch. `scratch` as the
+ * backward's, read on a device only. */
 void walsh_lora_forward(const struct walsh_queue *q, struct walsh_lora_site *sites, size_t count,
-                        const float *x, size_t ldx);
+                        const float *x, size_t ldx, float *scratch);
 /* With y the gradient dy: dx += s A^T (B^T dy), grad_a += s (B^T dy) x^T, grad_b += s dy (A x)^T, summed over
  * a site's rows in fixed blocks in their order. dx NULL: nobody wants it. `scratch`: walsh_lora_scratch of
  * the largest rank times the most As of a site. */

@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "base/memory.h"
+#include "train/device.h"
 
 #define PI 3.14159265358979323846
 #define BLOCK 16384 /* elements whose squares are summed at once */
@@ -42,21 +43,33 @@ static double norm(const float *x, size_t n)
     return sqrt(sum);
 }
 
-double walsh_adamw_step(struct walsh_adamw *o, const struct walsh_queue *q, float *values,
-                        const float *gradients, double rate)
+enum walsh_status walsh_adamw_step(struct walsh_adamw *o, const struct walsh_queue *q, float *values,
+                                   const float *gradients, double rate, double *length, struct walsh_error *err)
 {
-    const double length = norm(gradients, o->count);
-    if (!isfinite(length)) return length;
+    const double correction1 = 1 / (1 - pow(o->beta1, (double)(o->steps + 1))),
+                 correction2 = 1 / (1 - pow(o->beta2, (double)(o->steps + 1)));
+    if (walsh_train_device(q)) {
+        const struct walsh_adamw_update u = {values,       o->m,     o->v,        gradients,
+                                             o->count,     rate,     o->beta1,    o->beta2,
+                                             o->epsilon,   o->weight_decay, o->clip, correction1,
+                                             correction2,  o->length};
+        q->ops->train->adamw(q, &u);
+        WALSH_TRY(walsh_queue_download(q, length, o->length, sizeof *length, err));
+        o->steps += isfinite(*length) != 0;
+        return WALSH_OK;
+    }
+    *length = norm(gradients, o->count);
+    if (!isfinite(*length)) return WALSH_OK;
     o->steps++;
     struct adamw t = {o,
                       values,
                       gradients,
                       rate,
-                      o->clip > 0 && length > o->clip ? o->clip / length : 1,
-                      1 / (1 - pow(o->beta1, (double)o->steps)),
-                      1 / (1 - pow(o->beta2, (double)o->steps))};
+                      o->clip > 0 && *length > o->clip ? o->clip / *length : 1,
+                      correction1,
+                      correction2};
     walsh_pool_run(q->pool, o->count, BLOCK, update, &t);
-    return length;
+    return WALSH_OK;
 }
 
 double walsh_schedule_factor(enum walsh_schedule schedule, uint64_t step, uint64_t steps, uint64_t warmup,

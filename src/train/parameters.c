@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "checkpoint/peft_config.h"
+#include "kernels/device.h"
 #include "kernels/table.h"
 #include "model/adapter.h"
 
@@ -215,6 +216,7 @@ static enum walsh_status allocate(struct walsh_parameters *p, const struct listi
     p->update_count = l->updates;
     p->count = l->values;
     p->pair_count = l->pairs;
+    p->host = NULL;
     WALSH_TRY(
         walsh_arena_alloc(arena, l->modules, sizeof *p->modules, "the trained modules", &p->modules, err));
     WALSH_TRY(
@@ -244,8 +246,64 @@ enum walsh_status walsh_parameters_open(const struct walsh_model_graph *graph,
     return status;
 }
 
+static enum walsh_status allocate_device(struct walsh_parameters *p, const struct walsh_queue *q, void *out[3],
+                                         struct walsh_error *err)
+{
+    const size_t bytes = p->count * sizeof(float);
+    p->device = q;
+    WALSH_TRY(walsh_queue_alloc(q, bytes, "the adapter", &out[0], err));
+    WALSH_TRY(walsh_queue_alloc(q, bytes, "the adapter's gradient", &out[1], err));
+    if (p->pairs)
+        WALSH_TRY(walsh_queue_alloc(q, p->pair_count * sizeof *p->pairs, "the adapter in bf16", &out[2], err));
+    return walsh_queue_upload(q, out[0], p->values, bytes, err);
+}
+
+enum walsh_status walsh_parameters_upload(struct walsh_parameters *p, const struct walsh_queue *q,
+                                          struct walsh_error *err)
+{
+    void *block[3] = {NULL};
+    if (!q->memory) return WALSH_OK;
+    const enum walsh_status status = allocate_device(p, q, block, err);
+    if (status != WALSH_OK) {
+        p->device = NULL;
+        for (int i = 0; i < 3; i++) walsh_queue_free(q, block[i]);
+        return status;
+    }
+    float *values = block[0], *gradients = block[1];
+    uint32_t *pairs = block[2];
+    for (size_t i = 0; i < p->update_count; i++) {
+        struct walsh_lora *u = &p->updates[i];
+        u->a = values + (u->a - p->values);
+        u->b = values + (u->b - p->values);
+        u->grad_a = gradients + (u->grad_a - p->gradients);
+        u->grad_b = gradients + (u->grad_b - p->gradients);
+        u->a_t = u->b_t = NULL;
+        if (!pairs) continue;
+        u->a_pairs = pairs + (u->a_pairs - p->pairs);
+        u->b_pairs = pairs + (u->b_pairs - p->pairs);
+    }
+    p->host = p->values;
+    p->values = values;
+    p->gradients = gradients;
+    p->pairs = pairs;
+    return WALSH_OK;
+}
+
+enum walsh_status walsh_parameters_download(const struct walsh_parameters *p, const float *flat, float *to,
+                                            struct walsh_error *err)
+{
+    if (p->device) return walsh_queue_download(p->device, to, flat, p->count * sizeof *to, err);
+    if (to != flat) memcpy(to, flat, p->count * sizeof *to);
+    return WALSH_OK;
+}
+
 void walsh_parameters_close(struct walsh_parameters *p)
 {
+    if (p->device) {
+        walsh_queue_free(p->device, p->values);
+        walsh_queue_free(p->device, p->gradients);
+        walsh_queue_free(p->device, p->pairs);
+    }
     walsh_arena_close(&p->arena);
     *p = (struct walsh_parameters){0};
 }
@@ -270,6 +328,7 @@ struct refresh {
 static void refresh_matrix(const struct refresh *t, const float *matrix, const uint32_t *pairs, uint32_t rank,
                            size_t n)
 {
+    if (!pairs && t->p->device) return; /* its products read the matrices as they are */
     if (pairs)
         walsh_lora_pack(t->queue, t->p->pairs + (pairs - t->p->pairs), matrix, rank, n);
     else
@@ -290,6 +349,10 @@ static void refresh_updates(void *argument, size_t begin, size_t end, unsigned w
 void walsh_parameters_refresh(struct walsh_parameters *p, const struct walsh_queue *q)
 {
     struct refresh t = {p, q};
+    if (p->device) {
+        refresh_updates(&t, 0, p->update_count, 0);
+        return;
+    }
     walsh_pool_run(q->pool, p->update_count, 4, refresh_updates, &t);
 }
 

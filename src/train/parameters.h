@@ -26,10 +26,13 @@ struct walsh_parameters {
     struct walsh_lora *updates; /* in the order of modules */
     size_t update_count;
     const struct walsh_lora **by_linear; /* [linears of the graph]: walsh_layers_options.loras */
-    float *values, *gradients, *turned;  /* [count]; turned: each matrix transposed */
+    /* [count], on a device its memory; turned: each matrix transposed, for the CPU */
+    float *values, *gradients, *turned;
     size_t count;
     uint32_t *pairs; /* walsh_lora_pairs of each matrix, one behind the other; NULL: not narrow */
     size_t pair_count;
+    float *host; /* [count] the values before walsh_parameters_upload, and again after walsh_parameters_download */
+    const struct walsh_queue *device; /* NULL: everything is the host's */
     struct walsh_arena arena;
 };
 struct walsh_parameter_options {
@@ -51,10 +54,16 @@ enum walsh_status walsh_parameters_count(const struct walsh_model_graph *graph,
                                          size_t *pairs, struct walsh_error *err);
 /* As PEFT does: A uniform in +-1/sqrt(in), B zero. */
 void walsh_parameters_init(struct walsh_parameters *p, struct walsh_random *random);
+/* Where the queue has a device, bring values, and room for gradients and pairs, there; the queue must outlive them. */
+enum walsh_status walsh_parameters_upload(struct walsh_parameters *p, const struct walsh_queue *q,
+                                          struct walsh_error *err);
+/* to [count], of the host, = values or gradients, wherever they are. */
+enum walsh_status walsh_parameters_download(const struct walsh_parameters *p, const float *flat, float *to,
+                                            struct walsh_error *err);
 /* The transposes and pairs that the products read, after values have changed. */
 void walsh_parameters_refresh(struct walsh_parameters *p, const struct walsh_queue *q);
 
-/* A module's matrices of `flat` (values or gradients) in PEFT's layout: a [experts * rank][in], b [out][rank
+/* A module's matrices of `flat` (values or gradients, in the host's memory) in PEFT's layout: a [experts * rank][in], b [out][rank
  * * experts] (column j * experts + e). Import is the inverse. */
 void walsh_module_export(const struct walsh_parameters *p, const struct walsh_module *m, const float *flat,
                          float *a, float *b);

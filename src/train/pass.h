@@ -29,9 +29,14 @@ struct walsh_pass {
     uint32_t *positions, *selected; /* [max_rows]; rows with a target */
     int32_t *targets;               /* [max_rows], of the selected */
     double *losses;                 /* [max_rows], of the selected */
+    size_t tape_count, state_count; /* of those that are not one another */
+    struct walsh_pass_device *device; /* what the ops read of the above, where the queue has a device; NULL */
     bool checkpoint, forward_only;
     struct walsh_arena arena;
 };
+/* WALSH_E_UNSUPPORTED, by name: what training on the queue's device does not know of this graph. Nothing on the CPU. */
+enum walsh_status walsh_pass_check(const struct walsh_model_graph *graph, const struct walsh_queue *queue,
+                                   struct walsh_error *err);
 enum walsh_status walsh_pass_open(const struct walsh_model_graph *graph, const struct walsh_queue *queue,
                                   const struct walsh_pass_options *options, struct walsh_pass *out,
                                   struct walsh_error *err);
@@ -42,8 +47,8 @@ size_t walsh_pass_bytes(const struct walsh_model_graph *graph, const struct wals
 
 /* *loss: the sum of the negative log-likelihoods (nats) of the rows with a target, *count how many. Unless
  * the pass is forward_only, the gradient of weight * *loss is added to the updates' gradients. Ids and
- * targets are range-checked by the caller. */
-void walsh_pass_run(struct walsh_pass *pass, const struct walsh_train_batch *batch, float weight,
-                    double *loss, size_t *count);
+ * targets are range-checked by the caller. Errors are a device's. */
+enum walsh_status walsh_pass_run(struct walsh_pass *pass, const struct walsh_train_batch *batch, float weight,
+                                 double *loss, size_t *count, struct walsh_error *err);
 
 #endif

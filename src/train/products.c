@@ -8,6 +8,7 @@
 #include "kernels/product.h"
 #include "kernels/table.h"
 #include "model/sites.h"
+#include "train/device.h"
 
 #define PIECE_OUTPUTS 192 /* of a product: a multiple of the widest tile, as in prefill */
 #define TILE_OUTPUTS 48
@@ -39,8 +40,8 @@ static bool is_dense(enum walsh_format format)
 
 /* How the other side of a product with this linear is rounded. A router's input never is: its activation type
  * says F32 whatever the format. */
-static enum walsh_activation_type type_of(enum walsh_activation_type compute,
-                                          const struct walsh_linear *linear)
+enum walsh_activation_type walsh_frozen_type(enum walsh_activation_type compute,
+                                             const struct walsh_linear *linear)
 {
     if (compute != WALSH_ACTIVATION_BF16) return WALSH_ACTIVATION_F32;
     if (is_dense(linear->weights.format)) return linear->activation;
@@ -78,13 +79,14 @@ static bool can_fuse(const struct walsh_kernels *k, const struct walsh_weights *
 bool walsh_products_fused(const struct walsh_queue *queue, enum walsh_activation_type compute,
                           const struct walsh_weights *w, size_t rows)
 {
-    if (is_dense(w->format) || !can_fuse(queue->kernels, w, compute)) return false;
+    if (queue->memory || is_dense(w->format) || !can_fuse(queue->kernels, w, compute)) return false;
     return has_panels(queue->kernels, w, compute) || rows <= FUSED_ROWS;
 }
 
 static bool choose(enum walsh_strategy strategy, const struct walsh_queue *q, const struct walsh_weights *w,
                    enum walsh_activation_type type, size_t rows)
 {
+    if (q->memory) return false;
     if (strategy == WALSH_STRATEGY_AUTO) return walsh_products_fused(q, type, w, rows);
     return strategy == WALSH_STRATEGY_FUSED && can_fuse(q->kernels, w, type);
 }
@@ -92,12 +94,15 @@ static bool choose(enum walsh_strategy strategy, const struct walsh_queue *q, co
 /* --- memory --- */
 
 /* Are panels of this linear kept, where that is wanted? Their products are then those of `product_bf16_prefill` and
- * `product_bf16_transposed`. */
-static bool keeps_panels(const struct walsh_kernels *k, enum walsh_activation_type compute,
+ * `product_bf16_transposed`, which a device has its own of. */
+static bool keeps_panels(const struct walsh_queue *queue, const struct walsh_products_options *o,
                          const struct walsh_linear *linear)
 {
+    const struct walsh_kernels *k = queue->kernels;
+    if (!o->panels || queue->memory) return false;
     const char *panels = k->chosen[WALSH_KERNEL_ID_product_panels_bf16];
-    return linear->weights.format == WALSH_FORMAT_BF16 && type_of(compute, linear) == WALSH_ACTIVATION_BF16 &&
+    return linear->weights.format == WALSH_FORMAT_BF16 &&
+           walsh_frozen_type(o->compute, linear) == WALSH_ACTIVATION_BF16 &&
            strcmp(panels, "reference") != 0 &&
            strcmp(panels, k->chosen[WALSH_KERNEL_ID_product_bf16_prefill]) == 0 &&
            strcmp(panels, k->chosen[WALSH_KERNEL_ID_product_bf16_transposed]) == 0;
@@ -131,11 +136,11 @@ static struct need measure(const struct walsh_model_graph *graph, const struct w
             const struct walsh_weights *w = &linear->weights;
             need.linears++;
             if ((linear == &graph->head) != o->head) continue;
-            if (o->panels && keeps_panels(queue->kernels, o->compute, linear))
+            if (keeps_panels(queue, o, linear))
                 need.panels += panel_room(w->rows, w->cols) + panel_room(w->cols, w->rows);
             need.widest = walsh_max(need.widest, walsh_max(w->rows, w->cols));
             if (!is_dense(w->format) &&
-                !choose(o->strategy, queue, w, type_of(o->compute, linear), o->max_rows))
+                !choose(o->strategy, queue, w, walsh_frozen_type(o->compute, linear), o->max_rows))
                 need.largest = walsh_max(need.largest, (size_t)w->rows * w->cols);
             need.rotated = need.rotated || linear->in_rotation.kind != WALSH_ROTATION_NONE ||
                            linear->out_rotation.kind != WALSH_ROTATION_NONE;
@@ -203,8 +208,7 @@ static enum walsh_status keep_panels(const struct walsh_model_graph *graph,
         for (unsigned i = 0; i < site.count; i++) {
             const struct walsh_linear *linear = site.linears[i];
             const struct walsh_weights *w = &linear->weights;
-            if ((linear == &graph->head) != o->head || !keeps_panels(p->queue->kernels, o->compute, linear))
-                continue;
+            if ((linear == &graph->head) != o->head || !keeps_panels(p->queue, o, linear)) continue;
             linears[linear->index] = linear;
             p->panels[2 * linear->index] = room;
             p->panels[2 * linear->index + 1] = room + panel_room(w->rows, w->cols);
@@ -231,15 +235,16 @@ enum walsh_status walsh_products_open(const struct walsh_model_graph *graph, con
     size_t all;
     if (!walsh_mul(o->max_rows, row_elements(&need, o->head), &all))
         return walsh_fail(err, WALSH_E_MEMORY, "%zu rows of a product do not fit", o->max_rows);
-    enum walsh_status status = walsh_alloc(o->max_rows * walsh_activations_stride(need.widest), sizeof(float),
-                                           "prepared activations", &out->activations, err);
+    const size_t rows = o->max_rows * sizeof(float);
+    enum walsh_status status = walsh_queue_alloc(queue, rows * walsh_activations_stride(need.widest),
+                                                 "prepared activations", &out->activations, err);
     if (status == WALSH_OK && need.rotated)
-        status = walsh_alloc(o->max_rows * need.widest, sizeof(float), "rotated products", &out->z, err);
+        status = walsh_queue_alloc(queue, rows * need.widest, "rotated products", &out->z, err);
     if (status == WALSH_OK && !o->head)
-        status = walsh_alloc(o->max_rows * need.widest, sizeof(float), "a gradient", &out->extra, err);
+        status = walsh_queue_alloc(queue, rows * need.widest, "a gradient", &out->extra, err);
     if (status == WALSH_OK && need.together > 0)
-        status = walsh_alloc(need.together, walsh_activation_size(o->compute), "decoded weights", &out->dense,
-                             err);
+        status = walsh_queue_alloc(queue, need.together * walsh_activation_size(o->compute),
+                                   "decoded weights", &out->dense, err);
     if (status == WALSH_OK)
         status = walsh_alloc_zero(out->max_items, sizeof *out->items, "products", &out->items, err);
     if (status == WALSH_OK && need.panels > 0) status = keep_panels(graph, o, &need, out, err);
@@ -249,10 +254,10 @@ enum walsh_status walsh_products_open(const struct walsh_model_graph *graph, con
 
 void walsh_products_close(struct walsh_products *p)
 {
-    walsh_free(p->activations);
-    walsh_free(p->z);
-    walsh_free(p->extra);
-    walsh_free(p->dense);
+    walsh_queue_free(p->queue, p->activations);
+    walsh_queue_free(p->queue, p->z);
+    walsh_queue_free(p->queue, p->extra);
+    walsh_queue_free(p->queue, p->dense);
     walsh_free(p->items);
     walsh_arena_close(&p->arena);
     *p = (struct walsh_products){0};
@@ -541,15 +546,18 @@ static const struct walsh_rotation *side(const struct walsh_frozen_site *site, s
 static bool same_input(const struct walsh_products *p, const struct walsh_frozen_site *a, size_t c,
                        const struct walsh_frozen_site *b, size_t d, bool transposed)
 {
-    return type_of(p->compute, a->calls[c].linear) == type_of(p->compute, b->calls[d].linear) &&
+    return walsh_frozen_type(p->compute, a->calls[c].linear) ==
+               walsh_frozen_type(p->compute, b->calls[d].linear) &&
            walsh_rotation_equal(side(a, c, transposed), side(b, d, transposed));
 }
 
 bool walsh_products_take_rows(const struct walsh_products *p, const struct walsh_linear *linear,
                               bool transposed)
 {
+    if (p->queue->memory) return false;
     const struct walsh_rotation *rotation = transposed ? &linear->out_rotation : &linear->in_rotation;
-    return type_of(p->compute, linear) == WALSH_ACTIVATION_BF16 && rotation->kind == WALSH_ROTATION_NONE;
+    return walsh_frozen_type(p->compute, linear) == WALSH_ACTIVATION_BF16 &&
+           rotation->kind == WALSH_ROTATION_NONE;
 }
 
 /* Are the rows that the caller rounded what call `c` of all sites reads? They become its activations. */
@@ -582,7 +590,7 @@ static void prepare(struct walsh_products *p, const struct walsh_frozen_site *si
     }
     const size_t stride = walsh_activations_stride(widest), first = sites[0].begin;
     for (size_t i = 0; i < count; i++) {
-        const enum walsh_activation_type type = type_of(p->compute, sites[i].calls[c].linear);
+        const enum walsh_activation_type type = walsh_frozen_type(p->compute, sites[i].calls[c].linear);
         const size_t element = together ? walsh_activation_size(type) : sizeof(float);
         p->items[i].a = (struct walsh_activations){.type = type,
                                                    .rows = sites[i].rows,
@@ -663,6 +671,10 @@ static void add_updates(struct walsh_products *p, const struct walsh_frozen_site
 void walsh_frozen_forward(struct walsh_products *p, const struct walsh_frozen_site *sites, size_t count,
                           const float *x, size_t ldx)
 {
+    if (walsh_train_device(p->queue)) {
+        for (size_t i = 0; i < count; i++) walsh_device_forward(p, &sites[i], x, ldx);
+        return;
+    }
     if (count == 0) return;
     for (size_t c = 0, run; c < sites[0].count; c += run) {
         bool ready = c > 0;
@@ -766,6 +778,10 @@ static void back_call(struct walsh_products *p, const struct walsh_frozen_site *
 void walsh_frozen_backward(struct walsh_products *p, const struct walsh_frozen_site *sites, size_t count,
                            float *dx, size_t lddx, bool add)
 {
+    if (walsh_train_device(p->queue)) {
+        for (size_t i = 0; i < count; i++) walsh_device_backward(p, &sites[i], dx, lddx, add);
+        return;
+    }
     if (count == 0) return;
     dx += sites[0].begin * lddx;
     if (!rotated_inputs(sites, count) && sum_at_once(p, sites, count, dx, lddx, add)) return;

@@ -63,7 +63,7 @@ struct walsh_products_options {
     bool panels;
 };
 struct walsh_products {
-    const struct walsh_queue *queue; /* the CPU's; borrowed */
+    const struct walsh_queue *queue; /* borrowed */
     enum walsh_activation_type compute;
     enum walsh_strategy strategy;
     size_t max_rows;
@@ -89,11 +89,14 @@ size_t walsh_products_bytes(const struct walsh_model_graph *graph, const struct 
                             const struct walsh_products_options *options);
 
 /* Does a product with this linear read rows that its caller rounded to bf16, so that nobody needs them in f32? transposed: dy
- * of its gradient. */
+ * of its gradient. On a device never. */
 bool walsh_products_take_rows(const struct walsh_products *p, const struct walsh_linear *linear,
                               bool transposed);
 
-/* True where `auto` decodes packed weights of which each meets `rows` rows inside the product. */
+/* How the other side of a product with this linear is rounded where products are computed in `compute`. */
+enum walsh_activation_type walsh_frozen_type(enum walsh_activation_type compute, const struct walsh_linear *linear);
+/* True where `auto` decodes packed weights of which each meets `rows` rows inside the product; on a device
+ * never. */
 bool walsh_products_fused(const struct walsh_queue *queue, enum walsh_activation_type compute,
                           const struct walsh_weights *w, size_t rows);
 

@@ -5,6 +5,7 @@
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/split.h"
 #include "kernels/table.h"
+#include "train/device.h"
 #include "train/gradients.h"
 
 /* A worker's scratch: two rows that nobody wants in f32. */
@@ -41,6 +42,19 @@ static void finish(const struct walsh_kernels *k, const struct walsh_row_output 
     memset(rounded + n, 0, (to->ld_rounded - n) * sizeof *rounded);
 }
 
+/* On a device, op behind op: rows that stand in f32 there are rounded as products round them. */
+static void finish_on_device(const struct walsh_queue *q, const struct walsh_row_output *to, const float *x,
+                             size_t ldx, size_t rows, size_t n)
+{
+    const struct walsh_rotation none = {.size = (uint32_t)n, .blocks = {.padded = (uint32_t)n}};
+    struct walsh_activations a = {.type = WALSH_ACTIVATION_BF16,
+                                  .rows = rows,
+                                  .cols = n,
+                                  .stride = to->ld_rounded,
+                                  .data = to->rounded};
+    if (to->rounded) q->ops->prepare(q, &a, x, ldx, &none);
+}
+
 static void round_rows(void *argument, size_t begin, size_t end, unsigned worker)
 {
     (void)worker;
@@ -52,6 +66,10 @@ void walsh_rows_round(const struct walsh_queue *q, const struct walsh_row_output
                       size_t ldx, size_t rows, size_t n)
 {
     struct rows t = {.q = q, .to = *to, .x = x, .ldx = ldx, .n = n};
+    if (walsh_train_device(q)) {
+        finish_on_device(q, to, x, ldx, rows, n);
+        return;
+    }
     walsh_run_rows(q, rows, n, round_rows, &t);
 }
 
@@ -77,6 +95,12 @@ void walsh_rows_norm(const struct walsh_queue *q, const struct walsh_row_output 
                      const float *x, const float *d, const float *weight, size_t rows, size_t n, float eps)
 {
     struct rows t = {.q = q, .to = *to, .sum = sum, .x = x, .d = d, .weight = weight, .n = n, .eps = eps};
+    if (walsh_train_device(q)) {
+        if (d) q->ops->train->add_rows(q, sum, n, x, n, d, n, rows, n);
+        q->ops->rms_norm(q, to->y, to->ldy, d ? sum : x, n, weight, rows, n, eps);
+        finish_on_device(q, to, to->y, to->ldy, rows, n);
+        return;
+    }
     walsh_run_rows(q, rows, 2 * n, norm_rows, &t);
 }
 
@@ -98,9 +122,27 @@ static void gate_rows(void *argument, size_t begin, size_t end, unsigned worker)
     }
 }
 
+static void gate_on_device(const struct walsh_queue *q, const struct walsh_row_output *to,
+                           const struct walsh_config *c, const float *g, const float *u, size_t rows,
+                           size_t n)
+{
+    if (c->gate == WALSH_GATE_CLAMPED)
+        q->ops->clamped_swiglu(q, to->y, to->ldy, g, u, n, rows, n, (float)c->gate_alpha,
+                               (float)c->gate_limit);
+    else if (c->gate == WALSH_GATE_GELU_TANH)
+        q->ops->geglu(q, to->y, to->ldy, g, u, n, rows, n);
+    else
+        q->ops->swiglu(q, to->y, to->ldy, g, u, n, rows, n);
+    finish_on_device(q, to, to->y, to->ldy, rows, n);
+}
+
 void walsh_rows_gate(const struct walsh_queue *q, const struct walsh_row_output *to,
                      const struct walsh_config *config, const float *g, const float *u, size_t rows, size_t n)
 {
+    if (walsh_train_device(q)) {
+        gate_on_device(q, to, config, g, u, rows, n);
+        return;
+    }
     struct rows t = {.q = q, .to = *to, .config = config, .x = g, .u = u, .n = n};
     walsh_run_rows(q, rows, 2 * n, gate_rows, &t);
 }
@@ -124,6 +166,12 @@ void walsh_rows_gate_backward(const struct walsh_queue *q, const struct walsh_ro
                               const float *dy, const float *g, const float *u, size_t rows, size_t n)
 {
     struct rows t = {.q = q, .to = *dgate, .second = *dup, .config = config, .x = g, .d = dy, .u = u, .n = n};
+    if (walsh_train_device(q)) {
+        walsh_gate_backward(q, config, dgate->y, dup->y, dy, g, u, rows, n);
+        finish_on_device(q, dgate, dgate->y, dgate->ldy, rows, n);
+        finish_on_device(q, dup, dup->y, dup->ldy, rows, n);
+        return;
+    }
     walsh_run_rows(q, rows, 4 * n, gate_back_rows, &t);
 }
 
@@ -151,5 +199,10 @@ void walsh_rows_norm_backward(const struct walsh_queue *q, uint16_t *rounded, si
                      .weight = weight,
                      .n = n,
                      .eps = eps};
+    if (walsh_train_device(q)) {
+        walsh_rms_norm_backward(q, dx, n, dy, n, x, n, weight, rows, n, eps, true);
+        finish_on_device(q, &t.to, dx, n, rows, n);
+        return;
+    }
     walsh_run_rows(q, rows, 2 * n, norm_back_rows, &t);
 }

@@ -1,6 +1,7 @@
 /* train/rows: what stands between two products of training, row by row: a row goes through all of it while it
  * is in the L1, where op behind op would write and read f32 of all rows each time. The bits are those of the
- * ops, because each of them treats rows one by one. May use model and below. */
+ * ops, because each of them treats rows one by one. On a device they are its ops, one behind the other, which
+ * need all rows in f32: no y may be NULL there. May use model and below. */
 #ifndef WALSH_TRAIN_ROWS_H
 #define WALSH_TRAIN_ROWS_H
 

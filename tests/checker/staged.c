@@ -434,6 +434,31 @@ static void draw(const struct walsh_queue *q, int32_t *ids, float *logits, uint3
     free(rows);
 }
 
+struct staged *staged_of(const struct walsh_queue *q)
+{
+    return of(q);
+}
+const void *staged_in(struct staged *s, const void *host, size_t bytes)
+{
+    return in(s, host, bytes);
+}
+void *staged_out(struct staged *s, void *host, size_t bytes)
+{
+    return out(s, host, bytes);
+}
+size_t staged_span(size_t rows, size_t ld, size_t n, size_t element)
+{
+    return span(rows, ld, n, element);
+}
+void staged_must(enum walsh_status status, const struct walsh_error *err)
+{
+    must(status, err);
+}
+void staged_finish(struct staged *s)
+{
+    finish(s);
+}
+
 static const struct walsh_ops ops = {
     .embed = embed,
     .rms_norm = rms_norm,
@@ -453,6 +478,7 @@ static const struct walsh_ops ops = {
     .gather = gather,
     .combine = combine,
     .draw = draw,
+    .train = &staged_train_ops,
 };
 
 void staged_open(struct staged *s, const struct walsh_device_module *module, unsigned device,

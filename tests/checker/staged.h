@@ -20,4 +20,14 @@ void staged_open(struct staged *s, const struct walsh_device_module *module, uns
                  const struct walsh_queue *cpu, struct walsh_queue *out);
 void staged_close(struct staged *s, const struct walsh_device_module *module);
 
+/* For the ops of training (staged_train.c). in, out: a copy of the host's bytes on the device, what is `out` comes back when the op
+ * is done (finish). span: bytes of `rows` rows of n elements. must: a failure of the device ends the checker. */
+extern const struct walsh_train_ops staged_train_ops;
+struct staged *staged_of(const struct walsh_queue *q);
+const void *staged_in(struct staged *s, const void *host, size_t bytes);
+void *staged_out(struct staged *s, void *host, size_t bytes);
+size_t staged_span(size_t rows, size_t ld, size_t n, size_t element);
+void staged_must(enum walsh_status status, const struct walsh_error *err);
+void staged_finish(struct staged *s);
+
 #endif

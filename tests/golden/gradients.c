@@ -1,14 +1,15 @@
 /* Reference gradients: the loss of a known batch under a known adapter, the gradient of each of its tensors,
  * and the losses of ten AdamW steps, as an independent implementation gave them.
  *
- *   gradients [--bf16] [--threads N] MODEL OUTPUTS
+ *   gradients [--bf16] [--device] [--steps N] [--threads N] MODEL OUTPUTS
  *
  * OUTPUTS holds input_ids [rows][tokens], loss, losses [10], and init.NAME and grad.NAME for each tensor NAME
  * of the adapter. A small file (tools/lora_gradients.py --rank) has neither init, which then follows the rule of `initial`, nor
  * most of grad: sketch.NAME holds the norm of the gradient and its products with SKETCH vectors of random signs, whose
  * differences have, in the mean square, the length of the gradient's own error. (alpha = 2 rank; learning rate 1e-3, betas .9 and .999, epsilon 1e-8, no decay, no
  * clipping). f32, all layers kept; then with layers checkpointed, whose gradients must have the same bits.
- * --bf16: products in bf16, with wider bounds. Exit 0: all agree. */
+ * --bf16: products in bf16, with wider bounds. --device: on the first device of the CUDA module, exit 77 where there is none. Exit 0: all
+ * agree. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,6 +20,7 @@
 #include "train/optimizer.h"
 #include "train/parameters.h"
 #include "train/pass.h"
+#include "device.h"
 
 static unsigned failures;
 static struct walsh_error error;
@@ -148,7 +150,8 @@ static double compare_matrix(const struct walsh_safetensors *st, const struct wa
     return fmax(sqrt(sum / SKETCH), fabs(got[0] - want[0])) / want[0];
 }
 
-static double compare(const struct walsh_parameters *p, const struct walsh_safetensors *st, double bound)
+static double compare(const struct walsh_parameters *p, const float *gradients, const struct walsh_safetensors *st,
+                      double bound)
 {
     double worst = 0;
     for (size_t i = 0; i < p->module_count; i++) {
@@ -156,7 +159,7 @@ static double compare(const struct walsh_parameters *p, const struct walsh_safet
         float *got[2];
         const size_t size[2] = {(size_t)m->experts * m->rank * m->in, (size_t)m->out * m->rank * m->experts};
         for (int k = 0; k < 2; k++) need(walsh_alloc(size[k], sizeof(float), "a gradient", &got[k], &error));
-        walsh_module_export(p, m, p->gradients, got[0], got[1]);
+        walsh_module_export(p, m, gradients, got[0], got[1]);
         for (int k = 0; k < 2; k++) {
             const double d = compare_matrix(st, m, "AB"[k], got[k], size[k]);
             worst = fmax(worst, d);
@@ -173,15 +176,18 @@ struct subject {
     struct walsh_parameters p;
     struct walsh_train_batch batch;
     bool bf16;
+    int steps;
 };
 
-static double step(struct subject *s, struct walsh_pass *pass)
+/* The loss of the batch; its gradients, in `gradients` too, of the host. */
+static double step(struct subject *s, struct walsh_pass *pass, float *gradients)
 {
     double loss;
     size_t count = s->batch.rows - s->batch.documents.count;
     walsh_parameters_refresh(&s->p, s->queue);
-    memset(s->p.gradients, 0, s->p.count * sizeof(float));
-    walsh_pass_run(pass, &s->batch, 1 / (float)count, &loss, &count);
+    walsh_queue_zero(s->queue, s->p.gradients, s->p.count * sizeof(float));
+    need(walsh_pass_run(pass, &s->batch, 1 / (float)count, &loss, &count, &error));
+    need(walsh_parameters_download(&s->p, s->p.gradients, gradients, &error));
     return loss / (double)count;
 }
 
@@ -205,34 +211,39 @@ static void check(struct subject *s, const struct walsh_safetensors *st)
     const double loss_bound = s->bf16 ? 5e-3 : 1e-4, gradient_bound = s->bf16 ? 5e-2 : 1e-3;
     struct walsh_pass pass = open_pass(s, false);
     struct walsh_adamw adamw = {.beta1 = .9, .beta2 = .999, .epsilon = 1e-8, .count = s->p.count};
-    float *before;
+    float *before, *after;
+    const size_t bytes = s->p.count * sizeof(float);
     need(walsh_alloc(s->p.count, sizeof *before, "gradients", &before, &error));
-    need(walsh_alloc_zero(s->p.count, sizeof(float), "moments", &adamw.m, &error));
-    need(walsh_alloc_zero(s->p.count, sizeof(float), "moments", &adamw.v, &error));
-    double loss = step(s, &pass), worst;
+    need(walsh_alloc(s->p.count, sizeof *after, "gradients", &after, &error));
+    need(walsh_queue_alloc(s->queue, sizeof(double), "a norm", &adamw.length, &error));
+    need(walsh_queue_alloc(s->queue, bytes, "moments", &adamw.m, &error));
+    need(walsh_queue_alloc(s->queue, bytes, "moments", &adamw.v, &error));
+    walsh_queue_zero(s->queue, adamw.m, bytes);
+    walsh_queue_zero(s->queue, adamw.v, bytes);
+    double loss = step(s, &pass, before), worst, length;
     expect(fabs(loss - (double)losses[0]) <= loss_bound, "loss", fabs(loss - (double)losses[0]), loss_bound);
-    worst = compare(&s->p, st, gradient_bound);
+    worst = compare(&s->p, before, st, gradient_bound);
     printf("  loss %.6f, worst gradient %.2g of its norm\n", loss, worst);
 
-    memcpy(before, s->p.gradients, s->p.count * sizeof *before);
     struct walsh_pass again = open_pass(s, true);
-    step(s, &again);
-    expect(memcmp(before, s->p.gradients, s->p.count * sizeof *before) == 0,
-           "bits of checkpointed gradients differ", 1, 0);
+    step(s, &again, after);
+    expect(memcmp(before, after, bytes) == 0, "bits of checkpointed gradients differ", 1, 0);
     walsh_pass_close(&again);
 
     worst = 0;
-    for (int i = 0; i < 10; i++) {
-        loss = step(s, &pass);
+    for (int i = 0; i < s->steps; i++) {
+        loss = step(s, &pass, after);
         worst = fmax(worst, fabs(loss - (double)losses[i]));
-        walsh_adamw_step(&adamw, s->queue, s->p.values, s->p.gradients, 1e-3);
+        need(walsh_adamw_step(&adamw, s->queue, s->p.values, s->p.gradients, 1e-3, &length, &error));
     }
     expect(worst <= 10 * loss_bound, "losses of ten steps", worst, 10 * loss_bound);
-    printf("  ten steps: %.6f, worst difference %.2g\n", loss, worst);
+    printf("  step %d: %.6f, worst difference %.2g\n", s->steps, loss, worst);
     walsh_pass_close(&pass);
     walsh_free(before);
-    walsh_free(adamw.m);
-    walsh_free(adamw.v);
+    walsh_free(after);
+    walsh_queue_free(s->queue, adamw.length);
+    walsh_queue_free(s->queue, adamw.m);
+    walsh_queue_free(s->queue, adamw.v);
 }
 
 static void run(struct subject *s, const char *model, const char *outputs)
@@ -251,7 +262,8 @@ static void run(struct subject *s, const char *model, const char *outputs)
     memcpy(input, ids->data, ids->bytes);
     for (size_t i = 0; i <= sequences; i++) begin[i] = (uint32_t)(i * tokens);
     for (size_t i = 0; i < sequences * tokens; i++) targets[i] = i % tokens == tokens - 1 ? -1 : input[i + 1];
-    s->batch = (struct walsh_train_batch){input, targets, {begin, sequences}, sequences * tokens};
+    s->batch = (struct walsh_train_batch){
+        input, targets, {.begin = begin, .count = sequences}, sequences * tokens};
 
     char name[400];
     snprintf(name, sizeof name, "init.base_model.model.%s.lora_A.weight", s->graph->layers[0].q.name);
@@ -266,6 +278,7 @@ static void run(struct subject *s, const char *model, const char *outputs)
                                                     s->graph->config.experts > 0, s->bf16};
     need(walsh_parameters_open(s->graph, &options, &s->p, &error));
     load(&s->p, &st);
+    need(walsh_parameters_upload(&s->p, s->queue, &error));
     check(s, &st);
     for (size_t i = 0; i < st.count; i++)
         if ((strncmp(st.tensors[i].name, "grad.", 5) == 0 ||
@@ -281,19 +294,24 @@ static void run(struct subject *s, const char *model, const char *outputs)
 
 int main(int argc, char **argv)
 {
-    struct subject s = {0};
+    struct subject s = {.steps = 10};
     unsigned threads = 2;
+    bool on_device = false;
     int i = 1;
     for (; i < argc && argv[i][0] == '-'; i++) {
         if (strcmp(argv[i], "--bf16") == 0)
             s.bf16 = true;
+        else if (strcmp(argv[i], "--device") == 0)
+            on_device = true;
+        else if (strcmp(argv[i], "--steps") == 0 && i + 1 < argc)
+            s.steps = atoi(argv[++i]);
         else if (strcmp(argv[i], "--threads") == 0 && i + 1 < argc)
             threads = (unsigned)atoi(argv[++i]);
         else
             break;
     }
     if (argc - i != 2) {
-        fprintf(stderr, "usage: gradients [--bf16] [--threads N] MODEL OUTPUTS\n");
+        fprintf(stderr, "usage: gradients [--bf16] [--device] [--steps N] [--threads N] MODEL OUTPUTS\n");
         return 2;
     }
     struct walsh_pool *pool;
@@ -301,8 +319,11 @@ int main(int argc, char **argv)
     need(walsh_pool_open(threads, &pool, &error));
     need(walsh_queue_open(WALSH_CPU_BEST, pool, &queue, &error));
     s.queue = &queue;
+    const struct walsh_device_module *module = NULL;
+    if (on_device && !golden_device(&queue, &module)) return 77;
     s.bf16 = s.bf16 && walsh_queue_has_bf16(&queue);
     run(&s, argv[i], argv[i + 1]);
+    if (module) module->close(&queue);
     walsh_queue_close(&queue);
     walsh_pool_close(&pool);
     printf("%s\n", failures ? "gradients differ" : "gradients agree");

@@ -3,12 +3,12 @@
  * random directions by central differences of that loss. Nothing of the forward or backward that is tested is
  * used.
  *
- *   oracle [--bf16] MODEL [FORMAT]
+ *   oracle [--bf16] [--device] MODEL [FORMAT]
  *
  * With FORMAT (mxfp4, e8p, nvfp4, ...) random weights in it take the place of MODEL's, whose hidden sizes are
  * doubled to 64 and more. For small dense models and mixtures of experts in any format: swiglu, rotary
  * positions, optional norms of q and k. The norm of a gradient's error is estimated from DIRECTIONS
- * directions: E (d . v)^2 = |d|^2 for normal v. */
+ * directions: E (d . v)^2 = |d|^2 for normal v. --device: on the first device of the CUDA module; exit 77 where there is none. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,6 +20,7 @@
 #include "model/sites.h"
 #include "train/parameters.h"
 #include "train/pass.h"
+#include "device.h"
 
 enum { TOKENS = 24, DOCUMENTS = 2, RANK = 4, DIRECTIONS = 6, MOST_DOCUMENT = 16 };
 enum { LINEARS = 4096 }; /* more than any model here has */
@@ -52,7 +53,8 @@ struct oracle {
     const struct walsh_model_graph *graph;
     struct matrix *of_linear; /* by walsh_linear.index */
     const struct walsh_parameters *p;
-    double *values; /* of the parameters */
+    const float *gradients; /* of the parameters */
+    double *values;
     const int32_t *ids, *targets;
     const uint32_t *begin;
 };
@@ -257,12 +259,12 @@ static double error_of(struct oracle *t, size_t at, size_t n, struct walsh_rando
 {
     double squares = 0, norm = 0, *kept = memory(n, sizeof *kept), *v = memory(n, sizeof *v);
     memcpy(kept, t->values + at, n * sizeof *kept);
-    for (size_t i = 0; i < n; i++) norm += pow((double)t->p->gradients[at + i], 2);
+    for (size_t i = 0; i < n; i++) norm += pow((double)t->gradients[at + i], 2);
     for (int d = 0; d < DIRECTIONS; d++) {
         double along = 0, side[2];
         for (size_t i = 0; i < n; i++) {
             v[i] = walsh_random_normal(random);
-            along += v[i] * (double)t->p->gradients[at + i];
+            along += v[i] * (double)t->gradients[at + i];
         }
         for (int s = 0; s < 2; s++) {
             for (size_t i = 0; i < n; i++)
@@ -277,41 +279,47 @@ static double error_of(struct oracle *t, size_t at, size_t n, struct walsh_rando
     return sqrt(squares / DIRECTIONS / norm);
 }
 
-/* Random weights in a format, in the shape of `of`, which is closed. */
-static struct walsh_model_graph *synthesize(struct walsh_model_graph *of, const char *name,
-                                            const struct walsh_load_options *load,
+/* The model, or, where there is a format, random weights in it, in the model's shape. */
+static struct walsh_model_graph *open_graph(const char *model, const char *name, const struct walsh_load_options *load,
                                             const struct walsh_queue *queue)
 {
     struct walsh_model_graph *graph;
-    struct walsh_config config = of->config;
+    need(walsh_graph_open(model, load, queue, &graph, &error));
+    if (!name) return graph;
+    struct walsh_config config = graph->config;
     enum walsh_format format = WALSH_FORMAT_F32;
     while (format < WALSH_FORMAT_COUNT && strcmp(walsh_format_name(format), name) != 0) format++;
     if (format == WALSH_FORMAT_COUNT) exit(2);
     config.hidden = 64;
     config.intermediate = 96;
     config.expert_intermediate = 32;
-    walsh_graph_close(&of);
+    walsh_graph_close(&graph);
     need(walsh_graph_synthesize(&config, format, 4, false, 3, load, queue, &graph, &error));
     return graph;
 }
 
 int main(int argc, char **argv)
 {
-    const bool bf16 = argc > 1 && strcmp(argv[1], "--bf16") == 0;
-    argv += bf16;
-    argc -= bf16;
-    if (argc != 2 && argc != 3) return fprintf(stderr, "usage: oracle [--bf16] MODEL [FORMAT]\n"), 2;
+    bool bf16 = false, on_device = false;
+    for (; argc > 1 && argv[1][0] == '-'; argv++, argc--) {
+        bf16 = bf16 || strcmp(argv[1], "--bf16") == 0;
+        on_device = on_device || strcmp(argv[1], "--device") == 0;
+    }
+    if (argc != 2 && argc != 3) return fprintf(stderr, "usage: oracle [--bf16] [--device] MODEL [FORMAT]\n"), 2;
     struct walsh_pool *pool;
     struct walsh_queue queue;
     struct walsh_model_graph *graph;
+    const struct walsh_device_module *module = NULL;
     struct walsh_random random;
     need(walsh_pool_open(2, &pool, &error));
     need(walsh_queue_open(WALSH_CPU_BEST, pool, &queue, &error));
+    const struct walsh_queue host = queue;
+    if (on_device && !golden_device(&queue, &module)) return 77;
     const enum walsh_activation_type compute =
         bf16 && walsh_queue_has_bf16(&queue) ? WALSH_ACTIVATION_BF16 : WALSH_ACTIVATION_F32;
     const struct walsh_load_options load = {.use_mmap = true, .dense = compute};
-    need(walsh_graph_open(argv[1], &load, &queue, &graph, &error));
-    if (argc == 3) graph = synthesize(graph, argv[2], &load, &queue);
+    graph = open_graph(argv[1], argc == 3 ? argv[2] : NULL, &load, &queue);
+    struct walsh_model_graph *plain = module ? open_graph(argv[1], argc == 3 ? argv[2] : NULL, &load, &host) : graph;
     const struct walsh_config *c = &graph->config;
     struct walsh_parameters p;
     const struct walsh_parameter_options options = {RANK, 2 * RANK, "all-linear", c->experts > 0,
@@ -320,13 +328,15 @@ int main(int argc, char **argv)
     const uint64_t seed = 5;
     printf("seed %llu\n", (unsigned long long)seed);
     walsh_random_seed(&random, seed);
-    for (size_t i = 0; i < p.count; i++) p.values[i] = (float)(.1 * walsh_random_normal(&random));
+    double *values = memory(p.count, sizeof *values);
+    for (size_t i = 0; i < p.count; i++) values[i] = p.values[i] = (float)(.1 * walsh_random_normal(&random));
+    need(walsh_parameters_upload(&p, &queue, &error));
 
     int32_t ids[TOKENS], targets[TOKENS];
     const uint32_t begin[DOCUMENTS + 1] = {0, 15, TOKENS};
     for (size_t i = 0; i < TOKENS; i++) ids[i] = (int32_t)(walsh_random_u64(&random) % c->vocab);
     for (size_t i = 0; i < TOKENS; i++) targets[i] = i == 14 || i == TOKENS - 1 || i == 4 ? -1 : ids[i + 1];
-    const struct walsh_train_batch batch = {ids, targets, {begin, DOCUMENTS}, TOKENS};
+    const struct walsh_train_batch batch = {ids, targets, {.begin = begin, .count = DOCUMENTS}, TOKENS};
     const struct walsh_pass_options pass_options = {.layers = {.compute = compute,
                                                                .max_rows = TOKENS,
                                                                .max_rank = RANK,
@@ -336,12 +346,15 @@ int main(int argc, char **argv)
     need(walsh_pass_open(graph, &queue, &pass_options, &pass, &error));
     double loss, worst = 0;
     size_t count;
+    float *gradients = memory(p.count, sizeof *gradients);
+    walsh_queue_zero(&queue, p.gradients, p.count * sizeof *gradients);
     walsh_parameters_refresh(&p, &queue);
-    walsh_pass_run(&pass, &batch, 1 / (float)(TOKENS - 3), &loss, &count);
+    need(walsh_pass_run(&pass, &batch, 1 / (float)(TOKENS - 3), &loss, &count, &error));
+    need(walsh_parameters_download(&p, p.gradients, gradients, &error));
     loss /= (double)count;
 
-    struct oracle t = {graph, NULL, &p, memory(p.count, sizeof(double)), ids, targets, begin};
-    struct walsh_site_walk walk = {.graph = graph};
+    struct oracle t = {plain, NULL, &p, gradients, values, ids, targets, begin};
+    struct walsh_site_walk walk = {.graph = plain};
     struct walsh_site site;
     t.of_linear = memory(LINEARS, sizeof *t.of_linear);
     while (walsh_site_next(&walk, &site))
@@ -349,7 +362,6 @@ int main(int argc, char **argv)
             if (site.linears[i]->index >= LINEARS) exit(1);
             t.of_linear[site.linears[i]->index] = multiply_out(site.linears[i]);
         }
-    for (size_t i = 0; i < p.count; i++) t.values[i] = (double)p.values[i];
     const double want = loss_of(&t), loss_bound = bf16 ? 2e-2 : 1e-4, gradient_bound = bf16 ? .1 : 1e-3;
     unsigned failures = fabs(loss - want) > loss_bound;
     size_t reached = 0;
@@ -371,10 +383,13 @@ int main(int argc, char **argv)
            compute == WALSH_ACTIVATION_BF16 ? "bf16" : "f32", loss, want, worst, reached, p.update_count);
     for (size_t i = 0; i < LINEARS; i++) free(t.of_linear[i].w);
     free(t.of_linear);
-    free(t.values);
+    free(values);
+    free(gradients);
     walsh_pass_close(&pass);
     walsh_parameters_close(&p);
+    if (plain != graph) walsh_graph_close(&plain);
     walsh_graph_close(&graph);
+    if (module) module->close(&queue);
     walsh_queue_close(&queue);
     walsh_pool_close(&pool);
     return failures > 0;

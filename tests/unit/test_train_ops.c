@@ -486,7 +486,7 @@ static void test_short_conv(void **state)
 {
     (void)state;
     static const uint32_t begin[] = {0, 7, 8, 10, 31};
-    const struct walsh_documents documents = {begin, 4};
+    const struct walsh_documents documents = {.begin = begin, .count = 4};
     const size_t rows = 31, width = 19;
     float *x = normals(rows * 3 * width, 1), *weight = normals(4 * width, 1), *bias = normals(width, 1),
           *dy = normals(rows * width, 1), *dx = normals(rows * 3 * width, 1), *y = normals(rows * width, 1);
@@ -679,7 +679,7 @@ static void test_lora(void **state)
 
     struct walsh_lora_site forward = {
         .calls = {{.lora = &loras[0], .y = y, .ldy = t.out[0]}}, .count = 1, .rows = rows};
-    walsh_lora_forward(&queue, &forward, 1, x, n);
+    walsh_lora_forward(&queue, &forward, 1, x, n, NULL);
     for (size_t i = 0; i < 50; i++) {
         const size_t r = (size_t)(walsh_random_u64(&rng) % rows),
                      o = (size_t)(walsh_random_u64(&rng) % t.out[0]);

@@ -31,6 +31,7 @@ static inline struct cuda_device *cuda_device_of(const struct walsh_queue *q)
 }
 
 extern const struct walsh_ops cuda_ops;
+extern const struct walsh_train_ops cuda_train_ops;
 extern const struct walsh_memory cuda_memory;
 
 /* "what: CUDA's words", with the status that belongs to it. */
@@ -72,6 +73,7 @@ void cuda_pack_signs(const float *signs, uint32_t padded, uint32_t *words);
 
 /* For the ops: the product of E8P weights, with the device's tables. */
 struct cuda_e8p cuda_e8p_of(const struct cuda_device *d, const struct walsh_weights *w);
+struct cuda_blocks cuda_blocks_of(const struct walsh_weights *w);
 
 enum walsh_status cuda_bench(const struct walsh_queue *q, const char *pattern,
                              struct walsh_device_ceilings *ceilings,

@@ -248,7 +248,7 @@ static void products_int8(struct cuda_device *d, const struct walsh_product *lis
         products_decode(d, list + i, walsh_min(count - i, CUDA_E8P_LIST), a, in);
 }
 
-static struct cuda_blocks blocks_of(const struct walsh_weights *w)
+struct cuda_blocks cuda_blocks_of(const struct walsh_weights *w)
 {
     static const enum cuda_code codes[] = {[WALSH_CODE_E2M1] = CUDA_CODE_E2M1,
                                            [WALSH_CODE_U4] = CUDA_CODE_U4,
@@ -275,7 +275,7 @@ static struct cuda_blocks blocks_of(const struct walsh_weights *w)
 static void product_decoded(struct cuda_device *d, const struct walsh_product *p,
                             const struct walsh_activations *a)
 {
-    const struct cuda_blocks w = blocks_of(p->weights);
+    const struct cuda_blocks w = cuda_blocks_of(p->weights);
     const enum cuda_type type = a->type == WALSH_ACTIVATION_BF16 ? CUDA_TYPE_BF16 : CUDA_TYPE_F32;
     const size_t element = type == CUDA_TYPE_BF16 ? 2 : 4;
     if (p->weights->format == WALSH_FORMAT_MXFP4 && type == CUDA_TYPE_BF16 && a->rows >= LEAST_WGMMA_ROWS) {
@@ -303,7 +303,7 @@ static void product_decoded(struct cuda_device *d, const struct walsh_product *p
 static void product_blocks(struct cuda_device *d, const struct walsh_product *p,
                            const struct walsh_activations *a)
 {
-    const struct cuda_blocks w = blocks_of(p->weights);
+    const struct cuda_blocks w = cuda_blocks_of(p->weights);
     if (a->type == WALSH_ACTIVATION_INT8_GROUPS)
         cuda_product_blocks(d->stream, &w, a->data, a->stride, a->scale, a->sum, a->rows, p->y, p->ldy);
     else
@@ -649,4 +649,5 @@ const struct walsh_ops cuda_ops = {
     .combine = combine,
     .draw = draw,
     .fused = &cuda_fused_ops,
+    .train = &cuda_train_ops,
 };
