@@ -26,7 +26,8 @@ struct walsh_train_attention {
     size_t rows;
     const uint32_t *first, *end; /* [rows], ascending */
     const float *query, *key, *value;
-    float *out, *lse; /* lse [heads][rows]: the logarithm of the sum that a row's weights were divided by; back: read */
+    float *out,
+        *lse; /* lse [heads][rows]: the logarithm of the sum that a row's weights were divided by; back: read */
     const float *dout;
     float *delta; /* [heads][rows], scratch of the backward */
     float *dquery, *dkey, *dvalue;
@@ -48,20 +49,22 @@ struct walsh_adamw_update {
 struct walsh_train_ops {
     void (*multiply)(const struct walsh_queue *q, const struct walsh_matrix_product *p);
     /* out [w->rows][w->cols] of F32 or BF16: decode_weights_f32 and decode_weights_bf16 (kernels.def). */
-    void (*decode)(const struct walsh_queue *q, const struct walsh_weights *w, enum walsh_format type, void *out);
+    void (*decode)(const struct walsh_queue *q, const struct walsh_weights *w, enum walsh_format type,
+                   void *out);
     /* y = x + d, rows of n; y may be x or d. */
-    void (*add_rows)(const struct walsh_queue *q, float *y, size_t ldy, const float *x, size_t ldx, const float *d,
-                     size_t ldd, size_t rows, size_t n);
+    void (*add_rows)(const struct walsh_queue *q, float *y, size_t ldy, const float *x, size_t ldx,
+                     const float *d, size_t ldd, size_t rows, size_t n);
     /* to[index[i]][0..n) = from[i][0..n), or 0 where from is NULL; no index stands twice. */
     void (*scatter)(const struct walsh_queue *q, float *to, size_t ldto, const float *from, size_t ldfrom,
                     const uint32_t *index, size_t rows, size_t n);
     /* rms_norm_backward_f32 (kernels.def), row by row. */
-    void (*rms_norm_backward)(const struct walsh_queue *q, float *dx, size_t lddx, const float *dy, size_t lddy,
-                              const float *x, size_t ldx, const float *weight, size_t rows, size_t n, float eps,
-                              bool add);
+    void (*rms_norm_backward)(const struct walsh_queue *q, float *dx, size_t lddx, const float *dy,
+                              size_t lddy, const float *x, size_t ldx, const float *weight, size_t rows,
+                              size_t n, float eps, bool add);
     /* The gradients of y = gate(g) * u of n elements (train/gradients.h); dgate and dup may be g, u or dy. */
     void (*gate_backward)(const struct walsh_queue *q, enum walsh_train_gate kind, float alpha, float limit,
-                          float *dgate, float *dup, const float *dy, const float *g, const float *u, size_t n);
+                          float *dgate, float *dup, const float *dy, const float *g, const float *u,
+                          size_t n);
     void (*attention_forward)(const struct walsh_queue *q, const struct walsh_train_attention *t);
     void (*attention_backward)(const struct walsh_queue *q, const struct walsh_train_attention *t);
     /* train/gradients.h, walsh_cross_entropy. */

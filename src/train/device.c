@@ -1,6 +1,5 @@
 #include "train/device.h"
 
-
 /* --- frozen linears --- */
 
 /* Rows as a product reads them. */
@@ -16,12 +15,14 @@ static enum walsh_format format_of(enum walsh_activation_type type)
 }
 
 /* `rows` rows of x, rotated and rounded as `linear` wants them; `rounded`: the same rows in bf16, where the caller has them. */
-static struct side prepare(struct walsh_products *p, enum walsh_activation_type type, const struct walsh_rotation *rotation,
-                           const float *x, size_t ldx, const uint16_t *rounded, size_t ld_rounded, size_t rows)
+static struct side prepare(struct walsh_products *p, enum walsh_activation_type type,
+                           const struct walsh_rotation *rotation, const float *x, size_t ldx,
+                           const uint16_t *rounded, size_t ld_rounded, size_t rows)
 {
     if (rotation->kind == WALSH_ROTATION_NONE && type == WALSH_ACTIVATION_F32)
         return (struct side){x, ldx, WALSH_FORMAT_F32};
-    if (rotation->kind == WALSH_ROTATION_NONE && rounded) return (struct side){rounded, ld_rounded, WALSH_FORMAT_BF16};
+    if (rotation->kind == WALSH_ROTATION_NONE && rounded)
+        return (struct side){rounded, ld_rounded, WALSH_FORMAT_BF16};
     struct walsh_activations a = {.type = type,
                                   .rows = rows,
                                   .cols = rotation->blocks.padded,
@@ -32,7 +33,8 @@ static struct side prepare(struct walsh_products *p, enum walsh_activation_type 
 }
 
 /* The weights as numbers: as they are, or decoded into the one buffer, which the product before has read by then. */
-static struct side numbers(struct walsh_products *p, const struct walsh_weights *w, enum walsh_activation_type type)
+static struct side numbers(struct walsh_products *p, const struct walsh_weights *w,
+                           enum walsh_activation_type type)
 {
     if (w->format == WALSH_FORMAT_F32 || w->format == WALSH_FORMAT_F16 || w->format == WALSH_FORMAT_BF16)
         return (struct side){w->data, w->cols, w->format};
@@ -42,8 +44,8 @@ static struct side numbers(struct walsh_products *p, const struct walsh_weights 
 }
 
 /* y += inner matrix. */
-static void add_update(const struct walsh_queue *q, const struct walsh_frozen_update *u, float *y, size_t ldy, size_t rows,
-                       size_t outputs)
+static void add_update(const struct walsh_queue *q, const struct walsh_frozen_update *u, float *y, size_t ldy,
+                       size_t rows, size_t outputs)
 {
     if (u->rank == 0) return;
     q->ops->train->multiply(q, &(struct walsh_matrix_product){.a_type = WALSH_FORMAT_BF16,
@@ -62,7 +64,8 @@ static void add_update(const struct walsh_queue *q, const struct walsh_frozen_up
                                                               .alpha = 1});
 }
 
-void walsh_device_forward(struct walsh_products *p, const struct walsh_frozen_site *site, const float *x, size_t ldx)
+void walsh_device_forward(struct walsh_products *p, const struct walsh_frozen_site *site, const float *x,
+                          size_t ldx)
 {
     const struct walsh_queue *q = p->queue;
     const struct walsh_linear *before = NULL;
@@ -75,8 +78,8 @@ void walsh_device_forward(struct walsh_products *p, const struct walsh_frozen_si
         const bool rotated = linear->out_rotation.kind != WALSH_ROTATION_NONE;
         if (!before || walsh_frozen_type(p->compute, before) != type ||
             !walsh_rotation_equal(&before->in_rotation, &linear->in_rotation))
-            in = prepare(p, type, &linear->in_rotation, x + site->begin * ldx, ldx, site->inputs, site->ld_rows,
-                         site->rows);
+            in = prepare(p, type, &linear->in_rotation, x + site->begin * ldx, ldx, site->inputs,
+                         site->ld_rows, site->rows);
         before = linear;
         const struct side w = numbers(p, &linear->weights, type);
         float *y = rotated ? p->z : call->y;
@@ -100,8 +103,8 @@ void walsh_device_forward(struct walsh_products *p, const struct walsh_frozen_si
     }
 }
 
-void walsh_device_backward(struct walsh_products *p, const struct walsh_frozen_site *site, float *dx, size_t lddx,
-                           bool add)
+void walsh_device_backward(struct walsh_products *p, const struct walsh_frozen_site *site, float *dx,
+                           size_t lddx, bool add)
 {
     const struct walsh_queue *q = p->queue;
     if (site->rows == 0) return;
@@ -111,8 +114,8 @@ void walsh_device_backward(struct walsh_products *p, const struct walsh_frozen_s
         const struct walsh_linear *linear = call->linear;
         const enum walsh_activation_type type = walsh_frozen_type(p->compute, linear);
         const bool rotated = linear->in_rotation.kind != WALSH_ROTATION_NONE;
-        const struct side dy =
-            prepare(p, type, &linear->out_rotation, call->y, call->ldy, call->rows, call->ld_rows, site->rows);
+        const struct side dy = prepare(p, type, &linear->out_rotation, call->y, call->ldy, call->rows,
+                                       call->ld_rows, site->rows);
         const struct side w = numbers(p, &linear->weights, type);
         float *to = rotated ? p->z : dx;
         const size_t ldto = rotated ? p->widest : lddx;
@@ -151,9 +154,9 @@ static size_t first_of(const struct walsh_lora_site *s, size_t i)
 }
 
 /* to [rows][ldto] = or += s x [rows][cols] by the transpose of a matrix [rank][cols]. */
-static void into_rank(const struct walsh_queue *q, const struct walsh_lora *l, enum walsh_format type, const void *x,
-                      size_t ldx, size_t rows, const void *matrix, size_t cols, enum walsh_format to_type, void *to,
-                      size_t ldto, bool add)
+static void into_rank(const struct walsh_queue *q, const struct walsh_lora *l, enum walsh_format type,
+                      const void *x, size_t ldx, size_t rows, const void *matrix, size_t cols,
+                      enum walsh_format to_type, void *to, size_t ldto, bool add)
 {
     q->ops->train->multiply(q, &(struct walsh_matrix_product){.a_type = type,
                                                               .b_type = type,
@@ -173,8 +176,8 @@ static void into_rank(const struct walsh_queue *q, const struct walsh_lora *l, e
 }
 
 /* y [rows][cols] += inner [rows][rank] matrix [rank][cols], in f32. */
-static void out_of_rank(const struct walsh_queue *q, const struct walsh_lora *l, const float *inner, size_t rows,
-                        const float *matrix, size_t cols, float *y, size_t ldy)
+static void out_of_rank(const struct walsh_queue *q, const struct walsh_lora *l, const float *inner,
+                        size_t rows, const float *matrix, size_t cols, float *y, size_t ldy)
 {
     q->ops->train->multiply(q, &(struct walsh_matrix_product){.a_type = WALSH_FORMAT_F32,
                                                               .b_type = WALSH_FORMAT_F32,
@@ -194,8 +197,8 @@ static void out_of_rank(const struct walsh_queue *q, const struct walsh_lora *l,
 
 /* gradient [rank][cols] += the transpose of inner [rows][rank] by x [rows][cols]. */
 static void add_gradient(const struct walsh_queue *q, const struct walsh_lora *l, enum walsh_format type,
-                         const void *inner, size_t ld, const void *x, size_t ldx, size_t rows, float *gradient,
-                         size_t cols)
+                         const void *inner, size_t ld, const void *x, size_t ldx, size_t rows,
+                         float *gradient, size_t cols)
 {
     q->ops->train->multiply(q, &(struct walsh_matrix_product){.a_type = type,
                                                               .b_type = type,
@@ -214,8 +217,8 @@ static void add_gradient(const struct walsh_queue *q, const struct walsh_lora *l
                                                               .alpha = 1});
 }
 
-void walsh_device_lora_forward(const struct walsh_queue *q, const struct walsh_lora_site *s, const float *x, size_t ldx,
-                               float *inner)
+void walsh_device_lora_forward(const struct walsh_queue *q, const struct walsh_lora_site *s, const float *x,
+                               size_t ldx, float *inner)
 {
     for (size_t i = 0; i < s->count; i++) {
         const struct walsh_lora_call *call = &s->calls[i];
@@ -223,8 +226,8 @@ void walsh_device_lora_forward(const struct walsh_queue *q, const struct walsh_l
         if (!l) continue;
         const struct walsh_lora *before = i > 0 ? s->calls[i - 1].lora : NULL;
         if (!before || before->a != l->a)
-            into_rank(q, l, WALSH_FORMAT_F32, x + s->begin * ldx, ldx, s->rows, l->a, l->in, WALSH_FORMAT_F32, inner,
-                      l->rank, false);
+            into_rank(q, l, WALSH_FORMAT_F32, x + s->begin * ldx, ldx, s->rows, l->a, l->in, WALSH_FORMAT_F32,
+                      inner, l->rank, false);
         out_of_rank(q, l, inner, s->rows, l->b, l->out, call->y, call->ldy);
     }
 }
@@ -237,11 +240,12 @@ static void back_into_rank(const struct walsh_queue *q, const struct walsh_lora_
         const struct walsh_lora *l = call->lora;
         if (!l || l->a != s->calls[i].lora->a) continue;
         if (l->b_pairs)
-            into_rank(q, l, WALSH_FORMAT_BF16, call->dy, call->ld_dy, s->rows, walsh_lora_matrix(l->b_pairs, l->rank, l->out),
-                      l->out, WALSH_FORMAT_F32, g, l->rank, j > i);
-        else
-            into_rank(q, l, WALSH_FORMAT_F32, call->y, call->ldy, s->rows, l->b, l->out, WALSH_FORMAT_F32, g, l->rank,
+            into_rank(q, l, WALSH_FORMAT_BF16, call->dy, call->ld_dy, s->rows,
+                      walsh_lora_matrix(l->b_pairs, l->rank, l->out), l->out, WALSH_FORMAT_F32, g, l->rank,
                       j > i);
+        else
+            into_rank(q, l, WALSH_FORMAT_F32, call->y, call->ldy, s->rows, l->b, l->out, WALSH_FORMAT_F32, g,
+                      l->rank, j > i);
     }
 }
 
@@ -253,15 +257,16 @@ void walsh_device_lora_backward(const struct walsh_queue *q, const struct walsh_
         if (!l || first_of(s, i) != i) continue;
         const float *rows = x + s->begin * ldx;
         float *h = inner, *g = inner + s->rows * l->rank;
-        into_rank(q, l, WALSH_FORMAT_F32, rows, ldx, s->rows, l->a, l->in, WALSH_FORMAT_F32, h, l->rank, false);
+        into_rank(q, l, WALSH_FORMAT_F32, rows, ldx, s->rows, l->a, l->in, WALSH_FORMAT_F32, h, l->rank,
+                  false);
         back_into_rank(q, s, i, g);
         if (dx) out_of_rank(q, l, g, s->rows, l->a, l->in, dx + s->begin * lddx, lddx);
         add_gradient(q, l, WALSH_FORMAT_F32, g, l->rank, rows, ldx, s->rows, l->grad_a, l->in);
         for (size_t j = i; j < s->count; j++) {
             const struct walsh_lora_call *call = &s->calls[j];
             if (call->lora && call->lora->a == l->a)
-                add_gradient(q, l, WALSH_FORMAT_F32, h, l->rank, call->y, call->ldy, s->rows, call->lora->grad_b,
-                             call->lora->out);
+                add_gradient(q, l, WALSH_FORMAT_F32, h, l->rank, call->y, call->ldy, s->rows,
+                             call->lora->grad_b, call->lora->out);
         }
     }
 }
@@ -272,24 +277,26 @@ void walsh_device_lora_inner(const struct walsh_queue *q, const struct walsh_lor
     for (size_t i = 0; i < s->count; i++) {
         const struct walsh_lora *l = s->calls[i].lora;
         if (l && first_of(s, i) == i)
-            into_rank(q, l, WALSH_FORMAT_BF16, x + s->begin * ldx, ldx, s->rows, walsh_lora_matrix(l->a_pairs, l->rank, l->in),
-                      l->in, WALSH_FORMAT_BF16, s->calls[i].inner, walsh_lora_inner_width(l->rank), false);
+            into_rank(q, l, WALSH_FORMAT_BF16, x + s->begin * ldx, ldx, s->rows,
+                      walsh_lora_matrix(l->a_pairs, l->rank, l->in), l->in, WALSH_FORMAT_BF16,
+                      s->calls[i].inner, walsh_lora_inner_width(l->rank), false);
     }
 }
 
-void walsh_device_lora_inner_backward(const struct walsh_queue *q, const struct walsh_lora_site *s, float *sums)
+void walsh_device_lora_inner_backward(const struct walsh_queue *q, const struct walsh_lora_site *s,
+                                      float *sums)
 {
     for (size_t i = 0; i < s->count; i++) {
         const struct walsh_lora *l = s->calls[i].lora;
         if (!l || first_of(s, i) != i) continue;
         back_into_rank(q, s, i, sums);
-        q->memory->convert(q, WALSH_FORMAT_BF16, s->calls[i].inner, walsh_lora_inner_width(l->rank), WALSH_FORMAT_F32,
-                           sums, l->rank, s->rows, l->rank);
+        q->memory->convert(q, WALSH_FORMAT_BF16, s->calls[i].inner, walsh_lora_inner_width(l->rank),
+                           WALSH_FORMAT_F32, sums, l->rank, s->rows, l->rank);
     }
 }
 
-void walsh_device_lora_gradients(const struct walsh_queue *q, const struct walsh_lora_site *s, const uint16_t *x,
-                                 size_t ldx)
+void walsh_device_lora_gradients(const struct walsh_queue *q, const struct walsh_lora_site *s,
+                                 const uint16_t *x, size_t ldx)
 {
     for (size_t i = 0; i < s->count; i++) {
         const struct walsh_lora_call *call = &s->calls[i];
@@ -297,7 +304,9 @@ void walsh_device_lora_gradients(const struct walsh_queue *q, const struct walsh
         if (!l) continue;
         const size_t same = first_of(s, i), width = walsh_lora_inner_width(l->rank);
         if (same == i)
-            add_gradient(q, l, WALSH_FORMAT_BF16, call->inner, width, x + s->begin * ldx, ldx, s->rows, l->grad_a, l->in);
-        add_gradient(q, l, WALSH_FORMAT_BF16, s->kept[same], width, call->dy, call->ld_dy, s->rows, l->grad_b, l->out);
+            add_gradient(q, l, WALSH_FORMAT_BF16, call->inner, width, x + s->begin * ldx, ldx, s->rows,
+                         l->grad_a, l->in);
+        add_gradient(q, l, WALSH_FORMAT_BF16, s->kept[same], width, call->dy, call->ld_dy, s->rows, l->grad_b,
+                     l->out);
     }
 }

@@ -135,8 +135,8 @@ void walsh_gate_backward(const struct walsh_queue *q, const struct walsh_config 
         const enum walsh_train_gate kind = config->gate == WALSH_GATE_CLAMPED     ? WALSH_TRAIN_CLAMPED
                                            : config->gate == WALSH_GATE_GELU_TANH ? WALSH_TRAIN_GEGLU
                                                                                   : WALSH_TRAIN_SWIGLU;
-        q->ops->train->gate_backward(q, kind, (float)config->gate_alpha, (float)config->gate_limit, dgate, dup, dy, g, u,
-                                     rows * n);
+        q->ops->train->gate_backward(q, kind, (float)config->gate_alpha, (float)config->gate_limit, dgate,
+                                     dup, dy, g, u, rows * n);
         return;
     }
     struct gate t = {q->kernels, dgate, dup, dy, g, u, n, config};

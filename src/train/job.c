@@ -125,20 +125,23 @@ static uint64_t adapter_bytes(const struct train *t, size_t parameters, size_t p
 }
 
 /* What the device has to hold beside the model: `activations`, and values, gradients, moments and pairs. */
-static enum walsh_status check_device_memory(struct train *t, uint64_t activations, size_t parameters, size_t pairs)
+static enum walsh_status check_device_memory(struct train *t, uint64_t activations, size_t parameters,
+                                             size_t pairs)
 {
     size_t available, total;
-    const uint64_t bytes = activations + 4 * (uint64_t)parameters * sizeof(float) + (uint64_t)pairs * sizeof(uint32_t);
+    const uint64_t bytes =
+        activations + 4 * (uint64_t)parameters * sizeof(float) + (uint64_t)pairs * sizeof(uint32_t);
     t->queue->memory->figures(t->queue, &available, &total);
     t->report->memory_bytes = bytes;
     walsh_log(t->hooks, WALSH_LOG_INFO, "%.2f GB of the device's memory, of which %.2f of %.2f GB are free",
               (double)bytes / 1e9, (double)available / 1e9, (double)total / 1e9);
     if (bytes <= available) return WALSH_OK;
-    return walsh_fail(t->err, WALSH_E_MEMORY,
-                      "training takes %.2f GB on the device beside the model, %.2f of %.2f GB are free (%sa smaller "
-                      "batch size or context takes less)",
-                      (double)bytes / 1e9, (double)available / 1e9, (double)total / 1e9,
-                      t->job.checkpoint_layers ? "" : "checkpointed layers, ");
+    return walsh_fail(
+        t->err, WALSH_E_MEMORY,
+        "training takes %.2f GB on the device beside the model, %.2f of %.2f GB are free (%sa smaller "
+        "batch size or context takes less)",
+        (double)bytes / 1e9, (double)available / 1e9, (double)total / 1e9,
+        t->job.checkpoint_layers ? "" : "checkpointed layers, ");
 }
 
 /* Refuse what cannot fit before anything large is allocated. */
@@ -319,7 +322,8 @@ static void close_train(struct train *t)
 
 static struct walsh_train_batch view(const struct walsh_packed *p)
 {
-    return (struct walsh_train_batch){p->ids, p->targets, {.begin = p->begin, .count = p->documents}, p->rows};
+    return (struct walsh_train_batch){
+        p->ids, p->targets, {.begin = p->begin, .count = p->documents}, p->rows};
 }
 
 /* The mean loss over the held-back data. */
@@ -393,7 +397,8 @@ static enum walsh_status validate(struct train *t, uint64_t now, struct walsh_tr
         s->best = step->eval_loss;
         s->stale = 0;
         if (s->best_values)
-            WALSH_TRY(walsh_parameters_download(&t->parameters, t->parameters.values, s->best_values, t->err));
+            WALSH_TRY(
+                walsh_parameters_download(&t->parameters, t->parameters.values, s->best_values, t->err));
     } else {
         s->stale++;
     }

@@ -247,7 +247,8 @@ static enum walsh_status allocate(struct walsh_layers *l, struct walsh_error *er
     if (l->queue->memory) {
         struct room measured = {.arena = NULL};
         buffers_of(&measured, l);
-        WALSH_TRY(walsh_queue_alloc(l->queue, measured.bytes, "activations of training", &l->device_block, err));
+        WALSH_TRY(
+            walsh_queue_alloc(l->queue, measured.bytes, "activations of training", &l->device_block, err));
         buffers = (struct room){.device = l->device_block, .err = err};
     }
     buffers_of(&buffers, l);

@@ -98,7 +98,8 @@ size_t walsh_layers_bytes(const struct walsh_model_graph *graph, const struct wa
 enum walsh_status walsh_tape_open(const struct walsh_model_graph *graph, const struct walsh_queue *queue,
                                   const struct walsh_layers_options *options, struct walsh_arena *arena,
                                   struct walsh_tape *out, struct walsh_error *err);
-void walsh_tape_close(const struct walsh_queue *queue, struct walsh_tape *tape); /* what the arena does not hold */
+void walsh_tape_close(const struct walsh_queue *queue,
+                      struct walsh_tape *tape); /* what the arena does not hold */
 size_t walsh_tape_bytes(const struct walsh_model_graph *graph, const struct walsh_layers_options *options);
 
 /* y[rows][hidden] = layer(x); fills the tape. */

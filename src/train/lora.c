@@ -435,7 +435,8 @@ void walsh_lora_inner(const struct walsh_queue *q, struct walsh_lora_site *sites
     if (walsh_train_device(q)) {
         for (size_t i = 0; i < count; i++) {
             for (size_t c = 0; c < sites[i].count; c++) /* as rows, which both readers take */
-                if (sites[i].calls[c].lora && first_of_a(&sites[i], c)) sites[i].calls[c].inner = sites[i].kept[c];
+                if (sites[i].calls[c].lora && first_of_a(&sites[i], c))
+                    sites[i].calls[c].inner = sites[i].kept[c];
             share_inner(&sites[i]);
             walsh_device_lora_inner(q, &sites[i], x, ldx);
         }

@@ -44,15 +44,15 @@ static double norm(const float *x, size_t n)
 }
 
 enum walsh_status walsh_adamw_step(struct walsh_adamw *o, const struct walsh_queue *q, float *values,
-                                   const float *gradients, double rate, double *length, struct walsh_error *err)
+                                   const float *gradients, double rate, double *length,
+                                   struct walsh_error *err)
 {
     const double correction1 = 1 / (1 - pow(o->beta1, (double)(o->steps + 1))),
                  correction2 = 1 / (1 - pow(o->beta2, (double)(o->steps + 1)));
     if (walsh_train_device(q)) {
-        const struct walsh_adamw_update u = {values,       o->m,     o->v,        gradients,
-                                             o->count,     rate,     o->beta1,    o->beta2,
-                                             o->epsilon,   o->weight_decay, o->clip, correction1,
-                                             correction2,  o->length};
+        const struct walsh_adamw_update u = {values,  o->m,        o->v,        gradients,  o->count,
+                                             rate,    o->beta1,    o->beta2,    o->epsilon, o->weight_decay,
+                                             o->clip, correction1, correction2, o->length};
         q->ops->train->adamw(q, &u);
         WALSH_TRY(walsh_queue_download(q, length, o->length, sizeof *length, err));
         o->steps += isfinite(*length) != 0;
@@ -61,13 +61,9 @@ enum walsh_status walsh_adamw_step(struct walsh_adamw *o, const struct walsh_que
     *length = norm(gradients, o->count);
     if (!isfinite(*length)) return WALSH_OK;
     o->steps++;
-    struct adamw t = {o,
-                      values,
-                      gradients,
-                      rate,
-                      o->clip > 0 && *length > o->clip ? o->clip / *length : 1,
-                      correction1,
-                      correction2};
+    struct adamw t = {
+        o,           values,     gradients, rate, o->clip > 0 && *length > o->clip ? o->clip / *length : 1,
+        correction1, correction2};
     walsh_pool_run(q->pool, o->count, BLOCK, update, &t);
     return WALSH_OK;
 }

@@ -22,7 +22,8 @@ struct walsh_adamw {
  * the gradient, scaled down first to a norm of `clip`, and of its square. *length: the norm before that; where
  * it is not a number nothing is changed. Element by element in double; the norm's sum in fixed blocks. Errors are a device's. */
 enum walsh_status walsh_adamw_step(struct walsh_adamw *o, const struct walsh_queue *q, float *values,
-                                   const float *gradients, double rate, double *length, struct walsh_error *err);
+                                   const float *gradients, double rate, double *length,
+                                   struct walsh_error *err);
 
 /* The factor of the learning rate for step `step` (from 0) of `steps`: rises linearly over `warmup` steps,
  * (step + 1) / warmup, then from 1 at its end to `last` at `steps`: along a line or half a cosine, or stays.

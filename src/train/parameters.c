@@ -246,15 +246,16 @@ enum walsh_status walsh_parameters_open(const struct walsh_model_graph *graph,
     return status;
 }
 
-static enum walsh_status allocate_device(struct walsh_parameters *p, const struct walsh_queue *q, void *out[3],
-                                         struct walsh_error *err)
+static enum walsh_status allocate_device(struct walsh_parameters *p, const struct walsh_queue *q,
+                                         void *out[3], struct walsh_error *err)
 {
     const size_t bytes = p->count * sizeof(float);
     p->device = q;
     WALSH_TRY(walsh_queue_alloc(q, bytes, "the adapter", &out[0], err));
     WALSH_TRY(walsh_queue_alloc(q, bytes, "the adapter's gradient", &out[1], err));
     if (p->pairs)
-        WALSH_TRY(walsh_queue_alloc(q, p->pair_count * sizeof *p->pairs, "the adapter in bf16", &out[2], err));
+        WALSH_TRY(
+            walsh_queue_alloc(q, p->pair_count * sizeof *p->pairs, "the adapter in bf16", &out[2], err));
     return walsh_queue_upload(q, out[0], p->values, bytes, err);
 }
 

@@ -31,7 +31,8 @@ struct walsh_parameters {
     size_t count;
     uint32_t *pairs; /* walsh_lora_pairs of each matrix, one behind the other; NULL: not narrow */
     size_t pair_count;
-    float *host; /* [count] the values before walsh_parameters_upload, and again after walsh_parameters_download */
+    float *
+        host; /* [count] the values before walsh_parameters_upload, and again after walsh_parameters_download */
     const struct walsh_queue *device; /* NULL: everything is the host's */
     struct walsh_arena arena;
 };

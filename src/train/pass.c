@@ -214,7 +214,8 @@ static void scatter_rows(void *argument, size_t begin, size_t end, unsigned work
 }
 
 /* to[rows[i]] = from[i] for `count` rows of n. */
-static void scatter(const struct walsh_queue *q, float *to, const float *from, const uint32_t *rows, size_t count, size_t n)
+static void scatter(const struct walsh_queue *q, float *to, const float *from, const uint32_t *rows,
+                    size_t count, size_t n)
 {
     struct scatter t = {to, from, rows, n};
     if (walsh_train_device(q))
@@ -249,7 +250,8 @@ static void head_block(struct walsh_pass *p, size_t first, size_t count, float *
 }
 
 /* The states of the last layer become the gradients of the loss: zero where a row has no target. */
-static void head_gradient(struct walsh_pass *p, const struct walsh_train_batch *batch, size_t selected, float weight)
+static void head_gradient(struct walsh_pass *p, const struct walsh_train_batch *batch, size_t selected,
+                          float weight)
 {
     const size_t hidden = p->graph->config.hidden;
     float *states = p->states[p->graph->config.layers];
@@ -308,7 +310,7 @@ enum walsh_status walsh_pass_check(const struct walsh_model_graph *graph, const 
                           graph->checkpoint.directory);
     if (c->head_dim > WALSH_TRAIN_HEAD_DIM)
         return walsh_fail(err, WALSH_E_UNSUPPORTED,
-                          "%s: heads of %u numbers; training on a device knows up to %d", graph->checkpoint.directory,
-                          c->head_dim, WALSH_TRAIN_HEAD_DIM);
+                          "%s: heads of %u numbers; training on a device knows up to %d",
+                          graph->checkpoint.directory, c->head_dim, WALSH_TRAIN_HEAD_DIM);
     return WALSH_OK;
 }

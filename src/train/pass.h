@@ -22,14 +22,14 @@ struct walsh_pass {
     const struct walsh_queue *queue;
     struct walsh_layers layers;
     struct walsh_products head;
-    struct walsh_tape *tapes;       /* [layers], or one */
-    float **states;                 /* [layers + 1]: the layers' inputs, [max_rows][hidden] each */
-    float *last, *normed, *logits;  /* [head_rows][hidden] twice, [head_rows][vocab] */
-    size_t head_rows;               /* rows whose logits exist at a time */
-    uint32_t *positions, *selected; /* [max_rows]; rows with a target */
-    int32_t *targets;               /* [max_rows], of the selected */
-    double *losses;                 /* [max_rows], of the selected */
-    size_t tape_count, state_count; /* of those that are not one another */
+    struct walsh_tape *tapes;         /* [layers], or one */
+    float **states;                   /* [layers + 1]: the layers' inputs, [max_rows][hidden] each */
+    float *last, *normed, *logits;    /* [head_rows][hidden] twice, [head_rows][vocab] */
+    size_t head_rows;                 /* rows whose logits exist at a time */
+    uint32_t *positions, *selected;   /* [max_rows]; rows with a target */
+    int32_t *targets;                 /* [max_rows], of the selected */
+    double *losses;                   /* [max_rows], of the selected */
+    size_t tape_count, state_count;   /* of those that are not one another */
     struct walsh_pass_device *device; /* what the ops read of the above, where the queue has a device; NULL */
     bool checkpoint, forward_only;
     struct walsh_arena arena;

@@ -94,7 +94,8 @@ bool walsh_products_take_rows(const struct walsh_products *p, const struct walsh
                               bool transposed);
 
 /* How the other side of a product with this linear is rounded where products are computed in `compute`. */
-enum walsh_activation_type walsh_frozen_type(enum walsh_activation_type compute, const struct walsh_linear *linear);
+enum walsh_activation_type walsh_frozen_type(enum walsh_activation_type compute,
+                                             const struct walsh_linear *linear);
 /* True where `auto` decodes packed weights of which each meets `rows` rows inside the product; on a device
  * never. */
 bool walsh_products_fused(const struct walsh_queue *queue, enum walsh_activation_type compute,

@@ -55,11 +55,16 @@ static double element(const struct numbers *x, bool turned, size_t ld, size_t i,
 }
 
 /* kind 0: b turned, 1: neither, 2: a turned */
-static void check_multiply(struct check *c, const struct walsh_queue *q, int kind, bool narrow, size_t m, size_t n, size_t k)
+static void check_multiply(struct check *c, const struct walsh_queue *q, int kind, bool narrow, size_t m,
+                           size_t n, size_t k)
 {
     static const enum walsh_format types[] = {WALSH_FORMAT_F32, WALSH_FORMAT_F16, WALSH_FORMAT_BF16};
-    struct walsh_matrix_product p = {
-        .m = m, .n = n, .k = k, .a_turned = kind == 2, .b_turned = kind == 0, .alpha = c->round % 2 ? 0.37f : 1};
+    struct walsh_matrix_product p = {.m = m,
+                                     .n = n,
+                                     .k = k,
+                                     .a_turned = kind == 2,
+                                     .b_turned = kind == 0,
+                                     .alpha = c->round % 2 ? 0.37f : 1};
     p.lda = walsh_round_up(p.a_turned ? m : k, 8) + (c->round % 2 ? 3 : 0);
     p.ldb = walsh_round_up(p.b_turned ? k : n, 8);
     p.ldc = n + 1;
@@ -68,12 +73,14 @@ static void check_multiply(struct check *c, const struct walsh_queue *q, int kin
     p.add = c->round >= 2;
     p.c_type = !p.add && check_below(c, 2) ? WALSH_FORMAT_BF16 : WALSH_FORMAT_F32;
     const struct numbers a = numbers(c, p.a_type, (p.a_turned ? k : m) * p.lda),
-                         b = numbers(c, p.b_type, (p.b_turned ? n : k) * p.ldb), y = numbers(c, p.c_type, m * p.ldc);
+                         b = numbers(c, p.b_type, (p.b_turned ? n : k) * p.ldb),
+                         y = numbers(c, p.c_type, m * p.ldc);
     const size_t bytes = m * p.ldc * (p.c_type == WALSH_FORMAT_F32 ? 4 : 2);
     void *first = check_alloc_private(c, bytes);
     memcpy(first, y.data, bytes);
     p.a = a.data, p.b = b.data, p.c = y.data;
-    float *want = check_alloc_private(c, n * sizeof *want), *magnitude = check_alloc_private(c, n * sizeof *want),
+    float *want = check_alloc_private(c, n * sizeof *want),
+          *magnitude = check_alloc_private(c, n * sizeof *want),
           *got = check_alloc_private(c, n * sizeof *got);
     q->ops->train->multiply(q, &p);
     for (size_t i = 0; i < m; i++) {
@@ -132,7 +139,8 @@ static void check_decodes(struct check *c, const struct walsh_queue *q)
 
 /* --- rows --- */
 
-static void check_norm(struct check *c, const struct walsh_queue *q, size_t rows, size_t n, bool add, bool in_place)
+static void check_norm(struct check *c, const struct walsh_queue *q, size_t rows, size_t n, bool add,
+                       bool in_place)
 {
     const size_t ld = n + 3, total = rows * ld;
     float *x = normals(c, total), *dy = normals(c, total), *weight = normals(c, n),
@@ -159,7 +167,8 @@ static void check_norm(struct check *c, const struct walsh_queue *q, size_t rows
 static void check_gate(struct check *c, const struct walsh_queue *q, enum walsh_train_gate kind, size_t n)
 {
     const double limit = 1.5, alpha = kind == WALSH_TRAIN_CLAMPED ? (double)1.702f : 1;
-    float *g = normals(c, n), *u = normals(c, n), *dy = normals(c, n), *dgate = normals(c, n), *dup = normals(c, n);
+    float *g = normals(c, n), *u = normals(c, n), *dy = normals(c, n), *dgate = normals(c, n),
+          *dup = normals(c, n);
     float *want[2] = {copy(c, g, n), copy(c, g, n)}, *magnitude = copy(c, g, n);
     q->ops->train->gate_backward(q, kind, 1.702f, 1.5f, dgate, dup, dy, g, u, n);
     for (size_t i = 0; i < n; i++) {
@@ -169,8 +178,8 @@ static void check_gate(struct check *c, const struct walsh_queue *q, enum walsh_
         const double root = sqrt(2 / 3.14159265358979323846), v = root * (a + .044715 * a * a * a);
         const bool gelu = kind == WALSH_TRAIN_GEGLU;
         const double s = 1 / (1 + exp(gelu ? -2 * v : -alpha * a));
-        const double slope = gelu ? s + 2 * a * s * (1 - s) * root * (1 + 3 * .044715 * a * a)
-                                  : s * (1 + alpha * a * (1 - s));
+        const double slope =
+            gelu ? s + 2 * a * s * (1 - s) * root * (1 + 3 * .044715 * a * a) : s * (1 + alpha * a * (1 - s));
         want[0][i] = (float)(clamped && (double)g[i] > limit ? 0 : (double)dy[i] * b * slope);
         want[1][i] = (float)(clamped && fabs((double)u[i]) > limit ? 0 : (double)dy[i] * a * s);
         magnitude[i] = fabsf(dy[i]) * (float)(1 + a * a) * (float)(1 + fabs(b));
@@ -182,7 +191,8 @@ static void check_gate(struct check *c, const struct walsh_queue *q, enum walsh_
 static void check_moves(struct check *c, const struct walsh_queue *q)
 {
     enum { ROWS = 9, N = 300, LD = 305 };
-    float *to = normals(c, ROWS * LD), *from = normals(c, ROWS * N), *want = copy(c, to, ROWS * LD), *y = normals(c, ROWS * LD);
+    float *to = normals(c, ROWS * LD), *from = normals(c, ROWS * N), *want = copy(c, to, ROWS * LD),
+          *y = normals(c, ROWS * LD);
     uint32_t index[ROWS];
     for (uint32_t i = 0; i < ROWS; i++) index[i] = (i * 4 + c->round) % ROWS;
     for (size_t i = 0; i < ROWS; i++)
@@ -190,7 +200,8 @@ static void check_moves(struct check *c, const struct walsh_queue *q)
     q->ops->train->scatter(q, to, LD, c->round % 2 ? NULL : from, N, index, ROWS, N);
     check_exact_f32(c, "scatter", want, to, ROWS * LD);
     for (size_t i = 0; i < ROWS; i++)
-        for (size_t j = 0; j < N; j++) want[i * LD + j] = (float)((double)y[i * LD + j] + (double)from[i * N + j]);
+        for (size_t j = 0; j < N; j++)
+            want[i * LD + j] = (float)((double)y[i * LD + j] + (double)from[i * N + j]);
     q->ops->train->add_rows(q, y, LD, y, LD, from, N, ROWS, N);
     for (size_t i = 0; i < ROWS; i++) check_exact_f32(c, "add_rows", want + i * LD, y + i * LD, N);
 }
@@ -198,8 +209,8 @@ static void check_moves(struct check *c, const struct walsh_queue *q)
 static void check_loss(struct check *c, const struct walsh_queue *q, size_t vocab, bool gradient, float cap)
 {
     enum { ROWS = 5 };
-    float *logits = normals(c, ROWS * vocab), *before = copy(c, logits, ROWS * vocab), *want = copy(c, logits, ROWS * vocab),
-          *magnitude = copy(c, logits, ROWS * vocab);
+    float *logits = normals(c, ROWS * vocab), *before = copy(c, logits, ROWS * vocab),
+          *want = copy(c, logits, ROWS * vocab), *magnitude = copy(c, logits, ROWS * vocab);
     double loss[ROWS];
     int32_t targets[ROWS];
     for (size_t r = 0; r < ROWS; r++) targets[r] = (int32_t)check_below(c, vocab);
@@ -229,8 +240,20 @@ static void check_adamw(struct check *c, const struct walsh_queue *q, size_t n, 
     if (!finite) g[n / 2] = NAN;
     float *want[3] = {copy(c, values, n), copy(c, m, n), copy(c, v, n)};
     double length = -1, squares = 0;
-    const struct walsh_adamw_update u = {values, m,    v,    g,          n, 1e-3, .9, .999, 1e-8, .01, c->round % 2 ? .5 : 0,
-                                         1 / (1 - pow(.9, 3)), 1 / (1 - pow(.999, 3)), &length};
+    const struct walsh_adamw_update u = {values,
+                                         m,
+                                         v,
+                                         g,
+                                         n,
+                                         1e-3,
+                                         .9,
+                                         .999,
+                                         1e-8,
+                                         .01,
+                                         c->round % 2 ? .5 : 0,
+                                         1 / (1 - pow(.9, 3)),
+                                         1 / (1 - pow(.999, 3)),
+                                         &length};
     q->ops->train->adamw(q, &u);
     for (size_t i = 0; i < n; i++) squares += (double)g[i] * (double)g[i];
     if (finite ? !(fabs(length - sqrt(squares)) <= 1e-12 * length) : isfinite(length))
@@ -243,7 +266,8 @@ static void check_adamw(struct check *c, const struct walsh_queue *q, size_t n, 
         const double value = (double)want[0][i] * (1 - u.rate * u.weight_decay);
         want[1][i] = (float)mean;
         want[2][i] = (float)square;
-        want[0][i] = (float)(value - u.rate * (mean * u.correction1) / (sqrt(square * u.correction2) + u.epsilon));
+        want[0][i] =
+            (float)(value - u.rate * (mean * u.correction1) / (sqrt(square * u.correction2) + u.epsilon));
     }
     check_exact_f32(c, "adamw: values", want[0], values, n);
     check_exact_f32(c, "adamw: m", want[1], m, n);
@@ -271,7 +295,8 @@ static void attend(struct attention *a, size_t h, size_t i, double *p, double *s
     double top = s->sinks ? (double)s->sinks[h] : -INFINITY, sum = 0, along = 0;
     for (size_t j = low; j <= i; j++) {
         score[j] = 0;
-        for (size_t d = 0; d < dim; d++) score[j] += (double)t->query[at + d] * (double)t->key[j * a->kv_width + kv + d];
+        for (size_t d = 0; d < dim; d++)
+            score[j] += (double)t->query[at + d] * (double)t->key[j * a->kv_width + kv + d];
         score[j] *= (double)s->scale;
         if (cap != 0) score[j] = cap * tanh(score[j] / cap);
         top = fmax(top, score[j]);
@@ -279,7 +304,8 @@ static void attend(struct attention *a, size_t h, size_t i, double *p, double *s
     for (size_t j = low; j <= i; j++) sum += p[j] = exp(score[j] - top);
     if (s->sinks) sum += exp((double)s->sinks[h] - top);
     if (!(fabs((double)t->lse[h * t->rows + i] - top - log(sum)) <= 2e-6 * (fabs(top) + 1)))
-        check_fail(a->c, "attention: lse %g of row %zu, expected %g", (double)t->lse[h * t->rows + i], i, top + log(sum));
+        check_fail(a->c, "attention: lse %g of row %zu, expected %g", (double)t->lse[h * t->rows + i], i,
+                   top + log(sum));
     for (size_t d = 0; d < dim; d++) {
         double out = 0;
         for (size_t j = low; j <= i; j++) out += p[j] / sum * (double)t->value[j * a->kv_width + kv + d];
@@ -321,7 +347,8 @@ static void compare(struct check *c, const char *what, const double *want, const
 
 static void check_attention(struct check *c, const struct walsh_queue *q, uint32_t dim, size_t rows)
 {
-    const uint32_t kv_heads = 1 + (uint32_t)check_below(c, 2), heads = kv_heads * (1 + (uint32_t)check_below(c, 3));
+    const uint32_t kv_heads = 1 + (uint32_t)check_below(c, 2),
+                   heads = kv_heads * (1 + (uint32_t)check_below(c, 3));
     struct attention a = {.c = c,
                           .shape = {.heads = heads,
                                     .kv_heads = kv_heads,
@@ -370,14 +397,17 @@ void check_op_train(struct check *c, const struct check_queues *queues)
     if (!q->ops->train) return;
     for (int kind = 0; kind < 3; kind++)
         for (int narrow = 0; narrow < 2; narrow++) {
-            check_multiply(c, q, kind, narrow, 1 + check_below(c, 150), 1 + check_below(c, 200), 1 + check_below(c, 200));
-            check_multiply(c, q, kind, narrow, 1 + check_below(c, 30), 1 + check_below(c, 30), 1 + check_below(c, 90));
+            check_multiply(c, q, kind, narrow, 1 + check_below(c, 150), 1 + check_below(c, 200),
+                           1 + check_below(c, 200));
+            check_multiply(c, q, kind, narrow, 1 + check_below(c, 30), 1 + check_below(c, 30),
+                           1 + check_below(c, 90));
         }
     for (int narrow = 0; narrow < 2; narrow++) check_multiply(c, q, 2, narrow, 16, 70, 1500);
     check_decodes(c, q);
     check_norm(c, q, 7, 1 + check_below(c, 3000), c->round % 2, false);
     check_norm(c, q, 30, 64, false, true);
-    for (int kind = 0; kind < 3; kind++) check_gate(c, q, (enum walsh_train_gate)kind, 1 + check_below(c, 2000));
+    for (int kind = 0; kind < 3; kind++)
+        check_gate(c, q, (enum walsh_train_gate)kind, 1 + check_below(c, 2000));
     check_moves(c, q);
     check_loss(c, q, 1 + check_below(c, 5000), true, 0);
     check_loss(c, q, 1 + check_below(c, 500), c->round % 2, 30);

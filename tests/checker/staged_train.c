@@ -28,24 +28,26 @@ static void multiply(const struct walsh_queue *q, const struct walsh_matrix_prod
     staged_finish(s);
 }
 
-static void decode(const struct walsh_queue *q, const struct walsh_weights *w, enum walsh_format type, void *out)
+static void decode(const struct walsh_queue *q, const struct walsh_weights *w, enum walsh_format type,
+                   void *out)
 {
     struct staged *s = staged_of(q);
     struct walsh_weights on_device;
     struct walsh_error err;
     staged_must(s->device.memory->upload_weights(&s->device, w, "weights", &on_device, &err), &err);
-    train_of(s)->decode(&s->device, &on_device, type, staged_out(s, out, (size_t)w->rows * w->cols * element(type)));
+    train_of(s)->decode(&s->device, &on_device, type,
+                        staged_out(s, out, (size_t)w->rows * w->cols * element(type)));
     staged_finish(s);
     s->device.memory->free_weights(&s->device, &on_device);
 }
 
-static void add_rows(const struct walsh_queue *q, float *y, size_t ldy, const float *x, size_t ldx, const float *d,
-                     size_t ldd, size_t rows, size_t n)
+static void add_rows(const struct walsh_queue *q, float *y, size_t ldy, const float *x, size_t ldx,
+                     const float *d, size_t ldd, size_t rows, size_t n)
 {
     struct staged *s = staged_of(q);
     float *to = staged_out(s, y, staged_span(rows, ldy, n, 4));
-    train_of(s)->add_rows(&s->device, to, ldy, x == y ? to : staged_in(s, x, staged_span(rows, ldx, n, 4)), ldx,
-                          staged_in(s, d, staged_span(rows, ldd, n, 4)), ldd, rows, n);
+    train_of(s)->add_rows(&s->device, to, ldy, x == y ? to : staged_in(s, x, staged_span(rows, ldx, n, 4)),
+                          ldx, staged_in(s, d, staged_span(rows, ldd, n, 4)), ldd, rows, n);
     staged_finish(s);
 }
 
@@ -56,21 +58,20 @@ static void scatter(const struct walsh_queue *q, float *to, size_t ldto, const f
     size_t last = 0;
     for (size_t i = 0; i < rows; i++) last = index[i] > last ? index[i] : last;
     train_of(s)->scatter(&s->device, staged_out(s, to, staged_span(last + 1, ldto, n, 4)), ldto,
-                         staged_in(s, from, staged_span(rows, ldfrom, n, 4)), ldfrom, staged_in(s, index, rows * 4), rows,
-                         n);
+                         staged_in(s, from, staged_span(rows, ldfrom, n, 4)), ldfrom,
+                         staged_in(s, index, rows * 4), rows, n);
     staged_finish(s);
 }
 
-static void rms_norm_backward(const struct walsh_queue *q, float *dx, size_t lddx, const float *dy, size_t lddy,
-                              const float *x, size_t ldx, const float *weight, size_t rows, size_t n, float eps,
-                              bool add)
+static void rms_norm_backward(const struct walsh_queue *q, float *dx, size_t lddx, const float *dy,
+                              size_t lddy, const float *x, size_t ldx, const float *weight, size_t rows,
+                              size_t n, float eps, bool add)
 {
     struct staged *s = staged_of(q);
     float *to = staged_out(s, dx, staged_span(rows, lddx, n, 4));
-    train_of(s)->rms_norm_backward(&s->device, to, lddx,
-                                   dx == dy ? to : staged_in(s, dy, staged_span(rows, lddy, n, 4)), lddy,
-                                   staged_in(s, x, staged_span(rows, ldx, n, 4)), ldx, staged_in(s, weight, n * 4), rows,
-                                   n, eps, add);
+    train_of(s)->rms_norm_backward(
+        &s->device, to, lddx, dx == dy ? to : staged_in(s, dy, staged_span(rows, lddy, n, 4)), lddy,
+        staged_in(s, x, staged_span(rows, ldx, n, 4)), ldx, staged_in(s, weight, n * 4), rows, n, eps, add);
     staged_finish(s);
 }
 
@@ -79,8 +80,9 @@ static void gate_backward(const struct walsh_queue *q, enum walsh_train_gate kin
 {
     struct staged *s = staged_of(q);
     float *to = staged_out(s, dgate, n * 4), *up = staged_out(s, dup, n * 4);
-    train_of(s)->gate_backward(&s->device, kind, alpha, limit, to, up, dy == dgate ? to : staged_in(s, dy, n * 4),
-                               staged_in(s, g, n * 4), staged_in(s, u, n * 4), n);
+    train_of(s)->gate_backward(&s->device, kind, alpha, limit, to, up,
+                               dy == dgate ? to : staged_in(s, dy, n * 4), staged_in(s, g, n * 4),
+                               staged_in(s, u, n * 4), n);
     staged_finish(s);
 }
 
@@ -129,8 +131,9 @@ static void cross_entropy(const struct walsh_queue *q, float *logits, const int3
                           size_t vocab, float weight, float cap, bool gradient, double *loss)
 {
     struct staged *s = staged_of(q);
-    train_of(s)->cross_entropy(&s->device, staged_out(s, logits, rows * vocab * 4), staged_in(s, targets, rows * 4), rows,
-                               vocab, weight, cap, gradient, staged_out(s, loss, rows * 8));
+    train_of(s)->cross_entropy(&s->device, staged_out(s, logits, rows * vocab * 4),
+                               staged_in(s, targets, rows * 4), rows, vocab, weight, cap, gradient,
+                               staged_out(s, loss, rows * 8));
     staged_finish(s);
 }
 

@@ -150,8 +150,8 @@ static double compare_matrix(const struct walsh_safetensors *st, const struct wa
     return fmax(sqrt(sum / SKETCH), fabs(got[0] - want[0])) / want[0];
 }
 
-static double compare(const struct walsh_parameters *p, const float *gradients, const struct walsh_safetensors *st,
-                      double bound)
+static double compare(const struct walsh_parameters *p, const float *gradients,
+                      const struct walsh_safetensors *st, double bound)
 {
     double worst = 0;
     for (size_t i = 0; i < p->module_count; i++) {
@@ -262,8 +262,8 @@ static void run(struct subject *s, const char *model, const char *outputs)
     memcpy(input, ids->data, ids->bytes);
     for (size_t i = 0; i <= sequences; i++) begin[i] = (uint32_t)(i * tokens);
     for (size_t i = 0; i < sequences * tokens; i++) targets[i] = i % tokens == tokens - 1 ? -1 : input[i + 1];
-    s->batch = (struct walsh_train_batch){
-        input, targets, {.begin = begin, .count = sequences}, sequences * tokens};
+    s->batch =
+        (struct walsh_train_batch){input, targets, {.begin = begin, .count = sequences}, sequences * tokens};
 
     char name[400];
     snprintf(name, sizeof name, "init.base_model.model.%s.lora_A.weight", s->graph->layers[0].q.name);

@@ -280,7 +280,8 @@ static double error_of(struct oracle *t, size_t at, size_t n, struct walsh_rando
 }
 
 /* The model, or, where there is a format, random weights in it, in the model's shape. */
-static struct walsh_model_graph *open_graph(const char *model, const char *name, const struct walsh_load_options *load,
+static struct walsh_model_graph *open_graph(const char *model, const char *name,
+                                            const struct walsh_load_options *load,
                                             const struct walsh_queue *queue)
 {
     struct walsh_model_graph *graph;
@@ -305,7 +306,8 @@ int main(int argc, char **argv)
         bf16 = bf16 || strcmp(argv[1], "--bf16") == 0;
         on_device = on_device || strcmp(argv[1], "--device") == 0;
     }
-    if (argc != 2 && argc != 3) return fprintf(stderr, "usage: oracle [--bf16] [--device] MODEL [FORMAT]\n"), 2;
+    if (argc != 2 && argc != 3)
+        return fprintf(stderr, "usage: oracle [--bf16] [--device] MODEL [FORMAT]\n"), 2;
     struct walsh_pool *pool;
     struct walsh_queue queue;
     struct walsh_model_graph *graph;
@@ -319,7 +321,8 @@ int main(int argc, char **argv)
         bf16 && walsh_queue_has_bf16(&queue) ? WALSH_ACTIVATION_BF16 : WALSH_ACTIVATION_F32;
     const struct walsh_load_options load = {.use_mmap = true, .dense = compute};
     graph = open_graph(argv[1], argc == 3 ? argv[2] : NULL, &load, &queue);
-    struct walsh_model_graph *plain = module ? open_graph(argv[1], argc == 3 ? argv[2] : NULL, &load, &host) : graph;
+    struct walsh_model_graph *plain =
+        module ? open_graph(argv[1], argc == 3 ? argv[2] : NULL, &load, &host) : graph;
     const struct walsh_config *c = &graph->config;
     struct walsh_parameters p;
     const struct walsh_parameter_options options = {RANK, 2 * RANK, "all-linear", c->experts > 0,

@@ -340,7 +340,7 @@ static void test_attention(void **state)
                                              .window = cases[i].window,
                                              .soft_cap = cases[i].cap,
                                              .sinks = cases[i].sinks},
-                                   .documents = {cases[i].begin, cases[i].documents},
+                                   .documents = {.begin = cases[i].begin, .count = cases[i].documents},
                                    .dy = dy};
         const float *const in[] = {q, k, v};
         struct problem p = {

@@ -5,7 +5,8 @@
 #include "kernels/train.h"
 
 _Static_assert((int)WALSH_TRAIN_SWIGLU == CUDA_GATE_SWIGLU && (int)WALSH_TRAIN_GEGLU == CUDA_GATE_GEGLU &&
-                   (int)WALSH_TRAIN_CLAMPED == CUDA_GATE_CLAMPED && WALSH_TRAIN_HEAD_DIM == CUDA_TRAIN_HEAD_DIM,
+                   (int)WALSH_TRAIN_CLAMPED == CUDA_GATE_CLAMPED &&
+                   WALSH_TRAIN_HEAD_DIM == CUDA_TRAIN_HEAD_DIM,
                "the kernels' gates and heads");
 
 /* The device of q, current for this thread. */
@@ -46,7 +47,8 @@ static void multiply(const struct walsh_queue *q, const struct walsh_matrix_prod
     cuda_note(d, "multiply");
 }
 
-static void decode(const struct walsh_queue *q, const struct walsh_weights *w, enum walsh_format type, void *out)
+static void decode(const struct walsh_queue *q, const struct walsh_weights *w, enum walsh_format type,
+                   void *out)
 {
     struct cuda_device *d = enter(q);
     if (w->format == WALSH_FORMAT_E8P) {
@@ -62,8 +64,8 @@ static void decode(const struct walsh_queue *q, const struct walsh_weights *w, e
     cuda_note(d, "decode");
 }
 
-static void add_rows(const struct walsh_queue *q, float *y, size_t ldy, const float *x, size_t ldx, const float *delta,
-                     size_t ldd, size_t rows, size_t n)
+static void add_rows(const struct walsh_queue *q, float *y, size_t ldy, const float *x, size_t ldx,
+                     const float *delta, size_t ldd, size_t rows, size_t n)
 {
     struct cuda_device *d = enter(q);
     cuda_add_rows(d->stream, y, ldy, x, ldx, delta, ldd, rows, n);
@@ -78,9 +80,9 @@ static void scatter(const struct walsh_queue *q, float *to, size_t ldto, const f
     cuda_note(d, "scatter");
 }
 
-static void rms_norm_backward(const struct walsh_queue *q, float *dx, size_t lddx, const float *dy, size_t lddy,
-                              const float *x, size_t ldx, const float *weight, size_t rows, size_t n, float eps,
-                              bool add)
+static void rms_norm_backward(const struct walsh_queue *q, float *dx, size_t lddx, const float *dy,
+                              size_t lddy, const float *x, size_t ldx, const float *weight, size_t rows,
+                              size_t n, float eps, bool add)
 {
     struct cuda_device *d = enter(q);
     cuda_rms_norm_backward(d->stream, dx, lddx, dy, lddy, x, ldx, weight, rows, n, eps, add);
