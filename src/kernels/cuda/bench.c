@@ -457,6 +457,7 @@ static enum walsh_status run(struct bench *b, struct walsh_device_ceilings *ceil
     WALSH_TRY(bench_attention(b, 1, 32768));
     WALSH_TRY(bench_attention(b, 32, 32768));
     WALSH_TRY(bench_draws(b));
+    WALSH_TRY(cuda_bench_load(b->q, b->pattern, b->row, b->user, b->err));
     return cuda_memory.synchronize(b->q, b->err);
 }
 
