@@ -225,7 +225,6 @@ enum walsh_status walsh_quantize(struct walsh_context *context, const char *src,
     WALSH_TRY(walsh_options_read(&o, sizeof o, options, "walsh_quantize_options", err));
     WALSH_TRY(job_options(&o, &job, err));
     WALSH_TRY(read_bits(&o, &job, err));
-    WALSH_TRY(walsh_context_needs_cpu(context, "quantize", err));
     if (!src && o.dry_run) return WALSH_OK;
     enum walsh_status status = name_outputs(dst, &job, names, err);
     if (status == WALSH_OK)

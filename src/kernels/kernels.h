@@ -147,6 +147,7 @@ enum walsh_cpu_level { WALSH_CPU_REFERENCE, WALSH_CPU_AVX2, WALSH_CPU_AVX512, WA
 struct walsh_kernels; /* microkernels of one device: kernels/table.h */
 struct walsh_ops;
 struct walsh_fused_ops;
+struct walsh_quantize_ops;
 struct walsh_train_ops;
 struct walsh_draws; /* kernels/draw.h */
 struct walsh_memory; /* kernels/device.h */
@@ -271,6 +272,7 @@ struct walsh_ops {
     void (*draw)(const struct walsh_queue *q, int32_t *ids, float *logits, uint32_t vocab,
                  const struct walsh_draws *draws);
     const struct walsh_fused_ops *fused; /* NULL: none */
+    const struct walsh_quantize_ops *quantize; /* kernels/quantize.h; NULL: the quantizer's own searches */
     const struct walsh_train_ops *train; /* kernels/train.h; NULL: training goes by microkernels */
 };
 

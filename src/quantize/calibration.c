@@ -172,8 +172,10 @@ enum walsh_status walsh_calibration_observe(struct walsh_calibration *c, const s
                                             walsh_pass_progress *progress, void *user,
                                             struct walsh_error *err)
 {
-    for (size_t i = 0; i < count; i++)
+    for (size_t i = 0; i < count; i++) {
         WALSH_TRY(walsh_hessian_open(groups[i].linears[0]->in, &groups[i].hessian, err));
+        if (c->device) WALSH_TRY(walsh_hessian_place(&groups[i].hessian, c->device, err));
+    }
     struct observation o = {c, groups, count, 0};
     const struct walsh_tap tap = {.user = &o, .input = observe_input, .skip_last = true};
     size_t sequence = (size_t)c->tokens * c->graph->config.hidden;
@@ -184,7 +186,10 @@ enum walsh_status walsh_calibration_observe(struct walsh_calibration *c, const s
         run_sequence(c, layer, c->scratch, &tap);
         progress(user, (double)(s + 1) / c->samples);
     }
-    for (size_t i = 0; i < count; i++) walsh_hessian_finish(&groups[i].hessian);
+    for (size_t i = 0; i < count; i++) {
+        WALSH_TRY(walsh_hessian_fetch(&groups[i].hessian, err));
+        walsh_hessian_finish(&groups[i].hessian);
+    }
     c->hessian_seconds += o.seconds;
     c->forward_seconds += walsh_now() - start - o.seconds;
     return WALSH_OK;

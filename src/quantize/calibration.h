@@ -22,6 +22,7 @@ void walsh_groups_close_hessians(struct walsh_input_group *groups, size_t count)
 struct walsh_calibration {
     const struct walsh_model_graph *graph;
     const struct walsh_queue *queue;
+    const struct walsh_queue *device; /* where Hessians are summed; NULL: on the host */
     const struct walsh_hooks *hooks;
     uint32_t samples, tokens;
     float *x; /* [samples][tokens][hidden]: the inputs of the layer that is next */

@@ -3,6 +3,8 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "kernels/device.h"
+#include "kernels/quantize.h"
 #include "quantize/blas.h"
 
 enum { TILE = 192 }; /* columns on each side; fixed, so that no bit depends on the threads */
@@ -17,7 +19,44 @@ enum walsh_status walsh_hessian_open(uint32_t n, struct walsh_hessian *out, stru
 void walsh_hessian_close(struct walsh_hessian *h)
 {
     walsh_free(h->sum);
+    if (h->device) {
+        walsh_queue_free(h->device, h->there);
+        walsh_queue_free(h->device, h->rows);
+    }
     memset(h, 0, sizeof *h);
+}
+
+enum walsh_status walsh_hessian_place(struct walsh_hessian *h, const struct walsh_queue *device,
+                                      struct walsh_error *err)
+{
+    const size_t bytes = (size_t)h->n * h->n * sizeof *h->there;
+    h->device = device;
+    WALSH_TRY(walsh_queue_alloc(device, bytes, "a Hessian", &h->there, err));
+    walsh_queue_zero(device, h->there, bytes);
+    return WALSH_OK;
+}
+
+/* x goes up whole, in rows of ldx. */
+static enum walsh_status add_there(struct walsh_hessian *h, const float *x, size_t ldx, size_t rows)
+{
+    const size_t count = (rows - 1) * ldx + h->n;
+    if (count > h->room) {
+        walsh_queue_free(h->device, h->rows);
+        h->rows = NULL;
+        h->room = 0;
+        WALSH_TRY(walsh_queue_alloc(h->device, count * sizeof *x, "a linear's inputs", &h->rows, &h->failure));
+        h->room = count;
+    }
+    WALSH_TRY(walsh_queue_upload(h->device, h->rows, x, count * sizeof *x, &h->failure));
+    h->device->ops->quantize->hessian_add(h->device, h->there, h->n, h->rows, ldx, rows);
+    return WALSH_OK;
+}
+
+enum walsh_status walsh_hessian_fetch(struct walsh_hessian *h, struct walsh_error *err)
+{
+    if (!h->device) return WALSH_OK;
+    if (h->failure.message[0]) return walsh_fail(err, h->failure.status, "%s", h->failure.message);
+    return walsh_queue_download(h->device, h->sum, h->there, (size_t)h->n * h->n * sizeof *h->sum, err);
 }
 
 struct accumulation {
@@ -46,6 +85,10 @@ void walsh_hessian_add(const struct walsh_queue *q, struct walsh_hessian *h, con
                        size_t rows)
 {
     if (rows == 0) return;
+    if (h->device) {
+        if (h->failure.message[0] == 0 && add_there(h, x, ldx, rows) == WALSH_OK) h->tokens += rows;
+        return;
+    }
     const size_t tiles = walsh_div_up(h->n, TILE);
     struct accumulation a = {h, x, ldx, rows};
     walsh_pool_run(q->pool, tiles * (tiles + 1) / 2, 1, accumulate_task, &a);

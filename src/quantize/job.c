@@ -35,7 +35,8 @@ struct target {
 };
 
 struct job {
-    const struct walsh_queue *queue;
+    const struct walsh_queue *queue;  /* the CPU's: the forward pass, rotations, factors */
+    const struct walsh_queue *device; /* of Hessians and searches; NULL: the CPU */
     const struct walsh_hooks *hooks;
     const struct walsh_job_options *options;
     struct walsh_block_writer blocks; /* of a block format */
@@ -290,10 +291,11 @@ static void describe(const struct job *job, uint64_t calibration, char *out, siz
     }
     snprintf(out, size,
              "walsh %s, e8p %u bits, head %s, %s in %u parts, %u x %u calibration tokens %016" PRIx64
-             ", %u passes, %s, seed %" PRIu64 ", source %016" PRIx64 ", kernels %x",
+             ", %u passes, %s, seed %" PRIu64 ", source %016" PRIx64 ", kernels %x%s",
              WALSH_VERSION, job->to->bits, head, rotation_names[o->rotation], o->tensor_parallel,
              job->calibration.samples, job->calibration.tokens, calibration, o->passes,
-             o->tune ? "tuned" : "plain", o->seed, source, job->queue->kernels->isa);
+             o->tune ? "tuned" : "plain", o->seed, source, job->queue->kernels->isa,
+             job->device ? ", searched on a device" : "");
 }
 
 /* --- one linear --- */
@@ -396,7 +398,10 @@ static enum walsh_status quantize_linear(struct job *job, const struct walsh_ldl
     if (status == WALSH_OK && job->options->tune)
         status = walsh_scale_outputs(&rotation, w, linear->in, signs, err);
     const struct walsh_ldlq_options options = {
-        .bits = job->to->bits, .passes = job->options->passes, .tune = job->options->tune};
+        .bits = job->to->bits,
+        .passes = job->options->passes,
+        .tune = job->options->tune,
+        .device = job->device};
     if (status == WALSH_OK)
         status = walsh_ldlq_quantize(job->queue, input, &rotation, w, &options, &result, NULL, err);
     if (status == WALSH_OK)
@@ -743,10 +748,24 @@ static enum walsh_status run(struct job *job, const char *source, const char *co
             status = walsh_calibration_open(job->graph, job->queue, job->hooks, o->calibration, o->samples,
                                             tokens, &job->calibration, &fingerprint, err);
             job->calibrated = status == WALSH_OK;
+            job->calibration.device = job->device;
         }
         if (status == WALSH_OK) status = write_outputs(job, destinations, fingerprint, err);
     }
     return status;
+}
+
+/* What a device has no part in is refused, not done on the CPU without a word. */
+static enum walsh_status check_device(const struct walsh_queue *q, const struct walsh_job_options *o,
+                                      struct walsh_error *err)
+{
+    if (!q->memory) return WALSH_OK;
+    if (o->format != WALSH_FORMAT_E8P)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED, "quantize to %s runs on the CPU only; a device searches e8p",
+                          walsh_format_name(o->format));
+    if (!q->ops->quantize)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED, "quantize: this device has no searches of codes");
+    return WALSH_OK;
 }
 
 enum walsh_status walsh_quantize_job(const struct walsh_queue *q, const struct walsh_hooks *hooks,
@@ -754,8 +773,11 @@ enum walsh_status walsh_quantize_job(const struct walsh_queue *q, const struct w
                                      const struct walsh_job_options *options,
                                      struct walsh_job_report *reports, struct walsh_error *err)
 {
-    struct job job = {.queue = q, .hooks = hooks, .options = options};
+    const struct walsh_queue host = walsh_queue_host(q);
+    struct job job = {
+        .queue = &host, .device = q->memory ? q : NULL, .hooks = hooks, .options = options};
     const size_t outputs = options->outputs;
+    WALSH_TRY(check_device(q, options, err));
     double start = walsh_now();
     for (size_t i = 0; i < outputs; i++) {
         reports[i] = (struct walsh_job_report){0};

@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "base/memory.h"
-#include "quantize/ldlq_tile.h"
+#include "quantize/ldlq_device.h"
 #include "quantize/rotate.h"
 
 enum { GROUP = 8, TILE = WALSH_LDLQ_TILE };
@@ -21,6 +21,9 @@ struct tiles {
     size_t step;           /* every step-th tile only */
     const float *trace_of; /* whose trace: the error's or the target's */
     double *trace;         /* [tiles] */
+    struct walsh_ldlq_device device; /* queue NULL: the CPU searches */
+    enum walsh_status status;        /* of what failed on the device, and what it said */
+    struct walsh_error *err;
 };
 
 static size_t tile_count(size_t m)
@@ -43,7 +46,10 @@ static void search_task(void *argument, size_t begin, size_t end, unsigned worke
 /* Codes of every step-th tile. */
 static void search(const struct walsh_queue *q, struct tiles *t)
 {
-    walsh_pool_run(q->pool, walsh_div_up(tile_count(t->state.m), t->step), 1, search_task, t);
+    if (!t->device.queue)
+        walsh_pool_run(q->pool, walsh_div_up(tile_count(t->state.m), t->step), 1, search_task, t);
+    else if (t->status == WALSH_OK)
+        t->status = walsh_ldlq_device_search(&t->device, &t->state, t->step, t->passes, t->err);
 }
 
 static void trace_task(void *argument, size_t begin, size_t end, unsigned worker)
@@ -60,6 +66,13 @@ static void trace_task(void *argument, size_t begin, size_t end, unsigned worker
 static double trace(const struct walsh_queue *q, struct tiles *t, const float *e)
 {
     const size_t count = walsh_div_up(tile_count(t->state.m), t->step);
+    double there = 0;
+    if (t->device.queue) {
+        if (t->status == WALSH_OK)
+            t->status =
+                walsh_ldlq_device_trace(&t->device, t->step, e == t->state.target, &there, t->err);
+        return there;
+    }
     t->trace_of = e;
     walsh_pool_run(q->pool, count, 1, trace_task, t);
     double sum = 0;
@@ -165,11 +178,14 @@ static enum walsh_status quantize(const struct walsh_queue *q, const struct wals
     const struct walsh_ldlq_input *input = t->state.input;
     float *target = (float *)t->state.target;
     WALSH_TRY(rotate_weights(q, input, out_rotation, w, target, err));
+    if (options->device) WALSH_TRY(walsh_ldlq_device_open(options->device, &t->state, &t->device, err));
     WALSH_TRY(choose_scales(q, options, t, out, err));
     search(q, t);
     const double whole = trace(q, t, target);
     out->proxy = whole > 0 ? trace(q, t, t->state.error) / whole : 0;
-    return WALSH_OK;
+    if (t->device.queue && t->status == WALSH_OK)
+        t->status = walsh_ldlq_device_fetch(&t->device, &t->state, err);
+    return t->status;
 }
 
 enum walsh_status walsh_ldlq_quantize(const struct walsh_queue *q, const struct walsh_ldlq_input *input,
@@ -197,7 +213,9 @@ enum walsh_status walsh_ldlq_quantize(const struct walsh_queue *q, const struct 
                                             .target = work,
                                             .error = work + count};
         memcpy(t.state.codes, out->codes, sizeof out->codes);
+        t.err = err;
         status = quantize(q, options, out_rotation, w, &t, out, err);
+        walsh_ldlq_device_close(&t.device);
     }
     walsh_free(traces);
     walsh_free(work);

@@ -40,6 +40,7 @@ struct walsh_ldlq_options {
     unsigned passes; /* of coordinate descent, at most: a tile of rows that a pass does not change is done */
     bool tune; /* search Wscale and use residual scales that measure better; else Wscale = rms(W~)/1.03 and
                   GLQ's residual scales */
+    const struct walsh_queue *device; /* one with walsh_ops.quantize searches the codes; NULL: the CPU does */
 };
 /* Passes that `--passes` unset means: more gain less than 0.1% of the proxy. */
 #define WALSH_LDLQ_PASSES 10

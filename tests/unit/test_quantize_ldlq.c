@@ -180,13 +180,13 @@ static void test_better_than_nearest(void **state)
         double last = 1;
         for (unsigned bits = 2; bits <= 8; bits += test_small() ? 3 : 1) {
             struct walsh_ldlq_result nearest, sweep, passes;
-            run(&p, NULL, NULL, (struct walsh_ldlq_options){bits, 0, false}, &nearest, d);
+            run(&p, NULL, NULL, (struct walsh_ldlq_options){bits, 0, false, NULL}, &nearest, d);
             check_decoded(&p, &nearest, d);
             const double plain = proxy_of(&p, d);
-            run(&p, NULL, p.h, (struct walsh_ldlq_options){bits, 0, false}, &sweep, d);
+            run(&p, NULL, p.h, (struct walsh_ldlq_options){bits, 0, false, NULL}, &sweep, d);
             check_decoded(&p, &sweep, d);
             const double ldlq = proxy_of(&p, d);
-            run(&p, NULL, p.h, (struct walsh_ldlq_options){bits, 10, true}, &passes, d);
+            run(&p, NULL, p.h, (struct walsh_ldlq_options){bits, 10, true, NULL}, &passes, d);
             check_decoded(&p, &passes, d);
             const double best = proxy_of(&p, d);
             assert_true(ldlq < 0.75 * plain);
@@ -214,7 +214,7 @@ static void test_proxy(void **state)
     double last = 1;
     for (unsigned passes = 0; passes < 6; passes++) {
         struct walsh_ldlq_result r;
-        double reported = run(&p, NULL, p.h, (struct walsh_ldlq_options){3, passes, false}, &r, d);
+        double reported = run(&p, NULL, p.h, (struct walsh_ldlq_options){3, passes, false, NULL}, &r, d);
         double error = 0, whole = 0;
         for (uint32_t i = 0; i < p.m; i++)
             for (uint32_t j = 0; j < p.n; j++)
@@ -245,7 +245,7 @@ static void test_sweep_matches_formula(void **state)
     struct walsh_ldlq_input input;
     assert_int_equal(walsh_ldlq_input_open(&q, &p.in, p.h, "test", NULL, &input, NULL), WALSH_OK);
     struct walsh_ldlq_result r;
-    const struct walsh_ldlq_options options = {2, 0, false};
+    const struct walsh_ldlq_options options = {2, 0, false, NULL};
     assert_int_equal(walsh_ldlq_quantize(&q, &input, &p.out, p.w, &options, &r, NULL, NULL), WALSH_OK);
 
     double *c = room(N * N, sizeof *c), *l = room(N * N, sizeof *l), *e = room(r.m * N, sizeof *e);
@@ -308,9 +308,9 @@ static void test_wscale_search(void **state)
     for (uint32_t i = 0; i < p.n; i++) /* neighbours that all but repeat each other */
         for (uint32_t j = 0; j < p.n; j++) p.h[i * p.n + j] = powf(0.99f, fabsf((float)i - (float)j));
     struct walsh_ldlq_result tuned, plain, free_of_feedback;
-    run(&p, NULL, p.h, (struct walsh_ldlq_options){4, 2, true}, &tuned, NULL);
-    run(&p, NULL, p.h, (struct walsh_ldlq_options){4, 2, false}, &plain, NULL);
-    run(&p, NULL, NULL, (struct walsh_ldlq_options){4, 2, true}, &free_of_feedback, NULL);
+    run(&p, NULL, p.h, (struct walsh_ldlq_options){4, 2, true, NULL}, &tuned, NULL);
+    run(&p, NULL, p.h, (struct walsh_ldlq_options){4, 2, false, NULL}, &plain, NULL);
+    run(&p, NULL, NULL, (struct walsh_ldlq_options){4, 2, true, NULL}, &free_of_feedback, NULL);
     assert_true(fabs((double)plain.wscale * 1.03 / rms - 1) < 1e-4);
     assert_true(fabsf(tuned.wscale / free_of_feedback.wscale - 1) > 0.02f);
     assert_true(tuned.proxy < 0.97 * plain.proxy);
@@ -325,11 +325,11 @@ static void test_threads(void **state)
     struct problem p = test_small() ? make_problem(72, 128) : make_problem(200, 192);
     struct walsh_ldlq_result first, other;
     float *d = room((size_t)p.m * p.n, sizeof *d), *e = room((size_t)p.m * p.n, sizeof *e);
-    run(&p, NULL, p.h, (struct walsh_ldlq_options){3, 4, true}, &first, d);
+    run(&p, NULL, p.h, (struct walsh_ldlq_options){3, 4, true, NULL}, &first, d);
     for (unsigned threads = 2; threads <= 3; threads++) {
         struct walsh_pool *pool;
         assert_int_equal(walsh_pool_open(threads, &pool, NULL), WALSH_OK);
-        run(&p, pool, p.h, (struct walsh_ldlq_options){3, 4, true}, &other, e);
+        run(&p, pool, p.h, (struct walsh_ldlq_options){3, 4, true, NULL}, &other, e);
         assert_true(first.wscale == other.wscale && first.proxy == other.proxy);
         const size_t groups = (size_t)first.m * first.n / 8;
         assert_memory_equal(first.codes[0], other.codes[0], groups * 2);
@@ -379,7 +379,7 @@ static void test_identity_fallback(void **state)
         assert_int_equal(log.warnings, kind == 2 ? 2 : 1);
         if (kind != 3) { /* the same codes as without a Hessian */
             struct walsh_ldlq_result a, b;
-            struct walsh_ldlq_options options = {2, 4, false};
+            struct walsh_ldlq_options options = {2, 4, false, NULL};
             assert_int_equal(walsh_ldlq_quantize(&q, &input, &p.out, p.w, &options, &a, NULL, NULL),
                              WALSH_OK);
             run(&p, NULL, NULL, options, &b, NULL);
@@ -401,7 +401,7 @@ static void test_degenerate_weights(void **state)
     struct walsh_ldlq_result r;
     struct walsh_error err;
     memset(p.w, 0, (size_t)p.m * p.n * sizeof *p.w);
-    run(&p, NULL, p.h, (struct walsh_ldlq_options){4, 2, true}, &r, d);
+    run(&p, NULL, p.h, (struct walsh_ldlq_options){4, 2, true, NULL}, &r, d);
     assert_true(r.wscale == 0 && r.proxy == 0);
     for (size_t i = 0; i < (size_t)p.m * p.n; i++) assert_true(d[i] == 0);
     walsh_ldlq_result_close(&r);
@@ -410,7 +410,7 @@ static void test_degenerate_weights(void **state)
     struct walsh_queue q = queue_of(NULL);
     struct walsh_ldlq_input input;
     assert_int_equal(walsh_ldlq_input_open(&q, &p.in, p.h, "test", NULL, &input, NULL), WALSH_OK);
-    struct walsh_ldlq_options options = {4, 2, true};
+    struct walsh_ldlq_options options = {4, 2, true, NULL};
     assert_int_equal(walsh_ldlq_quantize(&q, &input, &p.out, p.w, &options, &r, d, &err), WALSH_E_FORMAT);
     assert_string_equal(err.message, "the weights hold NaN or Inf");
     options.bits = 9;
@@ -430,7 +430,7 @@ static void test_scales(void **state)
         for (uint32_t i = 0; i < p.m; i++) p.w[i * p.n + j] *= j % 11 == 0 ? 0.4f : 1;
     float *d = room((size_t)p.m * p.n, sizeof *d), *diagonal = room(p.n, sizeof *diagonal);
     struct walsh_ldlq_result r;
-    run(&p, NULL, p.h, (struct walsh_ldlq_options){2, 3, true}, &r, d);
+    run(&p, NULL, p.h, (struct walsh_ldlq_options){2, 3, true, NULL}, &r, d);
     const double before = proxy_of(&p, d);
     walsh_ldlq_result_close(&r);
 
@@ -446,7 +446,7 @@ static void test_scales(void **state)
         if (i % 11 == 0) assert_true(fabsf(sv[i]) < fabsf(sv[i + 1]));
     }
     assert_true(fabs(mean) < 1e-3);
-    run(&p, NULL, p.h, (struct walsh_ldlq_options){2, 3, true}, &r, d);
+    run(&p, NULL, p.h, (struct walsh_ldlq_options){2, 3, true, NULL}, &r, d);
     check_decoded(&p, &r, d);
     assert_true(proxy_of(&p, d) < 0.98 * before);
     walsh_ldlq_result_close(&r);

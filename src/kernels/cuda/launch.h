@@ -345,6 +345,26 @@ size_t cuda_draw_scratch(uint32_t vocab);
 void cuda_draw_rows(cudaStream_t stream, int32_t *ids, float *logits, uint32_t vocab,
                     const struct cuda_draw *draws, size_t rows, bool sampled, bool edited, void *scratch);
 
+/* --- quantize_hessian.cu, quantize_ldlq.cu: kernels.h, walsh_quantize_ops --- */
+
+/* sum [n][n] += X^T X on and above the diagonal, of x [rows][ldx], n columns used. */
+void cuda_hessian_add(cudaStream_t stream, float *sum, uint32_t n, const float *x, size_t ldx, size_t rows);
+struct cuda_ldlq {
+    uint32_t n, rows, step, stages;
+    const float *target, *hessian, *factor, *inverse;
+    float *error, *panel;
+    struct {
+        void *codes;
+        uint32_t narrow; /* E81B */
+        float scale;
+    } stage[CUDA_MAX_STAGES];
+    uint32_t *changed;
+    const uint32_t *tables; /* [CUDA_E8P_TABLE_WORDS] */
+};
+void cuda_ldlq_sweep(cudaStream_t stream, const struct cuda_ldlq *p);
+void cuda_ldlq_pass(cudaStream_t stream, const struct cuda_ldlq *p);
+void cuda_ldlq_trace(cudaStream_t stream, const struct cuda_ldlq *p, const float *e, double *sums);
+
 /* --- peak.cu: ceilings --- */
 
 void cuda_peak_read(cudaStream_t stream, const void *from, size_t bytes, uint32_t *sink);
