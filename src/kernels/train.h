@@ -46,6 +46,12 @@ struct walsh_adamw_update {
     double *length;
 };
 
+/* The slots of a mixture of experts: k of each row, [rows][k], slot[i] the place of number i among all. */
+struct walsh_train_slots {
+    const uint32_t *slot;
+    size_t rows, k, n; /* n: of a row of numbers */
+};
+
 struct walsh_train_ops {
     void (*multiply)(const struct walsh_queue *q, const struct walsh_matrix_product *p);
     /* out [w->rows][w->cols] of F32 or BF16: decode_weights_f32 and decode_weights_bf16 (kernels.def). */
@@ -71,6 +77,16 @@ struct walsh_train_ops {
     void (*cross_entropy)(const struct walsh_queue *q, float *logits, const int32_t *targets, size_t rows,
                           size_t vocab, float weight, float cap, bool gradient, double *loss);
     void (*adamw)(const struct walsh_queue *q, const struct walsh_adamw_update *u);
+    /* to[slot] = weight[i] d[row], and dweight[i] = d[row] y[slot], of every i = row * k + j. */
+    void (*spread)(const struct walsh_queue *q, const struct walsh_train_slots *s, float *to, float *dweight,
+                   const float *d, const float *y, const float *weight);
+    /* to[row] = the sum over j, from the left, of from[slot], or, where weight, of weight[i] from[slot]. */
+    void (*collect)(const struct walsh_queue *q, const struct walsh_train_slots *s, float *to,
+                    const float *from, const float *weight);
+    /* train/gradients.h, walsh_route_backward. */
+    void (*route_backward)(const struct walsh_queue *q, float *dlogits, const float *dweight,
+                           const float *logits, const int32_t *index, const float *weight, size_t rows,
+                           uint32_t experts, uint32_t k, bool normalize);
 };
 
 #endif

@@ -3,24 +3,50 @@
 #include <string.h>
 
 #include "kernels/table.h"
+#include "train/device.h"
 #include "train/gradients.h"
 #include "train/layer.h"
 
-/* Sort the slots of tape->expert_index by expert. */
-static void sort_slots(const struct walsh_config *c, const struct walsh_tape *t, size_t rows,
+/* Sort the slots of expert_index by expert. */
+static void sort_index(const struct walsh_config *c, const int32_t *expert_index, size_t rows,
                        struct walsh_slots *s)
 {
     const size_t k = c->experts_per_token, slots = rows * k;
     memset(s->begin, 0, ((size_t)c->experts + 1) * sizeof *s->begin);
-    for (size_t i = 0; i < slots; i++) s->begin[t->expert_index[i] + 1]++;
+    for (size_t i = 0; i < slots; i++) s->begin[expert_index[i] + 1]++;
     for (uint32_t e = 0; e < c->experts; e++) s->begin[e + 1] += s->begin[e];
     for (size_t i = 0; i < slots; i++) { /* begin[e] runs ahead to begin[e + 1] ... */
-        const uint32_t slot = s->begin[t->expert_index[i]]++;
+        const uint32_t slot = s->begin[expert_index[i]]++;
         s->row[slot] = (uint32_t)(i / k);
         s->of_row[i] = slot;
     }
     for (uint32_t e = c->experts; e > 0; e--) s->begin[e] = s->begin[e - 1]; /* ... and back */
     s->begin[0] = 0;
+}
+
+/* What a device's slots need: they come to the host to be sorted, because how many rows an expert has decides which products
+ * are enqueued. */
+static enum walsh_status fetch_slots(struct walsh_layers *l, const struct walsh_tape *t, size_t rows)
+{
+    const struct walsh_queue *q = l->queue;
+    struct walsh_slots *s = &l->slots;
+    const size_t slots = rows * l->graph->config.experts_per_token, bytes = slots * sizeof(uint32_t);
+    WALSH_TRY(walsh_queue_download(q, s->index, t->expert_index, bytes, &l->error));
+    sort_index(&l->graph->config, s->index, rows, s);
+    WALSH_TRY(walsh_queue_upload(q, s->device, s->row, bytes, &l->error));
+    return walsh_queue_upload(q, s->device + slots, s->of_row, bytes, &l->error);
+}
+
+/* Sort the slots of tape->expert_index by expert. After a failure of the device nobody has any. */
+static void sort_slots(struct walsh_layers *l, const struct walsh_tape *t, size_t rows)
+{
+    const struct walsh_config *c = &l->graph->config;
+    if (!l->queue->memory) {
+        sort_index(c, t->expert_index, rows, &l->slots);
+        return;
+    }
+    if (l->status == WALSH_OK) l->status = fetch_slots(l, t, rows);
+    if (l->status != WALSH_OK) memset(l->slots.begin, 0, ((size_t)c->experts + 1) * sizeof *l->slots.begin);
 }
 
 /* What the tasks over rows or slots share. */
@@ -95,6 +121,27 @@ static void collect(void *argument, size_t begin, size_t end, unsigned worker)
     }
 }
 
+/* A task over the rows or their slots, or what a device has in its place. */
+static void run(const struct walsh_layers *l, walsh_task *task, struct mixture *m, size_t rows)
+{
+    const struct walsh_queue *q = l->queue;
+    const struct walsh_train_ops *ops = walsh_train_device(q);
+    if (!ops) {
+        walsh_pool_run(q->pool, task == gather ? rows * m->k : rows, task == gather ? 64 : 16, task, m);
+        return;
+    }
+    if (l->status != WALSH_OK) return;
+    const struct walsh_train_slots s = {l->slots.device + rows * m->k, rows, m->k, m->hidden};
+    if (task == gather)
+        q->ops->gather(q, m->to, m->hidden, m->from, m->hidden, l->slots.device, rows * m->k, m->hidden);
+    else if (task == spread)
+        ops->spread(q, &s, m->to, m->dweight, m->from, m->tape->expert_output, m->tape->expert_weight);
+    else if (task == combine)
+        ops->collect(q, &s, m->to, m->tape->expert_output, m->tape->expert_weight);
+    else
+        ops->collect(q, &s, m->to, m->from, NULL);
+}
+
 /* One linear of an expert, as a member of struct walsh_expert. */
 typedef const struct walsh_linear *linear_of(const struct walsh_expert *expert);
 static const struct walsh_linear *gate_of(const struct walsh_expert *expert)
@@ -139,9 +186,9 @@ void walsh_train_experts_forward(struct walsh_layers *l, const struct walsh_laye
     walsh_frozen_forward(&l->products, &router, 1, normed, hidden);
     q->ops->route(q, t->expert_index, t->expert_weight, t->router_logits, rows, c->experts,
                   c->experts_per_token, c->normalize_topk);
-    sort_slots(c, t, rows, &l->slots);
+    sort_slots(l, t, rows);
     struct mixture m = {q->kernels, &l->slots, t, normed, l->gathered, NULL, hidden, c->experts_per_token};
-    walsh_pool_run(q->pool, rows * m.k, 64, gather, &m);
+    run(l, gather, &m, rows);
     size_t sites = active(l, layer, 2, gate_up, (float *const[]){t->gate, t->up}, wide);
     walsh_train_round_input(l, t, WALSH_LIST_GATE_UP, l->gathered, rows * m.k, hidden);
     walsh_train_linears(l, l->sites, sites, l->gathered, hidden, t, WALSH_LIST_GATE_UP);
@@ -154,7 +201,7 @@ void walsh_train_experts_forward(struct walsh_layers *l, const struct walsh_laye
     sites = active(l, layer, 1, down, &t->expert_output, hidden);
     walsh_train_linears(l, l->sites, sites, l->wide, wide, t, WALSH_LIST_DOWN);
     m.to = delta;
-    walsh_pool_run(q->pool, rows, 16, combine, &m);
+    run(l, combine, &m, rows);
 }
 
 void walsh_train_experts_backward(struct walsh_layers *l, const struct walsh_layer *layer, size_t rows,
@@ -163,10 +210,10 @@ void walsh_train_experts_backward(struct walsh_layers *l, const struct walsh_lay
     const struct walsh_config *c = &l->graph->config;
     const struct walsh_queue *q = l->queue;
     const size_t wide = c->expert_intermediate, hidden = c->hidden;
-    sort_slots(c, t, rows, &l->slots);
+    sort_slots(l, t, rows);
     struct mixture m = {q->kernels, &l->slots, t, d, l->dgathered, l->dweight, hidden, c->experts_per_token};
     const size_t slots = rows * m.k;
-    walsh_pool_run(q->pool, rows, 16, spread, &m);
+    run(l, spread, &m, rows);
     const struct walsh_row_output gated = {.y = l->wide, .ldy = wide};
     if (!l->narrow) walsh_train_gate(l, t, &gated, slots, wide);
     size_t sites = active(l, layer, 1, down, &l->dgathered, hidden);
@@ -174,13 +221,13 @@ void walsh_train_experts_backward(struct walsh_layers *l, const struct walsh_lay
     walsh_gate_backward(q, c, l->dgate, l->dup, l->dgate, t->gate, t->up, slots, wide);
     m.from = normed;
     m.to = l->gathered;
-    if (!l->narrow) walsh_pool_run(q->pool, slots, 64, gather, &m);
+    if (!l->narrow) run(l, gather, &m, rows);
     sites = active(l, layer, 2, gate_up, (float *const[]){l->dgate, l->dup}, wide);
     walsh_train_linears_backward(l, l->sites, sites, l->gathered, hidden, l->dgathered, hidden, t,
                                  WALSH_LIST_GATE_UP);
     m.from = l->dgathered;
     m.to = dnormed;
-    walsh_pool_run(q->pool, rows, 16, collect, &m);
+    run(l, collect, &m, rows);
     walsh_route_backward(q, l->dlogits, l->dweight, t->router_logits, t->expert_index, t->expert_weight, rows,
                          c->experts, c->experts_per_token, c->normalize_topk);
     const struct walsh_frozen_site router = {

@@ -249,6 +249,10 @@ void walsh_route_backward(const struct walsh_queue *q, float *dlogits, const flo
                           const float *logits, const int32_t *index, const float *weight, size_t rows,
                           uint32_t experts, uint32_t k, bool normalize)
 {
+    if (walsh_train_device(q)) {
+        q->ops->train->route_backward(q, dlogits, dweight, logits, index, weight, rows, experts, k, normalize);
+        return;
+    }
     struct route t = {dlogits, dweight, logits, weight, index, experts, k, normalize};
     run_rows(q, rows, experts, route_rows, &t);
 }

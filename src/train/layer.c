@@ -183,6 +183,7 @@ static void buffers_of(struct room *room, struct walsh_layers *l)
         l->dgathered = floats(room, slots, c->hidden);
         l->dweight = floats(room, slots, 1);
         l->dlogits = floats(room, rows, c->experts);
+        if (l->queue->memory) l->slots.device = take(room, 2 * slots, sizeof(uint32_t), "slots");
     }
     for (size_t i = 0; l->narrow && i < sizeof l->rounded / sizeof *l->rounded; i++)
         l->rounded[i] =
@@ -204,6 +205,7 @@ static void lists_of(struct room *room, struct walsh_layers *l)
     l->slots.begin = take(room, (size_t)c->experts + 1, sizeof(uint32_t), "slots");
     l->slots.row = take(room, slots, sizeof(uint32_t), "slots");
     l->slots.of_row = take(room, slots, sizeof(uint32_t), "slots");
+    if (l->queue->memory) l->slots.index = take(room, slots, sizeof(int32_t), "slots");
 }
 
 static struct walsh_products_options products_options(const struct walsh_model_graph *graph,
@@ -219,6 +221,7 @@ size_t walsh_layers_bytes(const struct walsh_model_graph *graph, const struct wa
                           const struct walsh_layers_options *options)
 {
     struct walsh_layers l = {.graph = graph,
+                             .queue = queue,
                              .max_rows = options->max_rows,
                              .max_rank = options->max_rank,
                              .narrow = options->narrow};

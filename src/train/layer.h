@@ -44,6 +44,8 @@ struct walsh_tape {
 /* Slots sorted by expert: [begin[e], begin[e + 1]) are expert e's. Made again from expert_index. */
 struct walsh_slots {
     uint32_t *begin, *row, *of_row; /* [experts + 1], [slots]: whose row, [rows][k]: a row's k-th slot */
+    int32_t *index;                 /* [slots], the host's expert_index of a device */
+    uint32_t *device;               /* on a device, its memory: row, and of_row behind it */
 };
 
 /* The rows of one call. */
@@ -66,7 +68,10 @@ struct walsh_layers {
     uint16_t *rounded[WALSH_SITE_CALLS - 1]; /* dy of each call; [slots][stride of what it holds] */
     float *sine[2];                          /* negated, of graph->rope and local_rope */
     void *device_block;                      /* what the buffers stand in, on a device */
-    float *normed, *dnormed, *delta;         /* [max_rows][hidden] */
+    enum walsh_status
+        status; /* what a device failed with where a layer has to ask it something, the first time */
+    struct walsh_error error;
+    float *normed, *dnormed, *delta; /* [max_rows][hidden] */
     float *dquery, *dkey, *dvalue, *dattention;
     float *dmixed;               /* [max_rows][3 * hidden]; NULL: no layer is a convolution */
     float *wide, *dgate, *dup;   /* [slots][wide] */

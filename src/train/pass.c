@@ -292,6 +292,10 @@ enum walsh_status walsh_pass_run(struct walsh_pass *p, const struct walsh_train_
         walsh_train_layer_backward(&p->layers, &layers[i], &rows, p->states[i], &p->tapes[i], gradient,
                                    i == 0);
     }
+    if (p->layers.status != WALSH_OK) {
+        *err = p->layers.error;
+        return p->layers.status;
+    }
     if (d) WALSH_TRY(walsh_queue_download(p->queue, p->losses, d->losses, *count * sizeof *p->losses, err));
     *loss = 0;
     for (size_t i = 0; i < *count; i++) *loss += p->losses[i];
@@ -305,9 +309,6 @@ enum walsh_status walsh_pass_check(const struct walsh_model_graph *graph, const 
     if (!queue->memory) return WALSH_OK;
     if (!queue->ops->train)
         return walsh_fail(err, WALSH_E_UNSUPPORTED, "this device has no kernels for training");
-    if (c->experts > 0)
-        return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: mixtures of experts are trained on the CPU only",
-                          graph->checkpoint.directory);
     if (c->head_dim > WALSH_TRAIN_HEAD_DIM)
         return walsh_fail(err, WALSH_E_UNSUPPORTED,
                           "%s: heads of %u numbers; training on a device knows up to %d",

@@ -274,6 +274,77 @@ static void check_adamw(struct check *c, const struct walsh_queue *q, size_t n, 
     check_exact_f32(c, "adamw: v", want[2], v, n);
 }
 
+/* --- mixtures of experts --- */
+
+static void check_slots(struct check *c, const struct walsh_queue *q)
+{
+    enum { ROWS = 13, K = 3, ALL = ROWS * K };
+    const size_t n = 1 + check_below(c, 700);
+    uint32_t slot[ALL];
+    for (uint32_t i = 0; i < ALL; i++) slot[i] = (i * 7 + c->round) % ALL;
+    const struct walsh_train_slots s = {slot, ROWS, K, n};
+    float *d = normals(c, ROWS * n), *y = normals(c, ALL * n), *weight = normals(c, ALL),
+          *to = normals(c, ALL * n), *dweight = normals(c, ALL), *sum = normals(c, ROWS * n),
+          *want = copy(c, to, ALL * n), *dots = copy(c, weight, ALL), *magnitude = copy(c, weight, ALL);
+    q->ops->train->spread(q, &s, to, dweight, d, y, weight);
+    for (size_t i = 0; i < ALL; i++) {
+        double dot = 0, absolute = 0;
+        for (size_t j = 0; j < n; j++) {
+            const double t = (double)d[i / K * n + j] * (double)y[slot[i] * n + j];
+            dot += t, absolute += fabs(t);
+            want[slot[i] * n + j] = weight[i] * d[i / K * n + j];
+        }
+        dots[i] = (float)dot, magnitude[i] = (float)absolute;
+    }
+    check_exact_f32(c, "spread", want, to, ALL * n);
+    check_close_f32(c, "a weight's gradient", dots, dweight, magnitude, ALL, 8);
+    for (int weighted = 0; weighted < 2; weighted++) {
+        q->ops->train->collect(q, &s, sum, y, weighted ? weight : NULL);
+        for (size_t r = 0; r < ROWS; r++)
+            for (size_t j = 0; j < n; j++) {
+                float total = 0;
+                for (size_t i = r * K; i < (r + 1) * K; i++) {
+                    const float t = weighted ? weight[i] * y[slot[i] * n + j] : y[slot[i] * n + j];
+                    total = i == r * K ? t : total + t;
+                }
+                want[r * n + j] = total;
+            }
+        check_exact_f32(c, "collect", want, sum, ROWS * n);
+    }
+}
+
+static void check_route_backward(struct check *c, const struct walsh_queue *q, bool normalize)
+{
+    enum { ROWS = 40, EXPERTS = 17, K = 4 };
+    float *logits = normals(c, ROWS * EXPERTS), *dweight = normals(c, ROWS * K),
+          *weight = normals(c, ROWS * K), *dlogits = normals(c, ROWS * EXPERTS),
+          *want = copy(c, dlogits, ROWS * EXPERTS), *magnitude = copy(c, dlogits, ROWS * EXPERTS);
+    int32_t *index = check_alloc(c, ROWS * K * 4, 0);
+    for (size_t r = 0; r < ROWS; r++) {
+        double sum = 0, chosen = 0, mean = 0;
+        for (size_t e = 0; e < EXPERTS; e++) sum += exp((double)logits[r * EXPERTS + e]);
+        for (size_t j = 0; j < K; j++) { /* any experts will do */
+            index[r * K + j] = (int32_t)((r + 4 * j) % EXPERTS);
+            chosen += exp((double)logits[r * EXPERTS + (size_t)index[r * K + j]]);
+        }
+        for (size_t j = 0; j < K; j++) {
+            const double own = exp((double)logits[r * EXPERTS + (size_t)index[r * K + j]]);
+            weight[r * K + j] = (float)(own / (normalize ? chosen : sum));
+            mean += (double)weight[r * K + j] * (double)dweight[r * K + j];
+        }
+        for (size_t e = 0; e < EXPERTS; e++) {
+            want[r * EXPERTS + e] =
+                (float)(normalize ? 0 : -exp((double)logits[r * EXPERTS + e]) / sum * mean);
+            magnitude[r * EXPERTS + e] = 4;
+        }
+        for (size_t j = 0; j < K; j++)
+            want[r * EXPERTS + (size_t)index[r * K + j]] +=
+                (float)((double)weight[r * K + j] * ((double)dweight[r * K + j] - (normalize ? mean : 0)));
+    }
+    q->ops->train->route_backward(q, dlogits, dweight, logits, index, weight, ROWS, EXPERTS, K, normalize);
+    check_close_f32(c, "route_backward", want, dlogits, magnitude, ROWS * EXPERTS, 2);
+}
+
 /* --- attention --- */
 
 struct attention {
@@ -411,6 +482,8 @@ void check_op_train(struct check *c, const struct check_queues *queues)
     check_moves(c, q);
     check_loss(c, q, 1 + check_below(c, 5000), true, 0);
     check_loss(c, q, 1 + check_below(c, 500), c->round % 2, 30);
+    check_slots(c, q);
+    check_route_backward(c, q, c->round % 2);
     check_adamw(c, q, 1 + check_below(c, 70000), c->round != 3);
     static const uint32_t dims[CHECK_ROUNDS] = {64, 20, 128, 200};
     check_attention(c, q, dims[c->round], 1 + check_below(c, 180));

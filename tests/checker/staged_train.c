@@ -150,6 +150,48 @@ static void adamw(const struct walsh_queue *q, const struct walsh_adamw_update *
     staged_finish(s);
 }
 
+static struct walsh_train_slots stage_slots(struct staged *s, const struct walsh_train_slots *slots)
+{
+    struct walsh_train_slots d = *slots;
+    d.slot = staged_in(s, slots->slot, slots->rows * slots->k * 4);
+    return d;
+}
+
+static void spread(const struct walsh_queue *q, const struct walsh_train_slots *slots, float *to,
+                   float *dweight, const float *d, const float *y, const float *weight)
+{
+    struct staged *s = staged_of(q);
+    const struct walsh_train_slots on_device = stage_slots(s, slots);
+    const size_t all = slots->rows * slots->k;
+    train_of(s)->spread(&s->device, &on_device, staged_out(s, to, all * slots->n * 4),
+                        staged_out(s, dweight, all * 4), staged_in(s, d, slots->rows * slots->n * 4),
+                        staged_in(s, y, all * slots->n * 4), staged_in(s, weight, all * 4));
+    staged_finish(s);
+}
+
+static void collect(const struct walsh_queue *q, const struct walsh_train_slots *slots, float *to,
+                    const float *from, const float *weight)
+{
+    struct staged *s = staged_of(q);
+    const struct walsh_train_slots on_device = stage_slots(s, slots);
+    const size_t all = slots->rows * slots->k;
+    train_of(s)->collect(&s->device, &on_device, staged_out(s, to, slots->rows * slots->n * 4),
+                         staged_in(s, from, all * slots->n * 4), staged_in(s, weight, all * 4));
+    staged_finish(s);
+}
+
+static void route_backward(const struct walsh_queue *q, float *dlogits, const float *dweight,
+                           const float *logits, const int32_t *index, const float *weight, size_t rows,
+                           uint32_t experts, uint32_t k, bool normalize)
+{
+    struct staged *s = staged_of(q);
+    train_of(s)->route_backward(&s->device, staged_out(s, dlogits, rows * experts * 4),
+                                staged_in(s, dweight, rows * k * 4), staged_in(s, logits, rows * experts * 4),
+                                staged_in(s, index, rows * k * 4), staged_in(s, weight, rows * k * 4), rows,
+                                experts, k, normalize);
+    staged_finish(s);
+}
+
 const struct walsh_train_ops staged_train_ops = {
     .multiply = multiply,
     .decode = decode,
@@ -161,4 +203,7 @@ const struct walsh_train_ops staged_train_ops = {
     .attention_backward = attention_backward,
     .cross_entropy = cross_entropy,
     .adamw = adamw,
+    .spread = spread,
+    .collect = collect,
+    .route_backward = route_backward,
 };

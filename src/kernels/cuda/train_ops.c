@@ -179,6 +179,31 @@ static void adamw(const struct walsh_queue *q, const struct walsh_adamw_update *
     cuda_note(d, "adamw");
 }
 
+static void spread(const struct walsh_queue *q, const struct walsh_train_slots *s, float *to, float *dweight,
+                   const float *rows, const float *y, const float *weight)
+{
+    struct cuda_device *d = enter(q);
+    cuda_spread(d->stream, s->slot, s->rows, s->k, s->n, to, dweight, rows, y, weight);
+    cuda_note(d, "spread");
+}
+
+static void collect(const struct walsh_queue *q, const struct walsh_train_slots *s, float *to,
+                    const float *from, const float *weight)
+{
+    struct cuda_device *d = enter(q);
+    cuda_collect(d->stream, s->slot, s->rows, s->k, s->n, to, from, weight);
+    cuda_note(d, "collect");
+}
+
+static void route_backward(const struct walsh_queue *q, float *dlogits, const float *dweight,
+                           const float *logits, const int32_t *index, const float *weight, size_t rows,
+                           uint32_t experts, uint32_t k, bool normalize)
+{
+    struct cuda_device *d = enter(q);
+    cuda_route_backward(d->stream, dlogits, dweight, logits, index, weight, rows, experts, k, normalize);
+    cuda_note(d, "route_backward");
+}
+
 const struct walsh_train_ops cuda_train_ops = {
     .multiply = multiply,
     .decode = decode,
@@ -190,4 +215,7 @@ const struct walsh_train_ops cuda_train_ops = {
     .attention_backward = attention_backward,
     .cross_entropy = cross_entropy,
     .adamw = adamw,
+    .spread = spread,
+    .collect = collect,
+    .route_backward = route_backward,
 };

@@ -120,6 +120,60 @@ __global__ void __launch_bounds__(THREADS) cross_entropy_kernel(float *logits, c
     }
 }
 
+// --- mixtures of experts ---
+
+// A block of threads a slot.
+__global__ void __launch_bounds__(THREADS) spread_kernel(const uint32_t *slot, size_t k, size_t n, float *to, float *dweight, const float *d,
+                                                         const float *y, const float *weight)
+{
+    __shared__ float part[32];
+    const size_t i = blockIdx.x, at = slot[i] * n;
+    const float w = weight[i];
+    d += i / k * n;
+    float dot = 0.0f;
+    for (size_t j = threadIdx.x; j < n; j += THREADS) {
+        dot = fmaf(d[j], y[at + j], dot);
+        to[at + j] = __fmul_rn(w, d[j]);
+    }
+    dot = block_all(dot, 0.0f, plus(), part);
+    if (threadIdx.x == 0) dweight[i] = dot;
+}
+
+__global__ void __launch_bounds__(THREADS)
+    collect_kernel(const uint32_t *slot, size_t rows, size_t k, size_t n, float *to, const float *from, const float *weight)
+{
+    const size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x;
+    if (i >= n) return;
+    for (size_t row = blockIdx.y; row < rows; row += gridDim.y) {
+        float sum = 0.0f;
+        for (size_t j = row * k; j < (row + 1) * k; j++) {
+            const float x = from[slot[j] * n + i], y = weight ? __fmul_rn(weight[j], x) : x;
+            sum = j == row * k ? y : __fadd_rn(sum, y);
+        }
+        to[row * n + i] = sum;
+    }
+}
+
+// One thread a row: train/gradients.c, route_row.
+__global__ void __launch_bounds__(THREADS)
+    route_backward_kernel(float *dlogits, const float *dweight, const float *logits, const int32_t *index, const float *weight, size_t rows,
+                          uint32_t experts, uint32_t k, bool normalize)
+{
+    const size_t row = (size_t)blockIdx.x * THREADS + threadIdx.x;
+    if (row >= rows) return;
+    dlogits += row * experts, logits += row * experts, dweight += row * k, weight += row * k, index += row * k;
+    double mean = 0.0, sum = 0.0;
+    float top = -INFINITY;
+    for (uint32_t j = 0; j < k; j++) mean += (double)weight[j] * (double)dweight[j];
+    for (uint32_t e = 0; e < experts; e++) top = fmaxf(top, logits[e]);
+    for (uint32_t e = 0; !normalize && e < experts; e++) sum += exp((double)logits[e] - (double)top);
+    for (uint32_t e = 0; e < experts; e++) dlogits[e] = normalize ? 0.0f : (float)(-exp((double)logits[e] - (double)top) / sum * mean);
+    for (uint32_t j = 0; j < k; j++) {
+        const double own = (double)weight[j] * (normalize ? (double)dweight[j] - mean : (double)dweight[j]);
+        dlogits[index[j]] += (float)own;
+    }
+}
+
 // --- AdamW ---
 
 constexpr size_t PIECE = 16384; // numbers whose squares a block of threads adds up
@@ -194,6 +248,25 @@ void cuda_cross_entropy(cudaStream_t stream, float *logits, const int32_t *targe
 {
     if (rows > 0)
         launch_behind(stream, cross_entropy_kernel, dim3((unsigned)rows), THREADS, 0, logits, targets, vocab, weight, cap, gradient, loss);
+}
+
+void cuda_spread(cudaStream_t stream, const uint32_t *slot, size_t rows, size_t k, size_t n, float *to, float *dweight, const float *d,
+                 const float *y, const float *weight)
+{
+    if (rows > 0) launch_behind(stream, spread_kernel, dim3((unsigned)(rows * k)), THREADS, 0, slot, k, n, to, dweight, d, y, weight);
+}
+
+void cuda_collect(cudaStream_t stream, const uint32_t *slot, size_t rows, size_t k, size_t n, float *to, const float *from, const float *weight)
+{
+    if (rows > 0 && n > 0) launch_behind(stream, collect_kernel, grid_of(rows, n), THREADS, 0, slot, rows, k, n, to, from, weight);
+}
+
+void cuda_route_backward(cudaStream_t stream, float *dlogits, const float *dweight, const float *logits, const int32_t *index,
+                         const float *weight, size_t rows, uint32_t experts, uint32_t k, bool normalize)
+{
+    if (rows > 0)
+        launch_behind(stream, route_backward_kernel, dim3(div_up(rows, THREADS)), THREADS, 0, dlogits, dweight, logits, index, weight, rows,
+                      experts, k, normalize);
 }
 
 size_t cuda_adamw_scratch(size_t count)
