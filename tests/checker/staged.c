@@ -478,6 +478,7 @@ static const struct walsh_ops ops = {
     .gather = gather,
     .combine = combine,
     .draw = draw,
+    .quantize = &staged_quantize_ops,
     .train = &staged_train_ops,
 };
 
