@@ -11,6 +11,7 @@ static void release_codecs(struct walsh_kv_codecs *codecs)
     walsh_turbo_codec_close(&codecs->key);
     walsh_turbo_prod_close(&codecs->prod);
     walsh_turbo_codec_close(&codecs->value);
+    if (codecs->queue) walsh_queue_free(codecs->queue, codecs->device);
     walsh_free(codecs);
 }
 
@@ -48,7 +49,11 @@ static enum walsh_status open_codecs(const struct walsh_kv_shape *shape, struct 
     struct walsh_kv_codecs *codecs;
     WALSH_TRY(walsh_alloc_zero(1, sizeof *codecs, "the codecs of a KV cache", &codecs, err));
     atomic_init(&codecs->references, 1);
-    const enum walsh_status status = fill_codecs(shape, codecs, err);
+    enum walsh_status status = fill_codecs(shape, codecs, err);
+    if (status == WALSH_OK && shape->queue) {
+        codecs->queue = shape->queue;
+        status = shape->queue->memory->upload_codecs(shape->queue, &codecs->turbo, &codecs->device, err);
+    }
     if (status != WALSH_OK) {
         release_codecs(codecs);
         return status;
@@ -134,7 +139,7 @@ static enum walsh_status open_cache(const struct walsh_kv_shape *shape, struct w
     kv->op_views = kv->views;
     if (shape->queue) {
         const enum walsh_status status = walsh_queue_alloc(
-            shape->queue, t.ring - t.views, "the page table of a KV cache", &kv->device_tables, err);
+            shape->queue, t.windowed - t.views, "the page table of a KV cache", &kv->device_tables, err);
         if (status != WALSH_OK) {
             walsh_free(kv);
             return status;
@@ -174,7 +179,10 @@ void walsh_kv_close(struct walsh_kv_cache **kv)
     for (uint32_t p = 0; p < (*kv)->pages; p++) release_page((*kv)->page[p]);
     release_codecs((*kv)->codecs);
     if ((*kv)->shape.queue) walsh_queue_free((*kv)->shape.queue, (*kv)->device_tables);
-    walsh_free((*kv)->ring);
+    if ((*kv)->shape.queue)
+        walsh_queue_free((*kv)->shape.queue, (*kv)->ring);
+    else
+        walsh_free((*kv)->ring);
     walsh_free(*kv);
     *kv = NULL;
 }
@@ -267,7 +275,14 @@ static enum walsh_status own_empty(struct walsh_kv_cache *kv, uint32_t p, struct
 static enum walsh_status add_ring(struct walsh_kv_cache *kv, struct walsh_error *err)
 {
     if (!kv->recent || kv->ring) return WALSH_OK;
-    WALSH_TRY(walsh_alloc_zero(kv->ring_bytes, 1, "the recent tokens of a KV cache", &kv->ring, err));
+    if (kv->shape.queue) {
+        WALSH_TRY(walsh_queue_alloc(kv->shape.queue, kv->ring_bytes, "the recent tokens of a KV cache",
+                                    &kv->ring, err));
+        walsh_queue_zero(kv->shape.queue, kv->ring, kv->ring_bytes);
+        kv->changed = true;
+    } else {
+        WALSH_TRY(walsh_alloc_zero(kv->ring_bytes, 1, "the recent tokens of a KV cache", &kv->ring, err));
+    }
     const size_t bytes = walsh_kv_f16_bytes(&kv->shape, WALSH_KV_RING_PAGE),
                  entries = walsh_div_up(kv->shape.capacity, WALSH_KV_RING_PAGE);
     const uint32_t pages = walsh_kv_ring_pages(&kv->shape);
@@ -291,7 +306,7 @@ static enum walsh_status copy_tables(struct walsh_kv_cache *kv, struct walsh_err
     struct tables t;
     if (!lay_tables(&kv->shape, &t))
         return walsh_fail(err, WALSH_E_INTERNAL, "KV cache: the page table does not fit after open made it");
-    const size_t bytes = t.ring - t.views;
+    const size_t bytes = t.windowed - t.views;
     uint8_t *block;
     WALSH_TRY(walsh_alloc(bytes, 1, "the page table of a KV cache", &block, err));
     memcpy(block, kv->views, bytes);
@@ -300,6 +315,15 @@ static enum walsh_status copy_tables(struct walsh_kv_cache *kv, struct walsh_err
     for (uint32_t layer = 0; layer < kv->shape.layers; layer++) {
         views[layer].k_pages = (void *const *)((uintptr_t)views[layer].k_pages - host + device);
         views[layer].v_pages = (void *const *)((uintptr_t)views[layer].v_pages - host + device);
+        if (views[layer].type != WALSH_KV_TURBO) continue;
+        views[layer].turbo = kv->codecs->device;
+        if (!kv->recent) continue;
+        struct walsh_kv_view *recent =
+            (struct walsh_kv_view *)((uintptr_t)&kv->recent[layer] - host + (uintptr_t)block);
+        recent->k_pages = (void *const *)((uintptr_t)recent->k_pages - host + device);
+        recent->v_pages = (void *const *)((uintptr_t)recent->v_pages - host + device);
+        views[layer].recent =
+            (const struct walsh_kv_view *)((uintptr_t)&kv->recent[layer] - host + device);
     }
     const enum walsh_status status =
         walsh_queue_upload(kv->shape.queue, kv->device_tables, block, bytes, err);
@@ -330,6 +354,7 @@ void walsh_kv_trim(struct walsh_kv_cache *kv, uint32_t length)
         if (kv->length > recent && view->recent_begin < kv->length - recent)
             view->recent_begin = kv->length - recent;
         if (view->recent_begin > length) view->recent_begin = length;
+        kv->changed = true;
     }
     kv->length = length;
 }
@@ -352,7 +377,10 @@ enum walsh_status walsh_kv_fork(const struct walsh_kv_cache *kv, struct walsh_kv
             walsh_kv_close(&fork);
             return status;
         }
-        memcpy(fork->ring, kv->ring, kv->ring_bytes);
+        if (kv->shape.queue)
+            walsh_queue_copy(kv->shape.queue, fork->ring, kv->ring, kv->ring_bytes);
+        else
+            memcpy(fork->ring, kv->ring, kv->ring_bytes);
         for (uint32_t layer = 0; layer < kv->shape.layers; layer++)
             fork->views[layer].recent_begin = kv->views[layer].recent_begin;
     }
@@ -367,5 +395,10 @@ uint64_t walsh_kv_allocated(const struct walsh_kv_cache *kv)
 
 uint64_t walsh_kv_saturated(const struct walsh_kv_cache *kv)
 {
-    return kv->codecs ? atomic_load(&kv->codecs->turbo.saturated) : 0;
+    uint64_t count = 0;
+    struct walsh_error err;
+    if (!kv->codecs) return 0;
+    if (!kv->codecs->queue) return atomic_load(&kv->codecs->turbo.saturated);
+    const struct walsh_queue *q = kv->codecs->queue;
+    return q->memory->read_codecs(q, kv->codecs->device, &count, &err) == WALSH_OK ? count : 0;
 }

@@ -35,8 +35,8 @@ struct walsh_kv_shape {
     uint32_t layers, kv_heads, head_dim;
     uint32_t capacity; /* tokens */
     uint32_t rows;     /* decode rows of this sequence in one call at most; 0: 1 */
-    /* of a device: its pages are in this queue's memory, and type is F32 or F16; NULL: the host's. Borrowed.
-     */
+    /* of a device: its pages are in this queue's memory; NULL: the host's. Borrowed. TURBO: a backend with
+     * upload_codecs (kernels/device.h) */
     const struct walsh_queue *queue;
     /* [layers] true where a layer attends within a window: such a layer stays F16. NULL: none does. A cache
      * keeps a copy. */

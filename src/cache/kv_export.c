@@ -17,9 +17,10 @@ size_t walsh_kv_export_bytes(const struct walsh_kv_cache *kv, uint32_t tokens)
                                                               walsh_kv_packed_layers(&kv->shape);
 }
 
-/* Copy tokens [first, first + n) between all rings and `bytes`: of each packing layer, K then V,
- * [kv_heads][n][head_dim]. */
-static void copy_recent(const struct walsh_kv_cache *kv, uint32_t first, uint32_t n, uint8_t *bytes, bool out)
+/* Copy tokens [first, first + n) between all rings, of which `ring` is the host's copy, and `bytes`: of each packing layer,
+ * K then V, [kv_heads][n][head_dim]. */
+static void copy_tokens(const struct walsh_kv_cache *kv, uint8_t *ring, uint32_t first, uint32_t n,
+                        uint8_t *bytes, bool out)
 {
     const uint32_t dim = kv->shape.head_dim;
     const size_t row = dim * sizeof(uint16_t);
@@ -30,10 +31,30 @@ static void copy_recent(const struct walsh_kv_cache *kv, uint32_t first, uint32_
                 for (uint32_t t = first; t < first + n; t++, bytes += row) {
                     void *const *table = side == WALSH_TURBO_KEY ? view->k_pages : view->v_pages;
                     const uint32_t page = view->page_tokens;
-                    uint16_t *x = (uint16_t *)table[t / page] + ((size_t)head * page + t % page) * dim;
+                    const uintptr_t from = (uintptr_t)table[t / page] - (uintptr_t)kv->ring;
+                    uint16_t *x =
+                        (uint16_t *)(void *)(ring + from) + ((size_t)head * page + t % page) * dim;
                     memcpy(out ? (void *)bytes : x, out ? (const void *)x : bytes, row);
                 }
     }
+}
+
+static enum walsh_status copy_recent(const struct walsh_kv_cache *kv, uint32_t first, uint32_t n,
+                                     uint8_t *bytes, bool out, struct walsh_error *err)
+{
+    const struct walsh_queue *q = kv->shape.queue;
+    if (n == 0) return WALSH_OK;
+    if (!q) {
+        copy_tokens(kv, kv->ring, first, n, bytes, out);
+        return WALSH_OK;
+    }
+    uint8_t *ring;
+    WALSH_TRY(walsh_alloc(kv->ring_bytes, 1, "the recent tokens of a KV cache", &ring, err));
+    enum walsh_status status = walsh_queue_download(q, ring, kv->ring, kv->ring_bytes, err);
+    if (status == WALSH_OK) copy_tokens(kv, ring, first, n, bytes, out);
+    if (status == WALSH_OK && !out) status = walsh_queue_upload(q, kv->ring, ring, kv->ring_bytes, err);
+    walsh_free(ring);
+    return status;
 }
 
 static enum walsh_status read_page(struct walsh_kv_page *page, uint8_t *out, size_t bytes,
@@ -69,8 +90,7 @@ enum walsh_status walsh_kv_export(const struct walsh_kv_cache *kv, uint32_t firs
         WALSH_TRY(read_page(kv->page[begin + p], out, kv->page_bytes, err));
     if (tokens % WALSH_KV_PAGE != 0)
         walsh_kv_clear_tail(&kv->shape, out - kv->page_bytes, tokens % WALSH_KV_PAGE);
-    copy_recent(kv, end - recent, recent, out, true);
-    return WALSH_OK;
+    return copy_recent(kv, end - recent, recent, out, true, err);
 }
 
 enum walsh_status walsh_kv_import(struct walsh_kv_cache *kv, uint32_t tokens, const uint8_t *in,
@@ -90,6 +110,5 @@ enum walsh_status walsh_kv_import(struct walsh_kv_cache *kv, uint32_t tokens, co
         WALSH_TRY(write_page(kv->page[begin + p], in, kv->page_bytes, err));
     kv->length += tokens;
     const uint32_t recent = recent_tokens(kv, tokens);
-    if (recent > 0) copy_recent(kv, kv->length - recent, recent, (uint8_t *)(uintptr_t)in, false);
-    return WALSH_OK;
+    return copy_recent(kv, kv->length - recent, recent, (uint8_t *)(uintptr_t)in, false, err);
 }

@@ -27,6 +27,9 @@ struct walsh_kv_codecs {
     struct walsh_turbo_codec *key, *value;
     struct walsh_turbo_prod *prod;
     struct walsh_turbo_codebook signs;
+    /* once more on a device, in the memory of this queue; NULL: the host's */
+    void *device;
+    const struct walsh_queue *queue;
     atomic_uint references;
 };
 

@@ -81,6 +81,13 @@ struct walsh_memory {
                     enum walsh_format from_type, const void *from, size_t ld_from, size_t rows, size_t cols);
     /* The rows of attention over a caller's pages; enqueued. */
     void (*page_tables)(const struct walsh_queue *q, const struct walsh_paged_rows *p);
+    /* *out: the codecs of packed caches there, which a device's struct walsh_kv_view names in the place of the host's; it belongs
+     * to the caller (free). WALSH_E_UNSUPPORTED for Prod keys. NULL: the backend knows no packed caches. */
+    enum walsh_status (*upload_codecs)(const struct walsh_queue *q, const struct walsh_turbo_codecs *host, void **out,
+                                       struct walsh_error *err);
+    /* walsh_turbo_codecs.saturated of uploaded codecs. */
+    enum walsh_status (*read_codecs)(const struct walsh_queue *q, const void *codecs, uint64_t *saturated,
+                                     struct walsh_error *err);
     /* The first failure among the ops enqueued since the last one was told, without waiting for them. */
     enum walsh_status (*check)(const struct walsh_queue *q, struct walsh_error *err);
     /* Bytes free and in all. */

@@ -123,6 +123,12 @@ struct walsh_attention_row {
 };
 #define WALSH_MAX_HEAD_DIM 1024  /* what the ops' scratch is made for; whoever builds a shape checks it */
 #define WALSH_MAX_HEAD_GROUP 256 /* heads / kv_heads */
+struct walsh_kv_kinds {
+    bool packed; /* some are TURBO */
+    bool mixed;  /* and some are not */
+    bool four;   /* all that are have 4 bits on both sides */
+    bool recent; /* some of them keep recent tokens */
+};
 struct walsh_attention_shape {
     uint32_t heads, kv_heads, head_dim;
     float scale;     /* of q·k: 1/sqrt(head_dim), or what the model says */
@@ -132,10 +138,12 @@ struct walsh_attention_shape {
      * learns them; Xiao et al. 2023). NULL: none. */
     const float *sinks;
     /* PREFILL on a TURBO kv: the call's own rows before they were packed, an F16 view of one page with token
-     * t at slot t % page_tokens; the rows do not cross a multiple of page_tokens. NULL: they are read as
-     * packed.
+     * t at slot t % page_tokens; the rows do not cross a multiple of page_tokens. kv_append stores them there too
+     * (a device: rotated). NULL: they are read as packed.
      */
     const struct walsh_kv_view *own;
+    /* Of the rows' kv, for a device, whose host does not read the rows; the CPU's ops look at the rows. */
+    struct walsh_kv_kinds kinds;
     /* PREFILL on F16 and TURBO kv: q, k, v and the weights may be rounded to bf16, where the machine multiplies
      * it (sums stay f32); false: all of it is f32. */
     bool narrow;
@@ -230,7 +238,7 @@ struct walsh_ops {
                            uint32_t layer);
     /* Store k, v [rows][kv_heads*head_dim] at rows[i].position of rows[i].kv. F16 saturates: what lies beyond
      * +-65504, Inf too, is stored as +-65504. TURBO: a norm saturates likewise and is counted in kv->turbo;
-     * where kv->recent is set the rotated k and v are stored there too. */
+     * where kv->recent is set the rotated k and v are stored there too, and all rows in shape->own where that is set. */
     void (*kv_append)(const struct walsh_queue *q, const struct walsh_attention_row *rows, size_t count,
                       const float *k, const float *v, size_t ld, const struct walsh_attention_shape *shape);
     /* out [count][heads*head_dim] = softmax(cap(scale q·K^T)) V for each row. PREFILL: rows of one kv

@@ -1,6 +1,7 @@
 /* One decoder layer: x += o(attention(norm(x))), then x += mlp(norm(x)); and the two ends of the model,
  * embedding and head. (Touvron et al. 2023, "LLaMA"; per-head q/k norm as in Qwen3; norms of what is added,
  * soft caps and the embedding's scale as in Gemma 2.) */
+#include "kernels/turbo.h"
 #include "model/layer.h"
 
 #include <math.h>
@@ -55,6 +56,23 @@ struct walsh_attention_shape walsh_attention_shape_of(const struct walsh_config 
         .narrow = layer->q.activation != WALSH_ACTIVATION_F32};
 }
 
+struct walsh_kv_kinds walsh_rows_kinds(const struct walsh_rows *rows, uint32_t layer)
+{
+    struct walsh_kv_kinds kinds = {.four = true};
+    size_t packed = 0;
+    for (size_t i = 0; i < rows->count; i++) {
+        const struct walsh_kv_view *kv = &rows->kv[i][layer];
+        if (kv->type != WALSH_KV_TURBO) continue;
+        packed++;
+        kinds.four &= kv->turbo->key->book.bits == 4 && kv->turbo->value->book.bits == 4;
+        kinds.recent |= kv->recent != NULL;
+    }
+    kinds.packed = packed > 0;
+    kinds.mixed = packed > 0 && packed < rows->count;
+    kinds.four &= packed > 0;
+    return kinds;
+}
+
 /* ws->attention of ws->query, ws->key and ws->value. A prompt's chunk attends to its own tokens in f16 as in
  * an unpacked cache, and is packed once: decode reads what it left. */
 static void attend(const struct walsh_model_graph *graph, const struct walsh_queue *q,
@@ -64,12 +82,8 @@ static void attend(const struct walsh_model_graph *graph, const struct walsh_que
     const struct walsh_config *c = &graph->config;
     const size_t n = rows->count, kv_width = (size_t)c->kv_heads * c->head_dim;
     struct walsh_attention_shape shape = walsh_attention_shape_of(c, layer);
-    if (rows->role == WALSH_PREFILL && rows->kv[0][kv_layer].type == WALSH_KV_TURBO) {
-        for (size_t i = 0; i < n; i++)
-            ws->rows[i] = (struct walsh_attention_row){&ws->own, rows->positions[i] % (uint32_t)ws->max_rows};
-        q->ops->kv_append(q, ws->rows, n, ws->key, ws->value, kv_width, &shape);
-        shape.own = &ws->own;
-    }
+    shape.kinds = walsh_rows_kinds(rows, kv_layer);
+    if (rows->role == WALSH_PREFILL && rows->kv[0][kv_layer].type == WALSH_KV_TURBO) shape.own = &ws->own;
     q->ops->attention_rows(q, ws->rows, rows->op_kv ? rows->op_kv : rows->kv, rows->positions, n, kv_layer);
     q->ops->kv_append(q, ws->rows, n, ws->key, ws->value, kv_width, &shape);
     q->ops->attention(q, ws->attention, ws->attention_ld, ws->query, (size_t)c->heads * c->head_dim, ws->rows,

@@ -129,6 +129,9 @@ struct walsh_rows {
     struct walsh_row_sets sets; /* the rows' adapters */
 };
 
+/* What an op of attention is told of the rows' caches of a layer. */
+struct walsh_kv_kinds walsh_rows_kinds(const struct walsh_rows *rows, uint32_t layer);
+
 /* Where calibration looks: raw inputs of linears, before rotation and rounding. */
 enum walsh_tap_point {
     WALSH_TAP_ATTENTION, /* q, k, v; the first projection of a convolution */

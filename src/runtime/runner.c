@@ -164,7 +164,8 @@ static enum walsh_status record_step(struct walsh_runner *r, const struct walsh_
     return status;
 }
 
-/* All that the launches of a step of these rows hold: how many they are, where A x goes, and the updates of each linear. */
+/* All that the launches of a step of these rows hold: how many they are, where A x goes, which kinds of caches they have, and the
+ * updates of each linear. */
 static enum walsh_status make_key(struct walsh_runner *r, const struct walsh_rows *rows,
                                   struct walsh_error *err)
 {
@@ -173,6 +174,10 @@ static enum walsh_status make_key(struct walsh_runner *r, const struct walsh_row
     walsh_recordings_begin(to);
     WALSH_TRY(walsh_recordings_add(to, &rows->count, sizeof rows->count, err));
     WALSH_TRY(walsh_recordings_add(to, &h, sizeof h, err));
+    for (uint32_t layer = 0; layer < r->graph->config.layers; layer++) {
+        const struct walsh_kv_kinds kinds = walsh_rows_kinds(rows, layer);
+        WALSH_TRY(walsh_recordings_add(to, &kinds, sizeof kinds, err));
+    }
     for (size_t i = 0; i < rows->sets.count; i++) {
         const struct walsh_row_set *s = &rows->sets.list[i];
         const size_t place[2] = {s->begin, s->end};

@@ -46,9 +46,9 @@ static enum walsh_status place_cache(const struct walsh_runner *runner, struct w
     const uint64_t bytes = walsh_kv_bytes(shape);
     snprintf(what, sizeof what, "the KV cache of a context of %u tokens", shape->capacity);
     if (!q->memory) return walsh_memory_check(what, bytes, err);
-    if (shape->policy.type == WALSH_KV_TURBO)
-        return walsh_fail(err, WALSH_E_UNSUPPORTED,
-                          "packed KV caches run on the CPU only; the model is on a device");
+    if (shape->policy.type == WALSH_KV_TURBO && (!q->memory->upload_codecs || shape->policy.prod_keys))
+        return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s run on the CPU only; the model is on a device",
+                          shape->policy.prod_keys ? "Prod keys" : "packed KV caches");
     size_t available, total;
     q->memory->figures(q, &available, &total);
     if (bytes > available)

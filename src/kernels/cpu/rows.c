@@ -258,6 +258,10 @@ static void kv_append_rows(void *argument, size_t begin, size_t end, unsigned wo
     (void)worker;
     const struct kv_append *t = argument;
     for (size_t r = begin; r < end; r++) {
+        const struct walsh_kv_view *own = t->shape->own;
+        if (own)
+            walsh_cpu_store_row(t->q->kernels, own, t->rows[r].position % own->page_tokens, t->shape,
+                                t->k + r * t->ld, t->v + r * t->ld);
         if (t->rows[r].kv->type == WALSH_KV_TURBO) continue;
         walsh_cpu_store_row(t->q->kernels, t->rows[r].kv, t->rows[r].position, t->shape, t->k + r * t->ld,
                             t->v + r * t->ld);

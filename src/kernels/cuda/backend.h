@@ -75,6 +75,13 @@ void cuda_pack_signs(const float *signs, uint32_t padded, uint32_t *words);
 struct cuda_e8p cuda_e8p_of(const struct cuda_device *d, const struct walsh_weights *w);
 struct cuda_blocks cuda_blocks_of(const struct walsh_weights *w);
 
+/* walsh_memory.upload_codecs and read_codecs; the first fills what it uploads by the third. */
+enum walsh_status cuda_upload_codecs(const struct walsh_queue *q, const struct walsh_turbo_codecs *codecs,
+                                     void **out, struct walsh_error *err);
+enum walsh_status cuda_read_codecs(const struct walsh_queue *q, const void *codecs, uint64_t *saturated,
+                                   struct walsh_error *err);
+void cuda_fill_turbo(const struct walsh_turbo_codecs *codecs, struct cuda_turbo *out);
+
 enum walsh_status cuda_bench(const struct walsh_queue *q, const char *pattern,
                              struct walsh_device_ceilings *ceilings,
                              void (*row)(void *user, const struct walsh_device_bench_row *row), void *user,

@@ -255,21 +255,45 @@ void cuda_low_rank_ups(cudaStream_t stream, const struct cuda_low_rank_output *o
 
 /* --- attention.cu --- */
 
+/* A codec of packed keys or values (formats/turbo.h) as the kernels read it. */
+struct cuda_turbo_codec {
+    uint32_t dim, bits, levels;
+    uint32_t block; /* of its Hadamard; dim: one; less: the overlap rotation; 0: no rotation */
+    float scale, block_scale;
+    bool correction;
+    int16_t value[256];
+    float tree[256];
+    float signs[2 * 1024];
+};
+struct cuda_turbo {
+    struct cuda_turbo_codec key, value;
+    unsigned long long saturated; /* norms stored as 65504 because they were larger */
+};
 /* What struct walsh_kv_view and walsh_attention_row of kernels/kernels.h look like; ops.c asserts it. */
 struct cuda_kv_view {
-    uint32_t type, page_tokens; /* type: walsh_kv_type, F32 0 or F16 1 */
+    uint32_t type, page_tokens; /* type: walsh_kv_type, F32 0, F16 1 or TURBO 2 */
     void *const *k_pages, *const *v_pages;
-    const void *turbo, *recent; /* of packed caches, which have no kernels here */
+    struct cuda_turbo *turbo;
+    const struct cuda_kv_view *recent;
     uint32_t recent_tokens, recent_begin;
 };
 struct cuda_attention_row {
     const struct cuda_kv_view *kv;
     uint32_t position;
 };
+/* A call's own rows in f16, rotated as they are packed: [kv_head][tokens][head_dim], token t at t % tokens. */
+struct cuda_own {
+    void *k, *v; /* NULL: none */
+    uint32_t tokens;
+};
 struct cuda_attention_shape {
     uint32_t heads, kv_heads, head_dim, window;
     float scale, soft_cap;
     const float *sinks; /* [heads] or NULL */
+    bool packed, mixed; /* some row's kv is TURBO; some is not, where that is so */
+    bool four;          /* the packed ones have 4 bits on both sides */
+    bool recent;        /* some of them keep recent tokens */
+    struct cuda_own own;
 };
 /* q, k, v from parts[3]: norms of heads (NULL: none; head_dim up to 1024), positions (rotated 0: none); query
  * [rows][ldq], and k and v appended to F32 or F16 caches. */
@@ -303,6 +327,13 @@ struct cuda_paged_rows {
 void cuda_page_tables(cudaStream_t stream, const struct cuda_paged_rows *p);
 void cuda_kv_append(cudaStream_t stream, const struct cuda_attention_row *rows, size_t count, const float *k,
                     const float *v, size_t ld, const struct cuda_attention_shape *shape);
+/* kv_append of the rows whose kv is TURBO; the others are skipped. */
+void cuda_turbo_append(cudaStream_t stream, const struct cuda_attention_row *rows, size_t count,
+                       const float *k, const float *v, size_t ld, const struct cuda_attention_shape *shape);
+/* attention of those rows, as cuda_attention. */
+void cuda_turbo_attention(cudaStream_t stream, float *out, size_t ldo, const float *query, size_t ldq,
+                          const struct cuda_attention_row *rows, size_t count, uint32_t layer,
+                          const struct cuda_attention_shape *shape, void *scratch, size_t scratch_bytes);
 /* Bytes of scratch for `rows` rows; a call does as many rows at a time as its scratch holds, which is at
  * least one. */
 size_t cuda_attention_scratch(const struct cuda_attention_shape *shape, size_t rows);

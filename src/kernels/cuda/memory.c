@@ -227,4 +227,6 @@ const struct walsh_memory cuda_memory = {
     .page_tables = page_tables,
     .check = check,
     .figures = figures,
+    .upload_codecs = cuda_upload_codecs,
+    .read_codecs = cuda_read_codecs,
 };

@@ -12,14 +12,20 @@ _Static_assert(sizeof(struct walsh_kv_view) == sizeof(struct cuda_kv_view) &&
                    offsetof(struct walsh_kv_view, page_tokens) ==
                        offsetof(struct cuda_kv_view, page_tokens) &&
                    offsetof(struct walsh_kv_view, k_pages) == offsetof(struct cuda_kv_view, k_pages) &&
-                   offsetof(struct walsh_kv_view, v_pages) == offsetof(struct cuda_kv_view, v_pages),
+                   offsetof(struct walsh_kv_view, v_pages) == offsetof(struct cuda_kv_view, v_pages) &&
+                   offsetof(struct walsh_kv_view, turbo) == offsetof(struct cuda_kv_view, turbo) &&
+                   offsetof(struct walsh_kv_view, recent) == offsetof(struct cuda_kv_view, recent) &&
+                   offsetof(struct walsh_kv_view, recent_tokens) ==
+                       offsetof(struct cuda_kv_view, recent_tokens) &&
+                   offsetof(struct walsh_kv_view, recent_begin) ==
+                       offsetof(struct cuda_kv_view, recent_begin),
                "the kernels' view of a cache");
 _Static_assert(sizeof(struct walsh_attention_row) == sizeof(struct cuda_attention_row) &&
                    offsetof(struct walsh_attention_row, kv) == offsetof(struct cuda_attention_row, kv) &&
                    offsetof(struct walsh_attention_row, position) ==
                        offsetof(struct cuda_attention_row, position),
                "the kernels' row of attention");
-_Static_assert(WALSH_KV_F32 == 0 && WALSH_KV_F16 == 1, "the kernels' types of a cache");
+_Static_assert(WALSH_KV_F32 == 0 && WALSH_KV_F16 == 1 && WALSH_KV_TURBO == 2, "the kernels' types of a cache");
 
 #define SAME_DRAW(member) (offsetof(struct walsh_draw, member) == offsetof(struct cuda_draw, member))
 #define SAME_EDIT(member)                                                                                    \
@@ -383,13 +389,20 @@ static void rope(const struct walsh_queue *q, float *x, size_t ldx, const uint32
 
 static struct cuda_attention_shape shape_of(const struct walsh_attention_shape *s)
 {
-    return (struct cuda_attention_shape){.heads = s->heads,
-                                         .kv_heads = s->kv_heads,
-                                         .head_dim = s->head_dim,
-                                         .window = s->window,
-                                         .scale = s->scale,
-                                         .soft_cap = s->soft_cap,
-                                         .sinks = s->sinks};
+    struct cuda_attention_shape out = {.heads = s->heads,
+                                       .kv_heads = s->kv_heads,
+                                       .head_dim = s->head_dim,
+                                       .window = s->window,
+                                       .scale = s->scale,
+                                       .soft_cap = s->soft_cap,
+                                       .sinks = s->sinks,
+                                       .packed = s->kinds.packed,
+                                       .mixed = s->kinds.mixed,
+                                       .four = s->kinds.four,
+                                       .recent = s->kinds.recent};
+    if (s->own)
+        out.own = (struct cuda_own){s->own->k_pages[0], s->own->v_pages[0], s->own->page_tokens};
+    return out;
 }
 
 static void attention_rows(const struct walsh_queue *q, struct walsh_attention_row *out,
@@ -407,7 +420,9 @@ static void kv_append(const struct walsh_queue *q, const struct walsh_attention_
 {
     struct cuda_device *d = enter(q);
     const struct cuda_attention_shape s = shape_of(shape);
-    cuda_kv_append(d->stream, (const struct cuda_attention_row *)(const void *)rows, count, k, v, ld, &s);
+    const struct cuda_attention_row *to = (const struct cuda_attention_row *)(const void *)rows;
+    if (!s.packed || s.mixed) cuda_kv_append(d->stream, to, count, k, v, ld, &s);
+    if (s.packed) cuda_turbo_append(d->stream, to, count, k, v, ld, &s);
     cuda_note(d, "kv_append");
 }
 
@@ -418,16 +433,16 @@ static void attention(const struct walsh_queue *q, float *out, size_t ldo, const
     (void)role;
     struct cuda_device *d = enter(q);
     const struct cuda_attention_shape s = shape_of(shape);
-    if (shape->own) {
-        cuda_refuse(d, "attention", "packed caches have no kernels");
-        return;
-    }
     if (cuda_attention_scratch(&s, 1) > CUDA_SCRATCH_BYTES) {
         cuda_refuse(d, "attention", "one row of so many heads does not fit its scratch");
         return;
     }
-    cuda_attention(d->stream, out, ldo, query, ldq, (const struct cuda_attention_row *)(const void *)rows,
-                   count, 0, &s, d->scratch, CUDA_SCRATCH_BYTES);
+    const struct cuda_attention_row *from = (const struct cuda_attention_row *)(const void *)rows;
+    if (!s.packed || s.mixed)
+        cuda_attention(d->stream, out, ldo, query, ldq, from, count, 0, &s, d->scratch, CUDA_SCRATCH_BYTES);
+    if (s.packed)
+        cuda_turbo_attention(d->stream, out, ldo, query, ldq, from, count, 0, &s, d->scratch,
+                             CUDA_SCRATCH_BYTES);
     cuda_note(d, "attention");
 }
 
