@@ -2,8 +2,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "base/scalar.h"
-#include "checker.h"
+#include "attention_data.h"
 #include "kernels/cpu/cpu_ops.h"
 
 static float *row(struct check *c, size_t n)
@@ -25,45 +24,6 @@ static struct walsh_kv_view empty_cache(struct check *c, enum walsh_kv_type type
         memset(v[p], 0xff, bytes);
     }
     return (struct walsh_kv_view){.type = type, .page_tokens = page_tokens, .k_pages = k, .v_pages = v};
-}
-
-/* The definition for one query head: out[head_dim], and per element its magnitude for the tolerance. */
-static void define(const struct walsh_attention_shape *s, const float *query, const float *k, const float *v,
-                   uint32_t head, uint32_t position, bool half, double *weight, float *out, float *magnitude)
-{
-    uint32_t kv_head = head / (s->heads / s->kv_heads);
-    uint32_t begin = s->window != 0 && position >= s->window ? position + 1 - s->window : 0,
-             dim = s->head_dim;
-    size_t ld = (size_t)s->kv_heads * dim;
-    const double sink = s->sinks ? (double)s->sinks[head] : -INFINITY;
-    double largest = sink, score_unit = 0, sum = 0;
-    for (uint32_t j = begin; j <= position; j++) {
-        double dot = 0, absolute = 0;
-        for (uint32_t d = 0; d < dim; d++) {
-            float x = k[j * ld + kv_head * dim + d];
-            double product =
-                (double)query[d] * (double)(half ? walsh_f32_from_f16(walsh_f16_from_f32(x)) : x);
-            dot += product;
-            absolute += fabs(product);
-        }
-        weight[j] = dot * (double)s->scale;
-        if (s->soft_cap != 0) weight[j] = (double)s->soft_cap * tanh(weight[j] / (double)s->soft_cap);
-        largest = fmax(largest, weight[j]);
-        score_unit = fmax(score_unit, absolute * (double)s->scale + (double)s->soft_cap);
-    }
-    for (uint32_t j = begin; j <= position; j++) sum += weight[j] = exp(weight[j] - largest);
-    sum += exp(sink - largest);
-    for (uint32_t d = 0; d < dim; d++) {
-        double value = 0, absolute = 0;
-        for (uint32_t j = begin; j <= position; j++) {
-            float x = v[j * ld + kv_head * dim + d];
-            double product = weight[j] / sum * (double)(half ? walsh_f32_from_f16(walsh_f16_from_f32(x)) : x);
-            value += product;
-            absolute += fabs(product);
-        }
-        out[d] = (float)value;
-        magnitude[d] = (float)((1 + score_unit) * absolute);
-    }
 }
 
 #define FACTOR 8
@@ -108,8 +68,8 @@ static void compare_rows(struct check *c, const struct setting *s, const float *
     for (uint32_t n = 0; n < 6; n++) {
         uint32_t i = n == 0 ? 0 : n == 1 ? count - 1 : (uint32_t)check_below(c, count);
         uint32_t h = (uint32_t)check_below(c, s->shape.heads);
-        define(&s->shape, s->query + (first + i) * s->ldq + (size_t)h * dim, s->k, s->v, h, first + i,
-               s->kv.type == WALSH_KV_F16, weight, expected, magnitude);
+        attention_define(&s->shape, s->query + (first + i) * s->ldq + (size_t)h * dim, s->k, s->v, h,
+                         first + i, s->kv.type == WALSH_KV_F16, weight, expected, magnitude);
         check_close_f32(c, "attention", expected, out + i * s->ldq + (size_t)h * dim, magnitude, dim, factor);
     }
 }

@@ -97,7 +97,13 @@ static void finish(struct staged *s)
         check_guard(s, a->device - GUARD_BYTES, GUARD_BYTES, a->bytes);
         check_guard(s, a->device + a->bytes, GUARD_BYTES, a->bytes);
     }
-    s->used = s->count = 0;
+    for (size_t i = 0; i < s->codecs_count; i++) {
+        uint64_t saturated = 0;
+        must(s->device.memory->read_codecs(&s->device, s->codecs[i].device, &saturated, &err), &err);
+        atomic_fetch_add(&s->codecs[i].host->saturated, saturated);
+        s->device.memory->free(&s->device, s->codecs[i].device);
+    }
+    s->used = s->count = s->codecs_count = 0;
 }
 
 static void embed(const struct walsh_queue *q, float *y, const struct walsh_weights *table,
@@ -261,25 +267,75 @@ static void rope(const struct walsh_queue *q, float *x, size_t ldx, const uint32
     finish(s);
 }
 
+/* A page; one that several entries of a table name, as a ring's do, goes up once. */
+static void *stage_page(struct staged *s, const void *host, size_t bytes, bool written)
+{
+    for (size_t i = 0; i < s->count; i++)
+        if (host && s->arrays[i].host == host) return s->arrays[i].device;
+    return stage(s, host, bytes, written, true);
+}
+
+static struct walsh_turbo_codecs *stage_codecs(struct staged *s, struct walsh_turbo_codecs *host)
+{
+    struct walsh_error err;
+    size_t i = 0;
+    if (host == NULL) return NULL;
+    while (i < s->codecs_count && s->codecs[i].host != host) i++;
+    if (i == STAGED_CODECS) stop("too many codecs of one op");
+    if (i == s->codecs_count) {
+        s->codecs[i].host = host;
+        must(s->device.memory->upload_codecs(&s->device, host, &s->codecs[i].device, &err), &err);
+        s->codecs_count++;
+    }
+    return s->codecs[i].device;
+}
+
+static size_t page_bytes(const struct walsh_kv_view *kv, enum walsh_turbo_side side,
+                         const struct walsh_attention_shape *shape)
+{
+    if (kv->type == WALSH_KV_TURBO)
+        return shape->kv_heads * walsh_turbo_page_head_bytes(kv->turbo, side, kv->page_tokens);
+    return (size_t)shape->kv_heads * kv->page_tokens * shape->head_dim * (kv->type == WALSH_KV_F32 ? 4 : 2);
+}
+
 /* The view on the device: the pages up to the last position of the rows, their table and the view itself. */
 static const struct walsh_kv_view *stage_view(struct staged *s, const struct walsh_kv_view *kv, uint32_t last,
                                               bool written, const struct walsh_attention_shape *shape)
 {
-    static struct walsh_kv_view views[8]; /* what is uploaded must live until the op is done */
-    static void *tables[8][2][64];
+    enum { VIEWS = 32 };
+    static struct walsh_kv_view views[VIEWS]; /* what is uploaded must live until the op is done */
+    static void *tables[VIEWS][2][64];
     static size_t next;
-    const size_t slot = next++ % 8, pages = last / kv->page_tokens + 1;
-    const size_t bytes =
-        (size_t)shape->kv_heads * kv->page_tokens * shape->head_dim * (kv->type == WALSH_KV_F32 ? 4 : 2);
-    if (pages > 64 || kv->type == WALSH_KV_TURBO) stop("a cache that the checker does not stage");
+    const size_t slot = next++ % VIEWS, pages = last / kv->page_tokens + 1;
+    if (pages > 64) stop("a cache that the checker does not stage");
     for (size_t p = 0; p < pages; p++) {
-        tables[slot][0][p] = stage(s, kv->k_pages[p], bytes, written, true);
-        tables[slot][1][p] = stage(s, kv->v_pages[p], bytes, written, true);
+        tables[slot][0][p] = stage_page(s, kv->k_pages[p], page_bytes(kv, WALSH_TURBO_KEY, shape), written);
+        tables[slot][1][p] = stage_page(s, kv->v_pages[p], page_bytes(kv, WALSH_TURBO_VALUE, shape), written);
     }
     views[slot] = *kv;
     views[slot].k_pages = stage(s, tables[slot][0], pages * sizeof(void *), false, true);
     views[slot].v_pages = stage(s, tables[slot][1], pages * sizeof(void *), false, true);
+    views[slot].turbo = stage_codecs(s, kv->turbo);
+    views[slot].recent = kv->recent ? stage_view(s, kv->recent, last, written, shape) : NULL;
     return stage(s, &views[slot], sizeof views[slot], false, true);
+}
+
+/* A prompt's own rows: the view stays on the host, its page does not. */
+struct staged_own {
+    struct walsh_kv_view view;
+    void *pages[2];
+};
+static const struct walsh_kv_view *stage_own(struct staged *s, struct staged_own *own, bool written,
+                                             const struct walsh_attention_shape *shape)
+{
+    if (shape->own == NULL) return NULL;
+    const size_t bytes = page_bytes(shape->own, WALSH_TURBO_KEY, shape);
+    own->pages[0] = stage_page(s, shape->own->k_pages[0], bytes, written);
+    own->pages[1] = stage_page(s, shape->own->v_pages[0], bytes, written);
+    own->view = *shape->own;
+    own->view.k_pages = own->pages;
+    own->view.v_pages = own->pages + 1;
+    return &own->view;
 }
 
 static const struct walsh_attention_row *stage_rows(struct staged *s, const struct walsh_attention_row *rows,
@@ -316,8 +372,11 @@ static void kv_append(const struct walsh_queue *q, const struct walsh_attention_
     struct staged *s = of(q);
     struct walsh_attention_row *room = row_room(count);
     const size_t bytes = span(count, ld, (size_t)shape->kv_heads * shape->head_dim, 4);
+    struct walsh_attention_shape device_shape = *shape;
+    struct staged_own own;
+    device_shape.own = stage_own(s, &own, true, shape);
     s->device.ops->kv_append(&s->device, stage_rows(s, rows, count, true, shape, room), count,
-                             in(s, k, bytes), in(s, v, bytes), ld, shape);
+                             in(s, k, bytes), in(s, v, bytes), ld, &device_shape);
     finish(s);
     free(room);
 }
@@ -330,7 +389,9 @@ static void attention(const struct walsh_queue *q, float *y, size_t ldo, const f
     struct walsh_attention_row *room = row_room(count);
     const size_t width = (size_t)shape->heads * shape->head_dim;
     struct walsh_attention_shape device_shape = *shape;
+    struct staged_own own;
     device_shape.sinks = in(s, shape->sinks, shape->heads * sizeof(float));
+    device_shape.own = stage_own(s, &own, false, shape);
     s->device.ops->attention(&s->device, out(s, y, span(count, ldo, width, 4)), ldo,
                              in(s, query, span(count, ldq, width, 4)), ldq,
                              stage_rows(s, rows, count, false, shape, room), count, &device_shape, role);

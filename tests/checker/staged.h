@@ -5,6 +5,9 @@
 #define WALSH_TESTS_STAGED_H
 
 #include "kernels/device.h"
+#include "kernels/turbo.h"
+
+#define STAGED_CODECS 8
 
 struct staged {
     struct walsh_queue device; /* the module's */
@@ -12,6 +15,11 @@ struct staged {
     size_t used;
     struct staged_array *arrays; /* of the current op */
     size_t count;
+    struct {
+        struct walsh_turbo_codecs *host;
+        void *device;
+    } codecs[STAGED_CODECS]; /* of the current op's packed caches */
+    size_t codecs_count;
     bool overrun; /* some op wrote to a guard */
 };
 
