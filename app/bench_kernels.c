@@ -23,6 +23,7 @@ static void put_json(json_t *rows, const struct walsh_bench_row *row)
     json_put_real(item, "gops", row->operations / row->seconds / 1e9);
     json_put_real(item, "ratio", row->ratio);
     json_put_real(item, "roofline", row->roofline);
+    json_put_real(item, "floor_seconds", row->seconds * row->roofline);
     json_array_append_new(rows, item);
 }
 

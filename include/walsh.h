@@ -739,7 +739,8 @@ struct walsh_bench_row {
     char size[96];            /* "4096x4096, 1 row" */
     double seconds;           /* median of one call */
     double bytes, operations; /* of one call */
-    double ratio;             /* reference implementation's seconds / seconds */
+    double ratio;             /* reference implementation's seconds / seconds; of a device: those of the row
+                               * that it stands beside (f16 caches of packed ones), 0: none */
     double roofline;          /* share of the binding ceiling, 0..1 */
 };
 /* The ceilings alone: a second of work. */

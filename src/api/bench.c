@@ -37,6 +37,7 @@ static void pass_device_row(void *user, const struct walsh_device_bench_row *res
         .seconds = result->seconds,
         .bytes = result->bytes,
         .operations = result->operations,
+        .ratio = result->ratio,
         .roofline = result->roofline,
     };
     snprintf(row.size, sizeof row.size, "%s", result->size);

@@ -164,6 +164,7 @@ exits 1
 grep -q '^walsh bench: the KV cache of a context of 100008 tokens needs 400384.0 MiB, this machine has [0-9.]* MiB available$' \
     "$work/err" || fails "the cache that cannot fit is refused with the figure"
 works bench --kernels hadamard --json
-has ceilings.read_gbps ceilings.one_thread.dot_i8_gops ceilings.all_threads.dot_bf16_gflops kernels.0.kernel kernels.0.implementation kernels.0.ratio kernels.0.roofline
+has ceilings.read_gbps ceilings.one_thread.dot_i8_gops ceilings.all_threads.dot_bf16_gflops kernels.0.kernel kernels.0.implementation kernels.0.ratio kernels.0.roofline \
+  kernels.0.floor_seconds
 
 finish

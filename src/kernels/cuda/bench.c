@@ -6,6 +6,7 @@
 
 #include "base/memory.h"
 #include "kernels/cuda/backend.h"
+#include "kernels/turbo.h"
 
 #define REPEATS 9
 #define GRAPH_CALLS 64                /* of a product */
@@ -354,46 +355,116 @@ static void call_attend(const struct bench *b, const void *argument, unsigned i)
     const struct attend *a = argument;
     const size_t width = (size_t)a->shape.heads * a->shape.head_dim;
     (void)i;
-    cuda_attention(b->d->stream, a->out, width, a->query, width, a->rows, a->count, 0, &a->shape,
-                   b->d->scratch, CUDA_SCRATCH_BYTES);
+    (a->shape.packed ? cuda_turbo_attention : cuda_attention)(b->d->stream, a->out, width, a->query, width,
+                                                              a->rows, a->count, 0, &a->shape, b->d->scratch,
+                                                              CUDA_SCRATCH_BYTES);
 }
 
-/* A batch of sequences of equal length with GQA 4 and f16 pages. */
-static enum walsh_status bench_attention(const struct bench *b, size_t batch, uint32_t tokens)
+enum { KV_HEADS = 4, KV_DIM = 128 };
+
+/* A batch of sequences of equal length, whose pages are the first of the room: [sequence][side][page]. */
+static enum walsh_status place_caches(const struct bench *b, size_t batch, uint32_t tokens, size_t page,
+                                      const struct cuda_kv_view *kv, struct attend *out)
 {
-    if (!wanted(b, "attention_f16")) return WALSH_OK;
-    enum { KV_HEADS = 4, DIM = 128, MOST_PAGES = 8192, MOST_BATCH = 64 };
+    enum { MOST_PAGES = 8192, MOST_BATCH = 64 };
     static void *table[MOST_PAGES];
     static struct cuda_kv_view views[MOST_BATCH];
     static struct cuda_attention_row rows[MOST_BATCH];
-    const size_t page = (size_t)KV_HEADS * TABLE_TOKENS * DIM * 2, pages = tokens / TABLE_TOKENS;
+    const size_t pages = tokens / TABLE_TOKENS;
     uint8_t *at = b->scratch;
     for (size_t i = 0; i < batch * pages * 2; i++) table[i] = b->room + i * page;
     WALSH_TRY(cuda_memory.upload(b->q, at, table, sizeof table, b->err));
-    for (size_t i = 0; i < batch; i++)
-        views[i] = (struct cuda_kv_view){.type = 1,
-                                         .page_tokens = TABLE_TOKENS,
-                                         .k_pages = (void *const *)(void *)at + i * pages * 2,
-                                         .v_pages = (void *const *)(void *)at + i * pages * 2 + pages};
+    for (size_t i = 0; i < batch; i++) {
+        views[i] = *kv;
+        views[i].page_tokens = TABLE_TOKENS;
+        views[i].k_pages = (void *const *)(void *)at + i * pages * 2;
+        views[i].v_pages = views[i].k_pages + pages;
+    }
     at += sizeof table;
     WALSH_TRY(cuda_memory.upload(b->q, at, views, sizeof views, b->err));
     for (size_t i = 0; i < batch; i++)
         rows[i] = (struct cuda_attention_row){(const struct cuda_kv_view *)(void *)at + i, tokens - 1};
     at += walsh_round_up(sizeof views, 256);
     WALSH_TRY(cuda_memory.upload(b->q, at, rows, sizeof rows, b->err));
-    struct attend a = {
-        .shape = {.heads = 4 * KV_HEADS, .kv_heads = KV_HEADS, .head_dim = DIM, .scale = 0.088f},
-        .rows = (const struct cuda_attention_row *)(void *)at,
-        .query = (const float *)(void *)(b->scratch + (64 << 20)),
-        .out = (float *)(void *)(b->scratch + (128 << 20)),
-        .count = batch};
-    cuda_fill_normal(b->d->stream, CUDA_TYPE_F16, b->room, ROOM / 2, 3);
-    cuda_fill_normal(b->d->stream, CUDA_TYPE_F32, b->scratch + (64 << 20), batch * 4 * KV_HEADS * DIM, 4);
-    char size[64];
-    snprintf(size, sizeof size, "batch=%zu tokens=%u heads=16/4 dim=128", batch, tokens);
-    const double bytes = 2.0 * (double)page * (double)(batch * pages);
-    WALSH_TRY(report(b, "attention_f16", size, 2, bytes, 0, b->ceilings->read_bandwidth, call_attend, &a));
+    const bool packed = kv->turbo != NULL;
+    *out = (struct attend){.shape = {.heads = 4 * KV_HEADS,
+                                     .kv_heads = KV_HEADS,
+                                     .head_dim = KV_DIM,
+                                     .scale = 0.088f,
+                                     .packed = packed},
+                           .rows = (const struct cuda_attention_row *)(void *)at,
+                           .query = (const float *)(void *)(b->scratch + (64 << 20)),
+                           .out = (float *)(void *)(b->scratch + (128 << 20)),
+                           .count = batch};
+    cuda_fill_normal(b->d->stream, CUDA_TYPE_F32, b->scratch + (64 << 20), batch * 4 * KV_HEADS * KV_DIM, 4);
+    return WALSH_OK;
+}
+
+/* beside: the seconds that the row is compared with, or 0. */
+static enum walsh_status report_attention(const struct bench *b, const char *kernel, uint32_t tokens,
+                                          size_t page, const struct attend *a, double beside, double *seconds)
+{
+    const double bytes = 2.0 * (double)page * (double)(a->count * (tokens / TABLE_TOKENS));
+    struct walsh_device_bench_row row = {.kernel = kernel, .bytes = bytes};
+    snprintf(row.size, sizeof row.size, "batch=%zu tokens=%u heads=16/4 dim=128", a->count, tokens);
+    WALSH_TRY(measure(b, 2, call_attend, a, &row.seconds));
+    row.roofline = bytes / row.seconds / b->ceilings->read_bandwidth;
+    row.ratio = beside / row.seconds;
+    if (seconds) *seconds = row.seconds;
+    if (b->row) b->row(b->user, &row);
+    return WALSH_OK;
+}
+
+/* Codecs of `bits` bits on both sides, to be freed. */
+static enum walsh_status upload_bench_codecs(const struct bench *b, unsigned bits, void **out)
+{
+    struct walsh_turbo_options options = {.dim = KV_DIM, .bits = bits, .stream = "key"};
+    struct walsh_turbo_codec *key = NULL, *value = NULL;
+    enum walsh_status status = walsh_turbo_codec_open(&options, &key, b->err);
+    options.stream = "value";
+    if (status == WALSH_OK) status = walsh_turbo_codec_open(&options, &value, b->err);
+    const struct walsh_turbo_codecs codecs = {.key = key, .value = value};
+    if (status == WALSH_OK) status = cuda_upload_codecs(b->q, &codecs, out, b->err);
+    walsh_turbo_codec_close(&key);
+    walsh_turbo_codec_close(&value);
+    return status;
+}
+
+/* Pages of random codes, all norms about 1. f16: the seconds of the plain cache of that shape. */
+static enum walsh_status bench_turbo(const struct bench *b, const char *kernel, unsigned bits, size_t batch,
+                                     uint32_t tokens, double f16)
+{
+    if (!wanted(b, kernel)) return WALSH_OK;
+    const size_t codes = (size_t)TABLE_TOKENS * KV_DIM * bits / 8, head = codes + TABLE_TOKENS * 2,
+                 heads = batch * (tokens / TABLE_TOKENS) * 2 * KV_HEADS;
+    void *turbo;
+    struct attend a;
+    WALSH_TRY(upload_bench_codecs(b, bits, &turbo));
+    cudaMemset2DAsync(b->room + codes, head, 0x3c, TABLE_TOKENS * 2, heads, b->d->stream);
+    enum walsh_status status = place_caches(b, batch, tokens, head * KV_HEADS,
+                                            &(struct cuda_kv_view){.type = 2, .turbo = turbo}, &a);
+    a.shape.four = bits == 4;
+    if (status == WALSH_OK) status = report_attention(b, kernel, tokens, head * KV_HEADS, &a, f16, NULL);
+    cuda_memory.free(b->q, turbo);
     cuda_fill_random(b->d->stream, b->room, ROOM, 7);
+    return status;
+}
+
+/* GQA 4: pages of f16, then of codes. */
+static enum walsh_status bench_attention(const struct bench *b, size_t batch, uint32_t tokens)
+{
+    const size_t page = (size_t)KV_HEADS * TABLE_TOKENS * KV_DIM * 2;
+    double f16 = 0;
+    struct attend a;
+    if (wanted(b, "attention_f16")) {
+        WALSH_TRY(place_caches(b, batch, tokens, page, &(struct cuda_kv_view){.type = 1}, &a));
+        cuda_fill_normal(b->d->stream, CUDA_TYPE_F16, b->room, ROOM / 2, 3);
+        WALSH_TRY(report_attention(b, "attention_f16", tokens, page, &a, 0, &f16));
+        cuda_fill_random(b->d->stream, b->room, ROOM, 7);
+    }
+    WALSH_TRY(bench_turbo(b, "attention_turbo4", 4, batch, tokens, f16));
+    WALSH_TRY(bench_turbo(b, "attention_turbo2", 2, batch, tokens, f16));
+    WALSH_TRY(bench_turbo(b, "attention_turbo8", 8, batch, tokens, f16));
     return WALSH_OK;
 }
 
