@@ -322,8 +322,7 @@ static enum walsh_status copy_tables(struct walsh_kv_cache *kv, struct walsh_err
             (struct walsh_kv_view *)((uintptr_t)&kv->recent[layer] - host + (uintptr_t)block);
         recent->k_pages = (void *const *)((uintptr_t)recent->k_pages - host + device);
         recent->v_pages = (void *const *)((uintptr_t)recent->v_pages - host + device);
-        views[layer].recent =
-            (const struct walsh_kv_view *)((uintptr_t)&kv->recent[layer] - host + device);
+        views[layer].recent = (const struct walsh_kv_view *)((uintptr_t)&kv->recent[layer] - host + device);
     }
     const enum walsh_status status =
         walsh_queue_upload(kv->shape.queue, kv->device_tables, block, bytes, err);

@@ -32,8 +32,7 @@ static void copy_tokens(const struct walsh_kv_cache *kv, uint8_t *ring, uint32_t
                     void *const *table = side == WALSH_TURBO_KEY ? view->k_pages : view->v_pages;
                     const uint32_t page = view->page_tokens;
                     const uintptr_t from = (uintptr_t)table[t / page] - (uintptr_t)kv->ring;
-                    uint16_t *x =
-                        (uint16_t *)(void *)(ring + from) + ((size_t)head * page + t % page) * dim;
+                    uint16_t *x = (uint16_t *)(void *)(ring + from) + ((size_t)head * page + t % page) * dim;
                     memcpy(out ? (void *)bytes : x, out ? (const void *)x : bytes, row);
                 }
     }

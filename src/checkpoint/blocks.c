@@ -414,7 +414,8 @@ bool walsh_blocks_read(const struct walsh_block_source *s, unsigned array, size_
     uint8_t *at = to;
     bool good = true;
     if (array == WALSH_STORED_CODES) {
-        for (size_t r = begin * WALSH_BLOCK_ROWS; r < s->rows && r < end * WALSH_BLOCK_ROWS; r++, at += bytes) {
+        for (size_t r = begin * WALSH_BLOCK_ROWS; r < s->rows && r < end * WALSH_BLOCK_ROWS;
+             r++, at += bytes) {
             memcpy(at, codes_of(s, r), bytes);
             good = codes_are_numbers(s, r) && good;
         }

@@ -70,7 +70,8 @@ bool walsh_blocks_pack(const struct walsh_block_source *s, size_t begin, size_t 
                        void *scales, uint8_t *zeros);
 /* The same rows as formats/stored.h cuts them into units: the codes as they are stored, [16][walsh_stored_row_bytes] of a
  * unit; scales, or zero points, in the run-time layout. */
-bool walsh_blocks_read(const struct walsh_block_source *s, unsigned array, size_t begin, size_t end, void *to);
+bool walsh_blocks_read(const struct walsh_block_source *s, unsigned array, size_t begin, size_t end,
+                       void *to);
 /* Those codes of a mapped file will not be read soon: walsh_file_read_once. */
 void walsh_blocks_read_once(const struct walsh_block_source *s, unsigned array, size_t begin, size_t end);
 /* The error for that: names the tensor, the place and what stands there. */

@@ -83,8 +83,8 @@ struct walsh_memory {
     void (*page_tables)(const struct walsh_queue *q, const struct walsh_paged_rows *p);
     /* *out: the codecs of packed caches there, which a device's struct walsh_kv_view names in the place of the host's; it belongs
      * to the caller (free). WALSH_E_UNSUPPORTED for Prod keys. NULL: the backend knows no packed caches. */
-    enum walsh_status (*upload_codecs)(const struct walsh_queue *q, const struct walsh_turbo_codecs *host, void **out,
-                                       struct walsh_error *err);
+    enum walsh_status (*upload_codecs)(const struct walsh_queue *q, const struct walsh_turbo_codecs *host,
+                                       void **out, struct walsh_error *err);
     /* walsh_turbo_codecs.saturated of uploaded codecs. */
     enum walsh_status (*read_codecs)(const struct walsh_queue *q, const void *codecs, uint64_t *saturated,
                                      struct walsh_error *err);

@@ -157,7 +157,7 @@ struct walsh_ops;
 struct walsh_fused_ops;
 struct walsh_quantize_ops;
 struct walsh_train_ops;
-struct walsh_draws; /* kernels/draw.h */
+struct walsh_draws;  /* kernels/draw.h */
 struct walsh_memory; /* kernels/device.h */
 
 /* Where ops run. The CPU's holds the pool and per-worker scratch; opened by the context. */
@@ -279,9 +279,9 @@ struct walsh_ops {
      * are as before when it is done. NULL where a backend lacks it: the host draws. */
     void (*draw)(const struct walsh_queue *q, int32_t *ids, float *logits, uint32_t vocab,
                  const struct walsh_draws *draws);
-    const struct walsh_fused_ops *fused; /* NULL: none */
+    const struct walsh_fused_ops *fused;       /* NULL: none */
     const struct walsh_quantize_ops *quantize; /* kernels/quantize.h; NULL: the quantizer's own searches */
-    const struct walsh_train_ops *train; /* kernels/train.h; NULL: training goes by microkernels */
+    const struct walsh_train_ops *train;       /* kernels/train.h; NULL: training goes by microkernels */
 };
 
 /* A product's output as the product left it, [rows][ld], and what unrotate makes of it. */

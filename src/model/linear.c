@@ -76,8 +76,8 @@ static enum walsh_status load_dense(struct walsh_linear *linear, const struct lo
     set_dense(linear, t->dtype,
               (const uint8_t *)t->data + (size_t)fusion->row * linear->in * walsh_dtype_size(t->dtype));
     if (!how->stored) return WALSH_OK;
-    return walsh_linear_store_dense(linear, linear->weights.data, linear->in, 1, is_mapped(how->ck), how->arena,
-                                    err);
+    return walsh_linear_store_dense(linear, linear->weights.data, linear->in, 1, is_mapped(how->ck),
+                                    how->arena, err);
 }
 
 /* One stage, from the stored layout to that of the kernels, tile row by tile row. */
@@ -282,11 +282,11 @@ static enum walsh_status load_stacked(struct walsh_linear *linear, const struct 
     uint8_t *to;
     if (how->stored) {
         set_dense(linear, t->dtype, NULL);
-        return walsh_linear_store_dense(linear, from + f->row * size, step, f->rows, is_mapped(how->ck), how->arena,
-                                        err);
+        return walsh_linear_store_dense(linear, from + f->row * size, step, f->rows, is_mapped(how->ck),
+                                        how->arena, err);
     }
-    WALSH_TRY(walsh_arena_alloc_uninitialised(how->arena, (size_t)linear->out * linear->in, size, linear->name,
-                                              &to, err));
+    WALSH_TRY(walsh_arena_alloc_uninitialised(how->arena, (size_t)linear->out * linear->in, size,
+                                              linear->name, &to, err));
     for (size_t k = 0; k < linear->in; k++)
         for (size_t r = 0; r < linear->out; r++)
             memcpy(to + (r * linear->in + k) * size, from + (k * f->rows + f->row + r * step) * size, size);
@@ -373,9 +373,8 @@ static enum walsh_status load(struct walsh_linear *linear, const struct loading 
     WALSH_TRY(load_weights(linear, how, err));
     linear->activation = walsh_linear_activation(linear->weights.format, rotated, dense);
     if (!has_bias) return WALSH_OK;
-    return fusion && fusion->stack && !has_own_bias(ck, name)
-               ? load_stacked_bias(linear, ck, how->arena, err)
-               : load_bias(linear, ck, how->arena, err);
+    return fusion && fusion->stack && !has_own_bias(ck, name) ? load_stacked_bias(linear, ck, how->arena, err)
+                                                              : load_bias(linear, ck, how->arena, err);
 }
 
 enum walsh_status walsh_linear_load(struct walsh_linear *linear, const struct walsh_checkpoint *ck,

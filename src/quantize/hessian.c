@@ -44,7 +44,8 @@ static enum walsh_status add_there(struct walsh_hessian *h, const float *x, size
         walsh_queue_free(h->device, h->rows);
         h->rows = NULL;
         h->room = 0;
-        WALSH_TRY(walsh_queue_alloc(h->device, count * sizeof *x, "a linear's inputs", &h->rows, &h->failure));
+        WALSH_TRY(
+            walsh_queue_alloc(h->device, count * sizeof *x, "a linear's inputs", &h->rows, &h->failure));
         h->room = count;
     }
     WALSH_TRY(walsh_queue_upload(h->device, h->rows, x, count * sizeof *x, &h->failure));

@@ -397,11 +397,10 @@ static enum walsh_status quantize_linear(struct job *job, const struct walsh_ldl
     enum walsh_status status = new_rotation(job, linear, false, &rotation, &signs, err);
     if (status == WALSH_OK && job->options->tune)
         status = walsh_scale_outputs(&rotation, w, linear->in, signs, err);
-    const struct walsh_ldlq_options options = {
-        .bits = job->to->bits,
-        .passes = job->options->passes,
-        .tune = job->options->tune,
-        .device = job->device};
+    const struct walsh_ldlq_options options = {.bits = job->to->bits,
+                                               .passes = job->options->passes,
+                                               .tune = job->options->tune,
+                                               .device = job->device};
     if (status == WALSH_OK)
         status = walsh_ldlq_quantize(job->queue, input, &rotation, w, &options, &result, NULL, err);
     if (status == WALSH_OK)
@@ -761,7 +760,8 @@ static enum walsh_status check_device(const struct walsh_queue *q, const struct 
 {
     if (!q->memory) return WALSH_OK;
     if (o->format != WALSH_FORMAT_E8P)
-        return walsh_fail(err, WALSH_E_UNSUPPORTED, "quantize to %s runs on the CPU only; a device searches e8p",
+        return walsh_fail(err, WALSH_E_UNSUPPORTED,
+                          "quantize to %s runs on the CPU only; a device searches e8p",
                           walsh_format_name(o->format));
     if (!q->ops->quantize)
         return walsh_fail(err, WALSH_E_UNSUPPORTED, "quantize: this device has no searches of codes");
@@ -774,8 +774,7 @@ enum walsh_status walsh_quantize_job(const struct walsh_queue *q, const struct w
                                      struct walsh_job_report *reports, struct walsh_error *err)
 {
     const struct walsh_queue host = walsh_queue_host(q);
-    struct job job = {
-        .queue = &host, .device = q->memory ? q : NULL, .hooks = hooks, .options = options};
+    struct job job = {.queue = &host, .device = q->memory ? q : NULL, .hooks = hooks, .options = options};
     const size_t outputs = options->outputs;
     WALSH_TRY(check_device(q, options, err));
     double start = walsh_now();

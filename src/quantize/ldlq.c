@@ -18,9 +18,9 @@ static const double tuned_residual_scale[] = {[WALSH_STAGE_E8P] = 3.8, [WALSH_ST
 struct tiles {
     struct walsh_ldlq_state state;
     unsigned passes;
-    size_t step;           /* every step-th tile only */
-    const float *trace_of; /* whose trace: the error's or the target's */
-    double *trace;         /* [tiles] */
+    size_t step;                     /* every step-th tile only */
+    const float *trace_of;           /* whose trace: the error's or the target's */
+    double *trace;                   /* [tiles] */
     struct walsh_ldlq_device device; /* queue NULL: the CPU searches */
     enum walsh_status status;        /* of what failed on the device, and what it said */
     struct walsh_error *err;
@@ -69,8 +69,7 @@ static double trace(const struct walsh_queue *q, struct tiles *t, const float *e
     double there = 0;
     if (t->device.queue) {
         if (t->status == WALSH_OK)
-            t->status =
-                walsh_ldlq_device_trace(&t->device, t->step, e == t->state.target, &there, t->err);
+            t->status = walsh_ldlq_device_trace(&t->device, t->step, e == t->state.target, &there, t->err);
         return there;
     }
     t->trace_of = e;

@@ -250,7 +250,8 @@ void walsh_route_backward(const struct walsh_queue *q, float *dlogits, const flo
                           uint32_t experts, uint32_t k, bool normalize)
 {
     if (walsh_train_device(q)) {
-        q->ops->train->route_backward(q, dlogits, dweight, logits, index, weight, rows, experts, k, normalize);
+        q->ops->train->route_backward(q, dlogits, dweight, logits, index, weight, rows, experts, k,
+                                      normalize);
         return;
     }
     struct route t = {dlogits, dweight, logits, weight, index, experts, k, normalize};

@@ -34,7 +34,7 @@ struct train {
     struct walsh_train_state state;
     char identity[1024];
     uint64_t last_saved;
-    bool panels; /* of bf16 weights are kept */
+    bool panels;        /* of bf16 weights are kept */
     void *device_block; /* on a device: both moments and the gradient's norm */
     struct walsh_arena arena;
     struct walsh_error *err;

@@ -4,9 +4,10 @@
  *   golden MODEL OUTPUTS [TEXT TOKENS PPL]   one model; PPL of the first TOKENS tokens of TEXT
  *   golden --adapter DIR MODEL OUTPUTS [TEXT TOKENS PPL]   the model with an adapter: the outputs adapter_*
  *   golden --proof MODELS [OUTPUTS TEXTS]    every model of the table below in the directory MODELS; the two
- * others are MODELS/../golden and MODELS/../text where not given All with f32 activations and an f32 cache.
- * Exit 0: all agree; 1: something differs; 2: usage, or nothing was there. An absent model is reported and
- * counts as not passed. */
+ * others are MODELS/../golden and MODELS/../text where not given
+ *   --cpu LEVEL, --device NAME before all that: an instruction set, or where to compute
+ * All with f32 activations and an f32 cache. Exit 0: all agree; 1: something differs; 2: usage, or nothing
+ * was there. An absent model is reported and counts as not passed. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -332,17 +333,21 @@ static void check_one(struct walsh_context *context, const char *adapter, char *
 int main(int argc, char **argv)
 {
     struct walsh_context_options options = WALSH_CONTEXT_OPTIONS;
-    if (argc >= 3 && strcmp(argv[1], "--cpu") == 0) {
-        options.cpu = argv[2];
-        argv += 2;
-        argc -= 2;
-    }
+    for (; argc >= 3; argv += 2, argc -= 2)
+        if (strcmp(argv[1], "--cpu") == 0)
+            options.cpu = argv[2];
+        else if (strcmp(argv[1], "--device") == 0)
+            options.device = argv[2];
+        else
+            break;
     const bool proof = argc >= 3 && strcmp(argv[1], "--proof") == 0;
     const bool adapter = argc >= 3 && strcmp(argv[1], "--adapter") == 0;
     const int first = adapter ? 3 : 1, count = argc - first;
     if (!(proof ? argc == 3 || argc == 5 : count == 2 || count == 5)) {
-        fprintf(stderr, "usage: golden [--cpu LEVEL] [--adapter DIR] MODEL OUTPUTS [TEXT TOKENS PPL]\n"
-                        "       golden [--cpu LEVEL] --proof MODELS [OUTPUTS TEXTS]\n");
+        fprintf(
+            stderr,
+            "usage: golden [--cpu LEVEL] [--device NAME] [--adapter DIR] MODEL OUTPUTS [TEXT TOKENS PPL]\n"
+            "       golden [--cpu LEVEL] [--device NAME] --proof MODELS [OUTPUTS TEXTS]\n");
         return 2;
     }
     struct walsh_error err;

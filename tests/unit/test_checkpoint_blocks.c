@@ -71,7 +71,8 @@ static void check_read(const struct loaded *l)
             good = walsh_blocks_read(&l->source, array, i, walsh_min(i + 2, units), read + i * unit) && good;
         if (array == WALSH_STORED_CODES) {
             for (size_t i = 0; i < units; i++)
-                walsh_block_pack_codes(w, i, read + i * unit, walsh_stored_row_bytes(w), l->source.flip, words);
+                walsh_block_pack_codes(w, i, read + i * unit, walsh_stored_row_bytes(w), l->source.flip,
+                                       words);
             assert_memory_equal(words, l->data, walsh_block_data_words(w) * 4);
         } else {
             assert_memory_equal(read, array == WALSH_STORED_SCALES ? l->scales : l->zeros, units * unit);

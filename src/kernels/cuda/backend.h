@@ -88,7 +88,7 @@ enum walsh_status cuda_bench(const struct walsh_queue *q, const char *pattern,
                              struct walsh_error *err);
 /* bench_load.c: its rows of loading. */
 enum walsh_status cuda_bench_load(const struct walsh_queue *q, const char *pattern,
-                                  void (*row)(void *user, const struct walsh_device_bench_row *row), void *user,
-                                  struct walsh_error *err);
+                                  void (*row)(void *user, const struct walsh_device_bench_row *row),
+                                  void *user, struct walsh_error *err);
 
 #endif

@@ -39,8 +39,7 @@ enum walsh_status cuda_upload_codecs(const struct walsh_queue *q, const struct w
     struct cuda_turbo *turbo, *device;
     WALSH_TRY(walsh_alloc_zero(1, sizeof *turbo, "the codecs of a KV cache", &turbo, err));
     cuda_fill_turbo(codecs, turbo);
-    enum walsh_status status =
-        cuda_memory.alloc(q, sizeof *turbo, "the codecs of a KV cache", &device, err);
+    enum walsh_status status = cuda_memory.alloc(q, sizeof *turbo, "the codecs of a KV cache", &device, err);
     if (status == WALSH_OK) {
         status = cuda_memory.upload(q, device, turbo, sizeof *turbo, err);
         if (status == WALSH_OK)

@@ -19,7 +19,8 @@ struct cuda_matrix_product {
     float alpha;
 };
 /* scratch: sums of parts, where a_turned cuts k into as many as fit. */
-void cuda_multiply(cudaStream_t stream, const struct cuda_matrix_product *p, float *scratch, size_t scratch_bytes);
+void cuda_multiply(cudaStream_t stream, const struct cuda_matrix_product *p, float *scratch,
+                   size_t scratch_bytes);
 
 /* --- train_decode.cu --- */
 
@@ -43,24 +44,24 @@ void cuda_train_attention_backward(cudaStream_t stream, const struct cuda_train_
 
 /* --- train_rows.cu --- */
 
-void cuda_add_rows(cudaStream_t stream, float *y, size_t ldy, const float *x, size_t ldx, const float *d, size_t ldd,
-                   size_t rows, size_t n);
+void cuda_add_rows(cudaStream_t stream, float *y, size_t ldy, const float *x, size_t ldx, const float *d,
+                   size_t ldd, size_t rows, size_t n);
 void cuda_scatter(cudaStream_t stream, float *to, size_t ldto, const float *from, size_t ldfrom,
                   const uint32_t *index, size_t rows, size_t n);
 void cuda_rms_norm_backward(cudaStream_t stream, float *dx, size_t lddx, const float *dy, size_t lddy,
                             const float *x, size_t ldx, const float *weight, size_t rows, size_t n, float eps,
                             bool add);
 /* struct walsh_train_slots: k slots of a row, n numbers each. */
-void cuda_spread(cudaStream_t stream, const uint32_t *slot, size_t rows, size_t k, size_t n, float *to, float *dweight,
-                 const float *d, const float *y, const float *weight);
-void cuda_collect(cudaStream_t stream, const uint32_t *slot, size_t rows, size_t k, size_t n, float *to, const float *from,
-                  const float *weight);
+void cuda_spread(cudaStream_t stream, const uint32_t *slot, size_t rows, size_t k, size_t n, float *to,
+                 float *dweight, const float *d, const float *y, const float *weight);
+void cuda_collect(cudaStream_t stream, const uint32_t *slot, size_t rows, size_t k, size_t n, float *to,
+                  const float *from, const float *weight);
 void cuda_route_backward(cudaStream_t stream, float *dlogits, const float *dweight, const float *logits,
                          const int32_t *index, const float *weight, size_t rows, uint32_t experts, uint32_t k,
                          bool normalize);
 enum cuda_gate { CUDA_GATE_SWIGLU, CUDA_GATE_GEGLU, CUDA_GATE_CLAMPED };
-void cuda_gate_backward(cudaStream_t stream, enum cuda_gate kind, float alpha, float limit, float *dgate, float *dup,
-                        const float *dy, const float *g, const float *u, size_t n);
+void cuda_gate_backward(cudaStream_t stream, enum cuda_gate kind, float alpha, float limit, float *dgate,
+                        float *dup, const float *dy, const float *g, const float *u, size_t n);
 void cuda_cross_entropy(cudaStream_t stream, float *logits, const int32_t *targets, size_t rows, size_t vocab,
                         float weight, float cap, bool gradient, double *loss);
 struct cuda_adamw {

@@ -7,25 +7,24 @@
 #include "kernels/draw.h"
 #include "kernels/quantize.h"
 
-_Static_assert(sizeof(struct walsh_kv_view) == sizeof(struct cuda_kv_view) &&
-                   offsetof(struct walsh_kv_view, type) == offsetof(struct cuda_kv_view, type) &&
-                   offsetof(struct walsh_kv_view, page_tokens) ==
-                       offsetof(struct cuda_kv_view, page_tokens) &&
-                   offsetof(struct walsh_kv_view, k_pages) == offsetof(struct cuda_kv_view, k_pages) &&
-                   offsetof(struct walsh_kv_view, v_pages) == offsetof(struct cuda_kv_view, v_pages) &&
-                   offsetof(struct walsh_kv_view, turbo) == offsetof(struct cuda_kv_view, turbo) &&
-                   offsetof(struct walsh_kv_view, recent) == offsetof(struct cuda_kv_view, recent) &&
-                   offsetof(struct walsh_kv_view, recent_tokens) ==
-                       offsetof(struct cuda_kv_view, recent_tokens) &&
-                   offsetof(struct walsh_kv_view, recent_begin) ==
-                       offsetof(struct cuda_kv_view, recent_begin),
-               "the kernels' view of a cache");
+_Static_assert(
+    sizeof(struct walsh_kv_view) == sizeof(struct cuda_kv_view) &&
+        offsetof(struct walsh_kv_view, type) == offsetof(struct cuda_kv_view, type) &&
+        offsetof(struct walsh_kv_view, page_tokens) == offsetof(struct cuda_kv_view, page_tokens) &&
+        offsetof(struct walsh_kv_view, k_pages) == offsetof(struct cuda_kv_view, k_pages) &&
+        offsetof(struct walsh_kv_view, v_pages) == offsetof(struct cuda_kv_view, v_pages) &&
+        offsetof(struct walsh_kv_view, turbo) == offsetof(struct cuda_kv_view, turbo) &&
+        offsetof(struct walsh_kv_view, recent) == offsetof(struct cuda_kv_view, recent) &&
+        offsetof(struct walsh_kv_view, recent_tokens) == offsetof(struct cuda_kv_view, recent_tokens) &&
+        offsetof(struct walsh_kv_view, recent_begin) == offsetof(struct cuda_kv_view, recent_begin),
+    "the kernels' view of a cache");
 _Static_assert(sizeof(struct walsh_attention_row) == sizeof(struct cuda_attention_row) &&
                    offsetof(struct walsh_attention_row, kv) == offsetof(struct cuda_attention_row, kv) &&
                    offsetof(struct walsh_attention_row, position) ==
                        offsetof(struct cuda_attention_row, position),
                "the kernels' row of attention");
-_Static_assert(WALSH_KV_F32 == 0 && WALSH_KV_F16 == 1 && WALSH_KV_TURBO == 2, "the kernels' types of a cache");
+_Static_assert(WALSH_KV_F32 == 0 && WALSH_KV_F16 == 1 && WALSH_KV_TURBO == 2,
+               "the kernels' types of a cache");
 
 #define SAME_DRAW(member) (offsetof(struct walsh_draw, member) == offsetof(struct cuda_draw, member))
 #define SAME_EDIT(member)                                                                                    \
@@ -400,8 +399,7 @@ static struct cuda_attention_shape shape_of(const struct walsh_attention_shape *
                                        .mixed = s->kinds.mixed,
                                        .four = s->kinds.four,
                                        .recent = s->kinds.recent};
-    if (s->own)
-        out.own = (struct cuda_own){s->own->k_pages[0], s->own->v_pages[0], s->own->page_tokens};
+    if (s->own) out.own = (struct cuda_own){s->own->k_pages[0], s->own->v_pages[0], s->own->page_tokens};
     return out;
 }
 
