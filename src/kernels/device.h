@@ -117,7 +117,8 @@ struct walsh_device_bench_row {
     char size[64];
     double seconds, bytes, operations; /* of one call */
     double roofline;                   /* bytes over seconds over the bandwidth measured in the same run */
-    double ratio; /* seconds of what it is to be faster than, measured in the same run, over seconds; 0: nothing */
+    double
+        ratio; /* seconds of what it is to be faster than, measured in the same run, over seconds; 0: nothing */
 };
 struct walsh_device_ceilings {
     double read_bandwidth, copy_bandwidth; /* bytes/s; a copy counts what it reads and what it writes */
