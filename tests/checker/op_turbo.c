@@ -212,6 +212,14 @@ static void check_append(struct check *c, const struct check_queues *queues, str
     }
 }
 
+/* Sums are taken of rotated values: turned back, an error is spread over the head, whatever an element's size. */
+static void spread(float *magnitude, uint32_t dim)
+{
+    double squares = 0;
+    for (uint32_t d = 0; d < dim; d++) squares += (double)magnitude[d] * (double)magnitude[d];
+    for (uint32_t d = 0; d < dim; d++) magnitude[d] = (float)sqrt(squares / dim);
+}
+
 /* What the row at `position` reads: tokens from `split` on late, those before packed. */
 static void compare(struct check *c, const struct setting *s, const struct cache *from, const float *query,
                     const float *out, uint32_t position, uint32_t split, const float *const late[2],
@@ -228,6 +236,7 @@ static void compare(struct check *c, const struct setting *s, const struct cache
     for (uint32_t h = 0; h < s->shape.heads; h++) {
         attention_define(&s->shape, query + (size_t)h * dim, k, v, h, position, from->key == NULL, weight,
                          expected, magnitude);
+        if (from->key) spread(magnitude, dim);
         check_close_f32(c, "attention", expected, out + (size_t)h * dim, magnitude, dim, factor);
     }
 }
