@@ -8,6 +8,7 @@
 
 #define SMALLEST_NORM 1e-6f
 #define LARGEST_F16 65504.0f
+#define QUIET_NAN_F16 0x7e00
 
 enum walsh_status walsh_turbo_codec_open(const struct walsh_turbo_options *options,
                                          struct walsh_turbo_codec **out, struct walsh_error *err)
@@ -78,6 +79,7 @@ uint16_t walsh_turbo_norm(const struct walsh_turbo_codec *codec, float g, const 
         g /= book->scale * sqrtf((float)squares);
     }
     *saturated = g > LARGEST_F16;
+    if (isnan(g)) return QUIET_NAN_F16;
     return walsh_f16_from_f32(*saturated ? LARGEST_F16 : g);
 }
 

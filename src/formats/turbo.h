@@ -82,7 +82,7 @@ static inline unsigned walsh_turbo_stretches(const struct walsh_turbo_codec *cod
  * s_(l+2), s_(l+1); u = x * (1 / max(sqrt(|x|^2), 1e-6)); y = forward(u) as rotation.h fixes it; <y, c> and
  * |c| for the choice above by the same sums, of the levels' integers as floats: fit = <y, value> /
  * sqrt(|value|^2); |c| of the norm = scale * sqrt((float)sum of value^2). A zero vector has norm 0. NaN in x:
- * norm NaN and codes 0. Inf, or a length beyond the range of f32: a saturated norm. */
+ * norm 0x7e00 and codes 0. Inf, or a length beyond the range of f32: a saturated norm. */
 bool walsh_turbo_encode(const struct walsh_turbo_codec *codec, const float *x, uint8_t *codes,
                         uint16_t *norm);
 /* The norm to be stored for codes of a vector of length g; *saturated as above. */

@@ -413,7 +413,7 @@ static void test_group_6_special_vectors(void **state)
             assert_int_equal(second, 0x7bff);
             x[dim / 2] = NAN;
             assert_false(walsh_turbo_encode(codec, x, other, &second));
-            assert_true(isnan(walsh_f32_from_f16(second)));
+            assert_int_equal(second, 0x7e00); /* whatever NaN the sums end with */
             for (uint32_t i = 0; i < dim; i++) assert_int_equal(other[i], 0);
             walsh_turbo_codec_close(&codec);
         }

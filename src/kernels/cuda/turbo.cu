@@ -48,7 +48,7 @@ __device__ __forceinline__ uint16_t norm_of(const cuda_turbo_codec &c, float g, 
         g = __fdiv_rn(g, __fmul_rn(c.scale, __fsqrt_rn(__ull2float_rn(squares))));
     }
     *saturated = g > 65504.0f;
-    return f16_from_f32(g);
+    return isnan(g) ? 0x7e00 : f16_from_f32(g);
 }
 
 // The word of row `row` of a plane, codes [32] or [16] of a lane's group.
