@@ -64,6 +64,12 @@ static void add_update(const struct walsh_queue *q, const struct walsh_frozen_up
                                                               .alpha = 1});
 }
 
+/* Signs on a device cannot be compared here: equal ones are one vector (walsh_graph_upload). */
+static bool same_vector(const struct walsh_rotation *a, const struct walsh_rotation *b)
+{
+    return a->kind == b->kind && a->signs == b->signs && a->blocks.padded == b->blocks.padded;
+}
+
 void walsh_device_forward(struct walsh_products *p, const struct walsh_frozen_site *site, const float *x,
                           size_t ldx)
 {
@@ -77,7 +83,7 @@ void walsh_device_forward(struct walsh_products *p, const struct walsh_frozen_si
         const enum walsh_activation_type type = walsh_frozen_type(p->compute, linear);
         const bool rotated = linear->out_rotation.kind != WALSH_ROTATION_NONE;
         if (!before || walsh_frozen_type(p->compute, before) != type ||
-            !walsh_rotation_equal(&before->in_rotation, &linear->in_rotation))
+            !same_vector(&before->in_rotation, &linear->in_rotation))
             in = prepare(p, type, &linear->in_rotation, x + site->begin * ldx, ldx, site->inputs,
                          site->ld_rows, site->rows);
         before = linear;

@@ -105,7 +105,7 @@ static void check_prepare(struct check *c, const struct walsh_queue *q, const st
         const enum walsh_activation_type type = (enum walsh_activation_type)(way % TYPES);
         struct walsh_activations a = activations(c, type, rotation->blocks.padded);
         a.tiled = way >= TYPES;
-        if (a.tiled && (q->memory || (type != WALSH_ACTIVATION_INT8 && type != WALSH_ACTIVATION_BF16)))
+        if (a.tiled && (q->device || (type != WALSH_ACTIVATION_INT8 && type != WALSH_ACTIVATION_BF16)))
             continue;
         q->ops->prepare(q, &a, x, ldx, rotation);
         for (size_t r = 0; r < ROWS; r++) {

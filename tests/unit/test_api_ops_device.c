@@ -615,7 +615,7 @@ static void check_refusals(const struct side sides[2])
                 "on the CPU only");
     if (device->cuda) {
         struct walsh_ops_rotation_options o = WALSH_OPS_ROTATION_OPTIONS;
-        o.size = 96;
+        o.size = 192; /* 96 would be padded to one block */
         o.kind = "overlap";
         OPS_REFUSED(walsh_ops_rotation_open(device->queue, &o, &none, &err), WALSH_E_UNSUPPORTED,
                     "overlapping");
