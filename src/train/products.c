@@ -15,6 +15,7 @@
 #define AMX_OUTPUTS 384 /* the same where tiles are 32 by 32, in pairs, and fast */
 #define AMX_TILE 64
 #define PIECE_ROWS 128 /* at least, where rows are cut too: each piece makes its panels again */
+#define KEPT_ROWS 64   /* where panels are kept, of whose products 64 rows are computed at a time */
 #define PIECES_PER_THREAD 8
 #define DECODED_BYTES ((size_t)128 << 20) /* of several experts' decoded weights together, at most */
 
@@ -461,7 +462,8 @@ static void product_pieces(void *argument, size_t begin, size_t end, unsigned wo
 }
 
 /* Cut every item into pieces of about the same work, first along its outputs, then along its rows: enough for
- * all threads, few enough that making panels (and decoding) stays a small share. */
+ * all threads, few enough that making panels (and decoding) stays a small share. Where panels are kept it is
+ * along the rows that nothing is lost: each piece reads its rows once for as many outputs as it can. */
 static void cut(struct dispatch *d)
 {
     const size_t threads = walsh_pool_threads(d->queue->pool);
@@ -476,7 +478,10 @@ static void cut(struct dispatch *d)
         const size_t rows = item->rows;
         item->piece_outputs = walsh_min(walsh_round_up(walsh_max(target / rows, 1), tile), most);
         item->piece_rows = rows;
-        if (item->piece_outputs == tile && tile * rows > 2 * target)
+        if (all_kept(d, item)) {
+            item->piece_outputs = PIECE_OUTPUTS;
+            item->piece_rows = walsh_max(walsh_round_up(target / PIECE_OUTPUTS, KEPT_ROWS), PIECE_ROWS);
+        } else if (item->piece_outputs == tile && tile * rows > 2 * target)
             item->piece_rows = walsh_max(walsh_round_up(2 * target / tile, 32), PIECE_ROWS);
         item->first = d->pieces;
         d->pieces += walsh_div_up(item->outputs, item->piece_outputs) * walsh_div_up(rows, item->piece_rows);

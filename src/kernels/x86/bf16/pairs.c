@@ -7,7 +7,7 @@
 #include "kernels/x86/avx512/gemm_lanes.h"
 #include "kernels/x86/bf16/pairs.h"
 
-#define ROWS 8
+#define ROWS 13 /* of a block, at most */
 #define VECTORS 2
 #define AHEAD 16 /* rows: of few columns, which no machine prefetches alone */
 
@@ -123,38 +123,51 @@ INLINE __m512 step(__m512 sum, const uint16_t *a, __m512i b)
     return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)b);
 }
 
-/* What a sum of row i and columns [j, j + 16) starts from. */
-INLINE __m512 start(const struct walsh_pairs_product *p, size_t i, size_t j, __mmask16 mask)
+/* What the sums of `rows` rows from c on and of the columns of `mask` start from. */
+INLINE void start(__m512 *sum, size_t stride, const float *c, size_t ldc, const size_t rows, bool add,
+                  const float *keep, __mmask16 mask)
 {
-    if (!p->add) return _mm512_setzero_ps();
-    const __m512 c = _mm512_maskz_loadu_ps(mask, p->c + i * p->ldc + j);
-    return p->keep ? _mm512_mul_ps(c, _mm512_maskz_loadu_ps(mask, p->keep + j)) : c;
+    const __m512 factor = keep ? _mm512_maskz_loadu_ps(mask, keep) : _mm512_setzero_ps();
+#pragma GCC unroll 13
+    for (size_t r = 0; r < rows; r++) {
+        __m512 from = add ? _mm512_maskz_loadu_ps(mask, c + r * ldc) : _mm512_setzero_ps();
+        sum[r * stride] = keep ? _mm512_mul_ps(from, factor) : from;
+    }
 }
 
-/* Rows [i, i + rows) by 32 columns from j on. */
+/* Rows [i, i + rows) by 32 columns from j on; *p is read once, because a sum that is stored might change it for all that the
+ * compiler knows. */
 INLINE void block(const struct walsh_pairs_product *p, size_t i, size_t j, const size_t rows)
 {
     __m512 sum[ROWS][VECTORS];
-#pragma GCC unroll 8
-    for (size_t r = 0; r < rows; r++)
+    const size_t lda = p->lda, ldb = p->ldb, ldc = p->ldc, steps = p->steps;
+    float *c = p->c + i * ldc + j;
+    const float *keep = p->add ? p->keep : NULL;
+    if (keep)
 #pragma GCC unroll 2
-        for (size_t v = 0; v < VECTORS; v++) sum[r][v] = start(p, i + r, j + 16 * v, 0xffff);
-    const uint16_t *a = p->a + i * p->lda;
+        for (size_t v = 0; v < VECTORS; v++)
+            start(sum[0] + v, VECTORS, c + 16 * v, ldc, rows, true, keep + j + 16 * v, 0xffff);
+    else if (p->add)
+#pragma GCC unroll 2
+        for (size_t v = 0; v < VECTORS; v++)
+            start(sum[0] + v, VECTORS, c + 16 * v, ldc, rows, true, NULL, 0xffff);
+    else
+#pragma GCC unroll 2
+        for (size_t v = 0; v < VECTORS; v++) start(sum[0] + v, VECTORS, c, ldc, rows, false, NULL, 0xffff);
+    const uint16_t *a = p->a + i * lda;
     const uint32_t *b = p->b + j;
-    const size_t lda = p->lda;
-    for (size_t s = 0; s < p->steps; s++, a += 2, b += p->ldb) {
+    for (size_t s = 0; s < steps; s++, a += 2, b += ldb) {
         const __m512i b0 = _mm512_loadu_si512(b), b1 = _mm512_loadu_si512(b + 16);
-#pragma GCC unroll 8
+#pragma GCC unroll 13
         for (size_t r = 0; r < rows; r++) {
             sum[r][0] = step(sum[r][0], a + r * lda, b0);
             sum[r][1] = step(sum[r][1], a + r * lda, b1);
         }
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 13
     for (size_t r = 0; r < rows; r++)
 #pragma GCC unroll 2
-        for (size_t v = 0; v < VECTORS; v++)
-            _mm512_storeu_ps(p->c + (i + r) * p->ldc + j + 16 * v, sum[r][v]);
+        for (size_t v = 0; v < VECTORS; v++) _mm512_storeu_ps(c + r * ldc + 16 * v, sum[r][v]);
 }
 
 /* Rows [i, i + rows) by the columns of `mask` from j on: two chains, of even and odd steps. */
@@ -162,45 +175,82 @@ INLINE void narrow_block(const struct walsh_pairs_product *p, size_t i, size_t j
                          __mmask16 mask)
 {
     __m512 even[ROWS], odd[ROWS];
-#pragma GCC unroll 8
-    for (size_t r = 0; r < rows; r++) {
-        even[r] = start(p, i + r, j, mask);
-        odd[r] = _mm512_setzero_ps();
-    }
-    const uint16_t *a = p->a + i * p->lda;
+    const size_t lda = p->lda, ldb = p->ldb, ldc = p->ldc, steps = p->steps;
+    float *c = p->c + i * ldc + j;
+    start(even, 1, c, ldc, rows, p->add, p->add && p->keep ? p->keep + j : NULL, mask);
+#pragma GCC unroll 13
+    for (size_t r = 0; r < rows; r++) odd[r] = _mm512_setzero_ps();
+    const uint16_t *a = p->a + i * lda;
     const uint32_t *b = p->b + j;
-    const size_t lda = p->lda;
     size_t s = 0;
-    for (; s + 2 <= p->steps; s += 2, a += 4, b += 2 * p->ldb) {
-        const __m512i b0 = _mm512_maskz_loadu_epi32(mask, b), b1 = _mm512_maskz_loadu_epi32(mask, b + p->ldb);
-#pragma GCC unroll 8
+    for (; s + 2 <= steps; s += 2, a += 4, b += 2 * ldb) {
+        const __m512i b0 = _mm512_maskz_loadu_epi32(mask, b), b1 = _mm512_maskz_loadu_epi32(mask, b + ldb);
+#pragma GCC unroll 13
         for (size_t r = 0; r < rows; r++) {
             even[r] = step(even[r], a + r * lda, b0);
             odd[r] = step(odd[r], a + r * lda + 2, b1);
         }
     }
-    const __m512i last = s < p->steps ? _mm512_maskz_loadu_epi32(mask, b) : _mm512_setzero_si512();
-#pragma GCC unroll 8
+    const __m512i last = s < steps ? _mm512_maskz_loadu_epi32(mask, b) : _mm512_setzero_si512();
+#pragma GCC unroll 13
     for (size_t r = 0; r < rows; r++) {
-        if (s < p->steps) even[r] = step(even[r], a + r * lda, last);
-        _mm512_mask_storeu_ps(p->c + (i + r) * p->ldc + j, mask, _mm512_add_ps(even[r], odd[r]));
+        if (s < steps) even[r] = step(even[r], a + r * lda, last);
+        _mm512_mask_storeu_ps(c + r * ldc, mask, _mm512_add_ps(even[r], odd[r]));
     }
+}
+
+/* Rows of the next block where `left` are left: 13 and 12 as long as they come out even, which covers the latency of the sums and
+ * of a block's beginning and end (64 rows: 13, 13, 13, 13, 12); else 8, 4 and 1. */
+INLINE size_t rows_of_block(size_t left)
+{
+    const size_t blocks = left / 12, over = left % 12;
+    if (over <= blocks && blocks > 0) return over > 0 ? 13 : 12;
+    return left >= 8 ? 8 : left >= 4 ? 4 : 1;
 }
 
 void walsh_multiply_pairs_bf16_bf16(const struct walsh_pairs_product *p)
 {
     size_t j = 0;
-    for (; j + 16 * VECTORS <= p->n; j += 16 * VECTORS) {
-        size_t i = 0;
-        for (; i + ROWS <= p->m; i += ROWS) block(p, i, j, ROWS);
-        for (; i + 4 <= p->m; i += 4) block(p, i, j, 4);
-        for (; i < p->m; i++) block(p, i, j, 1);
-    }
+    for (; j + 16 * VECTORS <= p->n; j += 16 * VECTORS)
+        for (size_t i = 0, rows; i < p->m; i += rows) {
+            rows = rows_of_block(p->m - i);
+            switch (rows) {
+            case 13:
+                block(p, i, j, 13);
+                break;
+            case 12:
+                block(p, i, j, 12);
+                break;
+            case 8:
+                block(p, i, j, 8);
+                break;
+            case 4:
+                block(p, i, j, 4);
+                break;
+            default:
+                block(p, i, j, 1);
+            }
+        }
     for (; j < p->n; j += 16) {
         const __mmask16 mask = first_lanes(p->n - j);
-        size_t i = 0;
-        for (; i + ROWS <= p->m; i += ROWS) narrow_block(p, i, j, ROWS, mask);
-        for (; i + 4 <= p->m; i += 4) narrow_block(p, i, j, 4, mask);
-        for (; i < p->m; i++) narrow_block(p, i, j, 1, mask);
+        for (size_t i = 0, rows; i < p->m; i += rows) {
+            rows = rows_of_block(p->m - i);
+            switch (rows) {
+            case 13:
+                narrow_block(p, i, j, 13, mask);
+                break;
+            case 12:
+                narrow_block(p, i, j, 12, mask);
+                break;
+            case 8:
+                narrow_block(p, i, j, 8, mask);
+                break;
+            case 4:
+                narrow_block(p, i, j, 4, mask);
+                break;
+            default:
+                narrow_block(p, i, j, 1, mask);
+            }
+        }
     }
 }
