@@ -194,7 +194,8 @@ void check_close_f32(struct check *c, const char *what, const float *expected, c
 struct options {
     uint64_t seed;
     const char *pattern, *module; /* module: of a device, where it is not beside the program */
-    bool verbose, device_only, kernels_only;
+    bool verbose, device_only, kernels_only, once; /* once: no second run of a round */
+    int round;                                     /* -1: all */
 };
 
 struct totals {
@@ -248,7 +249,12 @@ static void run_case(const struct options *o, struct totals *t, const char *kern
     struct check c = {.kernel = kernel, .implementation = implementation, .seed = o->seed};
     for (c.round = 0; c.round < CHECK_ROUNDS; c.round++) {
         uint64_t hash[2];
+        if (o->round >= 0 && c.round != (unsigned)o->round) continue;
         for (unsigned repeat = 0; repeat < 2; repeat++) {
+            if (repeat == 1 && o->once) {
+                hash[1] = hash[0];
+                break;
+            }
             walsh_random_seed(&c.random, walsh_mix64(o->seed + c.round) ^ name_hash(kernel));
             run(&c, context);
             hash[repeat] = release(&c);
@@ -399,7 +405,7 @@ static void check_required_sets(struct totals *t)
 
 int main(int argc, char **argv)
 {
-    struct options o = {.seed = (uint64_t)time(NULL)};
+    struct options o = {.seed = (uint64_t)time(NULL), .round = -1};
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--verbose") == 0) {
             o.verbose = true;
@@ -413,9 +419,16 @@ int main(int argc, char **argv)
             o.module = argv[++i];
         } else if (strcmp(argv[i], "--kernel") == 0 && i + 1 < argc) {
             o.pattern = argv[++i];
+        } else if (strcmp(argv[i], "--round") == 0 && i + 1 < argc) {
+            o.round = atoi(argv[++i]);
+        } else if (strcmp(argv[i], "--once") == 0) {
+            o.once = true;
         } else {
-            fprintf(stderr, "usage: walsh_checker [--seed N] [--kernel PATTERN] [--verbose]\n"
-                            "                     [--module FILE] [--device-only] [--kernels-only]\n");
+            fprintf(
+                stderr,
+                "usage: walsh_checker [--seed N] [--kernel PATTERN] [--verbose]\n"
+                "                     [--module FILE] [--device-only] [--kernels-only]\n"
+                "                     [--round N: this one of the cases' rounds] [--once: no second run]\n");
             return 2;
         }
     }

@@ -95,7 +95,6 @@ static void check_case(struct check *c, const struct check_queues *queues, const
         check_exact_bytes(c, "y of 1 and of 2 threads, in parts", y[0][n], y[1][n], bytes);
         check_exact_bytes(c, "y of 1 and of 3 threads", y[0][n], y[2][n], bytes);
         struct expectation e = {.reference = &queues->reference, .role = t->role, .w = &w[n], .a = &a};
-        if (queues->best[0].device != NULL) e.role = WALSH_DECODE; /* a device merges no stages */
         if (t->type != WALSH_ACTIVATION_INT8) {
             e.absolute_w = product_magnitudes(c, &w[n]);
             e.absolute_a = product_absolute(c, &a);

@@ -255,6 +255,8 @@ static enum walsh_status bench_e8p(const struct bench *b, uint32_t outs, uint32_
         p.bytes += cuda_e8p_stage_bytes(outs, cols, narrow);
         left -= narrow ? 1 : 2;
     }
+    if (rows > CUDA_E8P_DECODE_ROWS)
+        p.w.merged.on = p.w.stages == 2; /* as prompts read them; with any table */
     p.matrices = walsh_min(ROOM / p.bytes, GRAPH_CALLS);
     char size[64];
     snprintf(size, sizeof size, "%ux%u %u bpw rows=%zu", outs, cols, bits, rows);

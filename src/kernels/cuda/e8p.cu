@@ -85,7 +85,10 @@ __global__ void __launch_bounds__(TILE_WARPS * 32, 1) tile_kernel(const __grid_c
     wait_for_previous();
 
     float y[2][4][4]; // [tile][eight rows][fragment]: the terms so far
-    for (int stage = 0; stage < (int)p.w.stages; stage++) {
+    const bool merged = p.w.merged.on != 0;
+    const uint4 *second = static_cast<const uint4 *>(p.w.stage[1].data) + lane;
+    if (merged) second += (size_t)group * steps_of(p.w.cols, p.w.stage[1].narrow) * 32;
+    for (int stage = 0; stage < (merged ? 1 : (int)p.w.stages); stage++) {
         const bool narrow = p.w.stage[stage].narrow != 0;
         const uint32_t steps = steps_of(p.w.cols, narrow);
         const uint4 *codes = static_cast<const uint4 *>(p.w.stage[stage].data) + (size_t)group * steps * 32 + lane;
@@ -117,7 +120,14 @@ __global__ void __launch_bounds__(TILE_WARPS * 32, 1) tile_kernel(const __grid_c
                 const uint4 word = next;
                 if (step + 1 < steps) next = stream16(codes + (size_t)(step + 1) * 32);
                 uint32_t low[2][4], high[2][4];
-                if (!narrow) {
+                if (merged) {
+                    const bool half_words = p.w.stage[1].narrow != 0;
+                    const uint4 v = stream16(second + (size_t)(half_words ? step / 2 : step) * 32);
+                    const uint32_t first = half_words && step % 2 ? v.y : v.x, other = half_words && step % 2 ? v.w : v.z;
+                    decode_merged(tables, lane4, half_words, p.w.merged.second, word.x, word.y, first, v.y, low[0], high[0]);
+                    decode_merged(tables, lane4, half_words, p.w.merged.second, word.z, word.w, other, v.w, low[1], high[1]);
+                    chunk(low, high, mine + s * 64);
+                } else if (!narrow) {
                     decode_wide(tables, lane4, word.x, word.y, low[0], high[0]);
                     decode_wide(tables, lane4, word.z, word.w, low[1], high[1]);
 #pragma unroll
@@ -140,7 +150,8 @@ __global__ void __launch_bounds__(TILE_WARPS * 32, 1) tile_kernel(const __grid_c
             const int tile = i >> 4, n = i >> 2 & 3, j = i & 3;
             const size_t row = first_row + (size_t)(half * 32 + n * 8 + t * 2 + (j & 1));
             const int q = row < p.rows ? p.sum[row] : 0;
-            const float term = stage_term(narrow, p.w.stage[stage].scale, stage_dot(narrow, sum[tile][n][j], q));
+            const float term = merged ? merged_term(p.w.merged.scale, sum[tile][n][j], q)
+                                      : stage_term(narrow, p.w.stage[stage].scale, stage_dot(narrow, sum[tile][n][j], q));
             y[tile][n][j] = stage == 0 ? term : __fadd_rn(y[tile][n][j], term);
         }
     }

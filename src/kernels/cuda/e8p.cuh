@@ -94,6 +94,63 @@ static __device__ __forceinline__ void decode_narrow(const uint8_t *shared, uint
     }
 }
 
+// A selector's nibble: a byte of high:low; with bit 3 that byte's sign eight times.
+static __device__ __forceinline__ uint32_t pick(uint32_t low, uint32_t high, uint32_t selectors)
+{
+    uint32_t r;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(low), "r"(high), "r"(selectors));
+    return r;
+}
+// Bytes of a table of sixteen by four nibbles, bits 0 to 15; no byte has its bit 7.
+static __device__ __forceinline__ uint32_t map_four(const uint32_t (&table)[4], uint32_t nibbles)
+{
+    const uint32_t at = nibbles & 0x7777u, upper = pick(0x80808080u, 0x80808080u, nibbles); // 0xff from 8 on, else 0x80
+    return (pick(table[2], table[3], at) & upper) | (pick(table[0], table[1], at) & ~upper);
+}
+// The nibbles of code c of decode_wide and of decode_narrow.
+static __device__ __forceinline__ uint32_t wide_nibbles(const uint8_t *shared, uint32_t lane4, uint32_t x, uint32_t y, int c)
+{
+    const uint32_t word = c < 2 ? x : y, o = (uint32_t)(c & 1) * 2;
+    return entry(shared, permute(word, lane4, 0x5504u | o << 4)) ^ entry(shared + 128, permute(word, lane4, 0x5504u | (o + 1) << 4));
+}
+static __device__ __forceinline__ uint32_t narrow_nibbles(const uint8_t *shared, uint32_t lane4, uint32_t word, int c)
+{
+    return entry(shared, permute(word, lane4 * 2, 0x5504u | (uint32_t)c << 4) >> 1);
+}
+// What a merged second stage adds to a product: second[u] + CUDA_E8P_SECOND of the even and the odd coordinates. x, y: its words
+// of 16-bit codes; x: its word of 8-bit ones.
+static __device__ __forceinline__ void decode_second(const uint8_t *shared, uint32_t lane4, bool narrow, const uint32_t (&second)[4],
+                                                     uint32_t x, uint32_t y, uint32_t (&even)[4], uint32_t (&odd)[4])
+{
+#pragma unroll
+    for (int c = 0; c < 4; c++) {
+        const uint32_t n = narrow ? narrow_nibbles(shared + PAIR_BYTES, lane4, x, c) : wide_nibbles(shared, lane4, x, y, c);
+        const uint32_t first = map_four(second, n), last = map_four(second, n >> 16);
+        even[c] = permute(first, last, 0x6420u);
+        odd[c] = permute(first, last, 0x7531u);
+    }
+}
+// The merged plane p as p + 128 = 16 u0 + 8 + second[u1]: of x0 and y0, the first stage's words, and of the second's.
+constexpr int PLANE_BIAS = 128;
+static __device__ __forceinline__ void decode_merged(const uint8_t *shared, uint32_t lane4, bool narrow, const uint32_t (&second)[4],
+                                                     uint32_t x0, uint32_t y0, uint32_t x1, uint32_t y1, uint32_t (&even)[4],
+                                                     uint32_t (&odd)[4])
+{
+    constexpr uint32_t UNIT = 0x01010101u * (CUDA_E8P_SECOND - 8); // bytes overflow on the way, sums of words do not
+    decode_second(shared, lane4, narrow, second, x1, y1, even, odd);
+#pragma unroll
+    for (int c = 0; c < 4; c++) {
+        const uint32_t n = wide_nibbles(shared, lane4, x0, y0, c);
+        even[c] += (n << 4 & HIGH) - UNIT;
+        odd[c] += (n & HIGH) - UNIT;
+    }
+}
+// kernels.def, product_int8_prefill, of sum (p + 128) q.
+static __device__ __forceinline__ float merged_term(float scale, int dot, int q)
+{
+    return __fmul_rn(scale, (float)(dot - PLANE_BIAS * q));
+}
+
 // The B fragments of a chunk from a row of plain int8 in shared memory: even and odd columns of X and of Y.
 struct columns {
     uint32_t even_x, even_y, odd_x, odd_y;

@@ -35,6 +35,11 @@ struct decode_updates {
     int first[CUDA_E8P_LIST + 1];
 };
 struct no_updates {};
+// In their place, for prefill: matrices whose two stages are one plane, a bit of `on` for each (launch.h, cuda_e8p.merged).
+struct decode_merges {
+    uint32_t on, second[CUDA_E8P_LIST][4];
+    float scale[CUDA_E8P_LIST];
+};
 
 // y with an output's updates of this row, as the launch of their own (low_rank.cu) would add them.
 __device__ __forceinline__ float updated(float y, const decode_updates &updates, int m, uint32_t row, size_t o)
@@ -50,7 +55,7 @@ __device__ __forceinline__ float updated(float y, const decode_updates &updates,
     }
     return y;
 }
-__device__ __forceinline__ float updated(float y, const no_updates &, int, uint32_t, size_t)
+template <typename NONE> __device__ __forceinline__ float updated(float y, const NONE &, int, uint32_t, size_t)
 {
     return y;
 }
@@ -113,6 +118,7 @@ __global__ void __launch_bounds__(WARPS * 32, 1)
     decode_kernel(const __grid_constant__ decode_product p, const __grid_constant__ UPDATES updates)
 {
     extern __shared__ __align__(1024) uint8_t shared[];
+    constexpr bool MERGES = std::is_same<UPDATES, decode_merges>::value;
     constexpr int OUTS = GROUPS * CUDA_E8P_ROWS, THREADS = WARPS * 32, EIGHTS = ROWS == 1 ? 1 : ROWS / 8;
     uint8_t *tables = shared;
     const int subs = WARPS / p.split, totals = subs * p.stages * ROWS * (OUTS + SPREAD);
@@ -141,7 +147,7 @@ __global__ void __launch_bounds__(WARPS * 32, 1)
         if (d < now.steps) fetch(ahead[d], now, d);
 
     let_next_start();
-    if constexpr (!std::is_empty<UPDATES>::value) // B of the first sets' outputs is on its way too
+    if constexpr (std::is_same<UPDATES, decode_updates>::value) // B of the first sets' outputs is on its way too
         for (int i = (int)threadIdx.x; i < subs * OUTS && first_base + i / OUTS < p.sets; i += THREADS) {
             const int set = first_base + i / OUTS, matrix = LIST ? matrix_of(p, set) : 0;
             const int at = (set - (LIST ? p.m[matrix].first : 0)) * OUTS + i % OUTS;
@@ -187,6 +193,14 @@ __global__ void __launch_bounds__(WARPS * 32, 1)
                 if (next_set < p.sets) next = run_of<GROUPS, LIST>(p, next_set, next_column, next_stage, turn, lane);
 
                 const bool narrow = NARROW && (narrows >> stage & 1);
+                bool second = false; // the second of two stages that are one plane
+                uint32_t of_second[4] = {};
+                if constexpr (MERGES) {
+                    const int matrix = set < p.sets ? matrix_of(p, set) : 0;
+                    second = stage == 1 && (updates.on >> matrix & 1);
+#pragma unroll
+                    for (int i = 0; i < 4; i++) of_second[i] = updates.second[matrix][i];
+                }
                 const uint8_t *fragment = x + (ROWS == 1 ? 0 : g * x_stride) + turn * (narrow ? 128 : 64) + t * 16;
                 for (int i = 0; i == 0 || i < now.steps; i += DEPTH) {
 #pragma unroll
@@ -207,7 +221,11 @@ __global__ void __launch_bounds__(WARPS * 32, 1)
 #pragma unroll
                                 for (int tile = 0; tile < 2; tile++) {
                                     uint32_t low[4], high[4];
-                                    if (!narrow)
+                                    if (MERGES && second)
+                                        decode_second(tables, lane4, narrow, of_second,
+                                                      tile ? (half ? word[j].w : word[j].z) : (half ? word[j].y : word[j].x),
+                                                      tile ? word[j].w : word[j].y, low, high);
+                                    else if (!narrow)
                                         decode_wide(tables, lane4, tile ? word[j].z : word[j].x, tile ? word[j].w : word[j].y,
                                                     low, high);
                                     else
@@ -218,7 +236,7 @@ __global__ void __launch_bounds__(WARPS * 32, 1)
                                     for (int n = 0; n < EIGHTS; n++) {
                                         const uint4 c = *reinterpret_cast<const uint4 *>(fragment + half * 64 + n * 8 * x_stride);
                                         multiply(sum[j][tile][0][n], low, c.x, c.y);
-                                        multiply(sum[j][tile][1][n], high, c.z, c.w);
+                                        multiply(sum[j][tile][MERGES && second ? 0 : 1][n], high, c.z, c.w);
                                     }
                                 }
                         }
@@ -246,7 +264,17 @@ __global__ void __launch_bounds__(WARPS * 32, 1)
             const decode_matrix &m = p.m[matrix];
             const int at = (base + which - (LIST ? m.first : 0)) * OUTS + out;
             float y = 0.0f;
-            for (int stage = 0; stage < m.stages; stage++) {
+            bool merged = false;
+            if constexpr (MERGES) {
+                merged = updates.on >> matrix & 1;
+                if (merged) {
+                    int *v = total + (which * p.stages * ROWS + row) * (OUTS + SPREAD) + out, *w = v + ROWS * (OUTS + SPREAD);
+                    y = __fmul_rn(updates.scale[matrix],
+                                  (float)(8 * stage_dot(false, *v, row_sum[row]) + (*w - CUDA_E8P_SECOND * row_sum[row])));
+                    *v = *w = 0;
+                }
+            }
+            for (int stage = 0; stage < m.stages && !merged; stage++) {
                 const bool narrow = NARROW && (m.narrow >> stage & 1);
                 int *v = total + ((which * p.stages + stage) * ROWS + row) * (OUTS + SPREAD) + out;
                 const float term = stage_term(narrow, m.scale[stage], stage_dot(narrow, *v, row_sum[row]));
@@ -291,12 +319,14 @@ void launch(cudaStream_t stream, decode_product p, const UPDATES &updates, int p
     const int bundles = (p.sets + subs - 1) / subs, rounds = (bundles + processors - 1) / processors;
     const int grid = (bundles + rounds - 1) / rounds;
     const size_t shared = (size_t)(fixed + ROWS * (p.slab + PADDING));
-    if (p.count == 1)
-        launch_early(stream, decode_kernel<ROWS, GROUPS, WARPS, DEPTH, NARROW, false, UPDATES>, dim3((unsigned)grid), WARPS * 32, shared, p,
-                     updates);
-    else
-        launch_early(stream, decode_kernel<ROWS, GROUPS, WARPS, DEPTH, NARROW, true, UPDATES>, dim3((unsigned)grid), WARPS * 32, shared, p,
-                     updates);
+    if constexpr (!std::is_same<UPDATES, decode_merges>::value)
+        if (p.count == 1) {
+            launch_early(stream, decode_kernel<ROWS, GROUPS, WARPS, DEPTH, NARROW, false, UPDATES>, dim3((unsigned)grid), WARPS * 32,
+                         shared, p, updates);
+            return;
+        }
+    launch_early(stream, decode_kernel<ROWS, GROUPS, WARPS, DEPTH, NARROW, true, UPDATES>, dim3((unsigned)grid), WARPS * 32, shared, p,
+                 updates);
 }
 
 // Two groups at once halve the reads of the activations, where there are groups enough for all multiprocessors.
@@ -337,6 +367,19 @@ void cuda_product_e8p_decode(cudaStream_t stream, const struct cuda_e8p_output *
             m.scale[k] = w.stage[k].scale;
             if (w.stage[k].narrow) m.narrow |= 1u << k, narrow = true;
         }
+    }
+    decode_merges merges = {};
+    for (size_t i = 0; i < count; i++) {
+        if (!list[i].w.merged.on) continue;
+        merges.on |= 1u << i;
+        for (int k = 0; k < 4; k++) merges.second[i][k] = list[i].w.merged.second[k];
+        merges.scale[i] = list[i].w.merged.scale;
+    }
+    if (merges.on) {
+        rows <= 8    ? launch<8, 1, 28, 5, true>(stream, p, merges, processors)
+        : rows <= 16 ? launch<16, 1, 16, 4, true>(stream, p, merges, processors)
+                     : launch<32, 1, 16, 4, true>(stream, p, merges, processors);
+        return;
     }
     if (!ups) {
         narrow ? choose<true>(stream, p, no_updates(), processors) : choose<false>(stream, p, no_updates(), processors);

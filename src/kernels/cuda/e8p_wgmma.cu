@@ -48,17 +48,27 @@ struct work {
     uint64_t *full, *empty;
 };
 
-// One stage of this warp's 16 outputs by 256 rows: sum u q. `turn` counts the pieces of all stages.
-template <bool NARROW>
-__device__ __forceinline__ void stage_sums(const many_rows &p, const work &s, const uint2 *codes, int *turn, int (&d)[128])
+// One stage of this warp's 16 outputs by 256 rows: sum u q. `turn` counts the pieces of all stages. MERGED: both stages as one plane, of which
+// NARROW and `seconds` are the second's: sum (p + 128) q.
+template <bool NARROW, bool MERGED>
+__device__ __forceinline__ void stage_sums(const many_rows &p, const work &s, const uint2 *codes, const uint2 *seconds, int *turn,
+                                           int (&d)[128])
 {
     const int lane = (int)threadIdx.x & 31;
     const uint32_t lane4 = (uint32_t)lane * 4;
-    const int steps = (int)steps_of(p.w.cols, NARROW), chunks = 2 * p.pieces;
+    constexpr bool SHORT = NARROW && !MERGED;
+    const int steps = (int)steps_of(p.w.cols, SHORT), second_steps = (int)steps_of(p.w.cols, NARROW), chunks = 2 * p.pieces;
     // the words of a chunk; what lies beyond the last meets activations that are zero
-    auto words = [&](int chunk) { return __ldg(codes + (size_t)min(NARROW ? chunk / 2 : chunk, steps - 1) * 64); };
+    auto words = [&](int chunk) { return __ldg(codes + (size_t)min(SHORT ? chunk / 2 : chunk, steps - 1) * 64); };
+    auto second_words = [&](int chunk) {
+        return MERGED ? __ldg(seconds + (size_t)min(NARROW ? chunk / 2 : chunk, second_steps - 1) * 64) : make_uint2(0, 0);
+    };
     uint32_t even[2][4], odd[2][4];
-    auto decode = [&](int buffer, const uint2 &w, int half) {
+    auto decode = [&](int buffer, const uint2 &w, const uint2 &v, int half) {
+        if constexpr (MERGED) {
+            decode_merged(s.tables, lane4, NARROW, p.w.merged.second, w.x, w.y, NARROW && half ? v.y : v.x, v.y, even[buffer], odd[buffer]);
+            return;
+        }
         if constexpr (NARROW)
             decode_narrow(s.tables + PAIR_BYTES, lane4, half ? w.y : w.x, even[buffer], odd[buffer]);
         else
@@ -66,11 +76,11 @@ __device__ __forceinline__ void stage_sums(const many_rows &p, const work &s, co
 #pragma unroll
         for (int i = 0; i < 4; i++) odd[buffer][i] >>= 4;
     };
-    uint2 ahead[DEPTH];
+    uint2 ahead[DEPTH], second[DEPTH];
 #pragma unroll
-    for (int i = 0; i < DEPTH; i++) ahead[i] = words(i);
-    decode(0, ahead[0], 0);
-    ahead[0] = words(DEPTH);
+    for (int i = 0; i < DEPTH; i++) ahead[i] = words(i), second[i] = second_words(i);
+    decode(0, ahead[0], second[0], 0);
+    ahead[0] = words(DEPTH), second[0] = second_words(DEPTH);
     for (int first = 0; first < chunks; first += DEPTH) {
 #pragma unroll
         for (int i = 0; i < DEPTH; i++) {
@@ -84,8 +94,8 @@ __device__ __forceinline__ void stage_sums(const many_rows &p, const work &s, co
             wgmma_u8(d, odd[i & 1], piece_slice(piece, 2 * (i & 1) + 1), 1);
             wgmma_end();
             const int next = (i + 1) % DEPTH; // its words, while the products run
-            decode((i + 1) & 1, ahead[next], (i + 1) & 1);
-            ahead[next] = words(chunk + 1 + DEPTH);
+            decode((i + 1) & 1, ahead[next], second[next], (i + 1) & 1);
+            ahead[next] = words(chunk + 1 + DEPTH), second[next] = second_words(chunk + 1 + DEPTH);
             wgmma_wait();
             if ((i & 1) == 1) {
                 if (threadIdx.x % 128 == 0) barrier_arrive(s.empty + at);
@@ -95,10 +105,16 @@ __device__ __forceinline__ void stage_sums(const many_rows &p, const work &s, co
     }
 }
 
+// How often the activations are read.
+__device__ __forceinline__ int planes_of(const many_rows &p)
+{
+    return p.w.merged.on ? 1 : (int)p.w.stages;
+}
+
 __device__ __forceinline__ void bring_pieces(const many_rows &p, const work &s)
 {
     const uint8_t *from = p.x + (size_t)blockIdx.x * (size_t)p.pieces * PIECE_BYTES;
-    for (int i = 0; i < (int)p.w.stages * p.pieces; i++) {
+    for (int i = 0; i < planes_of(p) * p.pieces; i++) {
         const int at = i % DEPTH;
         if (i >= DEPTH) barrier_wait(s.empty + at, (i / DEPTH - 1) & 1);
         bring_piece(s.x + at * PIECE_BYTES, from + (size_t)(i % p.pieces) * PIECE_BYTES, s.full + at);
@@ -107,19 +123,26 @@ __device__ __forceinline__ void bring_pieces(const many_rows &p, const work &s)
 
 __device__ __forceinline__ void multiply_pieces(const many_rows &p, const work &s)
 {
-    const int warp = (int)threadIdx.x >> 5, lane = (int)threadIdx.x & 31, g = lane >> 2, t = lane & 3, stages = (int)p.w.stages;
+    const int warp = (int)threadIdx.x >> 5, lane = (int)threadIdx.x & 31, g = lane >> 2, t = lane & 3, stages = planes_of(p);
     const uint32_t group = blockIdx.y * (OUTS / CUDA_E8P_ROWS) + (uint32_t)(warp / 2), tile = (uint32_t)warp & 1;
     const uint32_t out = group * CUDA_E8P_ROWS + tile * 16 + (uint32_t)g;
     const size_t first_row = blockIdx.x * (size_t)PIECE_ROWS;
+    auto codes_of = [&](int stage) {
+        return static_cast<const uint2 *>(p.w.stage[stage].data) +
+               ((size_t)min(group, p.groups - 1) * steps_of(p.w.cols, p.w.stage[stage].narrow != 0) * 32 + (size_t)lane) * 2 + tile;
+    };
     int turn = 0, d[128];
     for (int stage = 0; stage < stages; stage++) {
         const bool narrow = p.w.stage[stage].narrow != 0;
-        const uint2 *codes = static_cast<const uint2 *>(p.w.stage[stage].data) +
-                             ((size_t)min(group, p.groups - 1) * steps_of(p.w.cols, narrow) * 32 + (size_t)lane) * 2 + tile;
-        if (narrow)
-            stage_sums<true>(p, s, codes, &turn, d);
+        const uint2 *codes = codes_of(stage);
+        if (p.w.merged.on && p.w.stage[1].narrow)
+            stage_sums<true, true>(p, s, codes, codes_of(1), &turn, d);
+        else if (p.w.merged.on)
+            stage_sums<false, true>(p, s, codes, codes_of(1), &turn, d);
+        else if (narrow)
+            stage_sums<true, false>(p, s, codes, codes, &turn, d);
         else
-            stage_sums<false>(p, s, codes, &turn, d);
+            stage_sums<false, false>(p, s, codes, codes, &turn, d);
         // a stage's terms wait in y for the next one's
 #pragma unroll
         for (int j = 0; j < 64; j++) {
@@ -131,7 +154,9 @@ __device__ __forceinline__ void multiply_pieces(const many_rows &p, const work &
             for (int i = 0; i < 2; i++) {
                 if (out + (uint32_t)(8 * i) >= p.w.outs) continue;
                 float *to = p.y + row * p.ldy + out + 8 * i;
-                float term = stage_term(narrow, p.w.stage[stage].scale, stage_dot(narrow, d[j / 2 * 4 + 2 * i + j % 2], q));
+                const int dot = d[j / 2 * 4 + 2 * i + j % 2];
+                float term = p.w.merged.on ? merged_term(p.w.merged.scale, dot, q)
+                                           : stage_term(narrow, p.w.stage[stage].scale, stage_dot(narrow, dot, q));
                 if (stage > 0) term = __fadd_rn(*to, term);
                 *to = stage + 1 == stages ? __fmul_rn(term, scale) : term;
             }

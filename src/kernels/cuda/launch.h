@@ -142,7 +142,13 @@ struct cuda_e8p {
         float scale;
     } stage[CUDA_MAX_STAGES];
     const uint32_t *tables;
+    /* Two stages as one plane (formats/e8p_planes.h) in products of prefill: byte u of second is second[u] + CUDA_E8P_SECOND. */
+    struct {
+        uint32_t on, second[4];
+        float scale;
+    } merged;
 };
+#define CUDA_E8P_SECOND 40
 size_t cuda_e8p_stage_bytes(uint32_t outs, uint32_t cols, bool narrow);
 /* From the CPU's layout (formats/e8p_planes.h) of `outs` rows. e8p_code [256][3]: of a label the pattern's
  * number, its plane of ones, and whether coordinate 7 is negated; sign_byte [256]: plane of signs to byte;
@@ -166,7 +172,7 @@ struct cuda_e8p_output {
 };
 /* Up to CUDA_E8P_DECODE_ROWS rows, of up to CUDA_E8P_LIST matrices of as many columns; processors:
  * multiprocessors of the device. ups, NULL or at most CUDA_LOW_RANK_LIST: up_counts[i] of them for matrix i, one matrix's behind the
- * other's, added to its outputs with the bits of cuda_low_rank_ups. */
+ * other's, added to its outputs with the bits of cuda_low_rank_ups; NULL where a matrix's stages are merged. */
 struct cuda_low_rank_up;
 void cuda_product_e8p_decode(cudaStream_t stream, const struct cuda_e8p_output *list, size_t count,
                              const int8_t *q, size_t stride, const float *scale, const int32_t *sum,

@@ -3,6 +3,7 @@
 
 #include "base/memory.h"
 #include "formats/blocks.h"
+#include "formats/e8p_planes.h"
 #include "kernels/cuda/backend.h"
 #include "kernels/draw.h"
 #include "kernels/quantize.h"
@@ -151,10 +152,24 @@ struct cuda_e8p cuda_e8p_of(const struct cuda_device *d, const struct walsh_weig
     return out;
 }
 
-static void product_e8p_many(struct cuda_device *d, const struct walsh_product *p,
-                             const struct walsh_activations *a)
+/* The matrix as products of int8 read it: in prefill two stages are one plane where they can be. */
+static struct cuda_e8p planes_of(const struct cuda_device *d, const struct walsh_weights *w,
+                                 enum walsh_role role)
 {
-    const struct cuda_e8p w = cuda_e8p_of(d, p->weights);
+    struct cuda_e8p out = cuda_e8p_of(d, w);
+    struct walsh_merged_stages merged;
+    if (role != WALSH_PREFILL || !walsh_stages_merge(w, &merged)) return out;
+    out.merged.on = 1;
+    out.merged.scale = merged.scale;
+    for (int u = 0; u < 16; u++)
+        out.merged.second[u / 4] |= (uint32_t)(merged.second[u] + CUDA_E8P_SECOND) << u % 4 * 8;
+    return out;
+}
+
+static void product_e8p_many(struct cuda_device *d, const struct walsh_product *p,
+                             const struct walsh_activations *a, enum walsh_role role)
+{
+    const struct cuda_e8p w = planes_of(d, p->weights, role);
     const size_t most =
         a->rows < LEAST_WGMMA_ROWS ? 0 : cuda_product_e8p_wgmma_rows(w.cols, CUDA_SCRATCH_BYTES);
     if (most == 0)
@@ -221,17 +236,20 @@ static void update_products(struct cuda_device *d, const struct walsh_product *l
 
 /* Up to CUDA_E8P_LIST of them for few rows. Their updates are added at the outputs' ends, where they fit, with the same bits. */
 static void products_decode(struct cuda_device *d, const struct walsh_product *list, size_t count,
-                            const struct walsh_activations *a, const struct walsh_low_rank_input *in)
+                            const struct walsh_activations *a, const struct walsh_low_rank_input *in,
+                            enum walsh_role role)
 {
     struct cuda_e8p_output outputs[CUDA_E8P_LIST];
     struct cuda_low_rank_up ups[CUDA_LOW_RANK_LIST];
     uint32_t up_counts[CUDA_E8P_LIST] = {0};
     size_t total = 0, n = 0;
+    bool merged = false;
     for (size_t i = 0; i < count; i++) {
-        outputs[i] = (struct cuda_e8p_output){cuda_e8p_of(d, list[i].weights), list[i].y, list[i].ldy};
+        outputs[i] = (struct cuda_e8p_output){planes_of(d, list[i].weights, role), list[i].y, list[i].ldy};
         total += in ? list[i].up_count : 0;
+        merged |= outputs[i].w.merged.on != 0;
     }
-    const bool fits = total > 0 && total <= CUDA_LOW_RANK_LIST;
+    const bool fits = total > 0 && total <= CUDA_LOW_RANK_LIST && !merged;
     for (size_t i = 0; fits && i < count; i++) {
         up_counts[i] = (uint32_t)list[i].up_count;
         for (size_t u = 0; u < list[i].up_count; u++) ups[n++] = up_of(&list[i].up[u], in);
@@ -243,15 +261,16 @@ static void products_decode(struct cuda_device *d, const struct walsh_product *l
 
 /* E8P by int8, with their updates. Integer sums: a row's bits are the same by either kernel, and whatever shares a launch. */
 static void products_int8(struct cuda_device *d, const struct walsh_product *list, size_t count,
-                          const struct walsh_activations *a, const struct walsh_low_rank_input *in)
+                          const struct walsh_activations *a, const struct walsh_low_rank_input *in,
+                          enum walsh_role role)
 {
     if (a->rows > CUDA_E8P_DECODE_ROWS) {
-        for (size_t i = 0; i < count; i++) product_e8p_many(d, &list[i], a);
+        for (size_t i = 0; i < count; i++) product_e8p_many(d, &list[i], a, role);
         if (in) update_products(d, list, count, in);
         return;
     }
     for (size_t i = 0; i < count; i += CUDA_E8P_LIST)
-        products_decode(d, list + i, walsh_min(count - i, CUDA_E8P_LIST), a, in);
+        products_decode(d, list + i, walsh_min(count - i, CUDA_E8P_LIST), a, in, role);
 }
 
 struct cuda_blocks cuda_blocks_of(const struct walsh_weights *w)
@@ -347,7 +366,6 @@ static void product(const struct walsh_queue *q, const struct walsh_product *lis
                     const struct walsh_activations *a, const struct walsh_low_rank_input *low_rank,
                     enum walsh_role role)
 {
-    (void)role;
     struct cuda_device *d = enter(q);
     if (a->rows == 0) return;
     if (low_rank) low_rank_inputs(d, low_rank);
@@ -355,7 +373,7 @@ static void product(const struct walsh_queue *q, const struct walsh_product *lis
         const bool int8 = is_int8(&list[i], a);
         for (n = 1; i + n < count && is_int8(&list[i + n], a) == int8;) n++;
         if (int8) {
-            products_int8(d, list + i, n, a, low_rank);
+            products_int8(d, list + i, n, a, low_rank, role);
             continue;
         }
         for (size_t j = 0; j < n; j++) product_alone(d, &list[i + j], a);
