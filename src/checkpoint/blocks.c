@@ -372,12 +372,40 @@ static bool codes_are_numbers(const struct walsh_block_source *s, size_t row)
     return !broken;
 }
 
+/* Scales of a byte each that lie in rows as the groups do: nearly all there are, and many. */
+static bool are_byte_rows(const struct walsh_block_source *s)
+{
+    const enum walsh_dtype t = s->scales->dtype;
+    return walsh_scale_bytes(s->block.scale) == 1 && !s->by_group && s->scale_rows == 1 && t != WALSH_F32 &&
+           t != WALSH_BF16 && t != WALSH_F16;
+}
+
+static bool pack_byte_rows(const struct walsh_block_source *s, size_t groups, size_t tile, uint8_t *scales)
+{
+    const uint8_t none = s->block.scale == WALSH_SCALE_E8M0 ? 0xff : 0x7f; /* E4M3: either sign's */
+    uint8_t broken = 0;
+    for (size_t i = 0; i < WALSH_BLOCK_ROWS; i++) {
+        const size_t row = tile * WALSH_BLOCK_ROWS + i;
+        if (row >= s->rows) {
+            for (size_t g = 0; g < groups; g++) scales[g * WALSH_BLOCK_ROWS + i] = 0;
+            continue;
+        }
+        const uint8_t *from = (const uint8_t *)s->scales->data + stored_row(s, row) * s->scale_ld;
+        for (size_t g = 0; g < groups; g++) {
+            scales[g * WALSH_BLOCK_ROWS + i] = from[g];
+            broken = (uint8_t)(broken | ((from[g] & none) == none));
+        }
+    }
+    return !broken;
+}
+
 /* Scales and zero points (NULL: not wanted) of a tile, at the beginning of `scales` and `zeros`. */
 static bool pack_scales(const struct walsh_block_source *s, const struct walsh_weights *w, size_t tile,
                         void *scales, uint8_t *zeros)
 {
     const size_t groups = walsh_block_groups(w), first = tile * WALSH_BLOCK_ROWS;
     bool good = true;
+    if (scales && !zeros && are_byte_rows(s)) return pack_byte_rows(s, groups, tile, scales);
     for (size_t i = 0; i < WALSH_BLOCK_ROWS; i++)
         for (size_t g = 0; g < groups; g++) {
             const bool exists = first + i < s->rows;

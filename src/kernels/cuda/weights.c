@@ -8,8 +8,10 @@
 #include "formats/stored.h"
 #include "kernels/cuda/backend.h"
 
-#define ALIGNMENT 256                  /* of an array */
-#define READ_BYTES ((size_t)256 << 10) /* that a thread reads at a time, about */
+#define ALIGNMENT 256 /* of an array */
+/* A thread reads about so much at a time; less of a small matrix, so that every thread has something, but not less than the least. */
+#define READ_BYTES ((size_t)256 << 10)
+#define LEAST_READ_BYTES ((size_t)16 << 10)
 
 static struct cuda_device *enter(const struct walsh_queue *q)
 {
@@ -125,7 +127,9 @@ static enum walsh_status run(const struct walsh_queue *q, struct stream *s, stru
         count = walsh_min(rest, room.bytes / s->unit);
         if (count < rest) count -= count % together;
         s->pinned = room.pinned;
-        walsh_pool_run(q->pool, count, walsh_max(1, READ_BYTES / s->unit), read_units, s);
+        const size_t share = count * s->unit / walsh_pool_threads(q->pool),
+                     bytes = walsh_min(READ_BYTES, walsh_max(share, LEAST_READ_BYTES));
+        walsh_pool_run(q->pool, count, walsh_max(1, bytes / s->unit), read_units, s);
         if (atomic_load(&s->broken)) return s->stored->refuse(s->stored, err);
         const bool done = is_laid_out(s);
         WALSH_TRY(cuda_send(d, done ? s->to + s->first * s->unit : room.device, &room, count * s->unit, err));
