@@ -58,6 +58,13 @@ static void close_side(struct side *s)
     walsh_context_close(&s->context);
 }
 
+/* The call returns when pageable memory has been read; what it brings may still be on its way, and the queue's stream does not wait. */
+static void bring_up(uint64_t to, const void *from, size_t bytes)
+{
+    CUDA(cuMemcpyHtoD_v2(to, from, bytes));
+    CUDA(cuStreamSynchronize(NULL));
+}
+
 /* Memory of the side, with what is at `from` (NULL: poison). */
 static void *put(const struct side *s, const void *from, size_t bytes)
 {
@@ -66,14 +73,14 @@ static void *put(const struct side *s, const void *from, size_t bytes)
     if (!s->cuda) return p;
     uint64_t there;
     CUDA(cuMemAlloc_v2(&there, bytes));
-    CUDA(cuMemcpyHtoD_v2(there, p, bytes));
+    bring_up(there, p, bytes);
     free(p);
     return (void *)(uintptr_t)there;
 }
 static void change(const struct side *s, void *to, const void *from, size_t bytes)
 {
     if (s->cuda)
-        CUDA(cuMemcpyHtoD_v2((uint64_t)(uintptr_t)to, from, bytes));
+        bring_up((uint64_t)(uintptr_t)to, from, bytes);
     else
         memcpy(to, from, bytes);
 }

@@ -67,17 +67,18 @@ static struct walsh_weights placed(const struct walsh_weights *from, uint8_t *ro
 
 /* --- streams --- */
 
-/* An array on its way: its units are read, sent, and laid out where they are not so already. */
+/* A matrix on its way: units of all its arrays are read together, sent, and laid out where they are not so already. */
 struct stream {
     const struct walsh_weights *w;
     const struct walsh_stored_weights *stored;
-    unsigned array;
-    size_t units, unit; /* how many, and the bytes of one */
-    bool planes;        /* E8P of the CPU's layout, not as it is stored */
-    uint8_t *to;
+    unsigned arrays;
+    bool planes; /* E8P of the CPU's layout, not as it is stored */
+    size_t units;
+    size_t unit[WALSH_MAX_STAGES]; /* bytes */
+    uint8_t *to[WALSH_MAX_STAGES];
     /* the piece at hand */
     size_t first;
-    uint8_t *pinned;
+    uint8_t *pinned[WALSH_MAX_STAGES];
     atomic_bool broken;
 };
 
@@ -85,55 +86,79 @@ static void read_units(void *argument, size_t begin, size_t end, unsigned worker
 {
     struct stream *s = argument;
     (void)worker;
-    if (!s->stored->read(s->stored, s->array, s->first + begin, s->first + end, s->pinned + begin * s->unit))
-        atomic_store_explicit(&s->broken, true, memory_order_relaxed);
+    for (unsigned k = 0; k < s->arrays; k++)
+        if (!s->stored->read(s->stored, k, s->first + begin, s->first + end,
+                             s->pinned[k] + begin * s->unit[k]))
+            atomic_store_explicit(&s->broken, true, memory_order_relaxed);
 }
 
-static bool is_laid_out(const struct stream *s)
+static bool is_laid_out(const struct stream *s, unsigned array)
 {
     return s->w->format < WALSH_FORMAT_E8P ||
-           (walsh_format_is_block(s->w->format) && s->array != WALSH_STORED_CODES);
+           (walsh_format_is_block(s->w->format) && array != WALSH_STORED_CODES);
 }
 
-/* `count` units from `first` on, from `staged` to their place. */
-static void lay_out(struct cuda_device *d, const struct stream *s, const void *staged, size_t count)
+/* `count` units of an array from `first` on, from `staged` to their place. */
+static void lay_out(struct cuda_device *d, const struct stream *s, unsigned array, const void *staged,
+                    size_t count)
 {
     const struct walsh_weights *w = s->w;
     const uint32_t rows =
         (uint32_t)walsh_min(w->rows - s->first * WALSH_BLOCK_ROWS, count * WALSH_BLOCK_ROWS);
     if (w->format == WALSH_FORMAT_E8P) {
-        const bool narrow = w->stage[s->array].kind == WALSH_STAGE_E81B;
-        uint8_t *to = s->to + cuda_e8p_stage_bytes((uint32_t)s->first * WALSH_BLOCK_ROWS, w->cols, narrow);
+        const bool narrow = w->stage[array].kind == WALSH_STAGE_E81B;
+        uint8_t *to =
+            s->to[array] + cuda_e8p_stage_bytes((uint32_t)s->first * WALSH_BLOCK_ROWS, w->cols, narrow);
         if (s->planes)
             cuda_repack_stage(d->stream, d->plane_tables, rows, w->cols, narrow, staged, to);
         else
             cuda_lay_out_stage(d->stream, rows, w->cols, narrow, staged, to);
     } else {
         cuda_lay_out_codes(d->stream, walsh_code_bits(w->block.code), rows, w->cols, s->stored->flip, staged,
-                           s->to + s->first * walsh_block_words(w) * WALSH_BLOCK_ROWS * sizeof(uint32_t));
+                           s->to[array] +
+                               s->first * walsh_block_words(w) * WALSH_BLOCK_ROWS * sizeof(uint32_t));
     }
     cuda_note(d, "weights");
+}
+
+/* What the threads read into `room`, `count` units of every array, goes to its places. */
+static enum walsh_status send_units(struct cuda_device *d, const struct stream *s, struct cuda_room room,
+                                    size_t count, struct walsh_error *err)
+{
+    for (unsigned k = 0; k < s->arrays; k++) {
+        const bool done = is_laid_out(s, k);
+        const size_t bytes = count * s->unit[k],
+                     taken = walsh_min(walsh_round_up(bytes, ALIGNMENT), room.bytes);
+        WALSH_TRY(cuda_send(d, done ? s->to[k] + s->first * s->unit[k] : room.device, &room, bytes, err));
+        if (!done) lay_out(d, s, k, room.device, count);
+        room = (struct cuda_room){(uint8_t *)room.pinned + taken, (uint8_t *)room.device + taken,
+                                  room.bytes - taken};
+    }
+    return WALSH_OK;
 }
 
 static enum walsh_status run(const struct walsh_queue *q, struct stream *s, struct walsh_error *err)
 {
     struct cuda_device *d = enter(q);
-    const size_t together = s->w->format == WALSH_FORMAT_E8P ? CUDA_E8P_ROWS / WALSH_BLOCK_ROWS : 1;
+    const size_t together = s->w->format == WALSH_FORMAT_E8P ? CUDA_E8P_ROWS / WALSH_BLOCK_ROWS : 1,
+                 gaps = s->arrays * ALIGNMENT;
+    size_t all = 0; /* bytes of a unit of every array */
+    for (unsigned k = 0; k < s->arrays; k++) all += s->unit[k];
     for (size_t count; s->first < s->units; s->first += count) {
         struct cuda_room room;
         const size_t rest = s->units - s->first,
-                     least = walsh_min(rest * s->unit, walsh_max(together * s->unit, CUDA_PIECE_BYTES));
+                     least = walsh_min(rest * all, walsh_max(together * all, CUDA_PIECE_BYTES)) + gaps;
         WALSH_TRY(cuda_pinned_room(d, least, &room, err));
-        count = walsh_min(rest, room.bytes / s->unit);
+        count = walsh_min(rest, (room.bytes - gaps) / all);
         if (count < rest) count -= count % together;
-        s->pinned = room.pinned;
-        const size_t share = count * s->unit / walsh_pool_threads(q->pool),
+        s->pinned[0] = room.pinned;
+        for (unsigned k = 1; k < s->arrays; k++)
+            s->pinned[k] = s->pinned[k - 1] + walsh_round_up(count * s->unit[k - 1], ALIGNMENT);
+        const size_t share = count * all / walsh_pool_threads(q->pool),
                      bytes = walsh_min(READ_BYTES, walsh_max(share, LEAST_READ_BYTES));
-        walsh_pool_run(q->pool, count, walsh_max(1, bytes / s->unit), read_units, s);
+        walsh_pool_run(q->pool, count, walsh_max(1, bytes / all), read_units, s);
         if (atomic_load(&s->broken)) return s->stored->refuse(s->stored, err);
-        const bool done = is_laid_out(s);
-        WALSH_TRY(cuda_send(d, done ? s->to + s->first * s->unit : room.device, &room, count * s->unit, err));
-        if (!done) lay_out(d, s, room.device, count);
+        WALSH_TRY(send_units(d, s, room, count, err));
     }
     return WALSH_OK;
 }
@@ -158,40 +183,35 @@ static bool read_planes(const struct walsh_stored_weights *stored, unsigned arra
 
 /* --- the calls --- */
 
+/* The stream of a matrix that has its place; the arrays' units are the caller's to say. */
+static struct stream stream_of(const struct walsh_weights *from, const struct walsh_weights *to,
+                               const struct walsh_stored_weights *stored)
+{
+    struct stream s = {
+        .w = from, .stored = stored, .arrays = walsh_stored_arrays(from), .units = walsh_stored_units(from)};
+    const void *const array[] = {to->data, to->scales, to->zeros};
+    for (unsigned k = 0; k < s.arrays; k++)
+        s.to[k] = (uint8_t *)(uintptr_t)(from->format == WALSH_FORMAT_E8P ? to->stage[k].data : array[k]);
+    return s;
+}
+
 static enum walsh_status place_stored(const struct walsh_queue *q, const struct walsh_weights *from,
                                       const struct walsh_weights *to, struct walsh_error *err)
 {
-    for (unsigned k = 0; k < walsh_stored_arrays(from); k++) {
-        const void *array = from->format == WALSH_FORMAT_E8P ? to->stage[k].data
-                            : k == WALSH_STORED_CODES        ? to->data
-                            : k == WALSH_STORED_SCALES       ? to->scales
-                                                             : to->zeros;
-        struct stream s = {.w = from,
-                           .stored = from->stored,
-                           .array = k,
-                           .units = walsh_stored_units(from),
-                           .unit = walsh_stored_unit_bytes(from, k),
-                           .to = (uint8_t *)(uintptr_t)array};
-        WALSH_TRY(run(q, &s, err));
-    }
-    return WALSH_OK;
+    struct stream s = stream_of(from, to, from->stored);
+    for (unsigned k = 0; k < s.arrays; k++) s.unit[k] = walsh_stored_unit_bytes(from, k);
+    return run(q, &s, err);
 }
 
 static enum walsh_status place_planes(const struct walsh_queue *q, const struct walsh_weights *from,
                                       const struct walsh_weights *to, struct walsh_error *err)
 {
     const struct host_planes host = {.stored = {.read = read_planes}, .w = from};
-    for (unsigned k = 0; k < from->stages; k++) {
-        struct stream s = {.w = from,
-                           .stored = &host.stored,
-                           .array = k,
-                           .units = walsh_stored_units(from),
-                           .unit = walsh_stage_bytes(from->stage[k].kind, WALSH_BLOCK_ROWS, from->cols),
-                           .planes = true,
-                           .to = (uint8_t *)(uintptr_t)to->stage[k].data};
-        WALSH_TRY(run(q, &s, err));
-    }
-    return WALSH_OK;
+    struct stream s = stream_of(from, to, &host.stored);
+    s.planes = true;
+    for (unsigned k = 0; k < s.arrays; k++)
+        s.unit[k] = walsh_stage_bytes(from->stage[k].kind, WALSH_BLOCK_ROWS, from->cols);
+    return run(q, &s, err);
 }
 
 enum walsh_status cuda_place_weights(const struct walsh_queue *q, const struct walsh_weights *from,
