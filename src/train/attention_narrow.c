@@ -14,6 +14,7 @@
 #include "train/attention_tiles.h"
 
 #define SIDE WALSH_TILE_QUERIES /* queries of a tile, and keys */
+#define HALF (SIDE / 2)
 #define MAX_DIM WALSH_NARROW_HEAD_DIM
 #define PARTS 2 /* of a head's keys: more units than heads; their shares of dquery are added in order */
 
@@ -23,8 +24,7 @@ struct tiles {
     uint16_t p[SIDE * SIDE], ds[SIDE * SIDE];
     uint32_t pairs[SIDE * SIDE / 2];
     uint32_t query[MAX_DIM / 2 * SIDE];
-    float out[MAX_DIM * SIDE], turned[MAX_DIM * SIDE]; /* forward: [head_dim][SIDE], [SIDE][head_dim] */
-    float dkeys[SIDE * MAX_DIM], dvalues[SIDE * MAX_DIM];
+    float out[MAX_DIM * SIDE]; /* forward: [head_dim][SIDE] */
     float maximum[SIDE], sum[SIDE], keep[SIDE];
 };
 
@@ -172,20 +172,34 @@ static void pack_backward(void *argument, size_t begin, size_t end, unsigned wor
 
 /* --- tiles --- */
 
-/* S^T or dP^T: keys [from, from + keys) of document `p` by the queries of `p`. */
+/* The first half of a tile's queries sees nothing of its second half of keys. */
+static bool on_diagonal(const struct place *p, size_t from, size_t keys)
+{
+    return p->row == from && walsh_min(keys, p->n) > HALF;
+}
+
+/* S^T or dP^T: keys [from, from + keys) of document `p` by the queries of `p`. What no query sees may be left as it was. */
 static void score_tile(const struct narrow *n, const struct place *p, const uint16_t *rows, size_t from,
                        size_t keys, uint32_t h, const uint32_t *queries, size_t ldq, float *to)
 {
-    const struct walsh_pairs_product product = {.c = to,
-                                                .ldc = SIDE,
-                                                .a = rows + (p->begin + from) * n->t->kv_width +
-                                                     h / n->group * n->dim,
-                                                .lda = n->t->kv_width,
-                                                .b = queries,
-                                                .ldb = ldq,
-                                                .m = keys,
-                                                .n = p->n,
-                                                .steps = n->dim / 2};
+    struct walsh_pairs_product product = {.c = to,
+                                          .ldc = SIDE,
+                                          .a = rows + (p->begin + from) * n->t->kv_width +
+                                               h / n->group * n->dim,
+                                          .lda = n->t->kv_width,
+                                          .b = queries,
+                                          .ldb = ldq,
+                                          .m = keys,
+                                          .n = p->n,
+                                          .steps = n->dim / 2};
+    if (on_diagonal(p, from, keys)) {
+        product.m = product.n = HALF;
+        n->t->q->kernels->multiply_pairs_bf16(&product);
+        product.c += HALF;
+        product.b += HALF;
+        product.m = keys;
+        product.n = p->n - HALF;
+    }
     n->t->q->kernels->multiply_pairs_bf16(&product);
 }
 
@@ -207,17 +221,27 @@ static void add_turned(const struct narrow *n, const struct place *p, size_t fro
 {
     const uint32_t *a =
         n->turned + h / n->group * n->dim * n->ldp + pairs_begin(n->t->documents, p->document) + from / 2;
-    const struct walsh_pairs_product product = {.c = c,
-                                                .ldc = ldc,
-                                                .a = (const uint16_t *)(const void *)a,
-                                                .lda = 2 * n->ldp,
-                                                .b = pairs,
-                                                .ldb = SIDE,
-                                                .m = n->dim,
-                                                .n = p->n,
-                                                .steps = walsh_div_up(keys, 2),
-                                                .add = add,
-                                                .keep = keep};
+    struct walsh_pairs_product product = {.c = c,
+                                          .ldc = ldc,
+                                          .a = (const uint16_t *)(const void *)a,
+                                          .lda = 2 * n->ldp,
+                                          .b = pairs,
+                                          .ldb = SIDE,
+                                          .m = n->dim,
+                                          .n = p->n,
+                                          .steps = walsh_div_up(keys, 2),
+                                          .add = add,
+                                          .keep = keep};
+    if (on_diagonal(p, from, keys)) {
+        product.n = HALF;
+        product.steps = HALF / 2;
+        n->t->q->kernels->multiply_pairs_bf16(&product);
+        product.c += HALF;
+        product.b += HALF;
+        if (keep) product.keep += HALF;
+        product.n = p->n - HALF;
+        product.steps = walsh_div_up(keys, 2);
+    }
     n->t->q->kernels->multiply_pairs_bf16(&product);
 }
 
@@ -242,11 +266,10 @@ static void forward_tile(const struct narrow *n, struct tiles *s, const struct p
         k->softmax_columns_bf16(&softmax);
         add_turned(n, p, from, keys, h, s->pairs, s->out, SIDE, from > first, s->keep);
     }
-    k->transpose_f32(s->turned, n->dim, s->out, SIDE, n->dim, p->n);
+    k->transpose_f32(t->out + at, t->width, s->out, SIDE, n->dim, p->n);
     for (size_t i = 0; i < p->n; i++) {
         const float sum = walsh_add_sink(t->shape, h, s->maximum[i], s->sum[i]);
-        k->scale_f32(s->turned + i * n->dim, 1.0f / sum, n->dim);
-        memcpy(t->out + at + i * t->width, s->turned + i * n->dim, n->dim * sizeof(float));
+        k->scale_f32(t->out + at + i * t->width, 1.0f / sum, n->dim);
         t->lse[h * t->rows + row + i] = s->maximum[i] + logf(sum);
     }
 }
@@ -292,13 +315,31 @@ static size_t second_part(const struct narrow *n, size_t rows)
     return from;
 }
 
-/* A tile of keys, [from, from + keys), and of the queries of `p`: their parts of all three gradients. */
+/* The product of a tile's keys from `from` on, as rows, with its queries. */
+static void add_rows(const struct narrow *n, const struct place *p, size_t from,
+                     struct walsh_pairs_product product)
+{
+    if (on_diagonal(p, from, product.m)) {
+        const size_t keys = product.m;
+        product.m = HALF;
+        n->t->q->kernels->multiply_pairs_bf16(&product);
+        product.c += HALF * product.ldc;
+        product.a += HALF * product.lda + HALF;
+        product.b += HALF / 2 * product.ldb;
+        product.m = keys - HALF;
+        product.steps -= HALF / 2;
+    }
+    n->t->q->kernels->multiply_pairs_bf16(&product);
+}
+
+/* A tile of keys, [from, from + keys), and of the queries of `p`: their parts of all three gradients, that of dquery added to what
+ * is there unless they are the first. */
 static void backward_tile(const struct narrow *n, struct tiles *s, const struct place *p, size_t from,
-                          size_t keys, uint32_t h, float *dquery)
+                          size_t keys, uint32_t h, float *dquery, bool first)
 {
     const struct walsh_attention *t = n->t;
     const struct walsh_kernels *k = t->q->kernels;
-    const size_t row = p->begin + p->row, head = h * n->dim,
+    const size_t row = p->begin + p->row, head = h * n->dim, to = (p->begin + from) * t->width + head,
                  pairs = (pairs_begin(t->documents, p->document) + p->row / 2) * t->width + head;
     score_tile(n, p, n->key_rows, from, keys, h, n->query_turned + head / 2 * n->ldr + row, n->ldr,
                s->scores);
@@ -314,8 +355,8 @@ static void backward_tile(const struct narrow *n, struct tiles *s, const struct 
                                              .ld_rows = SIDE,
                                              .ld_pairs = SIDE};
     k->slope_columns_bf16(&slopes);
-    struct walsh_pairs_product product = {.c = s->dvalues,
-                                          .ldc = n->dim,
+    struct walsh_pairs_product product = {.c = t->dvalue + to,
+                                          .ldc = t->width,
                                           .a = s->p,
                                           .lda = SIDE,
                                           .b = n->dout_pairs + pairs,
@@ -323,32 +364,24 @@ static void backward_tile(const struct narrow *n, struct tiles *s, const struct 
                                           .m = keys,
                                           .n = n->dim,
                                           .steps = walsh_div_up(p->n, 2),
-                                          .add = true};
-    k->multiply_pairs_bf16(&product);
-    product.c = s->dkeys;
+                                          .add = p->row > from};
+    add_rows(n, p, from, product);
+    product.c = t->dkey + to;
     product.a = s->ds;
     product.b = n->query_pairs + pairs;
-    k->multiply_pairs_bf16(&product);
-    add_turned(n, p, from, keys, h, s->pairs, dquery + head * n->ldr + row, n->ldr, true, NULL);
+    add_rows(n, p, from, product);
+    add_turned(n, p, from, keys, h, s->pairs, dquery + head * n->ldr + row, n->ldr, !first, NULL);
 }
 
 /* Keys [from, from + keys) of document d, head h. */
 static void backward_keys(const struct narrow *n, struct tiles *s, size_t d, size_t from, uint32_t h,
-                          float *dquery)
+                          float *dquery, bool first)
 {
-    const struct walsh_attention *t = n->t;
-    struct place p = place_at(t->documents, d, from);
+    struct place p = place_at(n->t->documents, d, from);
     const size_t keys = p.n, end = last_query(n, p.rows, from + keys);
-    memset(s->dkeys, 0, keys * n->dim * sizeof(float));
-    memset(s->dvalues, 0, keys * n->dim * sizeof(float));
     for (size_t row = from; row < end; row += SIDE) {
-        p = place_at(t->documents, d, row);
-        backward_tile(n, s, &p, from, keys, h, dquery);
-    }
-    for (size_t j = 0; j < keys; j++) {
-        const size_t to = (p.begin + from + j) * t->width + h * n->dim;
-        memcpy(t->dkey + to, s->dkeys + j * n->dim, n->dim * sizeof(float));
-        memcpy(t->dvalue + to, s->dvalues + j * n->dim, n->dim * sizeof(float));
+        p = place_at(n->t->documents, d, row);
+        backward_tile(n, s, &p, from, keys, h, dquery, first);
     }
 }
 
@@ -363,10 +396,11 @@ static void backward_units(void *argument, size_t first, size_t last, unsigned w
                      rows = t->documents->begin[d + 1] - begin, second = second_part(n, rows);
         const uint32_t h = (uint32_t)(unit / PARTS % t->shape->heads);
         const size_t from = part == 0 ? 0 : second, end = part == 0 ? second : rows;
-        for (size_t i = h * n->dim; i < (h + 1) * n->dim; i++)
+        /* without a window the first tile of keys is seen by all queries behind it */
+        for (size_t i = h * n->dim; t->shape->window && i < (h + 1) * n->dim; i++)
             memset(n->dquery_turned[part] + i * n->ldr + begin + from, 0, (rows - from) * sizeof(float));
         for (size_t key = from; key < end; key += SIDE)
-            backward_keys(n, s, d, key, h, n->dquery_turned[part]);
+            backward_keys(n, s, d, key, h, n->dquery_turned[part], !t->shape->window && key == from);
     }
 }
 

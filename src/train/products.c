@@ -16,6 +16,7 @@
 #define AMX_TILE 64
 #define PIECE_ROWS 128 /* at least, where rows are cut too: each piece makes its panels again */
 #define KEPT_ROWS 64   /* where panels are kept, of whose products 64 rows are computed at a time */
+#define KEPT_BYTES ((size_t)512 << 10) /* of their panels, beside which the L2 has rows and results */
 #define PIECES_PER_THREAD 8
 #define DECODED_BYTES ((size_t)128 << 20) /* of several experts' decoded weights together, at most */
 
@@ -461,6 +462,15 @@ static void product_pieces(void *argument, size_t begin, size_t end, unsigned wo
     }
 }
 
+/* Outputs of a piece whose panels stay in the L2 while its rows pass by. */
+static size_t kept_outputs(const struct dispatch *d, const struct walsh_products_item *item)
+{
+    size_t depth = 0;
+    for (; item; item = item->next ? &d->items[item->next] : NULL) depth += item->a.cols;
+    const size_t fit = KEPT_BYTES / (depth * sizeof(uint16_t)) / TILE_OUTPUTS * TILE_OUTPUTS;
+    return walsh_min(walsh_max(fit, TILE_OUTPUTS), PIECE_OUTPUTS);
+}
+
 /* Cut every item into pieces of about the same work, first along its outputs, then along its rows: enough for
  * all threads, few enough that making panels (and decoding) stays a small share. Where panels are kept it is
  * along the rows that nothing is lost: each piece reads its rows once for as many outputs as it can. */
@@ -479,8 +489,8 @@ static void cut(struct dispatch *d)
         item->piece_outputs = walsh_min(walsh_round_up(walsh_max(target / rows, 1), tile), most);
         item->piece_rows = rows;
         if (all_kept(d, item)) {
-            item->piece_outputs = PIECE_OUTPUTS;
-            item->piece_rows = walsh_max(walsh_round_up(target / PIECE_OUTPUTS, KEPT_ROWS), PIECE_ROWS);
+            item->piece_outputs = kept_outputs(d, item);
+            item->piece_rows = walsh_max(walsh_round_up(target / item->piece_outputs, KEPT_ROWS), PIECE_ROWS);
         } else if (item->piece_outputs == tile && tile * rows > 2 * target)
             item->piece_rows = walsh_max(walsh_round_up(2 * target / tile, 32), PIECE_ROWS);
         item->first = d->pieces;
