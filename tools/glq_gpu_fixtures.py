@@ -14,9 +14,12 @@ of their own for that). A NAME=DIRECTORY is a directory that walsh wrote, for GL
 
 makes glq-cpu.safetensors: e8p at 3 bits per weight, quantized without a GPU (torch 2.15.0 was used; ten minutes on a busy core). GLQ's linears of e8p run on
 a GPU alone, so that y is x times the weights that GLQ's quantizer hands back for the codes that it writes, in f32, and x is what
-the linear reads in the model before it was quantized. Two linears: e8p3.* is LINEAR, e8p3o.* ANOTHER. GLQ's wheel was built for another PyTorch than 2.11: where its extension refuses CUDA tensors, remove
-glq/_C*.so and GLQ compiles it anew. The calibration text is the repository's in the place of the one that GLQ would download.
+the linear reads in the model before it was quantized. Two linears: e8p3.* is LINEAR, e8p3o.* ANOTHER.
+
+GLQ's wheel was built for another PyTorch than 2.11: where its extension refuses CUDA tensors, remove glq/_C*.so and GLQ compiles it
+anew. The calibration text is the repository's in the place of the one that GLQ would download.
 """
+import functools
 import importlib.machinery
 import json
 import os
@@ -53,6 +56,12 @@ def stub_datasets():
     sys.modules["datasets"] = datasets
 
 
+def keep_grid():
+    """GLQ enumerates the 33 million points among which E81B's are for every linear of 3 bits: once is enough."""
+    import glq.codebook_e8p as codebooks
+    codebooks.get_e81bgrid = functools.cache(codebooks.get_e81bgrid)
+
+
 def outputs(directory):
     """The kept linear's tensors, and what it reads and gives in a forward pass of GLQ."""
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval().to("cuda")
@@ -71,6 +80,7 @@ def outputs(directory):
 
 def quantize(name, directory, device="cuda"):
     from glq.quantize_model import quantize as quantize_model
+    keep_grid()
     codebook, bits, _, entries = CONFIGS[name]
     quantize_model(MODEL, directory, bpw=bits, nsamples=16, seqlen=512, device=device, codebook_type=codebook, codebook_size=entries,
                    workers=1)

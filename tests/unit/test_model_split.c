@@ -389,6 +389,8 @@ static void test_glq_on_gpu(void **state)
     static const struct glq_case cases[] = {
         {"e8p2", 320, 64, WALSH_FORMAT_E8P, 1, 2, "x", "y", 4, 1e-3},
         {"e8p2", 320, 64, WALSH_FORMAT_E8P, 1, 2, "x", "y1", 1, 1e-3},
+        {"e8p3", 320, 64, WALSH_FORMAT_E8P, 2, 2, "x", "y", 4, 1e-3},
+        {"e8p3", 320, 64, WALSH_FORMAT_E8P, 2, 2, "x", "y1", 1, 1e-3},
         {"walsh3", 320, 64, WALSH_FORMAT_E8P, 2, 2, "x", "y", 4, 1e-3},
         {"walsh3", 320, 64, WALSH_FORMAT_E8P, 2, 2, "x", "y1", 1, 1e-3},
         {"e8p4", 320, 64, WALSH_FORMAT_E8P, 2, 2, "x", "y", 4, 1e-3},
