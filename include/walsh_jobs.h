@@ -70,7 +70,12 @@ struct walsh_quantize_report {
 /* Read the Hugging Face directory src, write the Hugging Face directory dst (e8p: GLQ layout; the others:
  * compressed-tensors, or for mxfp4 experts of gpt-oss its own; rotated ones: walsh's). dst must not exist;
  * the work happens in dst + ".partial", which a later call with `resume` continues after an abort, a crash or
- * kill -9. */
+ * kill -9. On the context of a device Hessians and the searches of codes are computed there, the forward pass of the
+ * calibration and Cholesky on the CPU.
+ * WALSH_E_ARGUMENT: an option out of its range, or one of another format. WALSH_E_EXISTS: dst is there. WALSH_E_FORMAT,
+ * WALSH_E_IO: a file of src or the calibration, by name; dst that cannot be written. WALSH_E_UNSUPPORTED: an architecture or a
+ * linear that the rotation cannot take; on a device every format but e8p. WALSH_E_MEMORY with both figures.
+ * WALSH_E_ABORTED by the context's hook: dst + ".partial" stays. */
 WALSH_API enum walsh_status walsh_quantize(struct walsh_context *context, const char *src, const char *dst,
                                            const struct walsh_quantize_options *options,
                                            struct walsh_quantize_report *report, struct walsh_error *err);
@@ -145,7 +150,8 @@ struct walsh_finetune_report {
  * base stays as it is. Writes options.output/adapter_config.json and adapter_model.safetensors as the PEFT
  * library does, log.csv, loss.svg, and checkpoint-STEP directories. WALSH_E_MEMORY with both figures before
  * the first step where it cannot fit; WALSH_E_ABORTED by the context's hook, behind a checkpoint of what is
- * finished. CPU only. */
+ * finished. On the context of a device everything between a step's tokens and its loss is computed there; a device without
+ * kernels for training, short convolutions and checkpoints of lalamo are WALSH_E_UNSUPPORTED. */
 WALSH_API enum walsh_status walsh_finetune(struct walsh_context *context, const char *src,
                                            const struct walsh_finetune_options *options,
                                            struct walsh_finetune_report *report, struct walsh_error *err);
