@@ -162,7 +162,17 @@ struct cross_entropy {
     float weight, cap;
     bool gradient;
     double *loss;
+    uint16_t *rounded;
+    size_t ld_rounded;
 };
+
+static void round_row(const struct cross_entropy *t, size_t r, const float *x)
+{
+    if (!t->rounded) return;
+    uint16_t *to = t->rounded + r * t->ld_rounded;
+    t->kernels->bf16_from_f32(to, x, t->vocab);
+    memset(to + t->vocab, 0, (t->ld_rounded - t->vocab) * sizeof *to);
+}
 
 static void cross_entropy_rows(void *argument, size_t begin, size_t end, unsigned worker)
 {
@@ -183,6 +193,7 @@ static void cross_entropy_rows(void *argument, size_t begin, size_t end, unsigne
                 const double y = (double)x[j], p = exp(y - (double)top) / total - (j == target ? 1 : 0);
                 x[j] = (float)((double)t->weight * p * (1 - y / (double)t->cap * (y / (double)t->cap)));
             }
+            round_row(t, r, x);
             continue;
         }
         t->kernels->softmax_step_f32(x, t->vocab, 1, &maximum, &sum);
@@ -190,17 +201,20 @@ static void cross_entropy_rows(void *argument, size_t begin, size_t end, unsigne
         if (!t->gradient) continue;
         t->kernels->scale_f32(x, t->weight / sum, t->vocab);
         x[target] -= t->weight;
+        round_row(t, r, x);
     }
 }
 
 void walsh_cross_entropy(const struct walsh_queue *q, float *logits, const int32_t *targets, size_t rows,
-                         size_t vocab, float weight, float cap, bool gradient, double *loss)
+                         size_t vocab, float weight, float cap, bool gradient, double *loss,
+                         uint16_t *rounded, size_t ld_rounded)
 {
     if (walsh_train_device(q)) {
         q->ops->train->cross_entropy(q, logits, targets, rows, vocab, weight, cap, gradient, loss);
         return;
     }
-    struct cross_entropy t = {q->kernels, logits, targets, vocab, weight, cap, gradient, loss};
+    struct cross_entropy t = {q->kernels, logits,   targets, vocab,   weight,
+                              cap,        gradient, loss,    rounded, ld_rounded};
     run_rows(q, rows, vocab, cross_entropy_rows, &t);
 }
 

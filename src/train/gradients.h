@@ -32,9 +32,10 @@ void walsh_rope_backward(const struct walsh_queue *q, float *dx, size_t ldx, con
 /* Cross entropy of rows of logits with their targets: logits [rows][vocab] become `weight` times its
  * gradient, weight (softmax(logits) - onehot(target)); *loss [rows] = -log softmax(logits)[target]. `cap` as
  * the logits' soft cap, which the logits have passed already; 0: none. With `gradient` false logits are left
- * as scratch. */
+ * as scratch. The gradient goes to `rounded` [rows][ld_rounded] too, in bf16, 0 behind vocab, where not NULL (not on a device). */
 void walsh_cross_entropy(const struct walsh_queue *q, float *logits, const int32_t *targets, size_t rows,
-                         size_t vocab, float weight, float cap, bool gradient, double *loss);
+                         size_t vocab, float weight, float cap, bool gradient, double *loss,
+                         uint16_t *rounded, size_t ld_rounded);
 
 /* Back through a mixture's routing: dlogits [rows][experts] of dweight [rows][k], the gradient of the chosen
  * experts' weights, which are the largest of softmax(logits) and, with `normalize`, divided by their sum.

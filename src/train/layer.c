@@ -502,6 +502,13 @@ static void norm_into(const struct walsh_layers *l, const struct walsh_row_outpu
     walsh_rows_norm(l->queue, to, sum, x, d, weight, rows, c->hidden, (float)c->rms_epsilon);
 }
 
+/* to = the norm that a layer begins with, of x or, with `middle`, of x = middle + what the layer before added to that. */
+static void input_norm(const struct walsh_layers *l, const struct walsh_row_output *to, float *x,
+                       const float *middle, const struct walsh_layer *layer, size_t rows)
+{
+    norm_into(l, to, x, middle ? middle : x, middle ? l->delta : NULL, layer->input_norm, rows);
+}
+
 /* d += what comes back through a norm of x, kept rounded as what comes back to the next linear. */
 static void add_norm_back(const struct walsh_layers *l, float *d, const float *x, const float *weight,
                           size_t rows)
@@ -519,7 +526,8 @@ static bool attention_is_narrow(const struct walsh_layers *l, const struct walsh
 /* --- forward --- */
 
 static void attention_forward(struct walsh_layers *l, const struct walsh_layer *layer,
-                              const struct walsh_train_rows *rows, const float *x, struct walsh_tape *t)
+                              const struct walsh_train_rows *rows, float *x, const float *middle,
+                              struct walsh_tape *t)
 {
     const struct walsh_config *c = &l->graph->config;
     const struct walsh_queue *q = l->queue;
@@ -529,7 +537,7 @@ static void attention_forward(struct walsh_layers *l, const struct walsh_layer *
     const struct walsh_row_output input =
         input_of(l, t, WALSH_LIST_QKV, l->normed,
                  (const struct walsh_linear *const[]){&layer->q, &layer->k, &layer->v}, 3);
-    norm_into(l, &input, NULL, x, NULL, layer->input_norm, n);
+    input_norm(l, &input, x, middle, layer, n);
     struct walsh_frozen_site projections = {
         .calls = {walsh_frozen(&layer->q, t->raw_query ? t->raw_query : t->query, q_width),
                   walsh_frozen(&layer->k, t->raw_key ? t->raw_key : t->key, kv_width),
@@ -564,13 +572,14 @@ static struct walsh_conv_shape conv_shape(const struct walsh_layers *l, const st
 }
 
 static void conv_forward(struct walsh_layers *l, const struct walsh_layer *layer,
-                         const struct walsh_train_rows *rows, const float *x, struct walsh_tape *t)
+                         const struct walsh_train_rows *rows, float *x, const float *middle,
+                         struct walsh_tape *t)
 {
     const size_t n = rows->count, width = l->graph->config.hidden;
     const struct walsh_conv_shape shape = conv_shape(l, layer);
     const struct walsh_row_output normed =
         input_of(l, t, WALSH_LIST_QKV, l->normed, (const struct walsh_linear *const[]){&layer->q}, 1);
-    norm_into(l, &normed, NULL, x, NULL, layer->input_norm, n);
+    input_norm(l, &normed, x, middle, layer, n);
     struct walsh_frozen_site input = {
         .calls = {walsh_frozen(&layer->q, t->mixed, 3 * width)}, .count = 1, .rows = n};
     walsh_train_linears(l, &input, 1, l->normed, width, t, WALSH_LIST_QKV);
@@ -582,16 +591,16 @@ static void conv_forward(struct walsh_layers *l, const struct walsh_layer *layer
 }
 
 void walsh_train_layer_forward(struct walsh_layers *l, const struct walsh_layer *layer,
-                               const struct walsh_train_rows *rows, const float *x, struct walsh_tape *t,
-                               float *y)
+                               const struct walsh_train_rows *rows, float *x, const float *middle,
+                               struct walsh_tape *t)
 {
     const struct walsh_config *c = &l->graph->config;
     const size_t n = rows->count, wide = wide_of(c);
     float *delta = t->mlp_delta ? t->mlp_delta : l->delta;
     if (layer->conv_weight)
-        conv_forward(l, layer, rows, x, t);
+        conv_forward(l, layer, rows, x, middle, t);
     else
-        attention_forward(l, layer, rows, x, t);
+        attention_forward(l, layer, rows, x, middle, t);
     if (layer->experts) {
         const struct walsh_row_output all = {.y = l->normed, .ldy = c->hidden};
         norm_into(l, &all, t->middle, x, l->delta, layer->mlp_norm, n);
@@ -614,7 +623,11 @@ void walsh_train_layer_forward(struct walsh_layers *l, const struct walsh_layer 
         walsh_train_linears(l, &down, 1, l->wide, wide, t, WALSH_LIST_DOWN);
     }
     if (t->mlp_delta) norm(l, l->delta, t->mlp_delta, layer->mlp_output_norm, n, c->hidden);
-    sum_of(l, y, t->middle, l->delta, n * c->hidden);
+}
+
+void walsh_train_layer_sum(const struct walsh_layers *l, const struct walsh_tape *tape, size_t rows, float *y)
+{
+    sum_of(l, y, tape->middle, l->delta, rows * l->graph->config.hidden);
 }
 
 /* --- backward --- */

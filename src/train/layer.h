@@ -107,10 +107,14 @@ void walsh_tape_close(const struct walsh_queue *queue,
                       struct walsh_tape *tape); /* what the arena does not hold */
 size_t walsh_tape_bytes(const struct walsh_model_graph *graph, const struct walsh_layers_options *options);
 
-/* y[rows][hidden] = layer(x); fills the tape. */
+/* Fills the tape of x [rows][hidden]. With `middle`, that of the layer before, x is written first: what that layer left. The
+ * layer's own y is left in two parts: walsh_train_layer_sum, or the next layer, which reads it anyway, adds them. */
 void walsh_train_layer_forward(struct walsh_layers *l, const struct walsh_layer *layer,
-                               const struct walsh_train_rows *rows, const float *x, struct walsh_tape *tape,
-                               float *y);
+                               const struct walsh_train_rows *rows, float *x, const float *middle,
+                               struct walsh_tape *tape);
+/* y[rows][hidden] of the layer that ran last. */
+void walsh_train_layer_sum(const struct walsh_layers *l, const struct walsh_tape *tape, size_t rows,
+                           float *y);
 /* d[rows][hidden], the gradient of y, becomes that of x (with `last`, of the layer that runs last and whose x
  * is not wanted, it is scratch); gradients of the layer's updates are added to. The layer that runs first wants
  * walsh_train_round_gradient of d before it; each leaves its d so for the next. */

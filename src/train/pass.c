@@ -236,13 +236,18 @@ static void head_block(struct walsh_pass *p, size_t first, size_t count, float *
     double *losses = (p->device ? p->device->losses : p->losses) + first;
     q->ops->gather(q, p->last, hidden, states, hidden, selected, count, hidden);
     q->ops->rms_norm(q, p->normed, hidden, p->last, hidden, norm, count, hidden, eps);
-    const struct walsh_frozen_site head = {
+    struct walsh_frozen_site head = {
         .calls = {walsh_frozen(&p->graph->head, p->logits, c->vocab)}, .count = 1, .rows = count};
+    /* the gradient is rounded row by row, to where the product would prepare it */
+    struct walsh_frozen_call *call = &head.calls[0];
+    uint16_t *rounded = walsh_products_take_rows(&p->head, call->linear, true) ? p->head.activations : NULL;
     walsh_frozen_forward(&p->head, &head, 1, p->normed, hidden);
     if (c->logit_cap != 0) q->ops->soft_cap(q, p->logits, (float)c->logit_cap, count * c->vocab);
     walsh_cross_entropy(q, p->logits, targets, count, c->vocab, weight, (float)c->logit_cap, !p->forward_only,
-                        losses);
+                        losses, rounded, walsh_activations_stride(c->vocab));
     if (p->forward_only) return;
+    call->rows = rounded;
+    call->ld_rows = walsh_activations_stride(c->vocab);
     walsh_frozen_backward(&p->head, &head, 1, p->normed, hidden, false);
     walsh_rms_norm_backward(q, p->normed, hidden, p->normed, hidden, p->last, hidden, norm, count, hidden,
                             eps, false);
@@ -281,14 +286,15 @@ enum walsh_status walsh_pass_run(struct walsh_pass *p, const struct walsh_train_
     }
     walsh_embed(p->graph, p->queue, d ? d->ids : batch->ids, batch->rows, p->states[0]);
     for (uint32_t i = 0; i < layer_count; i++)
-        walsh_train_layer_forward(&p->layers, &layers[i], &rows, p->states[i], &p->tapes[i],
-                                  p->states[i + 1]);
+        walsh_train_layer_forward(&p->layers, &layers[i], &rows, p->states[i],
+                                  i > 0 ? p->tapes[i - 1].middle : NULL, &p->tapes[i]);
+    walsh_train_layer_sum(&p->layers, &p->tapes[layer_count - 1], batch->rows, p->states[layer_count]);
     head_gradient(p, batch, *count, weight);
-    float *gradient = p->states[layer_count], *unused = p->layers.dnormed;
+    float *gradient = p->states[layer_count];
     if (!p->forward_only) walsh_train_round_gradient(&p->layers, gradient, batch->rows);
     for (uint32_t i = layer_count; !p->forward_only && i-- > 0;) {
         if (p->checkpoint && i + 1 < layer_count) /* the tape still holds the last layer's forward */
-            walsh_train_layer_forward(&p->layers, &layers[i], &rows, p->states[i], &p->tapes[i], unused);
+            walsh_train_layer_forward(&p->layers, &layers[i], &rows, p->states[i], NULL, &p->tapes[i]);
         walsh_train_layer_backward(&p->layers, &layers[i], &rows, p->states[i], &p->tapes[i], gradient,
                                    i == 0);
     }

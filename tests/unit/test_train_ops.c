@@ -390,7 +390,7 @@ static double loss_objective(const void *user, const double *const *in)
 static void test_loss(void **state)
 {
     (void)state;
-    const size_t rows = 5, vocab = 300;
+    const size_t rows = 5, vocab = 300, stride = 320;
     const int32_t targets[] = {0, 299, 17, 17, 100};
     for (int kind = 0; kind < 2; kind++) {
         const float cap = kind ? 4 : 0;
@@ -400,13 +400,22 @@ static void test_loss(void **state)
         struct problem p = {loss_objective, &t, {x}, {rows * vocab}, 1};
         memcpy(logits, x, rows * vocab * sizeof *x);
         if (cap != 0) queue.ops->soft_cap(&queue, logits, cap, rows * vocab);
-        walsh_cross_entropy(&queue, logits, targets, rows, vocab, 0.25f, cap, true, losses);
+        uint16_t *rounded = malloc(rows * stride * sizeof *rounded),
+                 *expected = malloc(vocab * sizeof *expected);
+        memset(rounded, 0xff, rows * stride * sizeof *rounded);
+        walsh_cross_entropy(&queue, logits, targets, rows, vocab, 0.25f, cap, true, losses, rounded, stride);
         for (size_t r = 0; r < rows; r++) sum += losses[r];
         double *wide = malloc(rows * vocab * sizeof *wide);
         for (size_t i = 0; i < rows * vocab; i++) wide[i] = (double)x[i];
         const double *const in[] = {wide};
         assert_true(fabs(sum * t.weight - loss_objective(&t, in)) < 1e-5);
         check(&p, 0, logits, "loss");
+        for (size_t r = 0; r < rows; r++) {
+            queue.kernels->bf16_from_f32(expected, logits + r * vocab, vocab);
+            assert_memory_equal(rounded + r * stride, expected, vocab * sizeof *expected);
+            for (size_t j = vocab; j < stride; j++) assert_int_equal(rounded[r * stride + j], 0);
+        }
+        free(rounded), free(expected);
         free(x), free(logits), free(wide);
     }
 }
