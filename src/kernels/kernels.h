@@ -311,7 +311,8 @@ struct walsh_projections {
     const float *cosine, *sine;
     const struct walsh_attention_row *rows; /* [count] whose kv is the view of layer 0 */
     uint32_t layer;
-    float *query; /* [count][heads * head_dim] */
+    float *query;       /* [count][heads * head_dim] */
+    float *key, *value; /* [count][kv_heads * head_dim]: room for what TURBO caches are to pack */
 };
 /* Fusions of what stands between two products, each with the bits of its parts called one after the other. */
 struct walsh_fused_ops {
@@ -322,7 +323,7 @@ struct walsh_fused_ops {
     void (*residual)(const struct walsh_queue *q, float *x, size_t n, const struct walsh_unrotated *d,
                      const float *d_norm, const float *weight, float eps, float *normed, size_t ldn,
                      struct walsh_activations *a, const struct walsh_rotation *rotation);
-    /* unrotate, rms_norm, rope, kv_append of F32 and F16 caches. */
+    /* unrotate, rms_norm, rope, kv_append. */
     void (*project)(const struct walsh_queue *q, const struct walsh_projections *p, size_t count,
                     const struct walsh_attention_shape *shape);
     /* attention, prepare; out [a->rows][ldo] (NULL: not kept). rows' kv is the view of layer 0. */

@@ -7,8 +7,8 @@ static struct walsh_unrotated output_of(const struct walsh_linear *linear)
     return (struct walsh_unrotated){.rotation = &linear->out_rotation, .bias = linear->bias};
 }
 
-/* One preparation serves q, k, v and one gate, up; the ops have kernels for the shapes; the cache is not
- * packed. */
+/* One preparation serves q, k, v and one gate, up; the ops have kernels for the shapes; no prompt is to be packed, whose
+ * rows attend to one another unpacked. */
 static bool layer_fits(const struct walsh_model_graph *graph, const struct walsh_queue *q,
                        const struct walsh_layer *l, uint32_t index, const struct walsh_rows *rows)
 {
@@ -16,9 +16,9 @@ static bool layer_fits(const struct walsh_model_graph *graph, const struct walsh
         graph->config.gate == WALSH_GATE_CLAMPED || !walsh_linear_same_input(q, &l->q, &l->k) ||
         !walsh_linear_same_input(q, &l->q, &l->v) || !walsh_linear_same_input(q, &l->gate, &l->up))
         return false;
-    for (size_t i = 0; i < rows->count; i++)
-        if (rows->kv[i][index].type == WALSH_KV_TURBO) return false;
-    const struct walsh_attention_shape shape = walsh_attention_shape_of(&graph->config, l);
+    struct walsh_attention_shape shape = walsh_attention_shape_of(&graph->config, l);
+    shape.kinds = walsh_rows_kinds(rows, index);
+    if (shape.kinds.packed && rows->role == WALSH_PREFILL) return false;
     const struct walsh_fused_layer fused = {.hidden = graph->config.hidden,
                                             .attention = &shape,
                                             .in = {{&l->q.in_rotation, l->q.activation},
@@ -79,7 +79,8 @@ static void attention(const struct pass *p, const struct walsh_layer *l, uint32_
     const struct walsh_config *c = &p->graph->config;
     struct walsh_workspace *ws = p->ws;
     const size_t width = (size_t)c->heads * c->head_dim, kv_width = (size_t)c->kv_heads * c->head_dim;
-    const struct walsh_attention_shape shape = walsh_attention_shape_of(c, l);
+    struct walsh_attention_shape shape = walsh_attention_shape_of(c, l);
+    shape.kinds = walsh_rows_kinds(p->rows, index);
     const struct walsh_linear_call calls[] = {
         {&l->q, ws->attention, ws->attention_ld}, {&l->k, ws->key, kv_width}, {&l->v, ws->value, kv_width}};
     struct walsh_unrotated z[3];
@@ -95,7 +96,9 @@ static void attention(const struct pass *p, const struct walsh_layer *l, uint32_
                                          .sine = l->rope ? l->rope->sine : NULL,
                                          .rows = ws->rows,
                                          .layer = p->host ? 0 : index,
-                                         .query = ws->query};
+                                         .query = ws->query,
+                                         .key = ws->key,
+                                         .value = ws->value};
     if (p->host)
         p->q->ops->attention_rows(p->q, ws->rows, p->rows->kv, p->rows->positions, p->rows->count, index);
     p->q->ops->fused->project(p->q, &to, p->rows->count, &shape);

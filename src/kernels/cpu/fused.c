@@ -20,6 +20,7 @@ static float *scratch_row(const struct walsh_queue *q, unsigned worker, int whic
 static bool fits(const struct walsh_queue *q, const struct walsh_fused_layer *layer)
 {
     (void)q;
+    if (layer->attention->kinds.packed) return false;
     for (size_t i = 0; i < sizeof layer->in / sizeof layer->in[0]; i++)
         if (layer->in[i].type == WALSH_ACTIVATION_INT8_GROUPS) return false;
     return true;

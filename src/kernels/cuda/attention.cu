@@ -1,7 +1,7 @@
 // The cache and attention over its pages. A row's keys are cut into up to CHUNKS pieces whose length depends on the row's
 // own number of keys alone; a block of threads does one piece for some of the query heads that share a head of keys, and
 // the pieces are merged in ascending order: a row's bits do not depend on the rows beside it.
-#include "attention.cuh"
+#include "turbo_pieces.cuh"
 
 namespace {
 
@@ -81,13 +81,16 @@ constexpr int ROW_THREADS = 512, MOST_HEADS = 64;
 struct merge_row {
     cuda_attention_shape shape;
     const cuda_attention_row *rows;
+    uint32_t layer;
     const float *scratch;
     float *out; // NULL: not wanted
-    size_t ldo, floats; // floats of the row in shared memory
+    size_t ldo, floats, sign_words; // of the row in shared memory, and behind it
     prepared to;
 };
 
-template <typename Out> __global__ void __launch_bounds__(ROW_THREADS) merge_row_kernel(const __grid_constant__ merge_row p)
+// PACKED: some rows are, and have heads to be rotated back before.
+template <typename Out, bool PACKED>
+__global__ void __launch_bounds__(ROW_THREADS) merge_row_kernel(const __grid_constant__ merge_row p)
 {
     extern __shared__ __align__(16) float row[];
     __shared__ float factor[MOST_HEADS][CHUNKS], total[MOST_HEADS];
@@ -97,8 +100,19 @@ template <typename Out> __global__ void __launch_bounds__(ROW_THREADS) merge_row
     stage_signs(p.to.r, words);
     let_next_start();
     wait_for_previous();
-    const span keys = span_of(p.rows[blockIdx.x].position, p.shape.window);
-    const uint32_t chunks = (keys.end - keys.begin + keys.chunk - 1) / keys.chunk, dim = p.shape.head_dim;
+    const cuda_attention_row at = p.rows[blockIdx.x];
+    const span keys = span_of(at.position, p.shape.window);
+    const uint32_t dim = p.shape.head_dim;
+    uint32_t chunks = (keys.end - keys.begin + keys.chunk - 1) / keys.chunk;
+    const cuda_turbo_codec *turned = nullptr;
+    if (PACKED) {
+        const cuda_kv_view kv = at.kv[p.layer];
+        if (kv.type == 2) {
+            chunks = packed_span_of(at, kv, p.shape, nullptr).pieces;
+            turned = &kv.turbo->value;
+        }
+    }
+    float *heads = row + p.floats + p.sign_words; // of a packed row, by themselves
     const float *mine = p.scratch + blockIdx.x * row_scratch(p.shape);
     for (uint32_t h = threadIdx.x / 8; h < p.shape.heads; h += ROW_THREADS / 8) {
         const float sum = merge_factors(mine, p.shape, h, chunks, factor[h], threadIdx.x % 8, 8);
@@ -117,8 +131,22 @@ template <typename Out> __global__ void __launch_bounds__(ROW_THREADS) merge_row
         for (uint32_t e = 0; e < 4; e++) {
             const uint32_t i = first + e * ROW_THREADS;
             if (i >= p.shape.heads * dim) break;
+            if (PACKED && turned) {
+                heads[i] = v[e];
+                continue;
+            }
             row[place_of((int)i)] = input_of(p.to, words, (int)i, v[e]);
             if (p.out) p.out[blockIdx.x * p.ldo + i] = v[e];
+        }
+    }
+    if (PACKED && turned) {
+        __syncthreads();
+        for (uint32_t h = threadIdx.x / 32; h < p.shape.heads; h += ROW_THREADS / 32) {
+            warp_unrotate(heads + h * dim, *turned);
+            for (uint32_t i = h * dim + threadIdx.x % 32; i < (h + 1) * dim; i += 32) {
+                row[place_of((int)i)] = input_of(p.to, words, (int)i, heads[i]);
+                if (p.out) p.out[blockIdx.x * p.ldo + i] = heads[i];
+            }
         }
     }
     prepare_from<Out>(p.to, blockIdx.x, row, reduce);
@@ -237,7 +265,8 @@ bool cuda_attention_prepared_fits(const struct cuda_attention_shape *shape, cons
     const size_t width = (size_t)shape->heads * shape->head_dim;
     if (to->rotation.count == 0 && to->type == CUDA_TYPE_I8) return false;
     const size_t most = to->rotation.padded > width ? to->rotation.padded : width;
-    return shape->heads <= MOST_HEADS && row_floats(most) * sizeof(float) + sign_bytes(to->rotation) <= (160 << 10) &&
+    const size_t heads = shape->packed ? width * sizeof(float) : 0;
+    return shape->heads <= MOST_HEADS && row_floats(most) * sizeof(float) + sign_bytes(to->rotation) + heads <= (160 << 10) &&
            cuda_attention_scratch(shape, rows) <= scratch_bytes;
 }
 
@@ -247,15 +276,19 @@ void cuda_attention_prepared(cudaStream_t stream, float *out, size_t ldo, const 
 {
     if (count == 0) return;
     float *room = static_cast<float *>(scratch);
-    attend_pieces(stream, query, ldq, rows, count, layer, *shape, room);
+    if (!shape->packed || shape->mixed) attend_pieces(stream, query, ldq, rows, count, layer, *shape, room);
+    if (shape->packed) cuda_turbo_pieces(stream, query, ldq, rows, count, layer, shape, room);
     const size_t width = (size_t)shape->heads * shape->head_dim, most = to->rotation.padded > width ? to->rotation.padded : width;
-    const merge_row p = {*shape, rows, room, out, ldo, row_floats(most), prepared_of(*to)};
-    const size_t shared = p.floats * sizeof(float) + sign_bytes(p.to.r);
+    merge_row p = {*shape, rows, layer, room, out, ldo, row_floats(most), 0, prepared_of(*to)};
+    p.sign_words = sign_bytes(p.to.r) / sizeof(uint32_t);
+    const size_t shared = (p.floats + p.sign_words + (shape->packed ? width : 0)) * sizeof(float);
     const dim3 grid((unsigned)count);
     auto start = [&](auto kernel) { launch_early(stream, kernel, grid, ROW_THREADS, shared, p); };
     switch (to->type) {
-    case CUDA_TYPE_I8: start(merge_row_kernel<int8_t>); break;
-    case CUDA_TYPE_BF16: start(merge_row_kernel<half_bits<true>>); break;
-    default: start(merge_row_kernel<float>); break;
+    case CUDA_TYPE_I8: shape->packed ? start(merge_row_kernel<int8_t, true>) : start(merge_row_kernel<int8_t, false>); break;
+    case CUDA_TYPE_BF16:
+        shape->packed ? start(merge_row_kernel<half_bits<true>, true>) : start(merge_row_kernel<half_bits<true>, false>);
+        break;
+    default: shape->packed ? start(merge_row_kernel<float, true>) : start(merge_row_kernel<float, false>); break;
     }
 }

@@ -182,6 +182,11 @@ __global__ void __launch_bounds__(512) projections_kernel(const __grid_constant_
         for (int i = t; i < heads * dim; i += threads) p.query[blockIdx.x * p.ldq + (size_t)i] = row[place_of(i)];
         return;
     }
+    if (kv.type == 2) { // packed by the kernel behind this one
+        float *to = (which == 1 ? p.key : p.value) + blockIdx.x * (size_t)(heads * dim);
+        for (int i = t; i < heads * dim; i += threads) to[i] = row[place_of(i)];
+        return;
+    }
     const size_t slot = at.position % kv.page_tokens;
     for (int i = t; i < heads * dim; i += threads) {
         const size_t to = ((size_t)(i / dim) * kv.page_tokens + slot) * (size_t)dim + (size_t)(i % dim);

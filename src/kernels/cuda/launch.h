@@ -302,7 +302,7 @@ struct cuda_attention_shape {
     struct cuda_own own;
 };
 /* q, k, v from parts[3]: norms of heads (NULL: none; head_dim up to 1024), positions (rotated 0: none); query
- * [rows][ldq], and k and v appended to F32 or F16 caches. */
+ * [rows][ldq], and k and v appended. */
 struct cuda_projections {
     const struct cuda_attention_row *rows; /* whose kv is the view of layer 0 */
     uint32_t layer, rotated;
@@ -312,6 +312,7 @@ struct cuda_projections {
     const float *cosine, *sine;
     float *query;
     size_t ldq;
+    float *key, *value; /* [rows][kv_heads * head_dim]: on their way to TURBO caches */
 };
 bool cuda_project_fits(const struct cuda_unrotated *parts, const struct cuda_attention_shape *shape);
 void cuda_project(cudaStream_t stream, const struct cuda_unrotated *parts, const struct cuda_projections *to,
@@ -333,9 +334,14 @@ struct cuda_paged_rows {
 void cuda_page_tables(cudaStream_t stream, const struct cuda_paged_rows *p);
 void cuda_kv_append(cudaStream_t stream, const struct cuda_attention_row *rows, size_t count, const float *k,
                     const float *v, size_t ld, const struct cuda_attention_shape *shape);
-/* kv_append of the rows whose kv is TURBO; the others are skipped. */
+/* kv_append of the rows whose kv (the view of `layer`) is TURBO; the others are skipped. */
 void cuda_turbo_append(cudaStream_t stream, const struct cuda_attention_row *rows, size_t count,
-                       const float *k, const float *v, size_t ld, const struct cuda_attention_shape *shape);
+                       const float *k, const float *v, size_t ld, uint32_t layer,
+                       const struct cuda_attention_shape *shape);
+/* The pieces of those rows into the scratch of attention, for all of which it has room. */
+void cuda_turbo_pieces(cudaStream_t stream, const float *query, size_t ldq,
+                       const struct cuda_attention_row *rows, size_t count, uint32_t layer,
+                       const struct cuda_attention_shape *shape, void *scratch);
 /* attention of those rows, as cuda_attention. */
 void cuda_turbo_attention(cudaStream_t stream, float *out, size_t ldo, const float *query, size_t ldq,
                           const struct cuda_attention_row *rows, size_t count, uint32_t layer,

@@ -438,7 +438,7 @@ static void kv_append(const struct walsh_queue *q, const struct walsh_attention_
     const struct cuda_attention_shape s = shape_of(shape);
     const struct cuda_attention_row *to = (const struct cuda_attention_row *)(const void *)rows;
     if (!s.packed || s.mixed) cuda_kv_append(d->stream, to, count, k, v, ld, &s);
-    if (s.packed) cuda_turbo_append(d->stream, to, count, k, v, ld, &s);
+    if (s.packed) cuda_turbo_append(d->stream, to, count, k, v, ld, 0, &s);
     cuda_note(d, "kv_append");
 }
 
@@ -613,8 +613,13 @@ static void project(const struct walsh_queue *q, const struct walsh_projections 
                                         .cosine = p->cosine,
                                         .sine = p->sine,
                                         .query = p->query,
-                                        .ldq = (size_t)shape->heads * shape->head_dim};
+                                        .ldq = (size_t)shape->heads * shape->head_dim,
+                                        .key = p->key,
+                                        .value = p->value};
     cuda_project(d->stream, parts, &to, count);
+    if (to.shape.packed)
+        cuda_turbo_append(d->stream, to.rows, count, p->key, p->value,
+                          (size_t)shape->kv_heads * shape->head_dim, p->layer, &to.shape);
     cuda_note(d, "project");
 }
 

@@ -111,7 +111,7 @@ struct append {
     const cuda_attention_row *rows;
     const float *k, *v;
     size_t ld;
-    uint32_t dim;
+    uint32_t dim, layer;
     cuda_own own;
 };
 
@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(32) turbo_append_kernel(const __grid_constant_
     let_next_start();
     wait_for_previous();
     const cuda_attention_row row = p.rows[blockIdx.x];
-    const cuda_kv_view kv = *row.kv;
+    const cuda_kv_view kv = row.kv[p.layer];
     if (kv.type != PACKED) return;
     const uint32_t lane = threadIdx.x, head = blockIdx.y, dim = p.dim, page = row.position / kv.page_tokens;
     const bool key = blockIdx.z == 0;
@@ -180,10 +180,10 @@ __global__ void __launch_bounds__(32) turbo_append_kernel(const __grid_constant_
 } // namespace
 
 void cuda_turbo_append(cudaStream_t stream, const struct cuda_attention_row *rows, size_t count, const float *k, const float *v,
-                       size_t ld, const struct cuda_attention_shape *shape)
+                       size_t ld, uint32_t layer, const struct cuda_attention_shape *shape)
 {
     if (count == 0) return;
-    const append p = {rows, k, v, ld, shape->head_dim, shape->own};
-    launch_behind(stream, turbo_append_kernel, dim3((unsigned)count, shape->kv_heads, 2), 32,
+    const append p = {rows, k, v, ld, shape->head_dim, layer, shape->own};
+    launch_early(stream, turbo_append_kernel, dim3((unsigned)count, shape->kv_heads, 2), 32,
                   shape->head_dim * (2 * sizeof(float) + 2), p);
 }

@@ -61,9 +61,60 @@ __device__ __forceinline__ void warp_signs(float *x, uint32_t n, const float *si
     for (uint32_t i = threadIdx.x % 32; i < n; i += 32) x[i] = __fmul_rn(signs[i], x[i]);
     __syncwarp();
 }
+// The same of n = 32 * E elements, lane + 32 * e a lane's: strides below 32 go from lane to lane.
+template <int E> __device__ __forceinline__ void lanes_hadamard(float (&v)[E], float scale)
+{
+    const uint32_t lane = threadIdx.x % 32;
+#pragma unroll
+    for (uint32_t stride = 1; stride < 32; stride *= 2)
+#pragma unroll
+        for (int e = 0; e < E; e++) {
+            const float other = __shfl_xor_sync(0xffffffffu, v[e], (int)stride);
+            v[e] = __fadd_rn(other, lane & stride ? -v[e] : v[e]);
+        }
+#pragma unroll
+    for (int stride = 1; stride < E; stride *= 2)
+#pragma unroll
+        for (int e = 0; e < E; e++) {
+            if (e & stride) continue;
+            const float a = v[e], b = v[e + stride];
+            v[e] = __fadd_rn(a, b);
+            v[e + stride] = __fsub_rn(a, b);
+        }
+#pragma unroll
+    for (int e = 0; e < E; e++) v[e] = __fmul_rn(v[e], scale);
+}
+// One block of 32 * E elements: signs before the Hadamard, or behind it.
+template <int E, bool BACK> __device__ __forceinline__ void turn_block(float *x, const cuda_turbo_codec &c)
+{
+    const uint32_t lane = threadIdx.x % 32;
+    float v[E], sign[E];
+#pragma unroll
+    for (int e = 0; e < E; e++) sign[e] = c.signs[lane + 32 * e];
+    __syncwarp();
+#pragma unroll
+    for (int e = 0; e < E; e++) v[e] = BACK ? x[lane + 32 * e] : __fmul_rn(sign[e], x[lane + 32 * e]);
+    lanes_hadamard<E>(v, c.block_scale);
+#pragma unroll
+    for (int e = 0; e < E; e++) x[lane + 32 * e] = BACK ? __fmul_rn(sign[e], v[e]) : v[e];
+    __syncwarp();
+}
+template <bool BACK> __device__ __forceinline__ bool turned_block(float *x, const cuda_turbo_codec &c)
+{
+    if (c.block != c.dim) return false;
+    if (c.dim == 64)
+        turn_block<2, BACK>(x, c);
+    else if (c.dim == 128)
+        turn_block<4, BACK>(x, c);
+    else if (c.dim == 256)
+        turn_block<8, BACK>(x, c);
+    else
+        return false;
+    return true;
+}
 __device__ __noinline__ void warp_rotate(float *x, const cuda_turbo_codec &c)
 {
-    if (c.block == 0) return;
+    if (c.block == 0 || turned_block<false>(x, c)) return;
     warp_signs(x, c.dim, c.signs);
     warp_hadamard(x, c.block, c.block_scale);
     if (c.block == c.dim) return;
@@ -72,7 +123,7 @@ __device__ __noinline__ void warp_rotate(float *x, const cuda_turbo_codec &c)
 }
 __device__ __noinline__ void warp_unrotate(float *x, const cuda_turbo_codec &c)
 {
-    if (c.block == 0) return;
+    if (c.block == 0 || turned_block<true>(x, c)) return;
     if (c.block != c.dim) {
         warp_hadamard(x + (c.dim - c.block), c.block, c.block_scale);
         warp_signs(x, c.dim, c.signs + c.dim);

@@ -1,8 +1,7 @@
 // Attention over packed pages. A query is rotated once by a block of threads, keys and values never: scores and sums are taken
 // of levels, which are integers that f16 holds, and the row's result is rotated back behind the merge of its pieces. Of recent
 // tokens (a ring, or a prompt's own rows) f16 copies in the rotated space are read; they are pieces of their own, behind the packed ones.
-#include "attention.cuh"
-#include "turbo.cuh"
+#include "turbo_pieces.cuh"
 
 namespace {
 
@@ -15,28 +14,6 @@ struct call {
     float *scratch;
 };
 
-// Tokens [begin, split) packed and [split, end) in f16, in pieces of `chunk`: `packed` ones, then the others.
-struct packed_span {
-    uint32_t begin, split, end, chunk, packed, pieces;
-};
-__device__ __forceinline__ packed_span packed_span_of(const cuda_attention_row &row, const cuda_kv_view &kv,
-                                                      const cuda_attention_shape &shape, const cuda_attention_row *first)
-{
-    packed_span s;
-    const span keys = span_of(row.position, shape.window);
-    s.begin = keys.begin, s.end = s.split = keys.end;
-    if (shape.own.k) {
-        s.split = min(max(first->position, s.begin), s.end);
-    } else if (kv.recent) {
-        const uint32_t newest = s.end > kv.recent_tokens ? s.end - kv.recent_tokens : 0;
-        s.split = min(max(max(newest, kv.recent_begin), s.begin), s.end);
-    }
-    const uint32_t even = (s.end - s.begin + CHUNKS - 3) / (CHUNKS - 2); // both ends of both parts are pieces
-    s.chunk = even > LEAST ? (even + TILE - 1) / TILE * TILE : LEAST;
-    s.packed = (s.split - s.begin + s.chunk - 1) / s.chunk;
-    s.pieces = s.packed + (s.end - s.split + s.chunk - 1) / s.chunk;
-    return s;
-}
 __device__ __forceinline__ piece piece_at(const packed_span &s, uint32_t z)
 {
     const bool packed = z < s.packed;
@@ -656,6 +633,12 @@ void attend_packed_pieces(cudaStream_t stream, const call &c, size_t n)
 }
 
 } // namespace
+
+void cuda_turbo_pieces(cudaStream_t stream, const float *query, size_t ldq, const struct cuda_attention_row *rows, size_t count,
+                       uint32_t layer, const struct cuda_attention_shape *shape, void *scratch)
+{
+    attend_packed_pieces(stream, {query, ldq, rows, rows, layer, *shape, static_cast<float *>(scratch)}, count);
+}
 
 void cuda_turbo_attention(cudaStream_t stream, float *out, size_t ldo, const float *query, size_t ldq,
                           const struct cuda_attention_row *rows, size_t count, uint32_t layer,
