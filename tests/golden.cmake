@@ -30,9 +30,9 @@ add_test(NAME golden_ablations COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/golden/abl
 add_test(NAME golden_shakespeare_lora_8m COMMAND golden --adapter ${CMAKE_SOURCE_DIR}/models/shakespeare-lora-8m
   ${CMAKE_SOURCE_DIR}/models/bookworm-8m ${fixtures}/golden/bookworm-8m.safetensors)
 # The same outputs without the widest instruction sets: what other machines run.
-set(levels reference)
+set(levels)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-  list(APPEND levels avx2)
+  list(APPEND levels reference avx2)
 endif()
 foreach(level ${levels})
   add_test(NAME golden_bookworm_8m_${level} COMMAND golden --cpu ${level} ${CMAKE_SOURCE_DIR}/models/bookworm-8m
@@ -67,11 +67,20 @@ add_executable(oracle golden/oracle.c)
 target_link_libraries(oracle PRIVATE walsh_train)
 add_test(NAME golden_oracle COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/golden/oracle.sh $<TARGET_FILE:oracle>
   ${fixtures}/golden)
-# An emulator runs one of its models by itself.
+# An emulator runs each by itself; what takes it more than a minute has the label long, and is there with fewer tokens or steps.
 if(CMAKE_CROSSCOMPILING)
-  foreach(format dense mxfp4 e8p)
-    add_test(NAME golden_oracle_llama3_${format} COMMAND oracle ${fixtures}/golden/tiny-llama3 $<$<NOT:$<STREQUAL:${format},dense>>:${format}>
-      COMMAND_EXPAND_LISTS)
+  list(JOIN CMAKE_CROSSCOMPILING_EMULATOR " " emulator)
+  set_tests_properties(golden_ablations golden_oracle PROPERTIES ENVIRONMENT "WALSH_EMULATOR=${emulator}")
+  set_tests_properties(golden_bookworm_8m golden_gradients_8m golden_gradients_8m_bf16 golden_oracle PROPERTIES LABELS long)
+  add_test(NAME golden_bookworm_8m_short COMMAND golden ${CMAKE_SOURCE_DIR}/models/bookworm-8m
+    ${fixtures}/golden/bookworm-8m.safetensors ${CMAKE_SOURCE_DIR}/data/valid.txt 256 20.1696)
+  add_test(NAME golden_gradients_8m_once COMMAND gradients --once ${CMAKE_SOURCE_DIR}/models/bookworm-8m
+    ${fixtures}/golden/lora-gradients-8m.safetensors)
+  foreach(model llama3 qwen3-moe)
+    foreach(format dense mxfp4 e8p)
+      add_test(NAME golden_oracle_${model}_${format} COMMAND oracle ${fixtures}/golden/tiny-${model}
+        $<$<NOT:$<STREQUAL:${format},dense>>:${format}> COMMAND_EXPAND_LISTS)
+    endforeach()
   endforeach()
 endif()
 

@@ -19,7 +19,7 @@ expect_difference()
         failures=$((failures + 1))
         return
     fi
-    "$golden" "$work/model" "$fixtures/tiny-$1.safetensors" > "$work/out" 2>&1 || true
+    ${WALSH_EMULATOR-} "$golden" "$work/model" "$fixtures/tiny-$1.safetensors" > "$work/out" 2>&1 || true
     if grep -q '^golden: FAILED$' "$work/out"; then
         echo "ok   $1: $2"
     else

@@ -1,7 +1,8 @@
 /* Reference outputs: a model of known weights must give the logits, the log-probabilities and the greedy text
  * that an independent implementation gave for it, and the perplexities of known texts.
  *
- *   golden MODEL OUTPUTS [TEXT TOKENS PPL]   one model; PPL of the first TOKENS tokens of TEXT
+ *   golden MODEL OUTPUTS [TEXT TOKENS PPL]   one model; PPL of the first TOKENS tokens of TEXT, in a context of 1024,
+ *                                            or of half of them where they are fewer than two of these
  *   golden --adapter DIR MODEL OUTPUTS [TEXT TOKENS PPL]   the model with an adapter: the outputs adapter_*
  *   golden --proof MODELS [OUTPUTS TEXTS]    every model of the table below in the directory MODELS; the two
  * others are MODELS/../golden and MODELS/../text where not given
@@ -207,7 +208,7 @@ static bool check_ppl(const struct subject *s, const char *path, uint64_t tokens
         return false;
     }
     struct walsh_eval_options options = WALSH_EVAL_OPTIONS;
-    options.context = 1024;
+    options.context = tokens > 0 && tokens < 2048 ? (uint32_t)tokens / 2 : 1024;
     options.max_tokens = tokens;
     const struct walsh_adapter_use use = {s->adapter, 1};
     options.adapters = &use;

@@ -23,8 +23,8 @@
 #define LORA WALSH_SOURCE_DIR "/models/shakespeare-lora-8m"
 #define VOCAB 8192
 #define MOST_PROMPT 24
-#define PROMPT (test_small() ? 8u : MOST_PROMPT)
-#define STEPS 4
+#define PROMPT (test_tiny() ? 3u : test_small() ? 8u : MOST_PROMPT)
+#define STEPS (test_tiny() ? 2u : 4u)
 
 static const char *const modules[] = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
                                       "self_attn.o_proj", "mlp.gate_proj",    "mlp.up_proj",

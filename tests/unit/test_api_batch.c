@@ -19,7 +19,7 @@
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define SCALE 5u
 #else
-#define SCALE (test_small() ? 8u : 1u)
+#define SCALE (test_tiny() ? 16u : test_small() ? 8u : 1u)
 #endif
 #define MOST_REQUESTS 200
 #define REQUESTS (MOST_REQUESTS / SCALE)
@@ -86,7 +86,7 @@ static int open_all(void **state)
     walsh_model_get_info(model, &info);
     const char *seed = getenv("WALSH_TEST_SEED");
     const uint64_t value = seed ? strtoull(seed, NULL, 10) : 20240601;
-    trial = (struct trial){.model = model, .vocab = info.vocab, .context = 1024};
+    trial = (struct trial){.model = model, .vocab = info.vocab, .context = test_tiny() ? 600 : 1024};
     walsh_random_seed(&trial.random, value);
     print_message("seed %" PRIu64 "\n", value);
     struct walsh_adapter_options named = WALSH_ADAPTER_OPTIONS;
@@ -162,7 +162,7 @@ static void packed_caches_too(void **state)
     (void)state;
     enum { COUNT = 40 };
     static struct wanted packed[COUNT];
-    const size_t count = test_cases(COUNT, 12);
+    const size_t count = test_cases(COUNT, test_tiny() ? 8 : 12);
     for (uint32_t recent = 0; recent <= 40; recent += 40) {
         struct seen seen = {0};
         struct walsh_batch_options options = WALSH_BATCH_OPTIONS;
