@@ -9,7 +9,9 @@
  * comment gives. Strings are UTF-8. Models are immutable and may be shared by threads as long as one call
  * runs on a context at a time; a session has one owner. Calls on text (walsh_model_encode,
  * walsh_model_decode, walsh_text_stream_*, walsh_model_is_eos) do not count: they may run on any thread
- * beside any other call. Nothing here prints, exits or reads the environment.
+ * beside any other call. Nothing here prints, exits or reads the environment. Any call that fails may say
+ * WALSH_E_MEMORY, and with options WALSH_E_ARGUMENT for a struct_size or a member out of its range; the comments tell
+ * the other errors.
  */
 #ifndef WALSH_H
 #define WALSH_H
@@ -125,7 +127,9 @@ WALSH_API enum walsh_status walsh_shape_named(const char *name, struct walsh_sha
 /* The i-th known name, constant; NULL past the last. */
 WALSH_API const char *walsh_shape_name(size_t i);
 /* format: "bf16", "e8p" with bits 2..8 (ignored for the others), "mxfp4", "nvfp4", "mxfp8", "fp8", "int8" or
- * "int4". Such a model has no tokenizer. */
+ * "int4". Such a model has no tokenizer. WALSH_E_ARGUMENT: another format, bits, or a shape that no model has.
+ * WALSH_E_UNSUPPORTED: more columns than the format's kernels take, or what the context's device does not run.
+ * WALSH_E_MEMORY with both figures where it does not fit. */
 WALSH_API enum walsh_status walsh_model_synthesize(struct walsh_context *context,
                                                    const struct walsh_shape *shape, const char *format,
                                                    unsigned bits, uint64_t seed,
@@ -199,7 +203,8 @@ struct walsh_text_stream;
 /* skip_special: special tokens have no text. WALSH_E_NOT_FOUND: the model has no tokenizer. */
 WALSH_API enum walsh_status walsh_text_stream_open(const struct walsh_model *model, bool skip_special,
                                                    struct walsh_text_stream **out, struct walsh_error *err);
-/* Text completed by id; valid until the next call on the stream. */
+/* Text completed by id; valid until the next call on the stream. WALSH_E_ARGUMENT: an id that the tokenizer does not
+ * have. */
 WALSH_API enum walsh_status walsh_text_stream_next(struct walsh_text_stream *stream, int32_t id,
                                                    const char **text, size_t *size, struct walsh_error *err);
 /* What is left behind the last id: bytes that are no whole character become U+FFFD. Valid until the next call
@@ -309,7 +314,9 @@ struct walsh_adapter_options {
     }
 
 /* `path`: a directory that the PEFT library wrote (adapter_config.json, adapter_model.safetensors). A model
- * in use is not touched, whatever happens. */
+ * in use is not touched, whatever happens. WALSH_E_NOT_FOUND, _IO, _FORMAT: its files, by name; tensors that the model has
+ * no linear for, that are missing, of other shapes or no numbers. WALSH_E_UNSUPPORTED: another kind than LoRA, or a key
+ * that changes what it computes and is not known. */
 WALSH_API enum walsh_status walsh_adapter_open(const struct walsh_model *model, const char *path,
                                                const struct walsh_adapter_options *options,
                                                struct walsh_adapter **out, struct walsh_error *err);
@@ -408,15 +415,17 @@ WALSH_API uint32_t walsh_session_context(const struct walsh_session *session);
  */
 WALSH_API uint64_t walsh_session_cache_bytes(const struct walsh_session *session);
 /* A second session with the same tokens, logits, adapters and cache options. The stored tokens are shared
- * until one of both appends to them. */
+ * until one of both appends to them. Allocates; else it does not fail. */
 WALSH_API enum walsh_status walsh_session_fork(const struct walsh_session *session,
                                                struct walsh_session **out, struct walsh_error *err);
-/* Forget tokens [length, ...). */
+/* Forget tokens [length, ...). WALSH_E_ARGUMENT: it has fewer. */
 WALSH_API enum walsh_status walsh_session_trim(struct walsh_session *session, uint32_t length,
                                                struct walsh_error *err);
 
 /* Use these adapters together from the next token on; count 0: none. At most 16. What is in the cache stays:
- * trim the session to 0 where the past should be read with them too. On failure the session is as before. */
+ * trim the session to 0 where the past should be read with them too. On failure the session is as before.
+ * WALSH_E_ARGUMENT: too many, a NULL, a scale that is not finite, an adapter of another model; WALSH_E_EXISTS: two of
+ * one name. */
 WALSH_API enum walsh_status walsh_session_set_adapters(struct walsh_session *session,
                                                        const struct walsh_adapter_use *uses, size_t count,
                                                        struct walsh_error *err);
@@ -473,14 +482,15 @@ WALSH_API void walsh_session_get_prefix_info(const struct walsh_session *session
 WALSH_API enum walsh_status walsh_session_prompt(struct walsh_session *session, const int32_t *ids,
                                                  size_t count, struct walsh_error *err);
 /* One decode step: append ids[i] to sessions[i], all of one model, no session twice. A row's bits do not
- * depend on `count` or on the others. */
+ * depend on `count` or on the others. WALSH_E_ARGUMENT: none of that, or an id beyond the vocabulary; WALSH_E_CAPACITY: a
+ * session is full. No session has changed then. */
 WALSH_API enum walsh_status walsh_step(struct walsh_session *const *sessions, const int32_t *ids,
                                        size_t count, struct walsh_error *err);
 /* [vocab] logits of the last token; NULL before the first. Owned by the session, valid until its next call.
  */
 WALSH_API const float *walsh_session_logits(const struct walsh_session *session);
-/* Logits of `count` tokens appended as a prompt, at every position: out [count][vocab]. For evaluation and
- * tests. */
+/* Logits of `count` tokens appended as a prompt, at every position: out [count][vocab], f32. For evaluation and
+ * tests. Errors are those of walsh_session_prompt. */
 WALSH_API enum walsh_status walsh_session_prompt_logits(struct walsh_session *session, const int32_t *ids,
                                                         size_t count, float *out, struct walsh_error *err);
 
@@ -712,7 +722,9 @@ struct walsh_eval_result {
     double top1_agreement; /* share of positions with equal argmax */
 };
 /* The PPL protocol: the whole text is encoded once without special tokens and cut into non-overlapping chunks
- * of `context` (the tail dropped); tokens 2..n of each chunk are scored. */
+ * of `context` (the tail dropped); tokens 2..n of each chunk are scored. WALSH_E_NOT_FOUND: no tokenizer;
+ * WALSH_E_FORMAT: no UTF-8, a text shorter than one chunk, a reference of another vocabulary; WALSH_E_ARGUMENT: a
+ * context below 2, an id beyond the vocabulary; WALSH_E_INTERNAL: logits that are no numbers; WALSH_E_ABORTED. */
 WALSH_API enum walsh_status walsh_eval_text(const struct walsh_model *model, const char *text, size_t size,
                                             const struct walsh_eval_options *options,
                                             struct walsh_eval_result *result, struct walsh_error *err);
@@ -743,7 +755,7 @@ struct walsh_bench_row {
                                * that it stands beside (f16 caches of packed ones), 0: none */
     double roofline;          /* share of the binding ceiling, 0..1 */
 };
-/* The ceilings alone: a second of work. */
+/* The ceilings alone: a second of work. It fails where memory is short or the device does. */
 WALSH_API enum walsh_status walsh_bench_measure(struct walsh_context *context,
                                                 struct walsh_bench_ceilings *ceilings,
                                                 struct walsh_error *err);
