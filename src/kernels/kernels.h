@@ -128,6 +128,9 @@ struct walsh_kv_kinds {
     bool mixed;  /* and some are not */
     bool four;   /* all that are have 4 bits on both sides */
     bool recent; /* some of them keep recent tokens */
+    bool tiles;  /* all are F16 in pages of a multiple of 16 tokens */
+    /* A power of two from 128 on that no row's tokens exceed, its own with them; 0: not known. */
+    uint32_t most_tokens;
 };
 struct walsh_attention_shape {
     uint32_t heads, kv_heads, head_dim;
@@ -331,6 +334,11 @@ struct walsh_fused_ops {
                       const struct walsh_rotation *rotation, float *out, size_t ldo, const float *query,
                       size_t ldq, const struct walsh_attention_row *rows, uint32_t layer,
                       const struct walsh_attention_shape *shape, enum walsh_role role);
+    /* project and attention at once, of DECODE rows that are each of a cache of its own. False: nothing was done, the two are to
+     * be called. NULL: always so. */
+    bool (*attend)(const struct walsh_queue *q, const struct walsh_projections *p,
+                   const struct walsh_attention_shape *shape, struct walsh_activations *a,
+                   const struct walsh_rotation *rotation, float *out, size_t ldo);
     /* unrotate, swiglu (gelu: geglu), prepare; y [a->rows][ldy] (NULL: not kept). */
     void (*gated)(const struct walsh_queue *q, struct walsh_activations *a,
                   const struct walsh_rotation *rotation, float *y, size_t ldy,

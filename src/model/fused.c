@@ -101,11 +101,15 @@ static void attention(const struct pass *p, const struct walsh_layer *l, uint32_
                                          .value = ws->value};
     if (p->host)
         p->q->ops->attention_rows(p->q, ws->rows, p->rows->kv, p->rows->positions, p->rows->count, index);
-    p->q->ops->fused->project(p->q, &to, p->rows->count, &shape);
     struct walsh_activations b = input_of(p, &l->o);
-    p->q->ops->fused->attention(p->q, &b, &l->o.in_rotation, p->keep || p->host ? ws->attention : NULL,
-                                ws->attention_ld, ws->query, width, ws->rows, p->host ? 0 : index, &shape,
-                                p->rows->role);
+    float *kept = p->keep || p->host ? ws->attention : NULL;
+    const struct walsh_fused_ops *ops = p->q->ops->fused;
+    if (!ops->attend || p->rows->role != WALSH_DECODE ||
+        !ops->attend(p->q, &to, &shape, &b, &l->o.in_rotation, kept, ws->attention_ld)) {
+        ops->project(p->q, &to, p->rows->count, &shape);
+        ops->attention(p->q, &b, &l->o.in_rotation, kept, ws->attention_ld, ws->query, width, ws->rows,
+                       p->host ? 0 : index, &shape, p->rows->role);
+    }
     const struct walsh_linear_call o = {&l->o, ws->delta, c->hidden};
     products(p, &o, 1, &b, ws->attention, ws->attention_ld, out);
 }

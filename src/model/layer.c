@@ -58,10 +58,13 @@ struct walsh_attention_shape walsh_attention_shape_of(const struct walsh_config 
 
 struct walsh_kv_kinds walsh_rows_kinds(const struct walsh_rows *rows, uint32_t layer)
 {
-    struct walsh_kv_kinds kinds = {.four = true};
+    struct walsh_kv_kinds kinds = {.four = true, .tiles = true};
     size_t packed = 0;
+    if (rows->most_tokens > 0)
+        for (kinds.most_tokens = 128; kinds.most_tokens < rows->most_tokens;) kinds.most_tokens *= 2;
     for (size_t i = 0; i < rows->count; i++) {
         const struct walsh_kv_view *kv = &rows->kv[i][layer];
+        kinds.tiles &= kv->type == WALSH_KV_F16 && kv->page_tokens % 16 == 0;
         if (kv->type != WALSH_KV_TURBO) continue;
         packed++;
         kinds.four &= kv->turbo->key->book.bits == 4 && kv->turbo->value->book.bits == 4;

@@ -127,6 +127,8 @@ struct walsh_rows {
     /* [count] where the queue is a device's: kv there, in its memory; else NULL */
     const struct walsh_kv_view *const *op_kv;
     struct walsh_row_sets sets; /* the rows' adapters */
+    uint32_t
+        most_tokens; /* of a row's cache, its own with them; 0: not known (positions may be a device's memory) */
 };
 
 /* What an op of attention is told of the rows' caches of a layer. */

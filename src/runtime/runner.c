@@ -175,8 +175,9 @@ static enum walsh_status make_key(struct walsh_runner *r, const struct walsh_row
     WALSH_TRY(walsh_recordings_add(to, &rows->count, sizeof rows->count, err));
     WALSH_TRY(walsh_recordings_add(to, &h, sizeof h, err));
     for (uint32_t layer = 0; layer < r->graph->config.layers; layer++) {
-        const struct walsh_kv_kinds kinds = walsh_rows_kinds(rows, layer);
-        WALSH_TRY(walsh_recordings_add(to, &kinds, sizeof kinds, err));
+        const struct walsh_kv_kinds k = walsh_rows_kinds(rows, layer);
+        const uint32_t kinds[] = {k.packed, k.mixed, k.four, k.recent, k.tiles, k.most_tokens};
+        WALSH_TRY(walsh_recordings_add(to, kinds, sizeof kinds, err));
     }
     for (size_t i = 0; i < rows->sets.count; i++) {
         const struct walsh_row_set *s = &rows->sets.list[i];
@@ -237,6 +238,8 @@ static enum walsh_status step_on_device(struct walsh_runner *r, struct walsh_row
     if (draws) WALSH_TRY(walsh_runner_send_draws(r, draws->plans, rows->count, &sent, err));
     void *run = NULL;
     const bool replays = r->graph->config.experts == 0;
+    for (size_t i = 0; i < rows->count; i++)
+        if (r->positions[i] >= rows->most_tokens) rows->most_tokens = r->positions[i] + 1;
     if (replays) rows->count = fill_bucket(r, rows->count);
     WALSH_TRY(send_rows(r, r->ids, rows, err));
     if (replays) WALSH_TRY(find_recording(r, rows, &run, err));

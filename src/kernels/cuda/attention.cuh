@@ -185,12 +185,19 @@ __device__ __forceinline__ void multiply(float (&c)[4], uint32_t a0, uint32_t a1
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
-__device__ __forceinline__ uint4 read_once(const uint16_t *p)
+// FRESH: some of it was written by this kernel.
+template <bool FRESH = false> __device__ __forceinline__ uint4 read_once(const uint16_t *p)
 {
     uint4 r;
-    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
-                 : "l"(p));
+    if (FRESH)
+        asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
+                     : "l"(p)
+                     : "memory");
+    else
+        asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
+                     : "l"(p));
     return r;
 }
 // Two numbers in f16, and two of what is left of them.
@@ -218,7 +225,8 @@ template <int DIM> struct shared_tiles {
 template <int DIM> __device__ __forceinline__ void split_query(const float *q, shared_tiles<DIM> &s)
 {
     const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, g = lane >> 2, t = lane & 3;
-    for (int h = warp; h < HEADS; h += WARPS) { // the largest element becomes about 1
+    const int warps = (int)blockDim.x / 32;
+    for (int h = warp; h < HEADS; h += warps) { // the largest element becomes about 1
         float most = 0.0f;
         for (int d = lane; d < DIM; d += 32) most = fmaxf(most, fabsf(q[h * DIM + d]));
         for (int i = 16; i > 0; i >>= 1) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, i));
@@ -229,7 +237,7 @@ template <int DIM> __device__ __forceinline__ void split_query(const float *q, s
     }
     __syncthreads();
     const float down = 1.0f / s.unit[g];
-    for (int step = warp; step < DIM / 16; step += WARPS) {
+    for (int step = warp; step < DIM / 16; step += warps) {
         const float *from = q + g * DIM + step / 2 * 32 + 8 * t + step % 2 * 4;
         uint4 a;
         split_pair(from[0] * down, from[1] * down, &a.x, &a.y);
@@ -242,7 +250,7 @@ struct piece {
     uint32_t begin, end; // tokens
 };
 
-template <int DIM>
+template <int DIM, bool FRESH>
 __device__ __forceinline__ void load_keys(const cuda_kv_view &kv, uint32_t kv_head, uint32_t tile, uint4 (&k)[2][DIM / 32])
 {
     const int lane = (int)threadIdx.x % 32, g = lane >> 2, t = lane & 3;
@@ -250,9 +258,9 @@ __device__ __forceinline__ void load_keys(const cuda_kv_view &kv, uint32_t kv_he
 #pragma unroll
     for (int i = 0; i < 2; i++)
 #pragma unroll
-        for (int s = 0; s < DIM / 32; s++) k[i][s] = read_once(page + (i * 8 + g) * DIM + s * 32);
+        for (int s = 0; s < DIM / 32; s++) k[i][s] = read_once<FRESH>(page + (i * 8 + g) * DIM + s * 32);
 }
-template <int DIM>
+template <int DIM, bool FRESH>
 __device__ __forceinline__ void load_values(const cuda_kv_view &kv, uint32_t kv_head, uint32_t tile, uint4 (&v)[4][DIM / 64])
 {
     const int lane = (int)threadIdx.x % 32, g = lane >> 2, t = lane & 3;
@@ -260,7 +268,7 @@ __device__ __forceinline__ void load_values(const cuda_kv_view &kv, uint32_t kv_
 #pragma unroll
     for (int i = 0; i < 4; i++)
 #pragma unroll
-        for (int h = 0; h < DIM / 64; h++) v[i][h] = read_once(page + (2 * t + (i & 1) + (i >> 1) * 8) * DIM + h * 64);
+        for (int h = 0; h < DIM / 64; h++) v[i][h] = read_once<FRESH>(page + (2 * t + (i & 1) + (i >> 1) * 8) * DIM + h * 64);
 }
 
 // What a warp has of its tiles: of head g the largest score and this lane's sum of weights; out as fragments, rows 0..7 and
@@ -306,7 +314,7 @@ __device__ __forceinline__ void add_values(const float (&weight)[4], const uint4
         }
 }
 
-template <int DIM>
+template <int DIM, bool FRESH = false>
 __device__ __forceinline__ void attend_tiles(const cuda_kv_view &kv, uint32_t kv_head, const piece &tokens,
                                              const cuda_attention_shape &shape, const shared_tiles<DIM> &s, tiles_state<DIM> &state)
 {
@@ -314,8 +322,8 @@ __device__ __forceinline__ void attend_tiles(const cuda_kv_view &kv, uint32_t kv
     uint32_t tile = tokens.begin / TILE_TOKENS * TILE_TOKENS + (uint32_t)warp * TILE_TOKENS;
     if (tile >= tokens.end) return;
     uint4 k[2][DIM / 32], v[4][DIM / 64];
-    load_keys<DIM>(kv, kv_head, tile, k);
-    load_values<DIM>(kv, kv_head, tile, v);
+    load_keys<DIM, FRESH>(kv, kv_head, tile, k);
+    load_values<DIM, FRESH>(kv, kv_head, tile, v);
     const float unit = shape.scale * s.unit[g];
     while (true) {
         const uint32_t next = tile + WARPS * TILE_TOKENS;
@@ -327,7 +335,7 @@ __device__ __forceinline__ void attend_tiles(const cuda_kv_view &kv, uint32_t kv
             for (int i = 0; i < 2; i++)
                 multiply(dot[i], a.x, a.y, a.z, a.w, word_of(k[i][step / 2], step % 2 * 2), word_of(k[i][step / 2], step % 2 * 2 + 1));
         }
-        if (next < tokens.end) load_keys<DIM>(kv, kv_head, next, k);
+        if (next < tokens.end) load_keys<DIM, FRESH>(kv, kv_head, next, k);
         float score[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -348,14 +356,13 @@ __device__ __forceinline__ void attend_tiles(const cuda_kv_view &kv, uint32_t kv
         }
         add_values<DIM>(score, v, state);
         if (next >= tokens.end) return;
-        load_values<DIM>(kv, kv_head, next, v);
+        load_values<DIM, FRESH>(kv, kv_head, next, v);
         tile = next;
     }
 }
 
-// The warps' parts become the piece's, in the order of the warps.
-template <int DIM>
-__device__ __forceinline__ void merge_warps(tiles_state<DIM> &state, int heads, shared_tiles<DIM> &s, const chunk_out &to)
+// What a warp has, for the others.
+template <int DIM> __device__ __forceinline__ void share_warp(tiles_state<DIM> &state, int heads, shared_tiles<DIM> &s)
 {
     const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, g = lane >> 2, t = lane & 3;
     float sum = state.sum;
@@ -369,20 +376,37 @@ __device__ __forceinline__ void merge_warps(tiles_state<DIM> &state, int heads, 
             for (int i = 0; i < 2; i++)
                 s.out[warp][g][n / 8 * 64 + 8 * (2 * t + i) + n % 8] = (state.out[n][i] + state.out[n][2 + i]) * (1.0f / WEIGHT_UNIT);
     }
+}
+
+// Dimension d of head h of the piece from the warps' parts, in the order of the warps.
+struct merged_warps {
+    float maximum, sum, value;
+};
+template <int DIM> __device__ __forceinline__ merged_warps merge_of(const shared_tiles<DIM> &s, int h, int d)
+{
+    merged_warps m = {s.maximum[0][h], 0.0f, 0.0f};
+#pragma unroll
+    for (int w = 1; w < WARPS; w++) m.maximum = fmaxf(m.maximum, s.maximum[w][h]);
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) {
+        const float factor = expf(s.maximum[w][h] - m.maximum);
+        m.value = fmaf(s.out[w][h][d], factor, m.value);
+        m.sum = fmaf(s.sum[w][h], factor, m.sum);
+    }
+    return m;
+}
+
+// The warps' parts become the piece's.
+template <int DIM>
+__device__ __forceinline__ void merge_warps(tiles_state<DIM> &state, int heads, shared_tiles<DIM> &s, const chunk_out &to)
+{
+    share_warp<DIM>(state, heads, s);
     __syncthreads();
     for (int i = (int)threadIdx.x; i < heads * DIM; i += THREADS) {
         const int h = i / DIM, d = i % DIM;
-        float largest = s.maximum[0][h], value = 0.0f, total = 0.0f;
-#pragma unroll
-        for (int w = 1; w < WARPS; w++) largest = fmaxf(largest, s.maximum[w][h]);
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) {
-            const float factor = expf(s.maximum[w][h] - largest);
-            value = fmaf(s.out[w][h][d], factor, value);
-            total = fmaf(s.sum[w][h], factor, total);
-        }
-        to.out[(size_t)h * CHUNKS * DIM + d] = value;
-        if (d == 0) to.maximum[h * CHUNKS] = largest, to.sum[h * CHUNKS] = total;
+        const merged_warps m = merge_of<DIM>(s, h, d);
+        to.out[(size_t)h * CHUNKS * DIM + d] = m.value;
+        if (d == 0) to.maximum[h * CHUNKS] = m.maximum, to.sum[h * CHUNKS] = m.sum;
     }
 }
 

@@ -198,6 +198,7 @@ __global__ void __launch_bounds__(512) projections_kernel(const __grid_constant_
 }
 
 constexpr size_t SHARED_LIMIT = 224 << 10;
+constexpr size_t WIDE_ROWS = 16; // more rows fill the multiprocessors one to each: 8 rows 13.5 us against 20.4, 32 rows 26.5 against 20.5
 
 } // namespace
 
@@ -214,6 +215,10 @@ void cuda_residual(cudaStream_t stream, float *x, size_t n, const struct cuda_un
                    const float *weight, float eps, float *normed, size_t ldn, const struct cuda_prepared *to, size_t rows)
 {
     if (rows == 0) return;
+    if (cuda_residual_held_fits(d, weight, to, n)) {
+        cuda_residual_held(stream, x, d, d_norm, weight, eps, normed, ldn, to, rows);
+        return;
+    }
     residual p = {};
     size_t floats = n;
     if (d) {
@@ -250,6 +255,10 @@ void cuda_gated(cudaStream_t stream, const struct cuda_unrotated *gate, const st
                 float *y, size_t ldy, const struct cuda_prepared *to, size_t rows)
 {
     if (rows == 0) return;
+    if (rows <= WIDE_ROWS && cuda_gated_wide_fits(gate, up, to, n)) {
+        cuda_gated_wide(stream, gate, up, gelu, y, ldy, to, rows);
+        return;
+    }
     gated p = {{unrotated_of(*gate), unrotated_of(*up)}, prepared_of(*to), y, ldy, (int)n, n >= 4096 ? 512 : 256, 0, 0};
     size_t floats = n;
     if (p.part[0].r.padded > floats) floats = p.part[0].r.padded;

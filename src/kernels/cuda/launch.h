@@ -80,6 +80,24 @@ bool cuda_gated_fits(const struct cuda_unrotated *gate, const struct cuda_unrota
 void cuda_gated(cudaStream_t stream, const struct cuda_unrotated *gate, const struct cuda_unrotated *up,
                 bool gelu, size_t n, float *y, size_t ldy, const struct cuda_prepared *to, size_t rows);
 
+/* --- residual_held.cu --- */
+
+/* The same into I8, with a weight, of rotations of blocks of 256 to 8192 elements without padding. */
+bool cuda_residual_held_fits(const struct cuda_unrotated *d, const float *weight,
+                             const struct cuda_prepared *to, size_t n);
+void cuda_residual_held(cudaStream_t stream, float *x, const struct cuda_unrotated *d, const float *d_norm,
+                        const float *weight, float eps, float *normed, size_t ldn,
+                        const struct cuda_prepared *to, size_t rows);
+
+/* --- gated_wide.cu --- */
+
+/* The same into I8 of rows whose three rotations have the same blocks of 256 to 8192, on compute capability 9.0: a row over
+ * eight multiprocessors. */
+bool cuda_gated_wide_fits(const struct cuda_unrotated *gate, const struct cuda_unrotated *up,
+                          const struct cuda_prepared *to, size_t n);
+void cuda_gated_wide(cudaStream_t stream, const struct cuda_unrotated *gate, const struct cuda_unrotated *up,
+                     bool gelu, float *y, size_t ldy, const struct cuda_prepared *to, size_t rows);
+
 /* --- rows.cu --- */
 
 void cuda_embed(cudaStream_t stream, float *out, enum cuda_type type, const void *table, size_t cols,
@@ -295,10 +313,12 @@ struct cuda_own {
 struct cuda_attention_shape {
     uint32_t heads, kv_heads, head_dim, window;
     float scale, soft_cap;
-    const float *sinks; /* [heads] or NULL */
-    bool packed, mixed; /* some row's kv is TURBO; some is not, where that is so */
-    bool four;          /* the packed ones have 4 bits on both sides */
-    bool recent;        /* some of them keep recent tokens */
+    const float *sinks;   /* [heads] or NULL */
+    bool packed, mixed;   /* some row's kv is TURBO; some is not, where that is so */
+    bool four;            /* the packed ones have 4 bits on both sides */
+    bool recent;          /* some of them keep recent tokens */
+    bool tiles;           /* all are F16 in pages of a multiple of 16 tokens */
+    uint32_t most_tokens; /* of a row, its own with it, or more; 0: not known */
     struct cuda_own own;
 };
 /* q, k, v from parts[3]: norms of heads (NULL: none; head_dim up to 1024), positions (rotated 0: none); query
@@ -317,6 +337,12 @@ struct cuda_projections {
 bool cuda_project_fits(const struct cuda_unrotated *parts, const struct cuda_attention_shape *shape);
 void cuda_project(cudaStream_t stream, const struct cuda_unrotated *parts, const struct cuda_projections *to,
                   size_t rows);
+/* attend.cu: cuda_project and cuda_attention_prepared at once, of rows that are each of a cache of its own, where that fits;
+ * out NULL: not wanted otherwise. Neither query nor ldq are used. */
+bool cuda_attend_fits(const struct cuda_unrotated *parts, const struct cuda_projections *p,
+                      const struct cuda_prepared *to);
+void cuda_attend(cudaStream_t stream, const struct cuda_unrotated *parts, const struct cuda_projections *p,
+                 float *out, size_t ldo, const struct cuda_prepared *to, size_t rows);
 void cuda_attention_rows(cudaStream_t stream, struct cuda_attention_row *out,
                          const struct cuda_kv_view *const *kv, const uint32_t *positions, size_t count,
                          uint32_t layer);

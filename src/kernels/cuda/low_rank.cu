@@ -5,7 +5,7 @@
 namespace {
 
 constexpr int CHUNK = LOW_RANK_CHUNK, GROUP = LOW_RANK_GROUP;
-constexpr int WARPS = 8;                         // of A x: they share the groups of columns
+constexpr int WARPS = 32;                        // of A x: they share the groups of columns
 constexpr int AHEAD = 4;                         // groups of a warp that are read at once
 constexpr int THREADS = 128, PAIRS = 8;          // outputs of a block of B h, pairs of ranks read ahead
 constexpr uint32_t MOST_ROWS = 32768;            // of a grid
@@ -23,10 +23,18 @@ struct eight {
     uint4 low, high; // high: F32 only
 };
 
-__device__ __forceinline__ float dot(const eight &w, bool bf16, const float *x, size_t cols, int q)
+// The columns of x that go with them; `whole`: all are there, at 16 bytes.
+__device__ __forceinline__ float dot(const eight &w, bool bf16, const float *x, size_t cols, bool whole, int q)
 {
     const uint32_t word[8] = {w.low.x, w.low.y, w.low.z, w.low.w, w.high.x, w.high.y, w.high.z, w.high.w};
     float sum = 0.0f;
+    if (bf16 && whole) {
+        const float4 a = reinterpret_cast<const float4 *>(x)[q], b = reinterpret_cast<const float4 *>(x)[4 + q];
+        const float v[8] = {a.x, b.x, a.y, b.y, a.z, b.z, a.w, b.w};
+#pragma unroll
+        for (int i = 0; i < 8; i++) sum = fmaf(__uint_as_float(i % 2 ? word[i / 2] & 0xffff0000u : word[i / 2] << 16), v[i], sum);
+        return sum;
+    }
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         const size_t column = bf16 ? (size_t)(i % 2 * 16 + 4 * q + i / 2) : (size_t)(8 * q + i);
@@ -46,7 +54,9 @@ __global__ void __launch_bounds__(WARPS * 32) down_kernel(downs list, const floa
     const int lane = (int)threadIdx.x & 31, warp = (int)threadIdx.x >> 5, rank = lane / 4, q = lane % 4;
     const size_t groups = (cols + GROUP - 1) / GROUP, first = (size_t)blockIdx.x * groups;
     x += ((size_t)e.row_begin + row) * ldx;
+    const bool aligned = reinterpret_cast<uintptr_t>(x) % 16 == 0;
     float sum = 0.0f;
+    let_next_start();
     bool waits = true;
     for (size_t g = (size_t)warp; g < groups || waits; g += WARPS * AHEAD) {
         eight w[AHEAD];
@@ -68,7 +78,9 @@ __global__ void __launch_bounds__(WARPS * 32) down_kernel(downs list, const floa
 #pragma unroll
         for (int k = 0; k < AHEAD; k++) {
             const size_t group = g + (size_t)(k * WARPS);
-            if (group < groups) sum += dot(w[k], e.bf16, x + group * GROUP, cols - group * GROUP, q);
+            if (group >= groups) continue;
+            const size_t left = cols - group * GROUP;
+            sum += dot(w[k], e.bf16, x + group * GROUP, left, aligned && left >= GROUP, q);
         }
     }
     sum += __shfl_xor_sync(0xffffffffu, sum, 1);

@@ -416,7 +416,9 @@ static struct cuda_attention_shape shape_of(const struct walsh_attention_shape *
                                        .packed = s->kinds.packed,
                                        .mixed = s->kinds.mixed,
                                        .four = s->kinds.four,
-                                       .recent = s->kinds.recent};
+                                       .recent = s->kinds.recent,
+                                       .tiles = s->kinds.tiles,
+                                       .most_tokens = s->kinds.most_tokens};
     if (s->own) out.own = (struct cuda_own){s->own->k_pages[0], s->own->v_pages[0], s->own->page_tokens};
     return out;
 }
@@ -598,29 +600,49 @@ static void residual(const struct walsh_queue *q, float *x, size_t n, const stru
     cuda_note(d, "residual");
 }
 
+static struct cuda_projections projections_of(const struct walsh_projections *p,
+                                              const struct walsh_attention_shape *shape)
+{
+    return (struct cuda_projections){.rows = (const struct cuda_attention_row *)(const void *)p->rows,
+                                     .layer = p->layer,
+                                     .rotated = p->rotated,
+                                     .shape = shape_of(shape),
+                                     .q_norm = p->q_norm,
+                                     .k_norm = p->k_norm,
+                                     .eps = p->eps,
+                                     .cosine = p->cosine,
+                                     .sine = p->sine,
+                                     .query = p->query,
+                                     .ldq = (size_t)shape->heads * shape->head_dim,
+                                     .key = p->key,
+                                     .value = p->value};
+}
+
 static void project(const struct walsh_queue *q, const struct walsh_projections *p, size_t count,
                     const struct walsh_attention_shape *shape)
 {
     struct cuda_device *d = enter(q);
     const struct cuda_unrotated parts[3] = {unrotated_of(&p->q), unrotated_of(&p->k), unrotated_of(&p->v)};
-    const struct cuda_projections to = {.rows = (const struct cuda_attention_row *)(const void *)p->rows,
-                                        .layer = p->layer,
-                                        .rotated = p->rotated,
-                                        .shape = shape_of(shape),
-                                        .q_norm = p->q_norm,
-                                        .k_norm = p->k_norm,
-                                        .eps = p->eps,
-                                        .cosine = p->cosine,
-                                        .sine = p->sine,
-                                        .query = p->query,
-                                        .ldq = (size_t)shape->heads * shape->head_dim,
-                                        .key = p->key,
-                                        .value = p->value};
+    const struct cuda_projections to = projections_of(p, shape);
     cuda_project(d->stream, parts, &to, count);
     if (to.shape.packed)
         cuda_turbo_append(d->stream, to.rows, count, p->key, p->value,
                           (size_t)shape->kv_heads * shape->head_dim, p->layer, &to.shape);
     cuda_note(d, "project");
+}
+
+static bool attend(const struct walsh_queue *q, const struct walsh_projections *p,
+                   const struct walsh_attention_shape *shape, struct walsh_activations *a,
+                   const struct walsh_rotation *rotation, float *out, size_t ldo)
+{
+    struct cuda_device *d = enter(q);
+    const struct cuda_unrotated parts[3] = {unrotated_of(&p->q), unrotated_of(&p->k), unrotated_of(&p->v)};
+    const struct cuda_projections from = projections_of(p, shape);
+    const struct cuda_prepared to = prepared_of(a, rotation);
+    if (!cuda_attend_fits(parts, &from, &to)) return false;
+    cuda_attend(d->stream, parts, &from, out, ldo, &to, a->rows);
+    cuda_note(d, "attend");
+    return true;
 }
 
 static void attention_prepared(const struct walsh_queue *q, struct walsh_activations *a,
@@ -662,6 +684,7 @@ static const struct walsh_fused_ops cuda_fused_ops = {
     .residual = residual,
     .project = project,
     .attention = attention_prepared,
+    .attend = attend,
     .gated = gated,
 };
 
