@@ -9,6 +9,8 @@
  * count to reach 0. So a worker that is asleep or not scheduled never holds a run up: it finds the gate
  * closed and stays outside. The description is rewritten only while the gate is closed with nobody inside.
  *
+ * A run by shares has a counter for each worker in the place of one for all; the others' are looked at when the own is at its end.
+ *
  * Sleeping: a worker registers in `sleepers` under the mutex and then looks at the gate again; the caller
  * opens the gate and then looks at `sleepers`. Both are sequentially consistent, so at least one of them sees
  * the other. The caller's own sleep needs no second word: it sets WAITING in the gate, and the worker that
@@ -38,6 +40,12 @@ struct worker {
     unsigned index;
 };
 
+/* A worker's part of a run by shares. */
+struct share {
+    _Alignas(WALSH_ALIGNMENT) atomic_size_t next; /* first piece that nobody has claimed */
+    size_t end;
+};
+
 struct walsh_pool {
     /* The current run: written with the gate closed and nobody inside. */
     walsh_task *task;
@@ -45,6 +53,8 @@ struct walsh_pool {
     size_t count, grain;
 
     _Alignas(WALSH_ALIGNMENT) atomic_size_t next; /* first index that nobody has claimed */
+    struct share *shares;                         /* [threads] */
+    bool near;                                    /* a run by shares */
     _Alignas(WALSH_ALIGNMENT) _Atomic uint64_t gate;
     _Alignas(WALSH_ALIGNMENT) atomic_uint sleepers;
     atomic_bool quit;
@@ -95,6 +105,30 @@ static void work(struct walsh_pool *pool, unsigned worker)
     }
 }
 
+/* The worker's own share first, then what is left of the others'. */
+static void work_near(struct walsh_pool *pool, unsigned worker)
+{
+    const size_t count = pool->count, grain = pool->grain;
+    for (unsigned i = 0; i < pool->threads; i++) {
+        struct share *share = &pool->shares[(worker + i) % pool->threads];
+        for (;;) {
+            if (i > 0 && atomic_load_explicit(&share->next, memory_order_relaxed) >= share->end) break;
+            const size_t piece = atomic_fetch_add_explicit(&share->next, 1, memory_order_relaxed);
+            if (piece >= share->end) break;
+            const size_t begin = piece * grain;
+            pool->task(pool->argument, begin, count - begin < grain ? count : begin + grain, worker);
+        }
+    }
+}
+
+static void work_at(struct walsh_pool *pool, unsigned worker)
+{
+    if (pool->near)
+        work_near(pool, worker);
+    else
+        work(pool, worker);
+}
+
 /* Something to do for a worker that last joined the run `joined`? */
 static bool called(struct walsh_pool *pool, uint64_t joined)
 {
@@ -133,7 +167,7 @@ static void *worker_main(void *argument)
         while ((gate & OPEN) && gate >> 32 != joined) {
             if (!atomic_compare_exchange_weak(&pool->gate, &gate, gate + 1)) continue;
             joined = gate >> 32;
-            work(pool, me->index);
+            work_at(pool, me->index);
             leave(pool);
             break;
         }
@@ -156,7 +190,8 @@ static void wait_until_idle(struct walsh_pool *pool)
     pthread_mutex_unlock(&pool->mutex);
 }
 
-void walsh_pool_run(struct walsh_pool *pool, size_t count, size_t grain, walsh_task *task, void *argument)
+static void run(struct walsh_pool *pool, size_t count, size_t grain, bool near, walsh_task *task,
+                void *argument)
 {
     if (grain == 0) grain = 1;
     size_t overshoot;
@@ -175,6 +210,14 @@ void walsh_pool_run(struct walsh_pool *pool, size_t count, size_t grain, walsh_t
     pool->argument = argument;
     pool->count = count;
     pool->grain = grain;
+    pool->near = near;
+    const size_t pieces = (count + grain - 1) / grain;
+    for (unsigned i = 0; near && i < pool->threads; i++) {
+        atomic_store_explicit(&pool->shares[i].next,
+                              pieces / pool->threads * i + walsh_min(i, pieces % pool->threads),
+                              memory_order_relaxed);
+        pool->shares[i].end = pieces / pool->threads * (i + 1) + walsh_min(i + 1, pieces % pool->threads);
+    }
     atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
     uint64_t run = (uint32_t)(atomic_load_explicit(&pool->gate, memory_order_relaxed) >> 32) + (uint64_t)1;
     atomic_store(&pool->gate, (run & UINT32_MAX) << 32 | OPEN);
@@ -183,9 +226,20 @@ void walsh_pool_run(struct walsh_pool *pool, size_t count, size_t grain, walsh_t
         pthread_cond_broadcast(&pool->wake);
         pthread_mutex_unlock(&pool->mutex);
     }
-    work(pool, 0);
+    work_at(pool, 0);
     atomic_fetch_and(&pool->gate, ~OPEN);
     wait_until_idle(pool);
+}
+
+void walsh_pool_run(struct walsh_pool *pool, size_t count, size_t grain, walsh_task *task, void *argument)
+{
+    run(pool, count, grain, false, task, argument);
+}
+
+void walsh_pool_run_near(struct walsh_pool *pool, size_t count, size_t grain, walsh_task *task,
+                         void *argument)
+{
+    run(pool, count, grain, true, task, argument);
 }
 
 static enum walsh_status start_workers(struct walsh_pool *pool, struct walsh_error *err)
@@ -219,7 +273,10 @@ enum walsh_status walsh_pool_open(unsigned threads, struct walsh_pool **out, str
     WALSH_TRY(walsh_alloc_zero(1, sizeof *pool, "the thread pool", &pool, err));
     enum walsh_status status =
         walsh_alloc_zero(threads - 1, sizeof *pool->workers, "the threads", &pool->workers, err);
+    if (status == WALSH_OK)
+        status = walsh_alloc_zero(threads, sizeof *pool->shares, "the threads", &pool->shares, err);
     if (status != WALSH_OK) {
+        walsh_free(pool->workers);
         walsh_free(pool);
         return status;
     }
@@ -249,6 +306,7 @@ void walsh_pool_close(struct walsh_pool **handle)
     pthread_cond_destroy(&pool->wake);
     pthread_mutex_destroy(&pool->mutex);
     walsh_free(pool->workers);
+    walsh_free(pool->shares);
     walsh_free(pool);
     *handle = NULL;
 }

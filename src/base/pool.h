@@ -25,6 +25,12 @@ unsigned walsh_pool_threads(const struct walsh_pool *pool); /* 1 for NULL */
  * runs, then sleep. */
 void walsh_pool_run(struct walsh_pool *pool, size_t count, size_t grain, walsh_task *task, void *argument);
 
+/* The same, but each thread begins with a share of the pieces, the same part of [0, count) in every such run, and helps with the
+ * others' behind it: what runs over the same rows finds them in its own caches, where it would fetch half of them from another core's. No
+ * piece may wait for another. */
+void walsh_pool_run_near(struct walsh_pool *pool, size_t count, size_t grain, walsh_task *task,
+                         void *argument);
+
 /* The CPUs this process may use (affinity mask and cgroup quota), at least 1. */
 unsigned walsh_cpu_count(void);
 /* CPUs that the text of a cgroup v2 cpu.max file allows ("QUOTA PERIOD", rounded up); 0: no limit ("max

@@ -154,7 +154,7 @@ void walsh_attention_forward(const struct walsh_queue *q, const struct walsh_att
     for (size_t d = 0; d < documents->count; d++)
         units += walsh_div_up(documents->begin[d + 1] - documents->begin[d], QUERIES) * shape->heads;
     _Static_assert(sizeof(struct tiles) <= WALSH_SCRATCH_BYTES, "a worker's scratch");
-    walsh_pool_run(q->pool, units, 1, forward_units, &t);
+    walsh_pool_run_near(q->pool, units, 1, forward_units, &t);
 }
 
 /* --- backward --- */
@@ -306,11 +306,11 @@ void walsh_attention_backward(const struct walsh_queue *q, const struct walsh_at
     if (narrow)
         walsh_attention_backward_narrow(&t, scratch);
     else
-        walsh_pool_run(q->pool, documents->count * shape->heads, 1, backward_units, &t);
+        walsh_pool_run_near(q->pool, documents->count * shape->heads, 1, backward_units, &t);
     struct reduce r = {q->kernels,      t.dkey,         dkey, shape->heads / shape->kv_heads,
                        shape->kv_heads, shape->head_dim};
-    walsh_pool_run(q->pool, t.rows, 16, reduce_rows, &r);
+    walsh_pool_run_near(q->pool, t.rows, 16, reduce_rows, &r);
     r.from = t.dvalue;
     r.to = dvalue;
-    walsh_pool_run(q->pool, t.rows, 16, reduce_rows, &r);
+    walsh_pool_run_near(q->pool, t.rows, 16, reduce_rows, &r);
 }

@@ -291,8 +291,8 @@ void walsh_attention_forward_narrow(const struct walsh_attention *t, float *scra
     lay_out(&n, t->shape, t->rows, t->documents->count, &scratch);
     const size_t tiles = tile_count(t->documents);
     _Static_assert(sizeof(struct tiles) <= WALSH_SCRATCH_BYTES, "a worker's scratch");
-    walsh_pool_run(t->q->pool, tiles, 1, pack_forward, &n);
-    walsh_pool_run(t->q->pool, tiles * t->shape->heads, 1, forward_units, &n);
+    walsh_pool_run_near(t->q->pool, tiles, 1, pack_forward, &n);
+    walsh_pool_run_near(t->q->pool, tiles * t->shape->heads, 1, forward_units, &n);
 }
 
 /* --- backward --- */
@@ -427,7 +427,7 @@ void walsh_attention_backward_narrow(const struct walsh_attention *t, float *scr
     struct narrow n = {.t = t};
     lay_out(&n, t->shape, t->rows, t->documents->count, &scratch);
     const size_t tiles = tile_count(t->documents);
-    walsh_pool_run(t->q->pool, tiles, 1, pack_backward, &n);
-    walsh_pool_run(t->q->pool, t->documents->count * t->shape->heads * PARTS, 1, backward_units, &n);
-    walsh_pool_run(t->q->pool, tiles, 1, finish_queries, &n);
+    walsh_pool_run_near(t->q->pool, tiles, 1, pack_backward, &n);
+    walsh_pool_run_near(t->q->pool, t->documents->count * t->shape->heads * PARTS, 1, backward_units, &n);
+    walsh_pool_run_near(t->q->pool, tiles, 1, finish_queries, &n);
 }

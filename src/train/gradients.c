@@ -11,7 +11,7 @@
 
 static void run_rows(const struct walsh_queue *q, size_t rows, size_t n, walsh_task *task, void *argument)
 {
-    walsh_pool_run(q->pool, rows, walsh_max(1, PIECE_ELEMENTS / walsh_max(n, 1)), task, argument);
+    walsh_pool_run_near(q->pool, rows, walsh_max(1, PIECE_ELEMENTS / walsh_max(n, 1)), task, argument);
 }
 
 /* --- norm --- */

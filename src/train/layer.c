@@ -491,7 +491,7 @@ static void sum_of(const struct walsh_layers *l, float *y, const float *x, const
         return;
     }
     struct sum t = {l->queue->kernels, y, x, d, n};
-    walsh_pool_run(l->queue->pool, walsh_div_up(n, SUM_ELEMENTS), 1, sum_pieces, &t);
+    walsh_pool_run_near(l->queue->pool, walsh_div_up(n, SUM_ELEMENTS), 1, sum_pieces, &t);
 }
 
 /* to = the norm of x, or of *sum = x + d. */

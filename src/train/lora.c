@@ -135,7 +135,7 @@ void walsh_lora_forward(const struct walsh_queue *q, struct walsh_lora_site *sit
     if (walsh_train_device(q)) return;
     _Static_assert(sizeof(struct inner) <= WALSH_SCRATCH_BYTES, "a worker's scratch");
     struct lora t = {.q = q, .sites = sites, .count = count, .x = x, .ldx = ldx};
-    walsh_pool_run(q->pool, number_rows(sites, count), 1, forward_units, &t);
+    walsh_pool_run_near(q->pool, number_rows(sites, count), 1, forward_units, &t);
 }
 
 /* --- backward --- */
@@ -293,8 +293,8 @@ void walsh_lora_backward(const struct walsh_queue *q, struct walsh_lora_site *si
             scratch += 2 * s->calls[i].lora->rank * s->ld;
         }
     }
-    walsh_pool_run(q->pool, number_rows(sites, count), 1, inner_units, &t);
-    walsh_pool_run(q->pool, number_gradients(sites, count), 1, gradient_units, &t);
+    walsh_pool_run_near(q->pool, number_rows(sites, count), 1, inner_units, &t);
+    walsh_pool_run_near(q->pool, number_gradients(sites, count), 1, gradient_units, &t);
 }
 
 /* --- in bf16 --- */
@@ -442,7 +442,7 @@ void walsh_lora_inner(const struct walsh_queue *q, struct walsh_lora_site *sites
         }
         return;
     }
-    walsh_pool_run(q->pool, number_rows(sites, count), 1, narrow_units, &t);
+    walsh_pool_run_near(q->pool, number_rows(sites, count), 1, narrow_units, &t);
 }
 
 void walsh_lora_inner_backward(const struct walsh_queue *q, struct walsh_lora_site *sites, size_t count,
@@ -454,7 +454,7 @@ void walsh_lora_inner_backward(const struct walsh_queue *q, struct walsh_lora_si
         for (size_t i = 0; i < count; i++) walsh_device_lora_inner_backward(q, &sites[i], behind);
         return;
     }
-    walsh_pool_run(q->pool, number_rows(sites, count), 1, narrow_units, &t);
+    walsh_pool_run_near(q->pool, number_rows(sites, count), 1, narrow_units, &t);
 }
 
 void walsh_lora_gradients(const struct walsh_queue *q, struct walsh_lora_site *sites, size_t count,
@@ -464,5 +464,5 @@ void walsh_lora_gradients(const struct walsh_queue *q, struct walsh_lora_site *s
         walsh_device_lora_gradients(q, &sites[i], x, ldx);
     if (walsh_train_device(q)) return;
     struct lora t = {.q = q, .sites = sites, .count = count, .x_rows = x, .ldx = ldx};
-    walsh_pool_run(q->pool, number_gradients(sites, count), 1, gradient_units, &t);
+    walsh_pool_run_near(q->pool, number_gradients(sites, count), 1, gradient_units, &t);
 }

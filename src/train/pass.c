@@ -221,7 +221,7 @@ static void scatter(const struct walsh_queue *q, float *to, const float *from, c
     if (walsh_train_device(q))
         q->ops->train->scatter(q, to, n, from, n, rows, count, n);
     else
-        walsh_pool_run(q->pool, count, 64, scatter_rows, &t);
+        walsh_pool_run_near(q->pool, count, 64, scatter_rows, &t);
 }
 
 /* Final norm, head and loss of `count` selected rows, whose states become the gradients of the loss. */

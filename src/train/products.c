@@ -271,6 +271,7 @@ struct dispatch {
     const struct walsh_queue *queue;
     struct walsh_products_item *items;
     size_t count, pieces;
+    size_t across; /* pieces of the same rows, of all items; 0: item behind item */
     bool transposed;
 };
 
@@ -441,9 +442,10 @@ static void product_pieces(void *argument, size_t begin, size_t end, unsigned wo
 {
     const struct dispatch *d = argument;
     for (size_t i = begin; i < end; i++) {
-        const struct walsh_products_item *head = item_of(d, i), *item;
-        const size_t wide = walsh_div_up(head->outputs, head->piece_outputs), number = i - head->first,
-                     row = number / wide * head->piece_rows,
+        const struct walsh_products_item *head = item_of(d, d->across ? i % d->across : i), *item;
+        const size_t wide = walsh_div_up(head->outputs, head->piece_outputs),
+                     number = (d->across ? i % d->across : i) - head->first,
+                     row = (d->across ? i / d->across : number / wide) * head->piece_rows,
                      rows = walsh_min(head->piece_rows, head->rows - row);
         struct walsh_product_part part = {.begin = number % wide * head->piece_outputs,
                                           .y = head->y + row * head->ldy,
@@ -471,6 +473,25 @@ static size_t kept_outputs(const struct dispatch *d, const struct walsh_products
     return walsh_min(walsh_max(fit, TILE_OUTPUTS), PIECE_OUTPUTS);
 }
 
+/* Where all items have kept panels and the same rows, pieces go row by row: a thread's share are rows then, whose inputs it made
+ * and whose outputs it will read. */
+static void cut_across(struct dispatch *d, size_t target)
+{
+    size_t across = 0, most = 0;
+    for (size_t i = 0; i < d->count; i++) {
+        if (!all_kept(d, &d->items[i]) || d->items[i].rows != d->items[0].rows) return;
+        most = walsh_max(most, d->items[i].piece_outputs);
+    }
+    const size_t rows = walsh_max(walsh_round_up(target / most, KEPT_ROWS), PIECE_ROWS);
+    for (size_t i = 0; i < d->count; i++) {
+        d->items[i].piece_rows = rows;
+        d->items[i].first = across;
+        across += walsh_div_up(d->items[i].outputs, d->items[i].piece_outputs);
+    }
+    d->across = across;
+    d->pieces = across * walsh_div_up(d->items[0].rows, rows);
+}
+
 /* Cut every item into pieces of about the same work, first along its outputs, then along its rows: enough for
  * all threads, few enough that making panels (and decoding) stays a small share. Where panels are kept it is
  * along the rows that nothing is lost: each piece reads its rows once for as many outputs as it can. */
@@ -496,6 +517,7 @@ static void cut(struct dispatch *d)
         item->first = d->pieces;
         d->pieces += walsh_div_up(item->outputs, item->piece_outputs) * walsh_div_up(rows, item->piece_rows);
     }
+    cut_across(d, target);
 }
 
 static void run_items(struct walsh_products *p, struct walsh_products_item *items, size_t count,
@@ -509,7 +531,7 @@ static void run_items(struct walsh_products *p, struct walsh_products_item *item
     }
     if (tiles > 0) walsh_pool_run(p->queue->pool, tiles, 1, decode_pieces, &d);
     cut(&d);
-    walsh_pool_run(p->queue->pool, d.pieces, 1, product_pieces, &d);
+    walsh_pool_run_near(p->queue->pool, d.pieces, 1, product_pieces, &d);
 }
 
 /* Decode what is not fused, as much at a time as the buffer holds, and multiply. The first `heads` of `count` items have pieces:

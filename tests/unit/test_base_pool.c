@@ -29,15 +29,23 @@ static void touch(void *argument, size_t begin, size_t end, unsigned worker)
     for (size_t i = begin; i < end && i < job->count; i++) job->touched[i]++;
 }
 
-static void check(struct walsh_pool *pool, size_t count, size_t grain)
+typedef void run_function(struct walsh_pool *, size_t, size_t, walsh_task *, void *);
+
+static void check_run(struct walsh_pool *pool, size_t count, size_t grain, run_function *run)
 {
     struct job job = {.count = count, .grain = grain ? grain : 1, .threads = walsh_pool_threads(pool)};
     job.touched = calloc(count + 1, 1);
-    walsh_pool_run(pool, count, grain, touch, &job);
+    run(pool, count, grain, touch, &job);
     assert_int_equal(atomic_load(&job.bad), 0);
     for (size_t i = 0; i < count; i++)
         if (job.touched[i] != 1) fail_msg("index %zu of %zu ran %u times", i, count, job.touched[i]);
     free(job.touched);
+}
+
+static void check(struct walsh_pool *pool, size_t count, size_t grain)
+{
+    check_run(pool, count, grain, walsh_pool_run);
+    check_run(pool, count, grain, walsh_pool_run_near);
 }
 
 static void test_each_index_once(void **state)
@@ -58,6 +66,37 @@ static void test_each_index_once(void **state)
     struct walsh_pool *none = NULL;
     walsh_pool_close(&none);
     assert_int_equal(walsh_pool_threads(NULL), 1);
+}
+
+/* The first piece of each of two threads: none goes on before both have one. */
+struct first {
+    atomic_uint arrived;
+    size_t begin[2];
+};
+static void note_first(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    struct first *f = argument;
+    if (f->begin[worker] == SIZE_MAX) {
+        f->begin[worker] = begin;
+        atomic_fetch_add(&f->arrived, 1);
+    }
+    (void)end;
+    for (double stop = walsh_now() + 60; atomic_load(&f->arrived) < 2 && walsh_now() < stop;) usleep(100);
+}
+
+/* Threads begin with their own shares, of an even number of pieces and of an odd one. */
+static void test_near(void **state)
+{
+    (void)state;
+    struct walsh_pool *pool;
+    assert_int_equal(walsh_pool_open(2, &pool, NULL), WALSH_OK);
+    for (size_t run = 0; run < 20; run++) {
+        struct first f = {.begin = {SIZE_MAX, SIZE_MAX}};
+        walsh_pool_run_near(pool, 16 + run % 2 * 4, 4, note_first, &f);
+        assert_int_equal(f.begin[0], 0);
+        assert_int_equal(f.begin[1], run % 2 ? 12 : 8);
+    }
+    walsh_pool_close(&pool);
 }
 
 /* Each run reads what the one before wrote: a worker that is late, or a run that returns early, shows as a
@@ -201,10 +240,10 @@ static void test_cpu_count(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_each_index_once), cmocka_unit_test(test_many_short_runs),
-        cmocka_unit_test(test_sleep_and_wake),  cmocka_unit_test(test_caller_waits),
-        cmocka_unit_test(test_open_and_close),  cmocka_unit_test(test_dispatch_cost),
-        cmocka_unit_test(test_cpu_count),
+        cmocka_unit_test(test_each_index_once), cmocka_unit_test(test_near),
+        cmocka_unit_test(test_many_short_runs), cmocka_unit_test(test_sleep_and_wake),
+        cmocka_unit_test(test_caller_waits),    cmocka_unit_test(test_open_and_close),
+        cmocka_unit_test(test_dispatch_cost),   cmocka_unit_test(test_cpu_count),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -14,7 +14,7 @@
 static inline void walsh_run_rows(const struct walsh_queue *q, size_t rows, size_t n, walsh_task *task,
                                   void *argument)
 {
-    walsh_pool_run(q->pool, rows, walsh_max(1, WALSH_PIECE_ELEMENTS / walsh_max(n, 1)), task, argument);
+    walsh_pool_run_near(q->pool, rows, walsh_max(1, WALSH_PIECE_ELEMENTS / walsh_max(n, 1)), task, argument);
 }
 
 #endif
