@@ -327,7 +327,7 @@ static enum walsh_status bench_products(const struct bench *b)
         for (unsigned bits = 2; bits <= 4; bits++)
             for (size_t rows = 1; rows <= 8; rows += 7)
                 WALSH_TRY(bench_e8p(b, shapes[s][0], shapes[s][1], bits, rows, false));
-        for (unsigned bits = 2; bits <= 4; bits += 2)
+        for (unsigned bits = 2; bits <= 4; bits++)
             for (int tensor = 0; tensor < 2; tensor++)
                 WALSH_TRY(bench_e8p(b, shapes[s][0], shapes[s][1], bits, 2048, tensor));
         WALSH_TRY(bench_blocks(b, "mxfp4_bf16_wgmma", CUDA_CODE_E2M1, shapes[s][0], shapes[s][1], 2048));

@@ -228,48 +228,123 @@ __global__ void __launch_bounds__(kind<CODE, SCALE, ROWS>::cut::THREADS, 2) few_
 }
 
 // --- one row ---
+//
+// A warp of dots does a bundle of four steps at once. Of the product's eight columns a step has two and zeros in the others, so that
+// in one set of sums lane 4g + t has step t of the outputs 4g to 4g + 3. The sums start at a number whose bits, with the sum added,
+// are those of a float from which it only has to be subtracted. Of E2M1 there are two products, of twice the positive values and
+// of all magnitudes negated: each is one lookup.
 
-constexpr int ROW_DOTS = 15, ROW_THREADS = 32 * (ROW_DOTS + 1);
-template <cuda_code CODE> constexpr int ROW_DEPTH = CODE == CUDA_CODE_U8 ? 3 : 5;
+constexpr int ROW_DOTS = 15, ROW_THREADS = 32 * (ROW_DOTS + 1), BUNDLE = 4, ROW_CHUNK = ROW_DOTS * BUNDLE;
+constexpr int LINK = OUTS + 8; // floats of a step: four steps' lanes then store to different banks
+constexpr int MAGIC = 0x4b400000; // 1.5 * 2^23
 
-// Shared memory behind the ring: scales and zeros of both tiles, then scale and sum of the activations' steps.
+// Shared memory: dots and factors of two chunks, scales and zeros of both tiles, then scale, sum and numbers of the activations' steps.
 struct row_place {
-    int scales, zeros, x, sum, all;
+    int scales, zeros, x, sum, q, all;
 };
-template <cuda_code CODE, cuda_scale_type SCALE> __host__ __device__ inline row_place place_row(uint32_t groups, bool zeros, int steps)
+template <cuda_scale_type SCALE> __host__ __device__ inline row_place place_row(uint32_t groups, bool zeros, int steps)
 {
     row_place at;
-    at.scales = 2 * ROW_DOTS * ROW_DEPTH<CODE> * OUTS * 8;
+    at.scales = 2 * 2 * ROW_CHUNK * LINK * 4;
     at.zeros = at.scales + 2 * (int)groups * TILE * bytes_of_scale(SCALE);
     at.x = at.zeros + (zeros ? 2 * (int)groups * TILE : 0);
-    at.sum = at.x + steps * 4;
-    at.all = at.sum + steps * 4;
+    const int whole = (steps + ROW_CHUNK - 1) / ROW_CHUNK * ROW_CHUNK; // the last chunk's steps too
+    at.sum = at.x + whole * 4;
+    at.q = at.sum + (zeros ? whole * 4 : 0);
+    at.all = at.q + whole * STEP + 16; // zeros behind
     return at;
+}
+
+// w >> 16 by the pipe of multiplications: the other one, which shifts and permutes, is what decoding E2M1 waits for.
+__device__ __forceinline__ uint32_t upper(uint32_t w)
+{
+    uint32_t factor;
+    uint64_t product;
+    asm volatile("mov.u32 %0, 0x10000;" : "=r"(factor)); // not known as a power of two
+    asm("mul.wide.u32 %0, %1, %2;" : "=l"(product) : "r"(w), "r"(factor));
+    return (uint32_t)(product >> 32);
+}
+
+template <bool SIGNED> __device__ __forceinline__ void multiply_add(int (&d)[4], const uint32_t (&a)[4], const uint2 &b, const int (&c)[4])
+{
+    if (SIGNED)
+        asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+            : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
+    else
+        asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+            : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
+}
+
+// c += the products of two words a row (of U8 two more in `more`), as the sums count them: 16 (w - 8) of U4, w - 128 of U8.
+template <cuda_code CODE>
+__device__ __forceinline__ void add_products(int (&c)[4], uint32_t first, uint32_t second, uint32_t first_more, uint32_t second_more,
+                                             const uint2 &b)
+{
+    constexpr uint32_t EIGHTS = 0x88888888u, TOPS = 0xf0f0f0f0u;
+    if constexpr (CODE == CUDA_CODE_E2M1) {
+        const uint32_t twice[4] = {select_four(0x06040200u, 0x18100c08u, first), select_four(0x06040200u, 0x18100c08u, second),
+                                   select_four(0x06040200u, 0x18100c08u, upper(first)), select_four(0x06040200u, 0x18100c08u, upper(second))};
+        const uint32_t f = first & ~EIGHTS, s = second & ~EIGHTS;
+        const uint32_t all[4] = {select_four(0xfdfeff00u, 0xf4f8fafcu, f), select_four(0xfdfeff00u, 0xf4f8fafcu, s),
+                                 select_four(0xfdfeff00u, 0xf4f8fafcu, upper(f)), select_four(0xfdfeff00u, 0xf4f8fafcu, upper(s))};
+        multiply_add<false>(c, twice, b, c);
+        multiply_add<true>(c, all, b, c);
+    } else if constexpr (CODE == CUDA_CODE_U4) {
+        const uint32_t a[4] = {(first << 4 ^ EIGHTS) & TOPS, (second << 4 ^ EIGHTS) & TOPS, (first ^ EIGHTS) & TOPS, (second ^ EIGHTS) & TOPS};
+        multiply_add<true>(c, a, b, c);
+    } else {
+        const uint32_t a[4] = {first ^ 0x80808080u, second ^ 0x80808080u, first_more ^ 0x80808080u, second_more ^ 0x80808080u};
+        multiply_add<true>(c, a, b, c);
+    }
+}
+
+// Scale times u of four adjacent outputs.
+template <cuda_scale_type SCALE> __device__ __forceinline__ void four_scales(const uint8_t *p, float (&v)[4])
+{
+    if constexpr (SCALE == CUDA_SCALE_E8M0) {
+        const uint32_t word = *reinterpret_cast<const uint32_t *>(p), mask = 0x7f800000u;
+        const uint32_t bits[4] = {word << 23 & mask, word << 15 & mask, word << 7 & mask, word >> 1 & mask};
+#pragma unroll
+        for (int i = 0; i < 4; i++) { // byte 0 is 2^-127; 255, infinite here, becomes NaN
+            v[i] = fmaxf(__uint_as_float(bits[i]), 0x1p-127f);
+            v[i] = fmaf(v[i], 0.0f, v[i]);
+        }
+    } else if constexpr (SCALE == CUDA_SCALE_BF16) {
+        const uint2 word = *reinterpret_cast<const uint2 *>(p);
+        v[0] = __uint_as_float(word.x << 16), v[1] = __uint_as_float(word.x & 0xffff0000u);
+        v[2] = __uint_as_float(word.y << 16), v[3] = __uint_as_float(word.y & 0xffff0000u);
+    } else {
+        const float4 all = *reinterpret_cast<const float4 *>(p);
+        v[0] = all.x, v[1] = all.y, v[2] = all.z, v[3] = all.w;
+    }
 }
 
 template <cuda_code CODE, cuda_scale_type SCALE>
 __global__ void __launch_bounds__(ROW_THREADS, 2) row_kernel(const __grid_constant__ few_rows p)
 {
     extern __shared__ __align__(16) uint8_t shared[];
-    constexpr int BYTES = bytes_of_scale(SCALE), WORDS = CODE == CUDA_CODE_U8 ? 8 : 4, DEPTH = ROW_DEPTH<CODE>, CHUNK = ROW_DOTS * DEPTH;
+    constexpr int BYTES = bytes_of_scale(SCALE), WORDS = CODE == CUDA_CODE_U8 ? 8 : 4;
     const int t = (int)threadIdx.x & 3, lane = (int)threadIdx.x & 31, warp = (int)threadIdx.x >> 5, g = lane >> 2;
     const int steps = (int)((p.w.cols + STEP - 1) / STEP), tiles = (int)((p.w.outs + TILE - 1) / TILE);
     const bool has_zeros = CODE != CUDA_CODE_E2M1 && p.w.zeros;
-    const row_place at = place_row<CODE, SCALE>(p.w.groups, has_zeros, steps);
-    float2 *ring = reinterpret_cast<float2 *>(shared); // [2][CHUNK][OUTS]
-    float *x = reinterpret_cast<float *>(shared + at.x);
-    int *sum = reinterpret_cast<int *>(shared + at.sum);
+    const row_place at = place_row<SCALE>(p.w.groups, has_zeros, steps);
+    float *dots = reinterpret_cast<float *>(shared), *factors = dots + 2 * ROW_CHUNK * LINK; // [2][ROW_CHUNK][LINK]
+    float *x = reinterpret_cast<float *>(shared + at.x), *sum = reinterpret_cast<float *>(shared + at.sum);
     const int tile[2] = {min((int)blockIdx.x * 2, tiles - 1), min((int)blockIdx.x * 2 + 1, tiles - 1)};
     const int turn = warp - 1;
     const uint32_t *data = p.w.data + (size_t)(g >> 2 ? tile[1] : tile[0]) * (size_t)steps * WORDS * TILE + t * TILE + 4 * (g & 3);
-    slot<CODE> ahead[DEPTH];
-    auto codes = [&](slot<CODE> &to, int step) {
-        to.word[0] = stream_words(data + (size_t)step * WORDS * TILE);
-        if constexpr (CODE == CUDA_CODE_U8) to.word[1] = stream_words(data + (size_t)step * WORDS * TILE + 4 * TILE);
+    const uint32_t *next = data + (size_t)(turn * BUNDLE) * WORDS * TILE;
+    uint4 word[BUNDLE][WORDS / 4] = {}; // each step's words of the next bundle come as soon as this one's are used
+    auto fetch = [&](int k, bool wanted) {
+#pragma unroll
+        for (int i = 0; i < WORDS / 4; i++) stream16_if(word[k][i], next + (k * WORDS + i * 4) * TILE, wanted);
     };
     if (turn >= 0) {
 #pragma unroll
-        for (int d = 0; d < DEPTH; d++) codes(ahead[d], min(d * ROW_DOTS + turn, steps - 1));
+        for (int k = 0; k < BUNDLE; k++) fetch(k, turn * BUNDLE < steps);
+        next += ROW_CHUNK * WORDS * TILE;
     }
     let_next_start();
 #pragma unroll
@@ -282,87 +357,90 @@ __global__ void __launch_bounds__(ROW_THREADS, 2) row_kernel(const __grid_consta
             for (int b = (int)threadIdx.x * 16; b < count; b += ROW_THREADS * 16) copy16(shared + at.zeros + i * count + b, p.w.zeros + from + b);
     }
     wait_for_previous();
-    for (int k = (int)threadIdx.x; k < steps; k += ROW_THREADS) {
-        const int2 both = reinterpret_cast<const int2 *>(p.sum)[k];
-        x[k] = p.scale[k], sum[k] = both.x + both.y;
-    }
-    const int8_t *q = p.q + (CODE == CUDA_CODE_U8 ? 4 : 8) * t;
-    auto activations = [&](slot<CODE> &to, int step) {
-        if constexpr (CODE == CUDA_CODE_U8) {
-            to.x0 = *reinterpret_cast<const uint32_t *>(q + step * STEP);
-            to.x1 = *reinterpret_cast<const uint32_t *>(q + step * STEP + 16);
-        } else {
-            const uint2 both = *reinterpret_cast<const uint2 *>(q + step * STEP);
-            to.x0 = both.x, to.x1 = both.y;
+    const float unit = CODE == CUDA_CODE_E2M1 ? 0.5f : 1.0f;
+    for (int i = (int)threadIdx.x; i < steps * 2; i += ROW_THREADS) { // half a step each
+        const uint4 v = reinterpret_cast<const uint4 *>(p.q)[i];
+        uint2 *to = reinterpret_cast<uint2 *>(shared + at.q) + i * 2;
+        if (CODE == CUDA_CODE_E2M1) {
+            to[0] = make_uint2(__byte_perm(v.x, v.y, 0x5140u), __byte_perm(v.x, v.y, 0x7362u));
+            to[1] = make_uint2(__byte_perm(v.z, v.w, 0x5140u), __byte_perm(v.z, v.w, 0x7362u));
+        } else if (CODE == CUDA_CODE_U4) {
+            to[0] = make_uint2(v.x, v.y), to[1] = make_uint2(v.z, v.w);
+        } else { // columns 4t of both halves of a step
+            uint32_t *one = reinterpret_cast<uint32_t *>(shared + at.q) + i / 2 * 8 + i % 2;
+            one[0] = v.x, one[2] = v.y, one[4] = v.z, one[6] = v.w;
         }
-    };
-    if (turn >= 0) {
-#pragma unroll
-        for (int d = 0; d < DEPTH; d++) activations(ahead[d], min(d * ROW_DOTS + turn, steps - 1));
     }
+    for (int k = (int)threadIdx.x; k < steps; k += ROW_THREADS) {
+        x[k] = __fmul_rn(p.scale[k], unit);
+        if (has_zeros) {
+            const int2 both = reinterpret_cast<const int2 *>(p.sum)[k];
+            sum[k] = (float)(both.x + both.y);
+        }
+    }
+    uint2 *zero = reinterpret_cast<uint2 *>(shared + at.all - 16);
+    if (threadIdx.x == 0) *zero = make_uint2(0, 0);
     asm volatile("cp.async.wait_all;" ::: "memory");
     __syncthreads();
 
     if (turn < 0) {
         float chain = 0.0f;
-        for (int chunk = 0; chunk * CHUNK < steps; chunk++) {
-            const int buffer = chunk & 1, count = min(CHUNK, steps - chunk * CHUNK);
-            const float2 *link = ring + buffer * CHUNK * OUTS + lane;
+        for (int chunk = 0; chunk * ROW_CHUNK < steps; chunk++) {
+            const int buffer = chunk & 1, count = min(ROW_CHUNK, steps - chunk * ROW_CHUNK);
+            const float *dot = dots + buffer * ROW_CHUNK * LINK + lane, *factor = factors + buffer * ROW_CHUNK * LINK + lane;
             meet<FULL, ROW_THREADS>(buffer);
             int k = 0;
-            for (; k + 15 <= count; k += 15) {
-                float2 v[15];
+            for (; k + 12 <= count; k += 12) {
+                float d[12], f[12];
 #pragma unroll
-                for (int i = 0; i < 15; i++) v[i] = link[(k + i) * OUTS];
+                for (int i = 0; i < 12; i++) d[i] = dot[(k + i) * LINK], f[i] = factor[(k + i) * LINK];
 #pragma unroll
-                for (int i = 0; i < 15; i++) chain = fmaf(v[i].x, v[i].y, chain);
+                for (int i = 0; i < 12; i++) chain = fmaf(d[i], f[i], chain);
             }
-            for (; k < count; k++) chain = fmaf(link[k * OUTS].x, link[k * OUTS].y, chain);
-            if ((chunk + 2) * CHUNK < steps) pass<EMPTY, ROW_THREADS>(buffer);
+            for (; k < count; k++) chain = fmaf(dot[k * LINK], factor[k * LINK], chain);
+            if ((chunk + 2) * ROW_CHUNK < steps) pass<EMPTY, ROW_THREADS>(buffer);
         }
         const size_t out = (size_t)blockIdx.x * OUTS + (size_t)lane;
         if (out < p.w.outs) p.y[out] = __fmul_rn(chain, p.w.tensor_scale);
         return;
     }
-    // all columns of the product are the one row, so that lane 4g + t has its own output among its fragments
-    const uint8_t *scales = shared + at.scales + ((lane / TILE) * (int)p.w.groups * TILE + lane % TILE) * BYTES;
-    const uint8_t *zeros = shared + at.zeros + (lane / TILE) * (int)p.w.groups * TILE + lane % TILE;
-    const float unit = CODE == CUDA_CODE_E2M1 ? 0.5f : 1.0f;
-    auto link = [&](const slot<CODE> &s, int step, float2 *to) {
-        const int group = step >> p.shift;
-        const float factor = __fmul_rn(__fmul_rn(scale_at(SCALE, scales, (size_t)(group * TILE)), unit), x[step]);
-        const int zero = CODE == CUDA_CODE_E2M1 ? 12 : has_zeros ? zeros[group * TILE] : CODE == CUDA_CODE_U4 ? 8 : 128;
-        uint32_t b0 = s.x0, b1 = s.x1;
-        if (CODE == CUDA_CODE_E2M1) b0 = __byte_perm(s.x0, s.x1, 0x5140u), b1 = __byte_perm(s.x0, s.x1, 0x7362u);
-        int c[2][4] = {};
-        const uint32_t word[4] = {s.word[0].x, s.word[0].y, s.word[0].z, s.word[0].w};
+    const uint8_t *scales = shared + at.scales + ((g >> 2) * (int)p.w.groups * TILE + 4 * (g & 3)) * BYTES;
+    const uint8_t *zeros = shared + at.zeros + (g >> 2) * (int)p.w.groups * TILE + 4 * (g & 3);
+    const uint8_t *q = shared + at.q + 8 * t;
+    for (int chunk = 0; chunk * ROW_CHUNK < steps; chunk++) {
+        const int buffer = chunk & 1, begin = chunk * ROW_CHUNK + turn * BUNDLE;
+        int c[2][4];
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-            uint32_t a[4];
-            if constexpr (CODE == CUDA_CODE_U8) {
-                a[0] = word[2 * i], a[1] = word[2 * i + 1];
-                a[2] = i ? s.word[1].z : s.word[1].x, a[3] = i ? s.word[1].w : s.word[1].y;
-            } else {
-                decode<CODE>(word[2 * i], &a[0], &a[2]);
-                decode<CODE>(word[2 * i + 1], &a[1], &a[3]);
-            }
-            multiply(c[i], a[0], a[1], a[2], a[3], b0, b1);
+        for (int i = 0; i < 8; i++) c[i >> 2][i & 3] = MAGIC;
+#pragma unroll
+        for (int k = 0; k < BUNDLE; k++) {
+            const uint2 b = *reinterpret_cast<const uint2 *>(g >> 1 == k ? q + (begin + k) * STEP : reinterpret_cast<const uint8_t *>(zero));
+            const uint4 w = word[k][0], more = word[k][WORDS / 4 - 1];
+            add_products<CODE>(c[0], w.x, w.y, more.x, more.y, b);
+            add_products<CODE>(c[1], w.z, w.w, more.z, more.w, b);
+            fetch(k, begin + ROW_CHUNK < steps);
+            __syncwarp(); // holds the reads here
         }
-        const int even = t & 2 ? c[1][0] : c[0][0], odd = t & 2 ? c[1][2] : c[0][2], dot = t & 1 ? odd : even;
-        *to = make_float2((float)(dot - zero * sum[step]), factor);
-    };
-    int begin = 0;
-    for (int chunk = 0; begin < steps; chunk++, begin += CHUNK) {
-        const int buffer = chunk & 1;
-        float2 *to = ring + (buffer * CHUNK + turn) * OUTS + lane;
+        next += ROW_CHUNK * WORDS * TILE;
+        const int step = min(begin + t, steps - 1), group = step >> p.shift;
+        const float one = x[step], back = CODE == CUDA_CODE_U4 ? 0.0625f : 1.0f;
+        float factor[4], dot[4] = {__int_as_float(c[0][0]), __int_as_float(c[0][2]), __int_as_float(c[1][0]), __int_as_float(c[1][2])};
+        four_scales<SCALE>(scales + group * TILE * BYTES, factor);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            factor[i] = __fmul_rn(factor[i], one);
+            dot[i] = fmaf(dot[i], back, -12582912.0f * back);
+        }
+        if (has_zeros) {
+            const uchar4 four = *reinterpret_cast<const uchar4 *>(zeros + group * TILE);
+            const float middle = CODE == CUDA_CODE_U4 ? 8.0f : 128.0f, s = sum[step];
+            dot[0] = fmaf(middle - (float)four.x, s, dot[0]), dot[1] = fmaf(middle - (float)four.y, s, dot[1]);
+            dot[2] = fmaf(middle - (float)four.z, s, dot[2]), dot[3] = fmaf(middle - (float)four.w, s, dot[3]);
+        }
         if (chunk >= 2) meet<EMPTY, ROW_THREADS>(buffer);
-#pragma unroll
-        for (int d = 0; d < DEPTH; d++) {
-            const int step = begin + d * ROW_DOTS + turn, next = min(step + CHUNK, steps - 1);
-            link(ahead[d], min(step, steps - 1), to + d * ROW_DOTS * OUTS); // what lies beyond the last is not read
-            codes(ahead[d], next);
-            activations(ahead[d], next);
-        }
+        const int to = (buffer * ROW_CHUNK + turn * BUNDLE + t) * LINK + 4 * g;
+        *reinterpret_cast<float4 *>(dots + to) = make_float4(dot[0], dot[1], dot[2], dot[3]);
+        *reinterpret_cast<float4 *>(factors + to) = make_float4(factor[0], factor[1], factor[2], factor[3]);
         pass<FULL, ROW_THREADS>(buffer);
     }
 }
@@ -372,7 +450,8 @@ constexpr size_t ROW_SHARED = 112 << 10;
 template <cuda_code CODE, cuda_scale_type SCALE> bool start_row(cudaStream_t stream, const few_rows &p)
 {
     const bool zeros = CODE != CUDA_CODE_E2M1 && p.w.zeros;
-    const size_t shared = (size_t)place_row<CODE, SCALE>(p.w.groups, zeros, (int)div_up(p.w.cols, STEP)).all;
+    if (div_up(p.w.cols, STEP) % BUNDLE != 0) return false;
+    const size_t shared = (size_t)place_row<SCALE>(p.w.groups, zeros, (int)div_up(p.w.cols, STEP)).all;
     if (shared > ROW_SHARED) return false;
     launch_early(stream, row_kernel<CODE, SCALE>, dim3(div_up(p.w.outs, OUTS)), ROW_THREADS, shared, p);
     return true;

@@ -35,6 +35,13 @@ static __device__ __forceinline__ uint32_t f16_pair(float low, float high)
     asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
     return pair;
 }
+// The same of bf16; NaN is the one NaN of the instruction.
+static __device__ __forceinline__ uint32_t bf16_pair(float low, float high)
+{
+    uint32_t pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
 
 static __device__ __forceinline__ float warp_sum(float x)
 {
@@ -61,6 +68,16 @@ template <bool GELU> static __device__ __forceinline__ float gate_value(float g,
 {
     const float exponent = GELU ? g * fmaf(g * g, -0.071354816f, -1.5957691f) : -g;
     return __fdividef(g, 1.0f + exp_fast(exponent)) * up;
+}
+
+// r = 16 bytes that are read once, where `wanted`. Not a read of constants, which the compiler would put off to the end of a loop
+// whose next round needs it: __syncwarp() holds it in its place.
+static __device__ __forceinline__ void stream16_if(uint4 &r, const void *p, bool wanted)
+{
+    asm volatile("{\n.reg .pred q;\nsetp.ne.u32 q, %5, 0;\n@q ld.global.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];\n}"
+                 : "+r"(r.x), "+r"(r.y), "+r"(r.z), "+r"(r.w)
+                 : "l"(p), "r"((uint32_t)wanted)
+                 : "memory");
 }
 
 static inline unsigned div_up(size_t n, size_t d)

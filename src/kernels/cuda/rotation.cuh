@@ -213,7 +213,7 @@ template <> struct writer<half_bits<false>> {
     static __device__ __forceinline__ uint32_t bits(float x) { return f16_from_f32(x); }
 };
 template <> struct writer<half_bits<true>> {
-    static __device__ __forceinline__ uint32_t bits(float x) { return bf16_from_f32(x); }
+    static __device__ __forceinline__ uint32_t bits(float x) { return bf16_pair(x, 0.0f); }
 };
 template <> struct writer<int8_t> {
     static __device__ __forceinline__ uint32_t bits(float x) { return (uint32_t)__float2int_rn(x) & 0xffu; }
@@ -233,6 +233,8 @@ template <typename T, int COUNT> __device__ __forceinline__ void store_run(T *to
             word[i] = 0;
             if constexpr (std::is_same<T, half_bits<false>>::value) {
                 word[i] = f16_pair(v[2 * i], v[2 * i + 1]);
+            } else if constexpr (std::is_same<T, half_bits<true>>::value) {
+                word[i] = bf16_pair(v[2 * i], v[2 * i + 1]);
             } else {
 #pragma unroll
                 for (int j = 0; j < PER_WORD; j++) word[i] |= writer<T>::bits(v[PER_WORD * i + j]) << (8 * (int)sizeof(T) * j);

@@ -43,11 +43,7 @@ __device__ __forceinline__ void second(const float *p, int t, float scale, uint1
 #pragma unroll
     for (int e = 0; e < MANY; e += 2) {
         const float a = __fmul_rn(v[e], scale), b = __fmul_rn(v[e + 1], scale);
-        uint32_t pair;
-        if constexpr (BF16)
-            pair = bf16_from_f32(a) | (uint32_t)bf16_from_f32(b) << 16;
-        else
-            pair = f16_pair(a, b);
+        const uint32_t pair = BF16 ? bf16_pair(a, b) : f16_pair(a, b);
         to[(e >> WIDTH) * MANY + (e & (RUN - 1)) * STEP] = (uint16_t)pair;
         to[((e + 1) >> WIDTH) * MANY + ((e + 1) & (RUN - 1)) * STEP] = (uint16_t)(pair >> 16);
     }
