@@ -19,19 +19,20 @@ static bool layer_fits(const struct walsh_model_graph *graph, const struct walsh
     struct walsh_attention_shape shape = walsh_attention_shape_of(&graph->config, l);
     shape.kinds = walsh_rows_kinds(rows, index);
     if (shape.kinds.packed && rows->role == WALSH_PREFILL) return false;
-    const struct walsh_fused_layer fused = {.hidden = graph->config.hidden,
-                                            .attention = &shape,
-                                            .in = {{&l->q.in_rotation, l->q.activation},
-                                                   {&l->o.in_rotation, l->o.activation},
-                                                   {&l->gate.in_rotation, l->gate.activation},
-                                                   {&l->down.in_rotation, l->down.activation}},
-                                            .q = output_of(&l->q),
-                                            .k = output_of(&l->k),
-                                            .v = output_of(&l->v),
-                                            .o = output_of(&l->o),
-                                            .gate = output_of(&l->gate),
-                                            .up = output_of(&l->up),
-                                            .down = output_of(&l->down)};
+    const struct walsh_fused_layer fused = {
+        .hidden = graph->config.hidden,
+        .attention = &shape,
+        .in = {{&l->q.in_rotation, walsh_linear_reads(q, &l->q, rows->role)},
+               {&l->o.in_rotation, walsh_linear_reads(q, &l->o, rows->role)},
+               {&l->gate.in_rotation, walsh_linear_reads(q, &l->gate, rows->role)},
+               {&l->down.in_rotation, walsh_linear_reads(q, &l->down, rows->role)}},
+        .q = output_of(&l->q),
+        .k = output_of(&l->k),
+        .v = output_of(&l->v),
+        .o = output_of(&l->o),
+        .gate = output_of(&l->gate),
+        .up = output_of(&l->up),
+        .down = output_of(&l->down)};
     return q->ops->fused->fits(q, &fused);
 }
 
@@ -47,9 +48,7 @@ struct pass {
 
 static struct walsh_activations input_of(const struct pass *p, const struct walsh_linear *linear)
 {
-    struct walsh_activations a = walsh_linear_input(p->ws, linear, p->rows->count);
-    a.tiled = walsh_queue_tiles(p->q, a.type, a.cols, p->rows->role);
-    return a;
+    return walsh_linear_input(p->q, p->ws, linear, p->rows->count, p->rows->role);
 }
 
 /* x += d, normed for and prepared as the input of `next`. */

@@ -398,23 +398,8 @@ enum walsh_status walsh_linear_find(struct walsh_linear *linear, const struct wa
     return load(linear, &how, name, fusion, split, in, out, has_bias, rotated, dense, err);
 }
 
-struct walsh_activations walsh_linear_input(struct walsh_workspace *ws, const struct walsh_linear *linear,
-                                            size_t rows)
-{
-    const size_t cols = linear->in_rotation.blocks.padded;
-    return (struct walsh_activations){.type = linear->activation,
-                                      .rows = rows,
-                                      .cols = cols,
-                                      .stride = walsh_activations_stride(cols),
-                                      .data = ws->activations,
-                                      .scale = ws->scale,
-                                      .sum = ws->sum};
-}
-
-/* How x enters a product: as the linear says, but for prompts and codes of 4 bits as bf16 where tiles of
- * bf16 multiply several times as fast as integers whose groups have a scale each. */
-static enum walsh_activation_type activation(const struct walsh_queue *q, const struct walsh_linear *linear,
-                                             enum walsh_role role)
+enum walsh_activation_type walsh_linear_reads(const struct walsh_queue *q, const struct walsh_linear *linear,
+                                              enum walsh_role role)
 {
     const enum walsh_code code = linear->weights.block.code;
     const bool narrow = code == WALSH_CODE_E2M1 || code == WALSH_CODE_U4;
@@ -424,14 +409,28 @@ static enum walsh_activation_type activation(const struct walsh_queue *q, const 
     return linear->activation;
 }
 
+struct walsh_activations walsh_linear_input(const struct walsh_queue *q, struct walsh_workspace *ws,
+                                            const struct walsh_linear *linear, size_t rows,
+                                            enum walsh_role role)
+{
+    const size_t cols = linear->in_rotation.blocks.padded;
+    const enum walsh_activation_type type = walsh_linear_reads(q, linear, role);
+    return (struct walsh_activations){.type = type,
+                                      .rows = rows,
+                                      .cols = cols,
+                                      .stride = walsh_activations_stride(cols),
+                                      .data = ws->activations,
+                                      .scale = ws->scale,
+                                      .sum = ws->sum,
+                                      .tiled = walsh_queue_tiles(q, type, cols, role)};
+}
+
 /* x as the products of `linear` read it: in place, or prepared in the workspace. */
 static struct walsh_activations prepare(const struct walsh_queue *q, struct walsh_workspace *ws,
                                         const struct walsh_linear *linear, const float *x, size_t ldx,
                                         size_t rows, enum walsh_role role)
 {
-    struct walsh_activations a = walsh_linear_input(ws, linear, rows);
-    a.type = activation(q, linear, role);
-    a.tiled = walsh_queue_tiles(q, a.type, a.cols, role);
+    struct walsh_activations a = walsh_linear_input(q, ws, linear, rows, role);
     if (a.type == WALSH_ACTIVATION_F32 && linear->in_rotation.kind == WALSH_ROTATION_NONE &&
         ldx == a.stride && (uintptr_t)x % WALSH_ALIGNMENT == 0)
         a.data = (void *)(uintptr_t)x; /* products only read it */
@@ -444,7 +443,9 @@ static struct walsh_activations prepare(const struct walsh_queue *q, struct wals
 bool walsh_linear_same_input(const struct walsh_queue *q, const struct walsh_linear *a,
                              const struct walsh_linear *b)
 {
-    if (a->activation != b->activation) return false;
+    if (a->activation != b->activation ||
+        walsh_linear_reads(q, a, WALSH_PREFILL) != walsh_linear_reads(q, b, WALSH_PREFILL))
+        return false;
     if (a->in_rotation.signs == b->in_rotation.signs && a->in_rotation.kind == b->in_rotation.kind &&
         a->in_rotation.blocks.padded == b->in_rotation.blocks.padded)
         return true; /* what the graph's builder made one vector */

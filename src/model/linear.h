@@ -111,9 +111,15 @@ void walsh_linear_products(const struct walsh_queue *q, struct walsh_workspace *
                            const struct walsh_activations *a, const float *x, size_t ldx,
                            enum walsh_role role, const struct walsh_row_sets *sets,
                            struct walsh_unrotated *out);
-/* The workspace's activations for the input of `linear`, to be prepared. */
-struct walsh_activations walsh_linear_input(struct walsh_workspace *ws, const struct walsh_linear *linear,
-                                            size_t rows);
+/* How x enters the products of `linear`: as it says, but for prompts and codes of 4 bits as bf16 where tiles of bf16
+ * multiply several times as fast as integers whose groups have a scale each. */
+enum walsh_activation_type walsh_linear_reads(const struct walsh_queue *q, const struct walsh_linear *linear,
+                                              enum walsh_role role);
+/* The workspace's activations for the input of `linear`, to be prepared: tiled where the queue's products of all
+ * rows want them so. */
+struct walsh_activations walsh_linear_input(const struct walsh_queue *q, struct walsh_workspace *ws,
+                                            const struct walsh_linear *linear, size_t rows,
+                                            enum walsh_role role);
 /* True where one preparation of x serves both. */
 bool walsh_linear_same_input(const struct walsh_queue *q, const struct walsh_linear *a,
                              const struct walsh_linear *b);

@@ -6,9 +6,11 @@
 #include "model/workspace.h"
 
 /* Do the linears differ in nothing that the preparation of x depends on, but for signs? */
-static bool alike(const struct walsh_linear *a, const struct walsh_linear *b)
+static bool alike(const struct walsh_queue *q, const struct walsh_linear *a, const struct walsh_linear *b)
 {
-    return a->activation == b->activation && a->in == b->in && a->in_rotation.kind == b->in_rotation.kind &&
+    return a->activation == b->activation &&
+           walsh_linear_reads(q, a, WALSH_PREFILL) == walsh_linear_reads(q, b, WALSH_PREFILL) &&
+           a->in == b->in && a->in_rotation.kind == b->in_rotation.kind &&
            a->in_rotation.blocks.padded == b->in_rotation.blocks.padded;
 }
 
@@ -19,7 +21,7 @@ bool walsh_linear_groups_fit(const struct walsh_queue *q, const struct walsh_lin
     for (size_t g = 0; g < count; g++)
         for (size_t i = 0; i < calls; i++) {
             const struct walsh_linear *linear = groups[g].calls[i].linear;
-            if (linear->own || !alike(groups[0].calls[0].linear, linear) ||
+            if (linear->own || !alike(q, groups[0].calls[0].linear, linear) ||
                 (i > 0 && !walsh_linear_same_input(q, groups[g].calls[0].linear, linear)))
                 return false;
         }
@@ -29,11 +31,12 @@ bool walsh_linear_groups_fit(const struct walsh_queue *q, const struct walsh_lin
 /* x as the groups' products read it. */
 static struct walsh_activations prepare(const struct walsh_queue *q, struct walsh_workspace *ws,
                                         const struct walsh_linear_group *groups, size_t count, const float *x,
-                                        size_t ldx)
+                                        size_t ldx, enum walsh_role role)
 {
     const struct walsh_linear_group *last = &groups[count - 1];
     const size_t first = groups[0].begin, rows = last->begin + last->rows - first;
-    struct walsh_activations a = walsh_linear_input(ws, groups[0].calls[0].linear, rows);
+    struct walsh_activations a = walsh_linear_input(q, ws, groups[0].calls[0].linear, rows, role);
+    a.tiled = false; /* groups begin at any row */
     bool same = true;
     for (size_t g = 1; same && g < count; g++)
         same = walsh_linear_same_input(q, groups[0].calls[0].linear, groups[g].calls[0].linear);
@@ -51,7 +54,7 @@ void walsh_linear_apply_groups(const struct walsh_queue *q, struct walsh_workspa
                                const float *x, size_t ldx, enum walsh_role role,
                                struct walsh_product *products)
 {
-    const struct walsh_activations a = prepare(q, ws, groups, count, x, ldx);
+    const struct walsh_activations a = prepare(q, ws, groups, count, x, ldx, role);
     size_t z = 0;
     for (size_t g = 0; g < count; g++)
         for (size_t i = 0; i < calls; i++) {

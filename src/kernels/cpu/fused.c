@@ -16,7 +16,7 @@ static float *scratch_row(const struct walsh_queue *q, unsigned worker, int whic
     return (float *)(void *)(q->scratch[worker] + (size_t)which * ROW_BYTES);
 }
 
-/* Activations in groups are for the parts: there a prompt's may become bf16. */
+/* Activations in groups are for the parts. */
 static bool fits(const struct walsh_queue *q, const struct walsh_fused_layer *layer)
 {
     (void)q;

@@ -13,6 +13,8 @@
 
 #define STEP 32                      /* columns of a tile; transposed: rows */
 #define SUMS_BYTES ((size_t)1 << 20) /* of the scratch */
+#define FEW_ROWS 64
+#define FEW_ROWS_BYTES ((size_t)256 << 10)
 _Static_assert(SUMS_BYTES + WALSH_PANEL_BYTES <= WALSH_PANEL_SCRATCH, "sums and panels");
 
 INLINE void store_row(const void *to, size_t i, size_t r, __mmask16 mask, __m512i sum)
@@ -32,7 +34,9 @@ typedef void pack_panels(const struct walsh_weights *w, size_t first, size_t out
 INLINE void product_bf16(pack_panels *pack, const struct walsh_product_part *p, size_t inner)
 {
     const size_t steps = walsh_div_up(inner, STEP);
-    const size_t most = walsh_max(WALSH_PANEL_BYTES / (steps * 64) / GROUP_OUTPUTS, 1) * GROUP_OUTPUTS;
+    /* the panels of few rows meet them as soon as they are there */
+    const size_t bytes = p->a->rows > FEW_ROWS ? WALSH_PANEL_BYTES : FEW_ROWS_BYTES;
+    const size_t most = walsh_max(bytes / (steps * 64) / GROUP_OUTPUTS, 1) * GROUP_OUTPUTS;
     const struct amx_rows a = {p->a->data, p->a->stride * sizeof(uint16_t), p->a->rows, p->a->tiled,
                                p->a->tiled ? 0 : inner % STEP * sizeof(uint16_t)};
     uint32_t *sums = p->scratch;
