@@ -25,12 +25,13 @@ static inline tile_sum tile_step(tile_sum sum, __m512i weights, __m512i activati
 
 #include "kernels/x86/vnni/stage_store.h"
 
-#define DECODE_ROWS 4                /* fewer rows are left to VPDPBUSD */
-#define DECODE_MOST 64               /* rows of activations at once: four tiles */
-#define STEP 64                      /* columns of a tile */
-#define BLOCK_TILES 4                /* of a plane block: WALSH_PLANE_COLUMNS / STEP */
-#define PREFETCH_STREAM 2048         /* decode: bytes ahead in each pair of rows */
-#define SUMS_BYTES ((size_t)1 << 20) /* prefill: of the scratch, for sums */
+#define DECODE_ROWS 4        /* fewer rows are left to VPDPBUSD */
+#define DECODE_MOST 64       /* rows of activations at once: four tiles */
+#define STEP 64              /* columns of a tile */
+#define BLOCK_TILES 4        /* of a plane block: WALSH_PLANE_COLUMNS / STEP */
+#define PREFETCH_STREAM 2048 /* decode: bytes ahead in each pair of rows */
+_Static_assert(AMX_SCRATCH <= WALSH_PRODUCT_SCRATCH, "sums and panels");
+_Static_assert(BLOCK_STEPS % BLOCK_TILES == 0, "whole plane blocks");
 
 /* --- prefill --- */
 
@@ -90,14 +91,14 @@ INLINE void store_tile(bool merged, const struct plane_source *from, __m512i m0[
     }
 }
 
-/* Columns [first, first + count) blocks... of a plane, outputs [row, row + outputs), as panels. */
+/* Plane blocks [begin, end) of outputs [row, row + outputs) as panels. */
 INLINE void pack_plane(enum walsh_stage_kind kind, bool merged, const struct plane_source *from,
-                       size_t blocks, size_t row, size_t outputs, uint8_t *panels)
+                       size_t blocks, size_t begin, size_t end, size_t row, size_t outputs, uint8_t *panels)
 {
     const enum walsh_stage_kind of_first = merged ? WALSH_STAGE_E8P : kind;
     struct stage_lookup first = stage_lookup(of_first), second = stage_lookup(kind);
     for (size_t done = 0; done < outputs; done += 16) {
-        for (size_t b = 0; b < blocks; b++) {
+        for (size_t b = begin; b < end; b++) {
             __m512i m0[BLOCK_TILES][8], m1[BLOCK_TILES][8];
             for (unsigned pair = 0; pair < 8; pair++) {
                 const size_t at = ((row + done) / 2 + pair) * blocks + b;
@@ -108,7 +109,7 @@ INLINE void pack_plane(enum walsh_stage_kind kind, bool merged, const struct pla
                 stage_block(kind, &second, from->data[1] + at * walsh_stage_block(kind), m);
                 for (unsigned t = 0; t < BLOCK_TILES; t++) m1[t][pair] = m[t];
             }
-            uint8_t *tile = panels + (done / 16 * blocks + b) * BLOCK_TILES * TILE_BYTES;
+            uint8_t *tile = panels + (done / 16 * (end - begin) + b - begin) * BLOCK_TILES * TILE_BYTES;
             for (unsigned t = 0; t < BLOCK_TILES; t++)
                 store_tile(merged, from, m0[t], m1[t], tile + t * TILE_BYTES);
         }
@@ -122,30 +123,40 @@ INLINE void store_plane(const void *to, size_t i, size_t r, __mmask16 mask, __m5
     store_stage(to, i, r, mask, (tile_sum)_mm512_permutexvar_epi32(order, sum));
 }
 
+struct packed_plane {
+    const struct plane_source *plane;
+    size_t blocks;
+    bool merged;
+};
+
+static void pack_steps(const void *from, size_t row, size_t outputs, size_t first, size_t steps,
+                       uint8_t *panels)
+{
+    const struct packed_plane *p = from;
+    const size_t begin = first / BLOCK_TILES, end = (first + steps) / BLOCK_TILES;
+    if (p->merged && p->plane->kind == WALSH_STAGE_E8P)
+        pack_plane(WALSH_STAGE_E8P, true, p->plane, p->blocks, begin, end, row, outputs, panels);
+    else if (p->merged)
+        pack_plane(WALSH_STAGE_E81B, true, p->plane, p->blocks, begin, end, row, outputs, panels);
+    else if (p->plane->kind == WALSH_STAGE_E8P)
+        pack_plane(WALSH_STAGE_E8P, false, p->plane, p->blocks, begin, end, row, outputs, panels);
+    else
+        pack_plane(WALSH_STAGE_E81B, false, p->plane, p->blocks, begin, end, row, outputs, panels);
+}
+
 void walsh_product_int8_prefill_amx(const struct walsh_product_part *p)
 {
     const struct walsh_weights *w = p->weights;
-    const size_t blocks = walsh_stage_blocks(w->cols), row_bytes = blocks * WALSH_PLANE_COLUMNS;
-    const size_t most = walsh_max(WALSH_PANEL_BYTES / row_bytes / GROUP_OUTPUTS, 1) * GROUP_OUTPUTS;
+    const size_t blocks = walsh_stage_blocks(w->cols);
     const struct amx_rows a = {p->a->data, p->a->stride, p->a->rows, p->a->tiled, 0};
     struct prefill_planes planes;
-    uint32_t *sums = p->scratch;
-    uint8_t *panels = (uint8_t *)p->scratch + SUMS_BYTES;
     prefill_planes(w, &planes);
-    for (size_t r = p->begin; r < p->end; r += most) {
-        size_t outputs = walsh_min(most, p->end - r);
+    for (size_t r = p->begin; r < p->end; r += MOST_OUTPUTS) {
+        const size_t outputs = walsh_min(MOST_OUTPUTS, p->end - r);
         for (unsigned k = 0; k < planes.count; k++) {
-            const struct plane_source *from = &planes.plane[k];
-            if (planes.merged && from->kind == WALSH_STAGE_E8P)
-                pack_plane(WALSH_STAGE_E8P, true, from, blocks, r, outputs, panels);
-            else if (planes.merged)
-                pack_plane(WALSH_STAGE_E81B, true, from, blocks, r, outputs, panels);
-            else if (from->kind == WALSH_STAGE_E8P)
-                pack_plane(WALSH_STAGE_E8P, false, from, blocks, r, outputs, panels);
-            else
-                pack_plane(WALSH_STAGE_E81B, false, from, blocks, r, outputs, panels);
-            struct stage_output to = {p, from->term, k == 0, k + 1 == planes.count};
-            amx_all(store_plane, &to, panels, sums, &a, blocks * BLOCK_TILES, r, outputs);
+            const struct packed_plane from = {&planes.plane[k], blocks, planes.merged};
+            struct stage_output to = {p, planes.plane[k].term, k == 0, k + 1 == planes.count};
+            amx_all(pack_steps, &from, store_plane, &to, p->scratch, &a, blocks * BLOCK_TILES, r, outputs);
         }
     }
 }
@@ -179,8 +190,10 @@ INLINE void decode_tiles(enum walsh_stage_kind kind, const struct stage_lookup *
     const __m512i low = _mm512_set1_epi8(15);
     for (size_t pair = 0; pair < 8; pair++) {
         const uint8_t *block = data + pair * pair_bytes;
-        for (size_t line = 0; line < walsh_stage_block(kind); line += 64)
+        for (size_t line = 0; line < walsh_stage_block(kind); line += 64) {
             _mm_prefetch((const char *)block + line + PREFETCH_STREAM, _MM_HINT_T0);
+            _mm_prefetch((const char *)block + line + 8 * pair_bytes, _MM_HINT_T1); /* the next 16 outputs */
+        }
         __m512i m[4];
         stage_block(kind, lookup, block, m);
 #pragma GCC unroll 4

@@ -11,11 +11,8 @@
 #define TILE_DOT TILE_DOT_BF16
 #include "kernels/x86/amx/gemm.h"
 
-#define STEP 32                      /* columns of a tile; transposed: rows */
-#define SUMS_BYTES ((size_t)1 << 20) /* of the scratch */
-#define FEW_ROWS 64
-#define FEW_ROWS_BYTES ((size_t)256 << 10)
-_Static_assert(SUMS_BYTES + WALSH_PANEL_BYTES <= WALSH_PANEL_SCRATCH, "sums and panels");
+#define STEP 32 /* columns of a tile; transposed: rows */
+_Static_assert(AMX_SCRATCH <= WALSH_PANEL_SCRATCH, "sums and panels");
 
 INLINE void store_row(const void *to, size_t i, size_t r, __mmask16 mask, __m512i sum)
 {
@@ -26,26 +23,14 @@ INLINE void store_row(const void *to, size_t i, size_t r, __mmask16 mask, __m512
     _mm512_mask_storeu_ps(y, mask, v);
 }
 
-/* Outputs [first, first + outputs) of w as panels of `steps` steps. */
-typedef void pack_panels(const struct walsh_weights *w, size_t first, size_t outputs, size_t steps,
-                         uint8_t *panels);
-
 /* A piece whose outputs are sums of `inner` products. */
-INLINE void product_bf16(pack_panels *pack, const struct walsh_product_part *p, size_t inner)
+INLINE void product_bf16(amx_pack *pack, const struct walsh_product_part *p, size_t inner)
 {
-    const size_t steps = walsh_div_up(inner, STEP);
-    /* the panels of few rows meet them as soon as they are there */
-    const size_t bytes = p->a->rows > FEW_ROWS ? WALSH_PANEL_BYTES : FEW_ROWS_BYTES;
-    const size_t most = walsh_max(bytes / (steps * 64) / GROUP_OUTPUTS, 1) * GROUP_OUTPUTS;
     const struct amx_rows a = {p->a->data, p->a->stride * sizeof(uint16_t), p->a->rows, p->a->tiled,
                                p->a->tiled ? 0 : inner % STEP * sizeof(uint16_t)};
-    uint32_t *sums = p->scratch;
-    uint8_t *panels = (uint8_t *)p->scratch + SUMS_BYTES;
-    for (size_t r = p->begin; r < p->end; r += most) {
-        const size_t outputs = walsh_min(most, p->end - r);
-        pack(p->weights, r, outputs, steps, panels);
-        amx_all(store_row, p, panels, sums, &a, steps, r, outputs);
-    }
+    for (size_t r = p->begin; r < p->end; r += MOST_OUTPUTS)
+        amx_all(pack, p->weights, store_row, p, p->scratch, &a, walsh_div_up(inner, STEP), r,
+                walsh_min(MOST_OUTPUTS, p->end - r));
 }
 
 #endif

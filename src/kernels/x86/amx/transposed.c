@@ -10,8 +10,10 @@ INLINE __m512i load_row(const struct walsh_weights *w, size_t r, size_t c, __mma
 }
 
 /* Two tiles of outputs at a time, which are a line of W. */
-static void pack_dense(const struct walsh_weights *w, size_t c, size_t outputs, size_t steps, uint8_t *panels)
+static void pack_dense(const void *weights, size_t c, size_t outputs, size_t first, size_t steps,
+                       uint8_t *panels)
 {
+    const struct walsh_weights *w = weights;
     const __m512i order[2] = {_mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,
                                                39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0),
                               _mm512_set_epi16(63, 31, 62, 30, 61, 29, 60, 28, 59, 27, 58, 26, 57, 25, 56, 24,
@@ -20,7 +22,7 @@ static void pack_dense(const struct walsh_weights *w, size_t c, size_t outputs, 
     for (size_t done = 0; done < outputs; done += 32) {
         const __mmask32 mask = _bzhi_u32(0xffffffffu, (unsigned)walsh_min(outputs - done, 32));
         uint8_t *to = panels + done / 16 * steps * TILE_BYTES;
-        for (size_t pair = 0; pair < steps * (STEP / 2); pair++, to += 64) {
+        for (size_t pair = first * (STEP / 2); pair < (first + steps) * (STEP / 2); pair++, to += 64) {
             const __m512i low = load_row(w, 2 * pair, c + done, mask),
                           high = load_row(w, 2 * pair + 1, c + done, mask);
             _mm512_store_si512(to, _mm512_permutex2var_epi16(low, order[0], high));
@@ -31,18 +33,20 @@ static void pack_dense(const struct walsh_weights *w, size_t c, size_t outputs, 
 }
 
 /* Half a step, 16 rows of W: the eight pairs of each of 32 columns, those of the panels among them. */
-static void pack_mxfp4(const struct walsh_weights *w, size_t c, size_t outputs, size_t steps, uint8_t *panels)
+static void pack_mxfp4(const void *weights, size_t c, size_t outputs, size_t first, size_t steps,
+                       uint8_t *panels)
 {
+    const struct walsh_weights *w = weights;
     const size_t tiles = walsh_div_up(w->rows, WALSH_BLOCK_ROWS);
     for (size_t group = c / GROUP; group * GROUP < c + outputs; group++)
-        for (size_t tile = 0; tile < 2 * steps; tile++) {
+        for (size_t tile = 2 * first; tile < 2 * (first + steps); tile++) {
             __m512i row[16] = {_mm512_setzero_si512()};
             if (tile < tiles) group_rows(group_words(w, tile, group), group_scales(w, tile, group), row);
 #pragma GCC unroll 2
             for (size_t half = 0; half < 2; half++) {
                 const size_t col = group * GROUP + half * 16, done = col - c;
                 if (col < c || done >= outputs) continue;
-                uint8_t *to = panels + done / 16 * steps * TILE_BYTES + tile * (TILE_BYTES / 2);
+                uint8_t *to = panels + done / 16 * steps * TILE_BYTES + (tile - 2 * first) * (TILE_BYTES / 2);
 #pragma GCC unroll 8
                 for (size_t s = 0; s < 8; s++)
                     _mm512_store_si512(to + 64 * s, half ? _mm512_unpackhi_epi16(row[2 * s], row[2 * s + 1])

@@ -27,7 +27,8 @@ static inline tile_sum tile_step(tile_sum sum, __m512i weights, __m512i activati
 
 #define PREFETCH_PAIRS 4          /* decode: this many pairs of rows ahead where they are small, */
 #define PREFETCH_SMALL (16 << 10) /* up to these bytes, */
-#define PREFETCH_STREAM 4096      /* else this far ahead in each pair */
+#define PREFETCH_STREAM 4096      /* else this far ahead in each pair; */
+#define PREFETCH_FAR (16 << 10)   /* and this far into the L2, whose table of misses is the longer one. */
 #define PANEL_BYTES (512 << 10)   /* prefill: panels within the L2 */
 #define STEPS (WALSH_PLANE_COLUMNS / 4)
 
@@ -55,7 +56,10 @@ INLINE void stage_dots(enum walsh_stage_kind kind, const unsigned pairs, const u
     const __m512i low = _mm512_set1_epi8(15);
     const size_t block_bytes = walsh_stage_block(kind), pair_bytes = blocks * block_bytes;
     struct stage_lookup lookup = stage_lookup(kind);
-    const size_t next = PREFETCH_PAIRS * pair_bytes, ahead = next <= PREFETCH_SMALL ? next : PREFETCH_STREAM;
+    const unsigned share = stages > 1 ? 2 : 1; /* of the pairs at once */
+    const size_t next = PREFETCH_PAIRS / share * pair_bytes,
+                 ahead = next <= PREFETCH_SMALL ? next : PREFETCH_STREAM,
+                 far = stages > 1 ? PREFETCH_FAR / 4 * 3 : PREFETCH_FAR;
     tile_sum both[8], first[8];
 #pragma GCC unroll 8
     for (unsigned n = 0; n < pairs * rows; n++) both[n] = first[n] = tile_zero();
@@ -64,8 +68,10 @@ INLINE void stage_dots(enum walsh_stage_kind kind, const unsigned pairs, const u
         for (unsigned p = 0; p < pairs; p++) {
             const unsigned of_stage = pairs / stages;
             const uint8_t *block = data[p / of_stage] + p % of_stage * pair_bytes + b * block_bytes;
-            for (size_t line = 0; line < block_bytes; line += 64)
+            for (size_t line = 0; line < block_bytes; line += 64) {
                 _mm_prefetch((const char *)block + line + ahead, _MM_HINT_T0);
+                _mm_prefetch((const char *)block + line + far, _MM_HINT_T1);
+            }
             __m512i m[4];
             stage_block(kind, &lookup, block, m);
 #pragma GCC unroll 4
