@@ -219,13 +219,14 @@ void check_op_product(struct check *c, const struct check_queues *queues)
                                  .shape = {{WALSH_FORMAT_E8P, "PPB", 48, 0}}};
     check_case(c, queues, &wide);
     /* many rows by long columns: pieces of both go round in a device's shared memory */
-    const struct op_case deep = {
-        .type = WALSH_ACTIVATION_INT8,
-        .role = WALSH_PREFILL,
-        .rows = c->round % 2 ? 300 : 128,
-        .cols = 1472,
-        .count = 2,
-        .shape = {{WALSH_FORMAT_E8P, "PBP", 176, 0}, {WALSH_FORMAT_E8P, "P", 48, 0}}};
+    const struct op_case deep = {.type = WALSH_ACTIVATION_INT8,
+                                 .role = WALSH_PREFILL,
+                                 .rows = c->round % 2 ? 300 : 128,
+                                 .cols = 1472,
+                                 .count = 3,
+                                 .shape = {{WALSH_FORMAT_E8P, "PBP", 176, 0},
+                                           {WALSH_FORMAT_E8P, "P", 48, 0},
+                                           {WALSH_FORMAT_E8P, "PP", 80, 0}}};
     check_case(c, queues, &deep);
     const struct op_case cases[] = {
         {.type = WALSH_ACTIVATION_INT8, .cols = 320, .shape = {{WALSH_FORMAT_E8P, "PB", 11008, 0}}},
