@@ -47,7 +47,8 @@ struct walsh_memory {
     size_t (*weights_bytes)(const struct walsh_queue *q, const struct walsh_weights *w);
     /* *out: the matrix in `room` (weights_bytes, 256-byte aligned), in the layout of its products. Its data are in host
      * memory, or weights.stored reads them, a piece at a time, with the threads of q->pool, into the pinned buffers.
-     * Enqueued; what `from` names may change on return. Errors: those of what is stored. */
+     * Enqueued; what `from` names may change on return, but what is stored, and what reads it, stays until synchronize: matrices are
+     * read together. Errors, of either call: those of what is stored. */
     enum walsh_status (*place_weights)(const struct walsh_queue *q, const struct walsh_weights *from,
                                        const char *what, void *room, struct walsh_weights *out,
                                        struct walsh_error *err);

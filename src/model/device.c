@@ -193,8 +193,11 @@ enum walsh_status walsh_graph_upload(struct walsh_model_graph *graph, const stru
     WALSH_TRY(upload_graph(&count));
     WALSH_TRY(reserve(&count));
     struct upload fill = {.graph = graph, .queue = queue, .room = graph->device_memory, .err = err};
-    WALSH_TRY(upload_graph(&fill));
-    return queue->memory->synchronize(queue, err);
+    const enum walsh_status status = upload_graph(&fill);
+    if (status == WALSH_OK) return queue->memory->synchronize(queue, err);
+    struct walsh_error later;
+    (void)queue->memory->synchronize(queue, &later); /* what waits to be read reads the graph */
+    return status;
 }
 
 static enum walsh_status upload_matrix(struct walsh_adapter *adapter, const void **matrix, size_t bytes,

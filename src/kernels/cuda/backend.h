@@ -16,9 +16,11 @@ struct cuda_device {
     cudaStream_t stream;
     bool borrowed; /* the stream is the caller's */
     void *pinned[2];
-    cudaEvent_t sent[2];                    /* recorded behind the copies out of a full pinned buffer */
-    unsigned next;                          /* pinned buffer */
-    size_t used;                            /* bytes of it */
+    cudaEvent_t sent[2]; /* recorded behind the copies out of a full pinned buffer */
+    unsigned next;       /* pinned buffer */
+    size_t used;         /* bytes of it */
+    struct cuda_readings
+        *readings; /* weights.c: what has its place there and is still to be read; NULL: nothing ever */
     uint32_t *e8p_tables;                   /* device: [CUDA_E8P_TABLE_WORDS] */
     struct cuda_plane_tables *plane_tables; /* device */
     void *scratch;                          /* device: CUDA_SCRATCH_BYTES */
@@ -52,7 +54,12 @@ enum walsh_status cuda_pinned_room(struct cuda_device *d, size_t least, struct c
 enum walsh_status cuda_send(struct cuda_device *d, void *to, const struct cuda_room *from, size_t bytes,
                             struct walsh_error *err);
 
-/* weights.c: the members of struct walsh_memory. */
+/* weights.c: weights that have their place in the pinned buffer at hand are read, sent and laid out, many matrices by one
+ * dispatch of the pool. What leaves the buffer, or looks at the device, calls it first. */
+enum walsh_status cuda_read_pending(struct cuda_device *d, struct walsh_error *err);
+
+/* weights.c: the members of struct walsh_memory. place_weights of stored weights only takes their place: they, what `from`
+ * points to and their file stay until synchronize, which may fail for them. */
 size_t cuda_weights_bytes(const struct walsh_queue *q, const struct walsh_weights *w);
 enum walsh_status cuda_place_weights(const struct walsh_queue *q, const struct walsh_weights *from,
                                      const char *what, void *room, struct walsh_weights *out,

@@ -123,21 +123,26 @@ static enum walsh_status load(const struct measured *m, const struct walsh_weigh
                               double *bytes, struct walsh_error *err)
 {
     size_t matrix = 0, at = 0;
+    struct matrices *all; /* they stay until they are read */
     for (unsigned k = 0; k < walsh_stored_arrays(shape); k++)
         matrix += walsh_stored_units(shape) * walsh_stored_unit_bytes(shape, k);
-    for (; at + matrix <= FILE_BYTES; at += matrix) {
-        struct matrices from = {.stored = {.read = read_matrix, .refuse = refuse}, .w = *shape};
+    enum walsh_status status = walsh_alloc(FILE_BYTES / matrix, sizeof *all, "a measurement", &all, err);
+    for (size_t n = 0; status == WALSH_OK && at + matrix <= FILE_BYTES; at += matrix, n++) {
         struct walsh_weights placed;
+        struct matrices *from = &all[n];
+        *from = (struct matrices){.stored = {.read = read_matrix, .refuse = refuse}, .w = *shape};
         const uint8_t *array = m->file + at;
         for (unsigned k = 0; k < walsh_stored_arrays(shape); k++) {
-            from.array[k] = array;
+            from->array[k] = array;
             array += walsh_stored_units(shape) * walsh_stored_unit_bytes(shape, k);
         }
-        from.w.stored = &from.stored;
-        WALSH_TRY(cuda_memory.place_weights(m->q, &from.w, "a measurement", room, &placed, err));
+        from->w.stored = &from->stored;
+        status = cuda_memory.place_weights(m->q, &from->w, "a measurement", room, &placed, err);
     }
     *bytes = (double)at;
-    return cuda_memory.synchronize(m->q, err);
+    if (status == WALSH_OK) status = cuda_memory.synchronize(m->q, err);
+    walsh_free(all);
+    return status;
 }
 
 static enum walsh_status measure_load(const struct measured *m, const char *kernel,

@@ -55,6 +55,7 @@ enum walsh_status cuda_pinned_room(struct cuda_device *d, size_t least, struct c
 {
     cudaError_t code = cudaSuccess;
     if (CUDA_PINNED_BYTES - d->used < least) { /* on to the other one, when its copies are done */
+        WALSH_TRY(cuda_read_pending(d, err));
         code = cudaEventRecord(d->sent[d->next], d->stream);
         d->next ^= 1;
         d->used = 0;
@@ -100,7 +101,9 @@ static enum walsh_status check(const struct walsh_queue *q, struct walsh_error *
 static enum walsh_status synchronize(const struct walsh_queue *q, struct walsh_error *err)
 {
     struct cuda_device *d = enter(q);
+    const enum walsh_status read = cuda_read_pending(d, err);
     const cudaError_t code = cudaStreamSynchronize(d->stream);
+    WALSH_TRY(read);
     WALSH_TRY(check(q, err));
     return code == cudaSuccess ? WALSH_OK : cuda_fail(err, code, "the ops enqueued before");
 }
@@ -109,6 +112,7 @@ static enum walsh_status download(const struct walsh_queue *q, void *to, const v
                                   struct walsh_error *err)
 {
     struct cuda_device *d = enter(q);
+    WALSH_TRY(cuda_read_pending(d, err));
     const cudaError_t code =
         bytes > 0 ? cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, d->stream) : cudaSuccess;
     if (code != cudaSuccess) return cuda_fail(err, code, "a download");

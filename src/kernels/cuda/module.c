@@ -100,6 +100,7 @@ static void close_queue(struct walsh_queue *q)
         if (d->sent[b]) cudaEventDestroy(d->sent[b]);
         if (d->pinned[b]) cudaFreeHost(d->pinned[b]);
     }
+    walsh_free(d->readings);
     cudaFree(d->e8p_tables);
     cudaFree(d->plane_tables);
     cudaFree(d->scratch);

@@ -8,10 +8,9 @@
 #include "formats/stored.h"
 #include "kernels/cuda/backend.h"
 
-#define ALIGNMENT 256 /* of an array */
-/* A thread reads about so much at a time; less of a small matrix, so that every thread has something, but not less than the least. */
-#define READ_BYTES ((size_t)256 << 10)
-#define LEAST_READ_BYTES ((size_t)16 << 10)
+#define ALIGNMENT 256                  /* of an array */
+#define READ_BYTES ((size_t)256 << 10) /* that a thread reads at a time, about */
+#define MOST_READINGS 256
 
 static struct cuda_device *enter(const struct walsh_queue *q)
 {
@@ -65,46 +64,55 @@ static struct walsh_weights placed(const struct walsh_weights *from, uint8_t *ro
     return w;
 }
 
-/* --- streams --- */
+/* --- readings --- */
 
-/* A matrix on its way: units of all its arrays are read together, sent, and laid out where they are not so already. */
-struct stream {
-    const struct walsh_weights *w;
+/* Units of all arrays of a matrix, which have their place in a pinned buffer. */
+struct reading {
+    struct walsh_weights w; /* where it comes from */
     const struct walsh_stored_weights *stored;
     unsigned arrays;
     bool planes; /* E8P of the CPU's layout, not as it is stored */
-    size_t units;
+    size_t units, first, count;
     size_t unit[WALSH_MAX_STAGES]; /* bytes */
-    uint8_t *to[WALSH_MAX_STAGES];
-    /* the piece at hand */
-    size_t first;
-    uint8_t *pinned[WALSH_MAX_STAGES];
-    atomic_bool broken;
+    uint8_t *to[WALSH_MAX_STAGES], *pinned[WALSH_MAX_STAGES];
+    struct cuda_room room;
+    size_t task, at_once; /* the number of its first task, and units of a task */
+};
+struct cuda_readings {
+    struct walsh_pool *pool;
+    size_t count, tasks;
+    atomic_size_t broken; /* number of a reading that found what is no number; count: none */
+    struct reading entry[MOST_READINGS];
 };
 
 static void read_units(void *argument, size_t begin, size_t end, unsigned worker)
 {
-    struct stream *s = argument;
+    struct cuda_readings *r = argument;
     (void)worker;
-    for (unsigned k = 0; k < s->arrays; k++)
-        if (!s->stored->read(s->stored, k, s->first + begin, s->first + end,
-                             s->pinned[k] + begin * s->unit[k]))
-            atomic_store_explicit(&s->broken, true, memory_order_relaxed);
+    size_t i = 0;
+    for (size_t task = begin; task < end; task++) {
+        while (i + 1 < r->count && r->entry[i + 1].task <= task) i++;
+        const struct reading *e = &r->entry[i];
+        const size_t first = (task - e->task) * e->at_once, last = walsh_min(first + e->at_once, e->count);
+        for (unsigned k = 0; k < e->arrays; k++)
+            if (!e->stored->read(e->stored, k, e->first + first, e->first + last,
+                                 e->pinned[k] + first * e->unit[k]))
+                atomic_store_explicit(&r->broken, i, memory_order_relaxed);
+    }
 }
 
-static bool is_laid_out(const struct stream *s, unsigned array)
+static bool is_laid_out(const struct reading *s, unsigned array)
 {
-    return s->w->format < WALSH_FORMAT_E8P ||
-           (walsh_format_is_block(s->w->format) && array != WALSH_STORED_CODES);
+    return s->w.format < WALSH_FORMAT_E8P ||
+           (walsh_format_is_block(s->w.format) && array != WALSH_STORED_CODES);
 }
 
-/* `count` units of an array from `first` on, from `staged` to their place. */
-static void lay_out(struct cuda_device *d, const struct stream *s, unsigned array, const void *staged,
-                    size_t count)
+/* An array's units from `staged` to their place. */
+static void lay_out(struct cuda_device *d, const struct reading *s, unsigned array, const void *staged)
 {
-    const struct walsh_weights *w = s->w;
+    const struct walsh_weights *w = &s->w;
     const uint32_t rows =
-        (uint32_t)walsh_min(w->rows - s->first * WALSH_BLOCK_ROWS, count * WALSH_BLOCK_ROWS);
+        (uint32_t)walsh_min(w->rows - s->first * WALSH_BLOCK_ROWS, s->count * WALSH_BLOCK_ROWS);
     if (w->format == WALSH_FORMAT_E8P) {
         const bool narrow = w->stage[array].kind == WALSH_STAGE_E81B;
         uint8_t *to =
@@ -121,44 +129,65 @@ static void lay_out(struct cuda_device *d, const struct stream *s, unsigned arra
     cuda_note(d, "weights");
 }
 
-/* What the threads read into `room`, `count` units of every array, goes to its places. */
-static enum walsh_status send_units(struct cuda_device *d, const struct stream *s, struct cuda_room room,
-                                    size_t count, struct walsh_error *err)
+/* What was read goes to its places. */
+static enum walsh_status send_units(struct cuda_device *d, const struct reading *s, struct walsh_error *err)
 {
     for (unsigned k = 0; k < s->arrays; k++) {
         const bool done = is_laid_out(s, k);
-        const size_t bytes = count * s->unit[k],
-                     taken = walsh_min(walsh_round_up(bytes, ALIGNMENT), room.bytes);
-        WALSH_TRY(cuda_send(d, done ? s->to[k] + s->first * s->unit[k] : room.device, &room, bytes, err));
-        if (!done) lay_out(d, s, k, room.device, count);
-        room = (struct cuda_room){(uint8_t *)room.pinned + taken, (uint8_t *)room.device + taken,
-                                  room.bytes - taken};
+        void *staged = (uint8_t *)s->room.device + (s->pinned[k] - (uint8_t *)s->room.pinned);
+        const cudaError_t code =
+            cudaMemcpyAsync(done ? s->to[k] + s->first * s->unit[k] : staged, s->pinned[k],
+                            s->count * s->unit[k], cudaMemcpyHostToDevice, d->stream);
+        if (code != cudaSuccess) return cuda_fail(err, code, "an upload");
+        if (!done) lay_out(d, s, k, staged);
     }
     return WALSH_OK;
 }
 
-static enum walsh_status run(const struct walsh_queue *q, struct stream *s, struct walsh_error *err)
+enum walsh_status cuda_read_pending(struct cuda_device *d, struct walsh_error *err)
+{
+    struct cuda_readings *r = d->readings;
+    if (!r || r->count == 0) return WALSH_OK;
+    const size_t count = r->count;
+    atomic_store(&r->broken, count);
+    walsh_pool_run(r->pool, r->tasks, 1, read_units, r);
+    const size_t broken = atomic_load(&r->broken);
+    enum walsh_status status = WALSH_OK;
+    if (broken < count) status = r->entry[broken].stored->refuse(r->entry[broken].stored, err);
+    for (size_t i = 0; i < count && status == WALSH_OK; i++) status = send_units(d, &r->entry[i], err);
+    r->count = r->tasks = 0;
+    return status;
+}
+
+/* The units of a matrix take their places in the pinned buffers, piece by piece. */
+static enum walsh_status place_units(const struct walsh_queue *q, struct reading *s, struct walsh_error *err)
 {
     struct cuda_device *d = enter(q);
-    const size_t together = s->w->format == WALSH_FORMAT_E8P ? CUDA_E8P_ROWS / WALSH_BLOCK_ROWS : 1,
+    const size_t together = s->w.format == WALSH_FORMAT_E8P ? CUDA_E8P_ROWS / WALSH_BLOCK_ROWS : 1,
                  gaps = s->arrays * ALIGNMENT;
     size_t all = 0; /* bytes of a unit of every array */
     for (unsigned k = 0; k < s->arrays; k++) all += s->unit[k];
-    for (size_t count; s->first < s->units; s->first += count) {
-        struct cuda_room room;
+    if (!d->readings)
+        WALSH_TRY(walsh_alloc_zero(1, sizeof *d->readings, "readings of weights", &d->readings, err));
+    struct cuda_readings *r = d->readings;
+    r->pool = q->pool;
+    s->at_once = walsh_max(1, READ_BYTES / all);
+    for (; s->first < s->units; s->first += s->count) {
         const size_t rest = s->units - s->first,
                      least = walsh_min(rest * all, walsh_max(together * all, CUDA_PIECE_BYTES)) + gaps;
-        WALSH_TRY(cuda_pinned_room(d, least, &room, err));
-        count = walsh_min(rest, (room.bytes - gaps) / all);
-        if (count < rest) count -= count % together;
-        s->pinned[0] = room.pinned;
-        for (unsigned k = 1; k < s->arrays; k++)
-            s->pinned[k] = s->pinned[k - 1] + walsh_round_up(count * s->unit[k - 1], ALIGNMENT);
-        const size_t share = count * all / walsh_pool_threads(q->pool),
-                     bytes = walsh_min(READ_BYTES, walsh_max(share, LEAST_READ_BYTES));
-        walsh_pool_run(q->pool, count, walsh_max(1, bytes / all), read_units, s);
-        if (atomic_load(&s->broken)) return s->stored->refuse(s->stored, err);
-        WALSH_TRY(send_units(d, s, room, count, err));
+        if (r->count == MOST_READINGS) WALSH_TRY(cuda_read_pending(d, err));
+        WALSH_TRY(cuda_pinned_room(d, least, &s->room, err));
+        s->count = walsh_min(rest, (s->room.bytes - gaps) / all);
+        if (s->count < rest) s->count -= s->count % together;
+        uint8_t *at = s->room.pinned;
+        for (unsigned k = 0; k < s->arrays; k++) {
+            s->pinned[k] = at;
+            at += walsh_round_up(s->count * s->unit[k], ALIGNMENT);
+        }
+        d->used += (size_t)(at - (uint8_t *)s->room.pinned);
+        s->task = r->tasks;
+        r->tasks += walsh_div_up(s->count, s->at_once);
+        r->entry[r->count++] = *s;
     }
     return WALSH_OK;
 }
@@ -183,12 +212,12 @@ static bool read_planes(const struct walsh_stored_weights *stored, unsigned arra
 
 /* --- the calls --- */
 
-/* The stream of a matrix that has its place; the arrays' units are the caller's to say. */
-static struct stream stream_of(const struct walsh_weights *from, const struct walsh_weights *to,
-                               const struct walsh_stored_weights *stored)
+/* The reading of a matrix that has its place; the arrays' units are the caller's to say. */
+static struct reading reading_of(const struct walsh_weights *from, const struct walsh_weights *to,
+                                 const struct walsh_stored_weights *stored)
 {
-    struct stream s = {
-        .w = from, .stored = stored, .arrays = walsh_stored_arrays(from), .units = walsh_stored_units(from)};
+    struct reading s = {
+        .w = *from, .stored = stored, .arrays = walsh_stored_arrays(from), .units = walsh_stored_units(from)};
     const void *const array[] = {to->data, to->scales, to->zeros};
     for (unsigned k = 0; k < s.arrays; k++)
         s.to[k] = (uint8_t *)(uintptr_t)(from->format == WALSH_FORMAT_E8P ? to->stage[k].data : array[k]);
@@ -198,20 +227,21 @@ static struct stream stream_of(const struct walsh_weights *from, const struct wa
 static enum walsh_status place_stored(const struct walsh_queue *q, const struct walsh_weights *from,
                                       const struct walsh_weights *to, struct walsh_error *err)
 {
-    struct stream s = stream_of(from, to, from->stored);
+    struct reading s = reading_of(from, to, from->stored);
     for (unsigned k = 0; k < s.arrays; k++) s.unit[k] = walsh_stored_unit_bytes(from, k);
-    return run(q, &s, err);
+    return place_units(q, &s, err);
 }
 
 static enum walsh_status place_planes(const struct walsh_queue *q, const struct walsh_weights *from,
                                       const struct walsh_weights *to, struct walsh_error *err)
 {
     const struct host_planes host = {.stored = {.read = read_planes}, .w = from};
-    struct stream s = stream_of(from, to, &host.stored);
+    struct reading s = reading_of(from, to, &host.stored);
     s.planes = true;
-    for (unsigned k = 0; k < s.arrays; k++)
+    for (unsigned k = 0; k < from->stages; k++)
         s.unit[k] = walsh_stage_bytes(from->stage[k].kind, WALSH_BLOCK_ROWS, from->cols);
-    return run(q, &s, err);
+    WALSH_TRY(place_units(q, &s, err));
+    return cuda_read_pending(enter(q), err); /* `host` is this function's */
 }
 
 enum walsh_status cuda_place_weights(const struct walsh_queue *q, const struct walsh_weights *from,
@@ -243,7 +273,8 @@ enum walsh_status cuda_upload_weights(const struct walsh_queue *q, const struct 
     memset(out, 0, sizeof *out);
     const size_t bytes = cuda_weights_bytes(q, host);
     WALSH_TRY(cuda_memory.alloc(q, bytes, what, &room, err));
-    const enum walsh_status status = cuda_place_weights(q, host, what, room, out, err);
+    enum walsh_status status = cuda_place_weights(q, host, what, room, out, err);
+    if (status == WALSH_OK) status = cuda_read_pending(cuda_device_of(q), err);
     if (status != WALSH_OK) cuda_free_weights(q, out);
     return status;
 }
