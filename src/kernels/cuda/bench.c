@@ -224,7 +224,7 @@ static void call_bf16(const struct bench *b, const void *argument, unsigned i)
 {
     const struct product *p = argument;
     cuda_product_bf16(b->d->stream, b->room + i % p->matrices * p->bytes, p->w.outs, p->w.cols, p->x,
-                      p->stride, p->rows, p->y, p->w.outs);
+                      p->stride, p->rows, p->y, p->w.outs, false);
 }
 
 /* Activations and outputs in the scratch: scale and sum, x, y. */

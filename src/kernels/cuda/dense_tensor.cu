@@ -84,14 +84,15 @@ __global__ void __launch_bounds__(WARPS * 32) tensor_kernel(const uint16_t *w, s
 } // namespace
 
 void cuda_product_bf16(cudaStream_t stream, const void *w, size_t outs, size_t cols, const void *a, size_t stride, size_t rows,
-                       float *y, size_t ldy)
+                       float *y, size_t ldy, bool fresh)
 {
     const uint16_t *weights = static_cast<const uint16_t *>(w), *x = static_cast<const uint16_t *>(a);
     const dim3 grid(div_up(outs, OUTS));
     for (size_t at = 0, n; at < rows; at += n) {
         n = rows - at < 32 ? rows - at : 32;
         auto start = [&](auto kernel) {
-            launch_early(stream, kernel, grid, WARPS * 32, 0, weights, outs, cols, x + at * stride, stride, (int)n, y + at * ldy, ldy);
+            launch(stream, !fresh || at > 0, kernel, grid, WARPS * 32, 0, weights, outs, cols, x + at * stride, stride, (int)n, y + at * ldy,
+                   ldy);
         };
         if (n <= 8)
             start(tensor_kernel<1>);

@@ -137,9 +137,10 @@ void cuda_product_dense(cudaStream_t stream, enum cuda_type type, const void *w,
 
 /* --- dense_tensor.cu --- */
 
-/* The same of BF16 by BF16; cols a multiple of 8, w 16-byte aligned, a zero to stride. */
+/* The same of BF16 by BF16; cols a multiple of 8, w 16-byte aligned, a zero to stride. fresh: the kernel before wrote w, which is
+ * else read before that one is done. */
 void cuda_product_bf16(cudaStream_t stream, const void *w, size_t outs, size_t cols, const void *a,
-                       size_t stride, size_t rows, float *y, size_t ldy);
+                       size_t stride, size_t rows, float *y, size_t ldy, bool fresh);
 
 /* --- e8p.cu --- */
 

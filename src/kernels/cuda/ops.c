@@ -318,7 +318,7 @@ static void product_decoded(struct cuda_device *d, const struct walsh_product *p
         cuda_decode_blocks(d->stream, &w, (uint32_t)at, (uint32_t)n, type, d->scratch);
         if (type == CUDA_TYPE_BF16 && w.cols % 8 == 0)
             cuda_product_bf16(d->stream, d->scratch, n, w.cols, a->data, a->stride, a->rows, p->y + at,
-                              p->ldy);
+                              p->ldy, true);
         else
             cuda_product_dense(d->stream, type, d->scratch, n, w.cols, type, a->data, a->stride, a->rows,
                                p->y + at, p->ldy);
@@ -355,7 +355,8 @@ static void product_alone(struct cuda_device *d, const struct walsh_product *p,
         const struct cuda_e8p e8p = cuda_e8p_of(d, w);
         cuda_product_e8p_f32(d->stream, &e8p, a->data, a->stride, a->rows, p->y, p->ldy);
     } else if (tensor_product(w, a)) {
-        cuda_product_bf16(d->stream, w->data, w->rows, w->cols, a->data, a->stride, a->rows, p->y, p->ldy);
+        cuda_product_bf16(d->stream, w->data, w->rows, w->cols, a->data, a->stride, a->rows, p->y, p->ldy,
+                          false);
     } else {
         cuda_product_dense(d->stream, type_of_format(w->format), w->data, w->rows, w->cols,
                            type_of_activation(a->type), a->data, a->stride, a->rows, p->y, p->ldy);
