@@ -5,29 +5,13 @@
 #include <string.h>
 
 #include "base/memory.h"
-#include "kernels/cuda/backend.h"
+#include "kernels/cuda/bench.h"
 #include "kernels/turbo.h"
 
 #define REPEATS 9
 #define GRAPH_CALLS 64                /* of a product */
-#define ROOM ((size_t)4 << 30)        /* what weights and rows are cut from */
 #define RHT_BYTES ((size_t)512 << 20) /* read, and as many written */
 #define TABLE_TOKENS 256              /* of a page of the cache */
-
-struct bench {
-    const struct walsh_queue *q;
-    struct cuda_device *d;
-    const char *pattern;
-    const struct walsh_device_ceilings *ceilings;
-    void (*row)(void *user, const struct walsh_device_bench_row *row);
-    void *user;
-    struct walsh_error *err;
-    uint8_t *room;    /* ROOM of random bytes */
-    uint8_t *scratch; /* activations, outputs */
-};
-#define BENCH_SCRATCH ((size_t)1 << 30)
-
-typedef void bench_call(const struct bench *b, const void *argument, unsigned i);
 
 static int ascending(const void *a, const void *b)
 {
@@ -35,9 +19,8 @@ static int ascending(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* *seconds: the median of a call, of graphs of `calls` of them. */
-static enum walsh_status measure(const struct bench *b, unsigned calls, bench_call *call,
-                                 const void *argument, double *seconds)
+enum walsh_status cuda_bench_measure(const struct bench *b, unsigned calls, bench_call *call,
+                                     const void *argument, double *seconds)
 {
     cudaGraph_t graph = NULL;
     cudaGraphExec_t run = NULL;
@@ -67,18 +50,13 @@ static enum walsh_status measure(const struct bench *b, unsigned calls, bench_ca
     return WALSH_OK;
 }
 
-static bool wanted(const struct bench *b, const char *kernel)
-{
-    return !b->pattern || strstr(kernel, b->pattern);
-}
-
 static enum walsh_status report(const struct bench *b, const char *kernel, const char *size, unsigned calls,
                                 double bytes, double operations, double bandwidth, bench_call *call,
                                 const void *argument)
 {
     struct walsh_device_bench_row row = {.kernel = kernel, .bytes = bytes, .operations = operations};
     snprintf(row.size, sizeof row.size, "%s", size);
-    WALSH_TRY(measure(b, calls, call, argument, &row.seconds));
+    WALSH_TRY(cuda_bench_measure(b, calls, call, argument, &row.seconds));
     row.roofline = bytes / row.seconds / bandwidth;
     if (b->row) b->row(b->user, &row);
     return WALSH_OK;
@@ -111,11 +89,11 @@ static void call_driver_copy(const struct bench *b, const void *argument, unsign
 static enum walsh_status measure_ceilings(const struct bench *b, struct walsh_device_ceilings *out)
 {
     double seconds = 0;
-    WALSH_TRY(measure(b, 2, call_read, NULL, &seconds));
+    WALSH_TRY(cuda_bench_measure(b, 2, call_read, NULL, &seconds));
     out->read_bandwidth = (double)ROOM / seconds;
-    WALSH_TRY(measure(b, 2, call_copy, NULL, &seconds));
+    WALSH_TRY(cuda_bench_measure(b, 2, call_copy, NULL, &seconds));
     out->copy_bandwidth = (double)ROOM / seconds;
-    WALSH_TRY(measure(b, 2, call_driver_copy, NULL, &seconds));
+    WALSH_TRY(cuda_bench_measure(b, 2, call_driver_copy, NULL, &seconds));
     if ((double)ROOM / seconds > out->copy_bandwidth) out->copy_bandwidth = (double)ROOM / seconds;
     return WALSH_OK;
 }
@@ -409,7 +387,7 @@ static enum walsh_status report_attention(const struct bench *b, const char *ker
     const double bytes = 2.0 * (double)page * (double)(a->count * (tokens / TABLE_TOKENS));
     struct walsh_device_bench_row row = {.kernel = kernel, .bytes = bytes};
     snprintf(row.size, sizeof row.size, "batch=%zu tokens=%u heads=16/4 dim=128", a->count, tokens);
-    WALSH_TRY(measure(b, 2, call_attend, a, &row.seconds));
+    WALSH_TRY(cuda_bench_measure(b, 2, call_attend, a, &row.seconds));
     row.roofline = bytes / row.seconds / b->ceilings->read_bandwidth;
     row.ratio = beside / row.seconds;
     if (seconds) *seconds = row.seconds;
@@ -530,6 +508,7 @@ static enum walsh_status run(struct bench *b, struct walsh_device_ceilings *ceil
     WALSH_TRY(bench_attention(b, 1, 32768));
     WALSH_TRY(bench_attention(b, 32, 32768));
     WALSH_TRY(bench_draws(b));
+    WALSH_TRY(cuda_bench_experts(b));
     WALSH_TRY(cuda_bench_load(b->q, b->pattern, b->row, b->user, b->err));
     return cuda_memory.synchronize(b->q, b->err);
 }
