@@ -8,7 +8,8 @@
 
 namespace {
 
-constexpr int MOST_TURNED = 128; // rotated dimensions of a head
+constexpr int MOST_TURNED = 128;   // rotated dimensions of a head
+constexpr size_t FEW_BLOCKS = 64; // a multiprocessor has one of them
 
 struct attend_row {
     held_rotation r; // of q, k and v side by side
@@ -65,7 +66,9 @@ template <int DIM> __device__ __forceinline__ void turn_heads(const attend_row &
     if (half > 0) __syncthreads();
 }
 
-template <int DIM, int E> __global__ void __launch_bounds__(HELD_THREADS, 1) attend_kernel(const __grid_constant__ attend_row s)
+// BLOCKS: on a multiprocessor at least; for two of them registers spill, which costs one row 4%.
+template <int DIM, int E, int BLOCKS>
+__global__ void __launch_bounds__(HELD_THREADS, BLOCKS) attend_kernel(const __grid_constant__ attend_row s)
 {
     extern __shared__ __align__(16) uint8_t memory[];
     attend_room<DIM> &own = *reinterpret_cast<attend_room<DIM> *>(memory);
@@ -86,20 +89,28 @@ template <int DIM, int E> __global__ void __launch_bounds__(HELD_THREADS, 1) att
     }
     bool out_units;
     const uint32_t out_negative = held_signs<E>(s.out, &out_units);
-    let_next_start();
-    wait_for_previous();
+    // What the step has from its beginning on, behind its first kernel (fused.cu): where the row stands, what earlier steps cached.
     const cuda_attention_row at = s.p.rows[row];
     const int half = (int)s.p.rotated / 2;
+    const cuda_kv_view kv = at.kv[s.p.layer];
+    const span keys = span_of(at.position, shape.window);
+    for (int i = t; i < half; i += HELD_THREADS) {
+        own.cosine[i] = s.p.cosine[(size_t)at.position * (size_t)half + (size_t)i];
+        own.sine[i] = s.p.sine[(size_t)at.position * (size_t)half + (size_t)i];
+    }
+    for (uint32_t i = (uint32_t)t; i < (keys.end - keys.begin) * (DIM / 64) * 2; i += HELD_THREADS) { // a line is 64 numbers
+        const uint32_t token = keys.begin + i / 2 / (DIM / 64);
+        const uint16_t *line = static_cast<const uint16_t *>((i & 1 ? kv.v_pages : kv.k_pages)[token / kv.page_tokens]) +
+                               kv_offset(kv, (uint32_t)kv_head, token, DIM) + i / 2 % (DIM / 64) * 64;
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
+    }
+    let_next_start();
+    wait_for_previous();
     float v[E];
     held_inverse(s.r, room, v, [&](int unit) {
         const int part = part_of(s, unit);
         return s.z[part] + row * s.ld[part] + (size_t)(unit - s.first[part]) * HELD_THREADS;
     });
-    const cuda_kv_view kv = at.kv[s.p.layer];
-    for (int i = t; i < half; i += HELD_THREADS) {
-        own.cosine[i] = s.p.cosine[(size_t)at.position * (size_t)half + (size_t)i];
-        own.sine[i] = s.p.sine[(size_t)at.position * (size_t)half + (size_t)i];
-    }
     for (int i = t; i < (HEADS - group) * DIM; i += HELD_THREADS) own.head[group][i] = 0.0f; // queries that are not there
 #pragma unroll
     for (int e = 0; e < E; e++) {
@@ -122,7 +133,6 @@ template <int DIM, int E> __global__ void __launch_bounds__(HELD_THREADS, 1) att
     }
     split_query<DIM>(own.head[0], own.tiles);
     __syncthreads(); // key and value are there too
-    const span keys = span_of(at.position, shape.window);
     const piece tokens = {keys.begin, keys.end};
     tiles_state<DIM> state;
     state.maximum = -INFINITY, state.sum = 0.0f;
@@ -161,7 +171,10 @@ template <int DIM> void start_attend(cudaStream_t stream, const attend_row &s, s
     const uint32_t units = s.first[3] > (int)s.out.units ? (uint32_t)s.first[3] : s.out.units, blocks = s.p.shape.kv_heads;
     const size_t shared = sizeof(attend_room<DIM>) + held_floats(units) * sizeof(float);
     auto start = [&](auto kernel) { launch_cluster(stream, kernel, blocks, dim3((unsigned)rows * blocks), HELD_THREADS, shared, s); };
-    units <= 8 ? start(attend_kernel<DIM, 8>) : units <= 16 ? start(attend_kernel<DIM, 16>) : start(attend_kernel<DIM, 32>);
+    if (rows * blocks <= FEW_BLOCKS)
+        units <= 8 ? start(attend_kernel<DIM, 8, 1>) : units <= 16 ? start(attend_kernel<DIM, 16, 1>) : start(attend_kernel<DIM, 32, 1>);
+    else
+        units <= 8 ? start(attend_kernel<DIM, 8, 2>) : units <= 16 ? start(attend_kernel<DIM, 16, 2>) : start(attend_kernel<DIM, 32, 2>);
 }
 
 } // namespace

@@ -459,6 +459,140 @@ template <cuda_code CODE, cuda_scale_type SCALE> bool start_row(cudaStream_t str
 
 // --- launches ---
 
+// --- int8 weights with one scale an output, several rows ---
+
+// A warp has 32 outputs of all rows in registers, chains and all: of a step's two products for each eight rows a lane holds four
+// outputs by two rows, whose next links it adds itself. The codes less 128 are signed bytes, so that no sum of the activations is
+// asked for; a dot begins at the bits of 1.5 * 2^23, which make it a number by one subtraction.
+constexpr int WIDE_WARPS = 8, WIDE_DEPTH = 4;
+
+__device__ __forceinline__ void multiply_signed(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1)
+{
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+template <int EIGHTS> size_t wide_bytes(size_t steps)
+{
+    return steps * EIGHTS * (32 * sizeof(uint2) + 8 * sizeof(float));
+}
+
+template <cuda_scale_type SCALE, int EIGHTS>
+__global__ void __launch_bounds__(32 * WIDE_WARPS, EIGHTS > 1 ? 2 : 3) wide_rows_kernel(const __grid_constant__ few_rows p)
+{
+    extern __shared__ __align__(16) uint8_t shared[];
+    const int lane = (int)threadIdx.x & 31, warp = (int)threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
+    const int steps = (int)((p.w.cols + STEP - 1) / STEP), tiles = (int)((p.w.outs + TILE - 1) / TILE), sets = (tiles + 1) / 2;
+    uint2 *fragment = reinterpret_cast<uint2 *>(shared); // [steps][EIGHTS][32]: B of a step
+    float *x = reinterpret_cast<float *>(fragment + (size_t)steps * EIGHTS * 32); // [steps][8 * EIGHTS]
+    const int per_pass = (int)gridDim.x * WIDE_WARPS;
+    int set = (int)blockIdx.x * WIDE_WARPS + warp;
+    auto data_of = [&](int which) {
+        return p.w.data + ((size_t)min(which * 2 + (g >> 2), tiles - 1) * (size_t)steps) * 8 * TILE + t * TILE + 4 * (g & 3);
+    };
+    const uint32_t *data = data_of(min(set, sets - 1));
+    uint4 ahead[WIDE_DEPTH][2];
+    auto fetch = [&](int d, int step) {
+        ahead[d][0] = stream_words(data + (size_t)step * 8 * TILE);
+        ahead[d][1] = stream_words(data + (size_t)step * 8 * TILE + 4 * TILE);
+    };
+#pragma unroll
+    for (int d = 0; d < WIDE_DEPTH; d++)
+        if (d < steps) fetch(d, d);
+    let_next_start();
+    wait_for_previous();
+    for (int i = (int)threadIdx.x; i < steps * EIGHTS * 32; i += 32 * WIDE_WARPS) { // absent rows are zero
+        const int step = i / (EIGHTS * 32), row = i / 32 % EIGHTS * 8 + (i >> 2 & 7);
+        const int8_t *q = p.q + (size_t)row * p.stride + step * STEP + 4 * (i & 3);
+        fragment[i] = row < p.rows ? make_uint2(*reinterpret_cast<const uint32_t *>(q), *reinterpret_cast<const uint32_t *>(q + 16)) : make_uint2(0, 0);
+    }
+    for (int i = (int)threadIdx.x; i < steps * EIGHTS * 8; i += 32 * WIDE_WARPS) {
+        const int step = i % steps, row = i / steps;
+        x[step * EIGHTS * 8 + row] = row < p.rows ? p.scale[(size_t)row * (p.stride / STEP) + (size_t)step] : 0.0f;
+    }
+    __syncthreads();
+    for (; set < sets; set += per_pass) {
+        float weight[4], chain[EIGHTS][2][4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) { // outputs 4g + i
+            const int tile = min(set * 2 + (g >> 2), tiles - 1);
+            weight[i] = scale_at(SCALE, p.w.scales, (size_t)(tile * TILE + 4 * (g & 3) + i));
+        }
+#pragma unroll
+        for (int i = 0; i < EIGHTS * 8; i++) chain[i / 8][i / 4 & 1][i & 3] = 0.0f;
+        for (int first = 0; first < steps; first += WIDE_DEPTH)
+#pragma unroll
+            for (int d = 0; d < WIDE_DEPTH; d++) {
+                const int step = first + d;
+                if (step >= steps) break;
+                uint32_t a[8] = {ahead[d][0].x, ahead[d][0].y, ahead[d][0].z, ahead[d][0].w,
+                                 ahead[d][1].x, ahead[d][1].y, ahead[d][1].z, ahead[d][1].w};
+                if (step + WIDE_DEPTH < steps) {
+                    fetch(d, step + WIDE_DEPTH);
+                } else if (set + per_pass < sets) { // the next set's first ones
+                    if (d == 0 || step + WIDE_DEPTH == steps) data = data_of(set + per_pass);
+                    fetch(d, d);
+                }
+#pragma unroll
+                for (int i = 0; i < 8; i++) a[i] ^= 0x80808080u;
+#pragma unroll
+                for (int n = 0; n < EIGHTS; n++) {
+                    const uint2 b = fragment[(step * EIGHTS + n) * 32 + lane];
+                    const float2 unit = *reinterpret_cast<const float2 *>(x + (step * EIGHTS + n) * 8 + 2 * t);
+#pragma unroll
+                    for (int i = 0; i < 2; i++) {
+                        int c[4] = {0x4b400000, 0x4b400000, 0x4b400000, 0x4b400000};
+                        multiply_signed(c, a[2 * i], a[2 * i + 1], a[4 + 2 * i], a[5 + 2 * i], b.x, b.y);
+#pragma unroll
+                        for (int k = 0; k < 4; k++)
+                            chain[n][i][k] = fmaf(__fsub_rn(__int_as_float(c[k]), 12582912.0f),
+                                                  __fmul_rn(weight[2 * i + (k >> 1)], k & 1 ? unit.y : unit.x), chain[n][i][k]);
+                    }
+                }
+            }
+#pragma unroll
+        for (int n = 0; n < EIGHTS; n++)
+#pragma unroll
+            for (int i = 0; i < 2; i++)
+#pragma unroll
+                for (int k = 0; k < 4; k++) {
+                    const int row = n * 8 + 2 * t + (k & 1);
+                    const size_t out = (size_t)set * OUTS + (size_t)(4 * g + 2 * i + (k >> 1));
+                    if (row < p.rows && out < p.w.outs) p.y[(size_t)row * p.ldy + out] = __fmul_rn(chain[n][i][k], p.w.tensor_scale);
+                }
+    }
+}
+
+template <cuda_scale_type SCALE, int EIGHTS> bool start_wide(cudaStream_t stream, const few_rows &p)
+{
+    const size_t steps = (p.w.cols + STEP - 1) / STEP, bytes = wide_bytes<EIGHTS>(steps);
+    if (bytes > 220 << 10) return false;
+    const size_t sets = div_up(p.w.outs, OUTS);
+    int device = 0, processors = 0, blocks = 0;
+    if (cudaGetDevice(&device) != cudaSuccess || cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)
+        return false;
+    if (sets < (size_t)(processors * WIDE_WARPS)) return false; // a warp for each would take as long as for all columns
+    cudaFuncSetAttribute(wide_rows_kernel<SCALE, EIGHTS>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    if (cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, wide_rows_kernel<SCALE, EIGHTS>, 32 * WIDE_WARPS, bytes) != cudaSuccess || blocks == 0)
+        return false;
+    size_t grid = (size_t)(processors * blocks);
+    if (grid > div_up(sets, WIDE_WARPS)) grid = div_up(sets, WIDE_WARPS);
+    launch_early(stream, wide_rows_kernel<SCALE, EIGHTS>, dim3((unsigned)grid), 32 * WIDE_WARPS, bytes, p);
+    return true;
+}
+template <cuda_scale_type SCALE> bool start_wide(cudaStream_t stream, few_rows p)
+{
+    const int rows = p.rows;
+    for (int at = 0; at < rows; at += 32) { // the first that does not fit is the first of all
+        p.rows = rows - at < 32 ? rows - at : 32;
+        const bool started = p.rows > 16 ? start_wide<SCALE, 4>(stream, p) : p.rows > 8 ? start_wide<SCALE, 2>(stream, p) : start_wide<SCALE, 1>(stream, p);
+        if (!started) return false;
+        p.q += 32 * p.stride, p.scale += 32 * (p.stride / STEP), p.sum += 32 * (p.stride / STEP) * 2, p.y += 32 * p.ldy;
+    }
+    return true;
+}
+
 template <cuda_code CODE, cuda_scale_type SCALE, int ROWS> void start_rows(cudaStream_t stream, const few_rows &p)
 {
     using types = kind<CODE, SCALE, ROWS>;
@@ -468,6 +602,8 @@ template <cuda_code CODE, cuda_scale_type SCALE, int ROWS> void start_rows(cudaS
 template <cuda_code CODE, cuda_scale_type SCALE> void start(cudaStream_t stream, const few_rows &p)
 {
     if (p.rows == 1 && start_row<CODE, SCALE>(stream, p)) return;
+    if constexpr (CODE == CUDA_CODE_U8)
+        if (p.rows > 1 && p.w.groups == 1 && !p.w.zeros && start_wide<SCALE>(stream, p)) return;
     start_rows<CODE, SCALE, 8>(stream, p);
 }
 

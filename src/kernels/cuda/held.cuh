@@ -63,12 +63,9 @@ template <int N> __device__ __forceinline__ void stages_of_lanes(float (&v)[N])
 {
 #pragma unroll
     for (int bit = 1; bit < 32; bit *= 2) {
-        const bool upper = (threadIdx.x & (unsigned)bit) != 0;
+        const float sign = threadIdx.x & (unsigned)bit ? -1.0f : 1.0f; // a product with it is exact: one rounding, as of a sum
 #pragma unroll
-        for (int e = 0; e < N; e++) {
-            const float other = __shfl_xor_sync(0xffffffffu, v[e], bit);
-            v[e] = __fadd_rn(other, upper ? -v[e] : v[e]);
-        }
+        for (int e = 0; e < N; e++) v[e] = fmaf(v[e], sign, __shfl_xor_sync(0xffffffffu, v[e], bit));
     }
 }
 // The stages of strides 256 and more, and the scale.
@@ -172,7 +169,10 @@ template <int E> __device__ __forceinline__ float held_squares(const float (&v)[
     squares = warp_sum(squares);
     if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = squares;
     __syncthreads();
-    return warp_sum(threadIdx.x % 32 < 8 ? part[threadIdx.x % 32] : 0.0f);
+    float sum = part[threadIdx.x % 8]; // warp_sum of eight numbers and zeros
+#pragma unroll
+    for (int lane = 4; lane > 0; lane >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, lane);
+    return sum;
 }
 
 // The row to int8, as prepare_from. reduce: [2] in shared memory, zero.

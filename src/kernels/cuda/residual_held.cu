@@ -24,8 +24,9 @@ template <int E> __global__ void __launch_bounds__(HELD_THREADS, 1) held_residua
     float weight[E];
 #pragma unroll
     for (int e = 0; e < E; e++) weight[e] = e < (int)p.to.units ? __ldg(p.weight + t + HELD_THREADS * e) : 0.0f;
-    let_next_start();
+    if (p.z) let_next_start();
     wait_for_previous();
+    if (!p.z) let_next_start(); // the first of a step: what the step was given is there for all that follow, before they wait
     float *x = p.x + blockIdx.x * (size_t)n;
     float v[E];
     if (p.z) {
