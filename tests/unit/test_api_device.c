@@ -1,5 +1,5 @@
 /* What a device generates: a batch and steps that draw, whose tokens the device draws and whose steps are recordings, against sessions
- * whose tokens the host draws from the logits that come back; with and without adapters. Skipped where there is no device, failed there where
+ * whose tokens the host draws from the logits that come back; with and without adapters; steps over packed caches. Skipped where there is no device, failed there where
  * WALSH_REQUIRE names cuda. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -14,7 +14,7 @@
 #include "unit/test_model.h"
 #include "walsh.h"
 
-enum { REQUESTS = 8, TOKENS = 40, PROMPT = 20, ADAPTERS = 2 };
+enum { REQUESTS = 8, TOKENS = 40, PROMPT = 20, ADAPTERS = 2, LONGEST = 200 };
 
 static struct walsh_context *context;
 static struct walsh_model *model;
@@ -166,8 +166,86 @@ static void batches_draw_what_sessions_draw(void **state)
     walsh_batch_close(&batch);
 }
 
+static struct walsh_session *open_packed(unsigned key_bits, unsigned value_bits, uint32_t recent)
+{
+    struct walsh_error err;
+    struct walsh_session *session;
+    struct walsh_session_options options = WALSH_SESSION_OPTIONS;
+    options.context = 3 * LONGEST;
+    options.kv.type = key_bits == 16 ? WALSH_KV_CACHE_F16 : WALSH_KV_CACHE_TURBO;
+    options.kv.key_bits = key_bits == 16 ? 0 : key_bits;
+    options.kv.value_bits = key_bits == 16 ? 0 : value_bits;
+    options.kv.recent = recent;
+    good(walsh_session_open(model, &options, &session, &err), &err);
+    return session;
+}
+
+static void same_logits(const struct walsh_session *a, const struct walsh_session *b, size_t vocab)
+{
+    assert_memory_equal(walsh_session_logits(a), walsh_session_logits(b), vocab * sizeof(float));
+}
+
+/* Rows over packed caches of other widths and lengths, and a plain one: each has the bits that it has alone, also behind a trim, and a fork
+ * goes on as its origin. The caches are packed: they take fewer bytes, and the logits are others. */
+static void packed_rows_have_their_bits_alone(void **state)
+{
+    (void)state;
+    enum { ROWS = 5, STEPS = 12 };
+    static const struct {
+        unsigned key_bits, value_bits, length;
+    } rows[ROWS] = {{4, 4, LONGEST}, {4, 4, 1}, {3, 4, 70}, {8, 8, 130}, {16, 16, 33}};
+    struct walsh_error err;
+    struct walsh_model_info info = {.struct_size = sizeof info};
+    if (!context) skip();
+    walsh_model_get_info(model, &info);
+    for (uint32_t recent = 0; recent <= 48; recent += 48) {
+        struct walsh_session *batch[ROWS], *alone[ROWS], *fork = NULL;
+        int32_t ids[LONGEST], next[ROWS];
+        for (unsigned i = 0; i < ROWS; i++) {
+            const uint32_t keep = rows[i].key_bits == 16 ? 0 : recent;
+            for (uint32_t t = 0; t < rows[i].length; t++) ids[t] = (int32_t)(3 + (t * 13 + i * 29) % 200);
+            batch[i] = open_packed(rows[i].key_bits, rows[i].value_bits, keep);
+            alone[i] = open_packed(rows[i].key_bits, rows[i].value_bits, keep);
+            good(walsh_session_prompt(batch[i], ids, rows[i].length, &err), &err);
+            good(walsh_session_prompt(alone[i], ids, rows[i].length, &err), &err);
+            same_logits(batch[i], alone[i], info.vocab);
+        }
+        for (int32_t step = 0; step < STEPS; step++) {
+            for (int32_t i = 0; i < ROWS; i++) {
+                if (step == STEPS / 2 && i == 3) {
+                    good(walsh_session_trim(batch[i], 40, &err), &err);
+                    good(walsh_session_trim(alone[i], 40, &err), &err);
+                }
+                next[i] = 5 + (step * 17 + i * 3) % 190;
+                good(walsh_step(&alone[i], &next[i], 1, &err), &err);
+            }
+            good(walsh_step(batch, next, ROWS, &err), &err);
+            if (fork) good(walsh_step(&fork, next, 1, &err), &err);
+            for (unsigned i = 0; i < ROWS; i++) same_logits(batch[i], alone[i], info.vocab);
+            if (fork) same_logits(fork, alone[0], info.vocab);
+            if (step == 2) good(walsh_session_fork(batch[0], &fork, &err), &err);
+        }
+        struct walsh_session *plain = open_packed(16, 16, 0);
+        for (uint32_t t = 0; t < LONGEST; t++) ids[t] = (int32_t)(3 + t * 13 % 200);
+        good(walsh_session_prompt(plain, ids, LONGEST, &err), &err);
+        for (int32_t step = 0; step < STEPS; step++) {
+            next[0] = 5 + step * 17 % 190;
+            good(walsh_step(&plain, next, 1, &err), &err);
+        }
+        assert_memory_not_equal(walsh_session_logits(plain), walsh_session_logits(alone[0]), info.vocab * sizeof(float));
+        if (recent == 0) assert_true(walsh_session_cache_bytes(alone[0]) * 3 < walsh_session_cache_bytes(plain));
+        walsh_session_close(&plain);
+        walsh_session_close(&fork);
+        for (unsigned i = 0; i < ROWS; i++) {
+            walsh_session_close(&batch[i]);
+            walsh_session_close(&alone[i]);
+        }
+    }
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(batches_draw_what_sessions_draw)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(batches_draw_what_sessions_draw),
+                                       cmocka_unit_test(packed_rows_have_their_bits_alone)};
     return cmocka_run_group_tests(tests, open_device, close_device);
 }

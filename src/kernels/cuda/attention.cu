@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(THREADS) merge_kernel(float *out, size_t ldo, 
     const uint32_t chunks = (keys.end - keys.begin + keys.chunk - 1) / keys.chunk, head = blockIdx.y, dim = shape.head_dim;
     const float *mine = scratch + blockIdx.x * row_scratch(shape);
     const float *part = mine + (size_t)shape.heads * CHUNKS * 2 + (size_t)head * CHUNKS * dim;
-    const float total = merge_factors(mine, shape, head, chunks, factor, threadIdx.x, THREADS);
+    const float total = merge_factors(mine, shape, head, chunks, threadIdx.x < 32 ? factor : nullptr);
     __syncthreads();
     for (uint32_t d = threadIdx.x; d < dim; d += THREADS)
         out[blockIdx.x * ldo + (size_t)head * dim + d] = merged(part + d, dim, chunks, factor, total);
@@ -114,9 +114,9 @@ __global__ void __launch_bounds__(ROW_THREADS) merge_row_kernel(const __grid_con
     }
     float *heads = row + p.floats + p.sign_words; // of a packed row, by themselves
     const float *mine = p.scratch + blockIdx.x * row_scratch(p.shape);
-    for (uint32_t h = threadIdx.x / 8; h < p.shape.heads; h += ROW_THREADS / 8) {
-        const float sum = merge_factors(mine, p.shape, h, chunks, factor[h], threadIdx.x % 8, 8);
-        if (threadIdx.x % 8 == 0) total[h] = sum;
+    for (uint32_t h = threadIdx.x / 32; h < p.shape.heads; h += ROW_THREADS / 32) {
+        const float sum = merge_factors(mine, p.shape, h, chunks, factor[h]);
+        if (threadIdx.x % 32 == 0) total[h] = sum;
     }
     __syncthreads();
     for (uint32_t first = threadIdx.x; first < p.shape.heads * dim; first += 4 * ROW_THREADS) {

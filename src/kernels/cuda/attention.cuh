@@ -446,24 +446,38 @@ __device__ __forceinline__ bool job_of(const float *query, size_t ldq, const cud
     return j->kv.type != 2;
 }
 
-// The pieces of a row, in ascending order: factor [chunks] of a head and what its values are to be divided by.
+// By a warp: factor [chunks] of a head's pieces (NULL: another warp's), and what their sum is to be divided by.
 __device__ __forceinline__ float merge_factors(const float *mine, const cuda_attention_shape &shape, uint32_t head, uint32_t chunks,
-                                               float *factor, uint32_t first, uint32_t step)
+                                               float *factor)
 {
+    static_assert(CHUNKS == 64, "two pieces a lane");
+    const uint32_t lane = threadIdx.x % 32;
     const float *maximum = mine + (size_t)head * CHUNKS, *sum = maximum + (size_t)shape.heads * CHUNKS;
-    float largest = -INFINITY, total = 0.0f;
-    if (shape.sinks) largest = shape.sinks[head];
-    for (uint32_t c = 0; c < chunks; c++) largest = fmaxf(largest, maximum[c]);
-    if (shape.sinks) total = expf(shape.sinks[head] - largest);
-    for (uint32_t c = 0; c < chunks; c++) total = fmaf(sum[c], expf(maximum[c] - largest), total);
-    for (uint32_t c = first; c < chunks; c += step) factor[c] = expf(maximum[c] - largest);
-    return total;
+    float most[2], weight[2], largest = shape.sinks ? shape.sinks[head] : -INFINITY;
+#pragma unroll
+    for (uint32_t i = 0; i < 2; i++) {
+        const uint32_t c = lane + 32 * i;
+        most[i] = c < chunks ? maximum[c] : -INFINITY;
+        weight[i] = c < chunks ? sum[c] : 0.0f;
+        largest = fmaxf(largest, most[i]);
+    }
+#pragma unroll
+    for (int i = 16; i > 0; i >>= 1) largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, i));
+    float total = 0.0f;
+#pragma unroll
+    for (uint32_t i = 0; i < 2; i++) {
+        const float f = expf(most[i] - largest);
+        if (factor && lane + 32 * i < chunks) factor[lane + 32 * i] = f;
+        total = fmaf(weight[i], f, total);
+    }
+    total = warp_sum(total);
+    return shape.sinks ? total + expf(shape.sinks[head] - largest) : total;
 }
 
 __device__ __forceinline__ float merged(const float *part, uint32_t dim, uint32_t chunks, const float *factor, float total)
 {
     float v = 0.0f;
-#pragma unroll 4
+#pragma unroll 16
     for (uint32_t c = 0; c < chunks; c++) v = fmaf(part[(size_t)c * dim], factor[c], v);
     return v / total;
 }

@@ -369,6 +369,12 @@ void cuda_turbo_append(cudaStream_t stream, const struct cuda_attention_row *row
 void cuda_turbo_pieces(cudaStream_t stream, const float *query, size_t ldq,
                        const struct cuda_attention_row *rows, size_t count, uint32_t layer,
                        const struct cuda_attention_shape *shape, void *scratch);
+/* --- turbo_tiles.cu: the packed ones of those pieces, heads of 64 and 128; first: the row that the call begins with --- */
+bool cuda_turbo_tiles_fit(uint32_t head_dim);
+void cuda_turbo_tiles(cudaStream_t stream, const float *query, size_t ldq,
+                      const struct cuda_attention_row *rows, size_t count, uint32_t layer,
+                      const struct cuda_attention_shape *shape, const struct cuda_attention_row *first,
+                      void *scratch);
 /* attention of those rows, as cuda_attention. */
 void cuda_turbo_attention(cudaStream_t stream, float *out, size_t ldo, const float *query, size_t ldq,
                           const struct cuda_attention_row *rows, size_t count, uint32_t layer,

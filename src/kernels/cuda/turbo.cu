@@ -1,9 +1,16 @@
-// Packed caches: keys and values as codes, appended by one warp for each vector (formats/turbo.h, bit for bit).
+// Packed caches: keys and values as codes, appended by five warps for each vector, one for each stretch (formats/turbo.h, bit for
+// bit).
 #include "turbo.cuh"
 
 namespace {
 
-__constant__ const float stretches[] = {1.0f, 0.95f, 1.05f, 0.9f, 1.1f};
+constexpr int STRETCHES = 5, APPEND_THREADS = 32 * STRETCHES;
+__constant__ const float stretches[STRETCHES] = {1.0f, 0.95f, 1.05f, 0.9f, 1.1f};
+
+// What an encoder reads of a codec, in shared memory.
+struct book {
+    float tree[256], value[256];
+};
 
 // Sixteen sums of a[i] * b[i] with equal i % 16, folded by halves, in lanes 0..15; another pair of vectors in lanes 16..31.
 // The result in lanes 0 and 16.
@@ -16,17 +23,18 @@ __device__ __forceinline__ float dot16(const float *a, const float *b, uint32_t 
     return s;
 }
 
-// codes[dim] of y * stretch; how well they point the way of y. value [dim] is scratch.
-__device__ __forceinline__ float find_codes(const cuda_turbo_codec &c, const float *y, float stretch, uint8_t *codes, float *value)
+// codes[dim] of y * stretch by a warp; how well they point the way of y. value [dim] is scratch.
+__device__ __forceinline__ float find_codes(const cuda_turbo_codec &c, const book &b, const float *y, float stretch, uint8_t *codes,
+                                            float *value)
 {
-    const uint32_t lane = threadIdx.x;
+    const uint32_t lane = threadIdx.x % 32;
     __syncwarp();
     for (uint32_t i = lane; i < c.dim; i += 32) {
         const float v = __fmul_rn(y[i], stretch);
         uint32_t node = 1;
-        while (node < c.levels) node = 2 * node + (c.tree[node] < v);
+        while (node < c.levels) node = 2 * node + (b.tree[node] < v);
         codes[i] = (uint8_t)(node - c.levels);
-        value[i] = (float)c.value[node - c.levels];
+        value[i] = b.value[node - c.levels];
     }
     __syncwarp();
     const float s = dot16(lane < 16 ? y : value, value, c.dim);
@@ -34,12 +42,12 @@ __device__ __forceinline__ float find_codes(const cuda_turbo_codec &c, const flo
     return __fdiv_rn(along, __fsqrt_rn(squares));
 }
 
-// walsh_turbo_norm.
+// walsh_turbo_norm, by a warp.
 __device__ __forceinline__ uint16_t norm_of(const cuda_turbo_codec &c, float g, const uint8_t *codes, bool *saturated)
 {
     if (c.correction) {
         unsigned long long squares = 0;
-        for (uint32_t i = threadIdx.x; i < c.dim; i += 32) {
+        for (uint32_t i = threadIdx.x % 32; i < c.dim; i += 32) {
             const int value = c.value[codes[i]];
             squares += (unsigned)(value * value);
         }
@@ -66,7 +74,7 @@ __device__ __forceinline__ void store_key(const cuda_turbo_codec &c, uint8_t *he
 {
     uint8_t *at = head + (size_t)(slot / 16) * 2 * c.dim * c.bits;
     const uint32_t lane = slot % 16, groups = c.dim / 32;
-    for (uint32_t w = threadIdx.x; w < groups * c.bits; w += 32) {
+    for (uint32_t w = threadIdx.x; w < groups * c.bits; w += APPEND_THREADS) {
         const plane p = plane_of(c.bits, w % c.bits);
         reinterpret_cast<uint32_t *>(at + (size_t)w * 64)[lane] = word_from(p, w % c.bits - p.low, codes + w / c.bits * 32);
     }
@@ -85,7 +93,7 @@ __device__ __forceinline__ void store_key(const cuda_turbo_codec &c, uint8_t *he
     reinterpret_cast<uint16_t *>(at)[lane] = (uint16_t)word;
 }
 
-// Other warps may write other tokens' bits of the same words: the old bits are this token's alone, so their difference is.
+// Other blocks may write other tokens' bits of the same words: the old bits are this token's alone, so their difference is.
 __device__ __forceinline__ void store_value(const cuda_turbo_codec &c, uint8_t *head, uint32_t page_tokens, uint32_t slot,
                                             const uint8_t *codes)
 {
@@ -97,7 +105,7 @@ __device__ __forceinline__ void store_value(const cuda_turbo_codec &c, uint8_t *
         const unsigned shift = i % (16 / p.width) * p.width + slot % 2 * 16;
         const uint32_t mask = (1u << p.width) - 1;
         uint8_t *row = at + (low + i / (16 / p.width)) * 64;
-        for (uint32_t d = threadIdx.x; d < c.dim; d += 32) {
+        for (uint32_t d = threadIdx.x; d < c.dim; d += APPEND_THREADS) {
             uint32_t *word = reinterpret_cast<uint32_t *>(row + d / 16 * stride) + d % 16;
             const uint32_t old = *reinterpret_cast<volatile uint32_t *>(word);
             const uint32_t change = ((old >> shift) ^ (codes[d] >> low)) & mask;
@@ -116,38 +124,45 @@ struct append {
 };
 
 // One vector: blockIdx.x the row, y the head, z the side.
-__global__ void __launch_bounds__(32) turbo_append_kernel(const __grid_constant__ append p)
+__global__ void __launch_bounds__(APPEND_THREADS) turbo_append_kernel(const __grid_constant__ append p)
 {
-    extern __shared__ __align__(16) float room[];
+    extern __shared__ __align__(16) float room[]; // y, then scratch of each warp, then codes of each
+    __shared__ book levels;
+    __shared__ float fit[STRETCHES], length;
     let_next_start();
     wait_for_previous();
     const cuda_attention_row row = p.rows[blockIdx.x];
     const cuda_kv_view kv = row.kv[p.layer];
     if (kv.type != PACKED) return;
-    const uint32_t lane = threadIdx.x, head = blockIdx.y, dim = p.dim, page = row.position / kv.page_tokens;
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, head = blockIdx.y, dim = p.dim, page = row.position / kv.page_tokens;
     const bool key = blockIdx.z == 0;
     const cuda_turbo_codec &c = key ? kv.turbo->key : kv.turbo->value;
     const float *x = (key ? p.k : p.v) + blockIdx.x * p.ld + (size_t)head * dim;
-    float *y = room, *value = y + dim;
-    uint8_t *codes = reinterpret_cast<uint8_t *>(value + dim), *other = codes + dim;
+    float *y = room, *value = y + (1 + warp) * dim;
+    uint8_t *all_codes = reinterpret_cast<uint8_t *>(y + (1 + STRETCHES) * dim), *codes = all_codes + warp * dim;
 
-    for (uint32_t i = lane; i < dim; i += 32) y[i] = x[i];
-    __syncwarp();
-    const float g = __fsqrt_rn(__shfl_sync(0xffffffffu, dot16(y, y, dim), 0));
-    const float inverse = __fdiv_rn(1.0f, g > 1e-6f ? g : 1e-6f);
-    for (uint32_t i = lane; i < dim; i += 32) y[i] = __fmul_rn(y[i], inverse);
-    warp_rotate(y, c);
-    float best = find_codes(c, y, 1.0f, codes, value);
-    for (int k = 1; c.correction && c.bits > 1 && k < (int)(sizeof stretches / sizeof *stretches); k++) {
-        const float fit = find_codes(c, y, stretches[k], other, value);
-        if (!(fit > best)) continue;
-        best = fit;
-        uint8_t *const swap = codes;
-        codes = other;
-        other = swap;
+    if (warp == 0) {
+        for (uint32_t i = lane; i < dim; i += 32) y[i] = x[i];
+        __syncwarp();
+        const float g = __fsqrt_rn(__shfl_sync(0xffffffffu, dot16(y, y, dim), 0));
+        const float inverse = __fdiv_rn(1.0f, g > 1e-6f ? g : 1e-6f);
+        for (uint32_t i = lane; i < dim; i += 32) y[i] = __fmul_rn(y[i], inverse);
+        warp_rotate(y, c);
+        if (lane == 0) length = g;
+    } else {
+        for (uint32_t i = threadIdx.x - 32; i < c.levels; i += APPEND_THREADS - 32) levels.tree[i] = c.tree[i], levels.value[i] = (float)c.value[i];
     }
-    bool saturated;
-    const uint16_t norm = norm_of(c, g, codes, &saturated);
+    __syncthreads();
+    const uint32_t tries = c.correction && c.bits > 1 ? STRETCHES : 1;
+    if (warp < tries) {
+        const float mine = find_codes(c, levels, y, stretches[warp], codes, value);
+        if (lane == 0) fit[warp] = mine;
+    }
+    __syncthreads();
+    uint32_t best = 0;
+    for (uint32_t k = 1; k < tries; k++)
+        if (fit[k] > fit[best]) best = k;
+    codes = all_codes + best * dim;
 
     uint8_t *at = static_cast<uint8_t *>((key ? kv.k_pages : kv.v_pages)[page]) + head * packed_head_bytes(c, kv.page_tokens);
     const uint32_t slot = row.position % kv.page_tokens;
@@ -155,25 +170,27 @@ __global__ void __launch_bounds__(32) turbo_append_kernel(const __grid_constant_
         store_key(c, at, slot, codes);
     else
         store_value(c, at, kv.page_tokens, slot, codes);
-    if (lane == 0) {
-        reinterpret_cast<uint16_t *>(at + code_bytes(c, kv.page_tokens))[slot] = norm;
-        if (saturated) atomicAdd(&kv.turbo->saturated, 1ull);
+    if (warp == 0) {
+        bool saturated;
+        const uint16_t norm = norm_of(c, length, codes, &saturated);
+        if (lane == 0) reinterpret_cast<uint16_t *>(at + code_bytes(c, kv.page_tokens))[slot] = norm;
+        if (lane == 0 && saturated) atomicAdd(&kv.turbo->saturated, 1ull);
     }
 
     void *const own = key ? p.own.k : p.own.v;
-    if (!kv.recent && !own) return;
+    if (warp != STRETCHES - 1 || (!kv.recent && !own)) return;
+    for (uint32_t i = lane; i < dim; i += 32) value[i] = x[i];
+    warp_rotate(value, c);
     __syncwarp();
-    for (uint32_t i = lane; i < dim; i += 32) y[i] = x[i];
-    warp_rotate(y, c);
     if (kv.recent) {
         const cuda_kv_view recent = *kv.recent;
         uint16_t *to = static_cast<uint16_t *>((key ? recent.k_pages : recent.v_pages)[row.position / recent.page_tokens]) +
                        ((size_t)head * recent.page_tokens + row.position % recent.page_tokens) * dim;
-        for (uint32_t i = lane; i < dim; i += 32) to[i] = f16_from_f32(y[i]);
+        for (uint32_t i = lane; i < dim; i += 32) to[i] = f16_from_f32(value[i]);
     }
     if (own) {
         uint16_t *to = static_cast<uint16_t *>(own) + ((size_t)head * p.own.tokens + row.position % p.own.tokens) * dim;
-        for (uint32_t i = lane; i < dim; i += 32) to[i] = f16_from_f32(y[i]);
+        for (uint32_t i = lane; i < dim; i += 32) to[i] = f16_from_f32(value[i]);
     }
 }
 
@@ -184,6 +201,6 @@ void cuda_turbo_append(cudaStream_t stream, const struct cuda_attention_row *row
 {
     if (count == 0) return;
     const append p = {rows, k, v, ld, shape->head_dim, layer, shape->own};
-    launch_early(stream, turbo_append_kernel, dim3((unsigned)count, shape->kv_heads, 2), 32,
-                  shape->head_dim * (2 * sizeof(float) + 2), p);
+    launch_early(stream, turbo_append_kernel, dim3((unsigned)count, shape->kv_heads, 2), APPEND_THREADS,
+                 shape->head_dim * ((1 + STRETCHES) * sizeof(float) + STRETCHES), p);
 }

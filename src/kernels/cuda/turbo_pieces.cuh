@@ -24,7 +24,7 @@ __device__ __forceinline__ packed_span packed_span_of(const cuda_attention_row &
         s.split = min(max(max(newest, kv.recent_begin), s.begin), s.end);
     }
     const uint32_t even = (s.end - s.begin + CHUNKS - 3) / (CHUNKS - 2); // both ends of both parts are pieces
-    s.chunk = even > LEAST ? (even + TILE - 1) / TILE * TILE : LEAST;
+    s.chunk = (even + LEAST - 1) / LEAST * LEAST; // a tile for each warp at a time
     s.packed = (s.split - s.begin + s.chunk - 1) / s.chunk;
     s.pieces = s.packed + (s.end - s.split + s.chunk - 1) / s.chunk;
     return s;
