@@ -232,8 +232,10 @@ static void packed_rows_have_their_bits_alone(void **state)
             next[0] = 5 + step * 17 % 190;
             good(walsh_step(&plain, next, 1, &err), &err);
         }
-        assert_memory_not_equal(walsh_session_logits(plain), walsh_session_logits(alone[0]), info.vocab * sizeof(float));
-        if (recent == 0) assert_true(walsh_session_cache_bytes(alone[0]) * 3 < walsh_session_cache_bytes(plain));
+        assert_memory_not_equal(walsh_session_logits(plain), walsh_session_logits(alone[0]),
+                                info.vocab * sizeof(float));
+        if (recent == 0)
+            assert_true(walsh_session_cache_bytes(alone[0]) * 3 < walsh_session_cache_bytes(plain));
         walsh_session_close(&plain);
         walsh_session_close(&fork);
         for (unsigned i = 0; i < ROWS; i++) {

@@ -134,7 +134,8 @@ __global__ void __launch_bounds__(APPEND_THREADS) turbo_append_kernel(const __gr
     const cuda_attention_row row = p.rows[blockIdx.x];
     const cuda_kv_view kv = row.kv[p.layer];
     if (kv.type != PACKED) return;
-    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, head = blockIdx.y, dim = p.dim, page = row.position / kv.page_tokens;
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, head = blockIdx.y, dim = p.dim,
+                   page = row.position / kv.page_tokens;
     const bool key = blockIdx.z == 0;
     const cuda_turbo_codec &c = key ? kv.turbo->key : kv.turbo->value;
     const float *x = (key ? p.k : p.v) + blockIdx.x * p.ld + (size_t)head * dim;
@@ -150,7 +151,8 @@ __global__ void __launch_bounds__(APPEND_THREADS) turbo_append_kernel(const __gr
         warp_rotate(y, c);
         if (lane == 0) length = g;
     } else {
-        for (uint32_t i = threadIdx.x - 32; i < c.levels; i += APPEND_THREADS - 32) levels.tree[i] = c.tree[i], levels.value[i] = (float)c.value[i];
+        for (uint32_t i = threadIdx.x - 32; i < c.levels; i += APPEND_THREADS - 32)
+            levels.tree[i] = c.tree[i], levels.value[i] = (float)c.value[i];
     }
     __syncthreads();
     const uint32_t tries = c.correction && c.bits > 1 ? STRETCHES : 1;

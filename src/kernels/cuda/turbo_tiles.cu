@@ -14,9 +14,9 @@
 
 namespace {
 
-constexpr int TOKENS = 32, PART = 4;            // tokens of a tile; heads of a team
+constexpr int TOKENS = 32, PART = 4; // tokens of a tile; heads of a team
 constexpr int TEAM = 128, TEAMS = 4, ALL = TEAM * TEAMS;
-constexpr int ENTRY = 256;                      // bytes: lanes' words of keys, then of values
+constexpr int ENTRY = 256; // bytes: lanes' words of keys, then of values
 constexpr uint32_t ROWS_AT_ONCE = 512;
 
 // How codes are looked up: two of 4 bits, two of up to 4 bits that are spread to 4 before, or one of up to 8.
@@ -157,7 +157,8 @@ __device__ __forceinline__ void multiply_codes(float (&sum)[2][4], const eight_c
 {
 #pragma unroll
     for (int m = 0; m < 2; m++) {
-        const level_pair a0 = levels_of<KIND>(c[2 * m], 2 * step, table, lane4), a1 = levels_of<KIND>(c[2 * m + 1], 2 * step, table, lane4),
+        const level_pair a0 = levels_of<KIND>(c[2 * m], 2 * step, table, lane4),
+                         a1 = levels_of<KIND>(c[2 * m + 1], 2 * step, table, lane4),
                          a2 = levels_of<KIND>(c[2 * m], 2 * step + 1, table, lane4),
                          a3 = levels_of<KIND>(c[2 * m + 1], 2 * step + 1, table, lane4);
         multiply(sum[m], a0.level, a1.level, a2.level, a3.level, b0, b1);
@@ -278,10 +279,12 @@ template <int DIM>
 __device__ __forceinline__ void take_queries(const float *query, const run &r, const cuda_attention_shape &shape, team_room<DIM> &s,
                                              constants<DIM> &q)
 {
-    const int team = (int)threadIdx.x / TEAM, warp = (int)threadIdx.x / 32 % 4, lane = (int)threadIdx.x % 32, g = lane >> 2, t = lane & 3;
+    const int team = (int)threadIdx.x / TEAM, warp = (int)threadIdx.x / 32 % 4, lane = (int)threadIdx.x % 32, g = lane >> 2,
+              t = lane & 3;
     const cuda_turbo_codec &key = r.kv.turbo->key;
     float *mine = s.query[warp], most = 0.0f;
-    for (int i = lane; i < DIM; i += 32) mine[i] = (uint32_t)warp < r.heads ? query[(r.first + (uint32_t)warp) * DIM + (uint32_t)i] : 0.0f;
+    for (int i = lane; i < DIM; i += 32)
+        mine[i] = (uint32_t)warp < r.heads ? query[(r.first + (uint32_t)warp) * DIM + (uint32_t)i] : 0.0f;
     if ((uint32_t)warp < r.heads) warp_rotate(mine, key);
     __syncwarp();
     for (int i = lane; i < DIM; i += 32) most = fmaxf(most, fabsf(mine[i]));
@@ -307,10 +310,11 @@ __device__ __forceinline__ void take_queries(const float *query, const run &r, c
 
 // A piece's part of the warps becomes the piece's, in the order of the warps.
 template <int DIM>
-__device__ __forceinline__ void write_piece(const tile_state<DIM> &state, const run &r, uint32_t z, const cuda_attention_shape &shape,
-                                            team_room<DIM> &s)
+__device__ __forceinline__ void write_piece(const tile_state<DIM> &state, const run &r, uint32_t z,
+                                            const cuda_attention_shape &shape, team_room<DIM> &s)
 {
-    const int team = (int)threadIdx.x / TEAM, warp = (int)threadIdx.x / 32 % 4, lane = (int)threadIdx.x % 32, g = lane >> 2, t = lane & 3;
+    const int team = (int)threadIdx.x / TEAM, warp = (int)threadIdx.x / 32 % 4, lane = (int)threadIdx.x % 32, g = lane >> 2,
+              t = lane & 3;
     const uint32_t half = z & 1; // the other half may still be read
     float sum = state.sum;
 #pragma unroll
@@ -320,8 +324,8 @@ __device__ __forceinline__ void write_piece(const tile_state<DIM> &state, const 
 #pragma unroll
     for (int j = 0; j < DIM / 32; j++) {
         const float(&o)[2][4] = state.out[j];
-        *reinterpret_cast<float4 *>(&s.out[half][warp][t][32 * j + 4 * g]) =
-            make_float4((o[0][0] + o[0][1]) * unit, (o[0][2] + o[0][3]) * unit, (o[1][0] + o[1][1]) * unit, (o[1][2] + o[1][3]) * unit);
+        *reinterpret_cast<float4 *>(&s.out[half][warp][t][32 * j + 4 * g]) = make_float4(
+            (o[0][0] + o[0][1]) * unit, (o[0][2] + o[0][3]) * unit, (o[1][0] + o[1][1]) * unit, (o[1][2] + o[1][3]) * unit);
     }
     team_barrier(team);
     if ((uint32_t)warp >= r.heads) return;
@@ -340,7 +344,8 @@ __device__ __forceinline__ void write_piece(const tile_state<DIM> &state, const 
 #pragma unroll
         for (int w = 0; w < 4; w++) {
             const float4 x = *reinterpret_cast<const float4 *>(&s.out[half][w][warp][d]);
-            v.x = fmaf(x.x, factor[w], v.x), v.y = fmaf(x.y, factor[w], v.y), v.z = fmaf(x.z, factor[w], v.z), v.w = fmaf(x.w, factor[w], v.w);
+            v.x = fmaf(x.x, factor[w], v.x), v.y = fmaf(x.y, factor[w], v.y), v.z = fmaf(x.z, factor[w], v.z),
+            v.w = fmaf(x.w, factor[w], v.w);
         }
         *reinterpret_cast<float4 *>(to + d) = v;
     }
@@ -351,10 +356,10 @@ __device__ __forceinline__ void write_piece(const tile_state<DIM> &state, const 
 }
 
 // Weights of a tile's scores in their place; norms of tokens outside are 0.
-template <int DIM>
-__device__ __forceinline__ void weights_of(float (&score)[4], const float (&norm)[4], tile_state<DIM> &state)
+template <int DIM> __device__ __forceinline__ void weights_of(float (&score)[4], const float (&norm)[4], tile_state<DIM> &state)
 {
-    raise(state, fmaxf(fmaxf(score[0], score[1]), fmaxf(score[2], score[3])), fmaxf(fmaxf(norm[0], norm[1]), fmaxf(norm[2], norm[3])));
+    raise(state, fmaxf(fmaxf(score[0], score[1]), fmaxf(score[2], score[3])),
+          fmaxf(fmaxf(norm[0], norm[1]), fmaxf(norm[2], norm[3])));
     const float scale = __uint_as_float((254u + 11u << 23) - __float_as_uint(state.unit)); // WEIGHT_UNIT / unit
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -412,8 +417,8 @@ __device__ __forceinline__ void attend_run(const run &r, uint32_t z, uint32_t en
     const int warp = (int)threadIdx.x / 32 % 4, lane = (int)threadIdx.x % 32, g = lane >> 2, t = lane & 3;
     const uint32_t lane4 = (uint32_t)lane * 4;
     tile_codes<DIM, KIND> k, v;
-    page_pair pages = {};                      // of tile `paged`
-    uint32_t held = NONE, paged = NONE;      // the tile whose codes are in k and v
+    page_pair pages = {};               // of tile `paged`
+    uint32_t held = NONE, paged = NONE; // the tile whose codes are in k and v
     auto turn_to = [&](uint32_t tile) {
         if (paged != tile) pages = pages_of(r.kv, tile);
         paged = tile;
@@ -468,7 +473,7 @@ __device__ __forceinline__ void attend_run(const run &r, uint32_t z, uint32_t en
     }
 }
 
-// start[i]: packed pieces of the rows before i, of one head, where their bits are `widths`; *next: the least widths beyond.
+// start[i]: packed pieces of the rows before i, of one head, where their bits are `widths`; next: the least ones beyond.
 template <int DIM> __device__ __forceinline__ void count_pieces(const tiles_call &c, room<DIM> &s, uint32_t widths)
 {
     for (uint32_t i = threadIdx.x; i < c.count; i += ALL) {
@@ -504,7 +509,8 @@ template <int DIM, kind KIND> __device__ __forceinline__ void attend_counted(con
 {
     const uint32_t team = threadIdx.x / TEAM, group = c.shape.heads / c.shape.kv_heads, parts = (group + PART - 1) / PART,
                    each = c.shape.kv_heads * parts;
-    const uint64_t total = (uint64_t)s.start[c.count] * each, teams = (uint64_t)gridDim.x * TEAMS, mine = blockIdx.x + gridDim.x * team;
+    const uint64_t total = (uint64_t)s.start[c.count] * each, teams = (uint64_t)gridDim.x * TEAMS,
+                   mine = blockIdx.x + gridDim.x * team;
     const uint32_t stop = (uint32_t)(total * (mine + 1) / teams);
     constants<DIM> q;
     for (uint32_t at = (uint32_t)(total * mine / teams), row = 0; at < stop;) {
@@ -526,7 +532,8 @@ template <int DIM, kind KIND> __device__ __forceinline__ void attend_counted(con
 }
 
 // A codebook follows from dimension and bits, so that rows of equal bits share the table whichever their codecs are; others follow.
-template <int DIM, bool ALL_FOUR> __global__ void __launch_bounds__(ALL, 1) packed_tiles_kernel(const __grid_constant__ tiles_call c)
+template <int DIM, bool ALL_FOUR>
+__global__ void __launch_bounds__(ALL, 1) packed_tiles_kernel(const __grid_constant__ tiles_call c)
 {
     extern __shared__ __align__(128) uint8_t shared[];
     room<DIM> &s = *reinterpret_cast<room<DIM> *>(shared);
@@ -578,7 +585,8 @@ bool cuda_turbo_tiles_fit(uint32_t head_dim)
 }
 
 void cuda_turbo_tiles(cudaStream_t stream, const float *query, size_t ldq, const struct cuda_attention_row *rows, size_t count,
-                      uint32_t layer, const struct cuda_attention_shape *shape, const struct cuda_attention_row *first, void *scratch)
+                      uint32_t layer, const struct cuda_attention_shape *shape, const struct cuda_attention_row *first,
+                      void *scratch)
 {
     float *scratch_of = static_cast<float *>(scratch);
     int device = 0, blocks = 0;
@@ -586,8 +594,8 @@ void cuda_turbo_tiles(cudaStream_t stream, const float *query, size_t ldq, const
     cudaDeviceGetAttribute(&blocks, cudaDevAttrMultiProcessorCount, device);
     for (size_t at = 0, n; at < count; at += n) {
         n = count - at < ROWS_AT_ONCE ? count - at : ROWS_AT_ONCE;
-        const tiles_call c = {query + at * ldq, ldq, rows + at, (uint32_t)n, layer, *shape, first,
-                              scratch_of + at * (row_scratch(*shape))};
+        const tiles_call c = {
+            query + at * ldq, ldq, rows + at, (uint32_t)n, layer, *shape, first, scratch_of + at * (row_scratch(*shape))};
         shape->head_dim == 128 ? start_tiles<128>(stream, c, (unsigned)blocks) : start_tiles<64>(stream, c, (unsigned)blocks);
     }
 }
