@@ -8,14 +8,15 @@
 // the tile, and of values tokens 8t.. of elements 4g..4g + 3 of a group: the rows g and g + 8 of two products. Scores are then
 // those of head t and tokens 4g.., and a transposition makes columns of their weights.
 //
-// One block of threads fills a multiprocessor, with one table for four teams, which share the pieces of all rows evenly, in
+// One block of threads fills a multiprocessor, with one table for three teams (168 registers a thread; with four they are spilled),
+// which share the pieces of all rows evenly, in
 // their order: which team does a piece changes nothing in it.
 #include "turbo_pieces.cuh"
 
 namespace {
 
 constexpr int TOKENS = 32, PART = 4; // tokens of a tile; heads of a team
-constexpr int TEAM = 128, TEAMS = 4, ALL = TEAM * TEAMS;
+constexpr int TEAM = 128, TEAMS = 3, ALL = TEAM * TEAMS;
 constexpr int ENTRY = 256; // bytes: lanes' words of keys, then of values
 constexpr uint32_t ROWS_AT_ONCE = 512;
 
