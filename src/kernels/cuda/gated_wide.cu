@@ -242,7 +242,7 @@ template <bool GELU, int SHARE> __global__ void __launch_bounds__(WIDE_THREADS, 
     if (rank == 0 && t == 0) s.to.scale[row] = row_scale, s.to.sum[row] = total;
 }
 
-constexpr size_t WIDEST_ROWS = 16; // a multiprocessor has one block of theirs
+constexpr size_t WIDEST_ROWS = 8; // a multiprocessor has one block of theirs
 
 bool same_blocks(const cuda_rotation &a, const cuda_rotation &b)
 {
