@@ -24,6 +24,7 @@
 #include <stdint.h>
 
 #include "base/clock.h"
+#include "base/float_mode.h"
 #include "base/memory.h"
 
 #define OPEN ((uint64_t)1 << 31)
@@ -159,6 +160,7 @@ static void *worker_main(void *argument)
 {
     struct worker *me = argument;
     struct walsh_pool *pool = me->pool;
+    walsh_float_mode_plain();
     uint64_t joined = 0; /* the gate's first run is number 1 */
     for (;;) {
         if (!spin_until(pool, called, joined)) worker_sleep(pool, joined);
@@ -233,13 +235,17 @@ static void run(struct walsh_pool *pool, size_t count, size_t grain, bool near, 
 
 void walsh_pool_run(struct walsh_pool *pool, size_t count, size_t grain, walsh_task *task, void *argument)
 {
+    const uint64_t mode = walsh_float_mode_plain();
     run(pool, count, grain, false, task, argument);
+    walsh_float_mode_restore(mode);
 }
 
 void walsh_pool_run_near(struct walsh_pool *pool, size_t count, size_t grain, walsh_task *task,
                          void *argument)
 {
+    const uint64_t mode = walsh_float_mode_plain();
     run(pool, count, grain, true, task, argument);
+    walsh_float_mode_restore(mode);
 }
 
 static enum walsh_status start_workers(struct walsh_pool *pool, struct walsh_error *err)

@@ -22,7 +22,8 @@ unsigned walsh_pool_threads(const struct walsh_pool *pool); /* 1 for NULL */
  * because that is done or held by a running thread. Returns when all are done. The pieces are [i*grain,
  * (i+1)*grain) whatever the number of threads. Runs on the caller alone where the pool is NULL, has one
  * thread, or count <= grain. One caller at a time; not reentrant from a task. Workers spin briefly between
- * runs, then sleep. */
+ * runs, then sleep. Every piece is computed with the same control of floating-point arithmetic (base/float_mode.h), whatever the
+ * caller's thread has, which is as before on return. */
 void walsh_pool_run(struct walsh_pool *pool, size_t count, size_t grain, walsh_task *task, void *argument);
 
 /* The same, but each thread begins with a share of the pieces, the same part of [0, count) in every such run, and helps with the

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/float_mode.h"
 #include "base/memory.h"
 
 #define MODULE_NAME "libwalsh-cuda.so"
@@ -69,7 +70,9 @@ enum walsh_status walsh_device_load(const char *path, const struct walsh_device_
                                     struct walsh_error *err)
 {
     *out = NULL;
+    const uint64_t mode = walsh_float_mode(); /* constructors of what the module needs may change it */
     void *library = path ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : open_installed();
+    walsh_float_mode_set(mode);
     if (!library) {
         const char *why = dlerror();
         return walsh_fail(err, WALSH_E_UNSUPPORTED, "the CUDA module is not there: %s",

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/float_mode.h"
 #include "base/pool.h"
 #include "base/random.h"
 
@@ -98,6 +99,50 @@ static void test_near(void **state)
     }
     walsh_pool_close(&pool);
 }
+
+#if defined(__x86_64__) || defined(__aarch64__)
+#if defined(__x86_64__)
+#define FLUSHING (WALSH_FLOAT_PLAIN | 0x8040u) /* FTZ, DAZ */
+#else
+#define FLUSHING (WALSH_FLOAT_PLAIN | 1u << 24) /* FZ */
+#endif
+
+struct halves {
+    volatile float half, out[64]; /* volatile: the halves are taken here, not by the compiler */
+};
+
+static void halve(void *argument, size_t begin, size_t end, unsigned worker)
+{
+    (void)worker;
+    struct halves *h = argument;
+    for (size_t i = begin; i < end; i++)
+        for (unsigned again = 0; again < 2000; again++)
+            h->out[i] = h->half * 0x1p-126f; /* time for all to join */
+}
+
+/* A caller whose thread flushes subnormals, as after loading NVIDIA's driver, gets the bits of any other, and keeps its mode. */
+static void test_subnormals_are_kept(void **state)
+{
+    (void)state;
+    const uint64_t before = walsh_float_mode();
+    for (unsigned threads = 1; threads <= 3; threads++)
+        for (unsigned near = 0; near < 2; near++) {
+            struct halves h = {.half = .5f};
+            struct walsh_pool *pool;
+            walsh_float_mode_set(FLUSHING);
+            assert_int_equal(walsh_pool_open(threads, &pool, NULL), WALSH_OK);
+            halve(&h, 0, 1, 0);
+            const float flushed = h.out[0];
+            (near ? walsh_pool_run_near : walsh_pool_run)(pool, 64, 1, halve, &h);
+            const uint64_t after = walsh_float_mode();
+            walsh_pool_close(&pool);
+            walsh_float_mode_set(before);
+            assert_true(flushed == 0); /* so there was something to keep */
+            for (unsigned i = 0; i < 64; i++) assert_true(h.out[i] == 0x1p-127f);
+            assert_int_equal(after & ~(uint64_t)WALSH_FLOAT_FLAGS, FLUSHING);
+        }
+}
+#endif
 
 /* Each run reads what the one before wrote: a worker that is late, or a run that returns early, shows as a
  * wrong sum. */
@@ -240,10 +285,17 @@ static void test_cpu_count(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_each_index_once), cmocka_unit_test(test_near),
-        cmocka_unit_test(test_many_short_runs), cmocka_unit_test(test_sleep_and_wake),
-        cmocka_unit_test(test_caller_waits),    cmocka_unit_test(test_open_and_close),
-        cmocka_unit_test(test_dispatch_cost),   cmocka_unit_test(test_cpu_count),
+        cmocka_unit_test(test_each_index_once),
+        cmocka_unit_test(test_near),
+        cmocka_unit_test(test_many_short_runs),
+        cmocka_unit_test(test_sleep_and_wake),
+        cmocka_unit_test(test_caller_waits),
+        cmocka_unit_test(test_open_and_close),
+        cmocka_unit_test(test_dispatch_cost),
+        cmocka_unit_test(test_cpu_count),
+#if defined(__x86_64__) || defined(__aarch64__)
+        cmocka_unit_test(test_subnormals_are_kept),
+#endif
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/float_mode.h"
 #include "base/memory.h"
 #include "formats/e8p_planes.h"
 #include "kernels/cuda/backend.h"
@@ -43,7 +44,10 @@ static void build_plane_tables(struct cuda_plane_tables *out)
 static unsigned count_devices(struct walsh_error *err)
 {
     int count = 0;
+    /* The first call loads the driver, which leaves the thread flushing subnormals. */
+    const uint64_t mode = walsh_float_mode();
     const cudaError_t code = cudaGetDeviceCount(&count);
+    walsh_float_mode_set(mode);
     if (code == cudaSuccess && count > 0) return (unsigned)count;
     cudaGetLastError();
     int driver = 0;
@@ -138,8 +142,8 @@ static enum walsh_status open_members(struct walsh_queue *q, struct walsh_error 
     return cuda_memory.synchronize(q, err);
 }
 
-static enum walsh_status open_queue(unsigned device, void *stream, struct walsh_queue *out,
-                                    struct walsh_error *err)
+static enum walsh_status open_on(unsigned device, void *stream, struct walsh_queue *out,
+                                 struct walsh_error *err)
 {
     struct cudaDeviceProp p;
     WALSH_TRY(properties_of(device, &p, err));
@@ -155,6 +159,16 @@ static enum walsh_status open_queue(unsigned device, void *stream, struct walsh_
     out->ops = &cuda_ops;
     const enum walsh_status status = open_members(out, err);
     if (status != WALSH_OK) close_queue(out);
+    return status;
+}
+
+/* A context loads more of the driver: see count_devices. */
+static enum walsh_status open_queue(unsigned device, void *stream, struct walsh_queue *out,
+                                    struct walsh_error *err)
+{
+    const uint64_t mode = walsh_float_mode();
+    const enum walsh_status status = open_on(device, stream, out, err);
+    walsh_float_mode_set(mode);
     return status;
 }
 
