@@ -72,7 +72,8 @@ static const struct option quantize_options[] = {
      .offset = AT(tensor_parallel),
      .help =
          "rotate N parts of each split dimension apart (outputs of q, k, v, gate, up; inputs of o, down), so "
-         "that N engines can take slices of the tensors"},
+         "that N engines can take slices of the tensors; each part needs a multiple of 16 outputs and of 64 "
+         "inputs"},
     {.name = "calibration",
      .argument = "FILE",
      .kind = OPTION_TEXT,

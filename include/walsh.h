@@ -482,8 +482,8 @@ WALSH_API void walsh_session_get_prefix_info(const struct walsh_session *session
 WALSH_API enum walsh_status walsh_session_prompt(struct walsh_session *session, const int32_t *ids,
                                                  size_t count, struct walsh_error *err);
 /* One decode step: append ids[i] to sessions[i], all of one model, no session twice. A row's bits do not
- * depend on `count` or on the others. WALSH_E_ARGUMENT: none of that, or an id beyond the vocabulary; WALSH_E_CAPACITY: a
- * session is full. No session has changed then. */
+ * depend on `count` or on the others; of 0 sessions nothing is done. WALSH_E_ARGUMENT: a session is NULL, of another model or there
+ * twice, or an id is beyond the vocabulary; WALSH_E_CAPACITY: a session is full. No session has changed then. */
 WALSH_API enum walsh_status walsh_step(struct walsh_session *const *sessions, const int32_t *ids,
                                        size_t count, struct walsh_error *err);
 /* [vocab] logits of the last token; NULL before the first. Owned by the session, valid until its next call.
@@ -541,7 +541,7 @@ WALSH_API enum walsh_status walsh_sampler_draw(struct walsh_sampler *sampler, co
                                                int32_t *id, struct walsh_error *err);
 /* walsh_step, and then next[i] (next may be ids) = what samplers[i] draws from the new logits of sessions[i]:
  * the tokens that walsh_sampler_draw would give. On a device the step itself draws, and no logits come back.
- * No session twice, no sampler twice. A failure of the step leaves all as before; one of a draw, as of
+ * No session twice, no sampler twice, none NULL. A failure of the step leaves all as before; one of a draw, as of
  * walsh_sampler_draw, leaves the sessions with their tokens. */
 WALSH_API enum walsh_status walsh_step_draw(struct walsh_session *const *sessions,
                                             struct walsh_sampler *const *samplers, const int32_t *ids,

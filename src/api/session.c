@@ -101,9 +101,24 @@ enum walsh_status walsh_session_prompt_logits(struct walsh_session *session, con
     return walsh_runtime_prompt(session, ids, count, &outputs, "prompt", err);
 }
 
+/* samplers NULL: there are none. */
+static enum walsh_status check_handles(struct walsh_session *const *sessions,
+                                       struct walsh_sampler *const *samplers, size_t count,
+                                       struct walsh_error *err)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (!sessions[i])
+            return walsh_fail(err, WALSH_E_ARGUMENT, "step: session %zu of %zu is NULL", i, count);
+        if (samplers && !samplers[i])
+            return walsh_fail(err, WALSH_E_ARGUMENT, "step: sampler %zu of %zu is NULL", i, count);
+    }
+    return WALSH_OK;
+}
+
 enum walsh_status walsh_step(struct walsh_session *const *sessions, const int32_t *ids, size_t count,
                              struct walsh_error *err)
 {
+    WALSH_TRY(check_handles(sessions, NULL, count, err));
     return walsh_runtime_step(sessions, ids, count, err);
 }
 
@@ -186,5 +201,6 @@ enum walsh_status walsh_step_draw(struct walsh_session *const *sessions,
                                   struct walsh_sampler *const *samplers, const int32_t *ids, size_t count,
                                   int32_t *next, struct walsh_error *err)
 {
+    WALSH_TRY(check_handles(sessions, samplers, count, err));
     return walsh_runtime_step_sample(sessions, samplers, ids, count, next, err);
 }

@@ -206,6 +206,13 @@ static void contexts_of_sessions_have_limits(void **state)
     ids[1] = 1;
     assert_int_equal(walsh_step(twice, ids, 2, &err), WALSH_E_ARGUMENT);
     assert_string_equal(err.message, "step: session 1 is in the list twice");
+    twice[1] = NULL;
+    assert_int_equal(walsh_step(twice, ids, 2, &err), WALSH_E_ARGUMENT);
+    assert_string_equal(err.message, "step: session 1 of 2 is NULL");
+    struct walsh_sampler *none = NULL;
+    assert_int_equal(walsh_step_draw(&session, &none, ids, 1, ids, &err), WALSH_E_ARGUMENT);
+    assert_string_equal(err.message, "step: sampler 0 of 1 is NULL");
+    assert_int_equal(walsh_step(NULL, NULL, 0, &err), WALSH_OK);
     assert_int_equal(walsh_session_length(session), 3);
     assert_int_equal(walsh_step(&session, ids, 1, &err), WALSH_OK); /* and the refusal left no mark */
     walsh_session_close(&session);
