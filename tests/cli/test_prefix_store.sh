@@ -36,14 +36,16 @@ works run "$model" -f "$work/long" $common --prefix-store "$store"
 grep -q "^prompt $tokens tokens, $tokens of them from the prefix store, generated 12 tokens" "$work/err" ||
     fails "the report says what was taken over"
 
-# --- a prompt that goes on differently takes over the whole chunk; another cache, adapter, kernel: nothing
+# --- a prompt that goes on differently takes over the whole chunk; another cache, adapter, kernel: nothing.
+# Which activations are the default is the machine's (AVX512_BF16: bf16), and --activations f32 has an f32 cache: these differ from
+# each other and from the default everywhere.
 { head -c 2600 "$work/long" && echo "And then it rained."; } >"$work/other"
 works run "$model" -f "$work/other" $common --json
 other=$(value text)
 works run "$model" -f "$work/other" $common --json --prefix-store "$store"
 same "text behind a common beginning" "$(value text)" "$other"
 same "the common chunk" "$(value prefix.tokens)" 512
-for options in "--kv f32" "--kv turbo" "--kv turbo --kv-bits 3" "--kv turbo --kv-skip 1" "--activations f32" \
+for options in "--kv f32 --activations bf16" "--kv f32 --activations f32" "--kv turbo" "--kv turbo --kv-bits 3" "--kv turbo --kv-skip 1" \
     "--adapter $CLI_SOURCE/models/shakespeare-lora-8m" "--adapter $CLI_SOURCE/models/shakespeare-lora-8m:0.5"; do
     # shellcheck disable=SC2086 # options
     works run "$model" -f "$work/long" $common $options --json
