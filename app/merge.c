@@ -92,9 +92,9 @@ static enum walsh_status report(const struct command *command, uint64_t bytes, s
 }
 
 /* The merged model in plain weights, in `destination`. */
-static enum walsh_status merge(struct merge_settings *settings, struct walsh_context *context,
-                               const char *destination, enum walsh_merge_type type, uint64_t *bytes,
-                               struct walsh_error *err)
+static enum walsh_status merge_on_cpu(struct merge_settings *settings, struct walsh_context *context,
+                                      const char *destination, enum walsh_merge_type type, uint64_t *bytes,
+                                      struct walsh_error *err)
 {
     struct command *command = &settings->command;
     struct walsh_model *model = NULL;
@@ -110,6 +110,22 @@ static enum walsh_status merge(struct merge_settings *settings, struct walsh_con
         status = walsh_merge(model, adapters.uses, adapters.count, destination, type, bytes, err);
     adapters_close(&adapters);
     walsh_model_close(&model);
+    return status;
+}
+
+/* Updates are added in double precision, which is the CPU's work whatever the device. */
+static enum walsh_status merge(struct merge_settings *settings, const char *destination,
+                               enum walsh_merge_type type, uint64_t *bytes, struct walsh_error *err)
+{
+    struct command *command = &settings->command;
+    struct walsh_context *context;
+    const char *device = command->device;
+    command->device = "cpu";
+    enum walsh_status status = command_open_context(command, &context, err);
+    command->device = device;
+    if (status != WALSH_OK) return status;
+    status = merge_on_cpu(settings, context, destination, type, bytes, err);
+    walsh_context_close(&context);
     return status;
 }
 
@@ -188,7 +204,7 @@ static enum walsh_status merge_and_quantize(struct merge_settings *settings, str
     if (!settings->no_hessian && strcmp(settings->format, "e8p") == 0)
         TRY(data_find("calibration.txt", &calibration, err));
     struct written written = {0};
-    enum walsh_status status = merge(settings, context, merged, WALSH_MERGE_F32, bytes, err);
+    enum walsh_status status = merge(settings, merged, WALSH_MERGE_F32, bytes, err);
     if (status == WALSH_OK) {
         written.count = scandir(merged, &written.files, is_file_name, NULL);
         status = written.count < 0
@@ -232,12 +248,12 @@ static enum walsh_status run_merge(struct command *command, struct walsh_error *
     struct walsh_context *context;
     uint64_t bytes = 0;
     TRY(check_options(settings, err));
-    TRY(command_open_context(command, &context, err));
+    TRY(command_open_context(command, &context,
+                             err)); /* a device that is not there is told before anything is done */
     const enum walsh_merge_type type =
         settings->dtype && strcmp(settings->dtype, "f32") == 0 ? WALSH_MERGE_F32 : WALSH_MERGE_BF16;
-    enum walsh_status status = settings->format
-                                   ? merge_and_quantize(settings, context, &bytes, err)
-                                   : merge(settings, context, command->arguments[2], type, &bytes, err);
+    enum walsh_status status = settings->format ? merge_and_quantize(settings, context, &bytes, err)
+                                                : merge(settings, command->arguments[2], type, &bytes, err);
     walsh_context_close(&context);
     progress_clear(&command->progress);
     return status == WALSH_OK ? report(command, bytes, err) : status;
@@ -250,7 +266,9 @@ const struct verb verb_merge = {
     .details =
         "ADAPTER is " ADAPTER_ARGUMENT ", as in walsh run. DST, which must not exist, becomes a Hugging Face "
         "directory of plain weights; the weights of a quantized MODEL are decoded. With --format the merged "
-        "model is quantized, with the text that ships with walsh as its calibration.",
+        "model is quantized, with the text that ships with walsh as its calibration. Merging is the CPU's "
+        "work; "
+        "--device says where --format e8p searches its codes.",
     .positionals = {"MODEL", "ADAPTER", "DST"},
     .least_arguments = 3,
     .options = merge_options,

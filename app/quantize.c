@@ -315,7 +315,9 @@ const struct verb verb_quantize = {
         "SRC is a Hugging Face directory or an id in the local cache; DST must not exist. The work happens "
         "in "
         "DST.partial; Ctrl-C or a crash leaves it there, and --resume goes on to the same bytes. Embeddings, "
-        "head, norms, routers and biases stay as they are.",
+        "head, norms, routers and biases stay as they are. --device says where the codes of e8p are "
+        "searched; what "
+        "only rounds is the CPU's work.",
     .positionals = {"SRC", "DST"},
     .least_arguments = 2,
     .options = quantize_options,

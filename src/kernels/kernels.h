@@ -208,7 +208,7 @@ struct walsh_ops {
     void (*add)(const struct walsh_queue *q, float *x, const float *d, size_t n);
     /* a = round(forward(rotation, x)) row by row: x [rows][ldx], rotation->size elements used. NONE only
      * rounds/copies. a's rows, type and buffers are set by the caller; cols must equal
-     * rotation->blocks.padded. A device may lack OVERLAP. */
+     * rotation->blocks.padded. */
     void (*prepare)(const struct walsh_queue *q, struct walsh_activations *a, const float *x, size_t ldx,
                     const struct walsh_rotation *rotation);
     /* All products of a list, over one set of activations, in one dispatch, with their low-rank updates
@@ -231,7 +231,7 @@ struct walsh_ops {
      * elements per token, F32 or F16 (saturated); then out[i] = C (bias + sum over j < taps of weight[j]
      * u[position - taps + 1 + j]), everything elementwise, with what is stored, nothing before position 0, in
      * the order of j. weight [taps][width]; bias [width] or NULL. Rows of one kv have consecutive positions.
-     * NULL where a backend lacks it. */
+     */
     void (*short_conv)(const struct walsh_queue *q, float *out, size_t ldo, const float *x, size_t ldx,
                        const struct walsh_attention_row *rows, size_t count, const float *weight,
                        const float *bias, uint32_t taps, uint32_t width);

@@ -52,6 +52,18 @@ struct walsh_train_slots {
     size_t rows, k, n; /* n: of a row of numbers */
 };
 
+/* The gated short convolution of train/short_conv.h; rows' documents as in struct walsh_train_attention. */
+struct walsh_train_conv {
+    size_t rows;
+    uint32_t taps, width;
+    const uint32_t *first, *end;
+    const float *weight, *bias; /* [taps][width]; [width] or NULL */
+    const float *x;             /* [rows][3 width] */
+    float *out;                 /* [rows][width] */
+    const float *dout;          /* the gradient of out */
+    float *dx;                  /* that of x */
+};
+
 struct walsh_train_ops {
     void (*multiply)(const struct walsh_queue *q, const struct walsh_matrix_product *p);
     /* out [w->rows][w->cols] of F32 or BF16: decode_weights_f32 and decode_weights_bf16 (kernels.def). */
@@ -73,6 +85,9 @@ struct walsh_train_ops {
                           size_t n);
     void (*attention_forward)(const struct walsh_queue *q, const struct walsh_train_attention *t);
     void (*attention_backward)(const struct walsh_queue *q, const struct walsh_train_attention *t);
+    /* Element by element with the operations of train/short_conv.c. */
+    void (*short_conv_forward)(const struct walsh_queue *q, const struct walsh_train_conv *t);
+    void (*short_conv_backward)(const struct walsh_queue *q, const struct walsh_train_conv *t);
     /* train/gradients.h, walsh_cross_entropy. */
     void (*cross_entropy)(const struct walsh_queue *q, float *logits, const int32_t *targets, size_t rows,
                           size_t vocab, float weight, float cap, bool gradient, double *loss);

@@ -20,6 +20,9 @@ struct upload {
         const float *host, *device;
     } signs[SHARED]; /* equal signs are one vector in the graph, and stay one */
     size_t next;
+    struct {
+        const void *host, *device;
+    } own; /* the last A of a low-rank part */
     struct walsh_error *err;
 };
 
@@ -83,6 +86,30 @@ static enum walsh_status upload_rotation(struct upload *u, struct walsh_rotation
     return WALSH_OK;
 }
 
+/* The low-rank part of the weights themselves, whose A several linears share. */
+static enum walsh_status upload_own(struct upload *u, const struct walsh_linear *linear)
+{
+    struct walsh_adapter_linear *own =
+        (struct walsh_adapter_linear *)(uintptr_t)linear->own; /* of the graph's arena */
+    if (!own) return WALSH_OK;
+    const size_t element = own->storage == WALSH_FORMAT_F32 ? sizeof(float) : sizeof(uint16_t),
+                 a = walsh_low_rank_a_size(own->rank, own->in) * element,
+                 b = walsh_low_rank_b_size(own->storage, own->rank, own->out) * element;
+    void *device;
+    if (own->a != u->own.host) {
+        WALSH_TRY(take(u, a, &device));
+        if (u->room) WALSH_TRY(walsh_queue_upload(u->queue, device, own->a, a, u->err));
+        u->own.host = own->a;
+        u->own.device = device;
+    }
+    WALSH_TRY(take(u, b, &device));
+    if (!u->room) return WALSH_OK;
+    WALSH_TRY(walsh_queue_upload(u->queue, device, own->b, b, u->err));
+    own->a = u->own.device;
+    own->b = device;
+    return WALSH_OK;
+}
+
 static enum walsh_status upload_linear(struct upload *u, struct walsh_linear *linear)
 {
     WALSH_TRY(upload_weights(u, &linear->weights, linear->name));
@@ -92,6 +119,7 @@ static enum walsh_status upload_linear(struct upload *u, struct walsh_linear *li
     }
     WALSH_TRY(upload_rotation(u, &linear->in_rotation, linear->name));
     WALSH_TRY(upload_rotation(u, &linear->out_rotation, linear->name));
+    WALSH_TRY(upload_own(u, linear));
     return upload_vector(u, &linear->bias, linear->out);
 }
 
@@ -112,6 +140,8 @@ static enum walsh_status upload_layer(struct upload *u, struct walsh_layer *laye
     WALSH_TRY(upload_vector(u, &layer->attention_output_norm, c->hidden));
     WALSH_TRY(upload_vector(u, &layer->mlp_output_norm, c->hidden));
     WALSH_TRY(upload_vector(u, &layer->sinks, c->heads));
+    WALSH_TRY(upload_vector(u, &layer->conv_weight, (size_t)c->conv_taps * c->hidden));
+    WALSH_TRY(upload_vector(u, &layer->conv_bias, c->hidden));
     WALSH_TRY(upload_vector(u, &layer->q_norm, c->head_dim));
     return upload_vector(u, &layer->k_norm, c->head_dim);
 }
@@ -154,13 +184,6 @@ static enum walsh_status check(const struct upload *u)
 {
     const struct walsh_model_graph *g = u->graph;
     const char *where = g->checkpoint.directory ? g->checkpoint.directory : "shape";
-    if (g->config.conv_taps)
-        return walsh_fail(u->err, WALSH_E_UNSUPPORTED, "%s: short convolutions run on the CPU only", where);
-    if (g->config.architecture == WALSH_ARCH_LALAMO)
-        return walsh_fail(u->err, WALSH_E_UNSUPPORTED, "%s: checkpoints of lalamo run on the CPU only",
-                          where);
-    if (g->rope.short_positions)
-        return walsh_fail(u->err, WALSH_E_UNSUPPORTED, "%s: longrope runs on the CPU only", where);
     if (g->embedding.format >= WALSH_FORMAT_E8P)
         return walsh_fail(u->err, WALSH_E_UNSUPPORTED, "%s: an embedding of format %s runs on the CPU only",
                           where, walsh_format_name(g->embedding.format));

@@ -12,7 +12,7 @@ static struct walsh_unrotated output_of(const struct walsh_linear *linear)
 static bool layer_fits(const struct walsh_model_graph *graph, const struct walsh_queue *q,
                        const struct walsh_layer *l, uint32_t index, const struct walsh_rows *rows)
 {
-    if (l->experts || l->conv_weight || (l->rope && l->rope->short_positions) ||
+    if (l->experts || l->conv_weight || (l->rope && l->rope->short_positions && rows->rope_mixed) ||
         graph->config.gate == WALSH_GATE_CLAMPED || !walsh_linear_same_input(q, &l->q, &l->k) ||
         !walsh_linear_same_input(q, &l->q, &l->v) || !walsh_linear_same_input(q, &l->gate, &l->up))
         return false;
@@ -43,7 +43,7 @@ struct pass {
     struct walsh_workspace *ws;
     float *x;
     bool host; /* attention's rows name their layer, and its output is always kept */
-    bool keep; /* adapters read the inputs of products as they are before they are prepared */
+    bool keep; /* low-rank updates read the inputs of products as they are before they are prepared */
 };
 
 static struct walsh_activations input_of(const struct pass *p, const struct walsh_linear *linear)
@@ -84,15 +84,17 @@ static void attention(const struct pass *p, const struct walsh_layer *l, uint32_
         {&l->q, ws->attention, ws->attention_ld}, {&l->k, ws->key, kv_width}, {&l->v, ws->value, kv_width}};
     struct walsh_unrotated z[3];
     products(p, calls, 3, a, ws->normed, ws->normed_ld, z);
+    const struct walsh_rope_table *rope = l->rope;
+    const size_t angles = rope && rope->short_positions ? (size_t)p->rows->rope_offset * (rope->dim / 2) : 0;
     const struct walsh_projections to = {.q = z[0],
                                          .k = z[1],
                                          .v = z[2],
                                          .q_norm = l->q_norm,
                                          .k_norm = l->k_norm,
                                          .eps = (float)c->rms_epsilon,
-                                         .rotated = l->rope ? l->rope->dim : 0,
-                                         .cosine = l->rope ? l->rope->cosine : NULL,
-                                         .sine = l->rope ? l->rope->sine : NULL,
+                                         .rotated = rope ? rope->dim : 0,
+                                         .cosine = rope ? rope->cosine + angles : NULL,
+                                         .sine = rope ? rope->sine + angles : NULL,
                                          .rows = ws->rows,
                                          .layer = p->host ? 0 : index,
                                          .query = ws->query,
@@ -130,6 +132,17 @@ static void mlp(const struct pass *p, const struct walsh_layer *l, const struct 
     products(p, &down, 1, &b, ws->gate, ws->gate_ld, out);
 }
 
+/* Low-rank parts of the weights themselves read what adapters read. */
+static bool reads_inputs(const struct walsh_model_graph *graph)
+{
+    for (uint32_t i = 0; i < graph->config.layers; i++) {
+        const struct walsh_layer *l = &graph->layers[i];
+        if (l->q.own || l->k.own || l->v.own || l->o.own || l->gate.own || l->up.own || l->down.own)
+            return true;
+    }
+    return false;
+}
+
 bool walsh_layers_fused(const struct walsh_model_graph *graph, const struct walsh_queue *q, float *x,
                         const struct walsh_rows *rows, struct walsh_workspace *ws)
 {
@@ -137,7 +150,8 @@ bool walsh_layers_fused(const struct walsh_model_graph *graph, const struct wals
     if (!q->ops->fused) return false;
     for (uint32_t i = 0; i < layers; i++)
         if (!layer_fits(graph, q, &graph->layers[i], i, rows)) return false;
-    const struct pass p = {graph, q, rows, ws, x, q->memory == NULL, rows->sets.count > 0};
+    const struct pass p = {
+        graph, q, rows, ws, x, q->memory == NULL, rows->sets.count > 0 || reads_inputs(graph)};
     if (!p.host)
         q->ops->attention_rows(q, ws->rows, rows->op_kv ? rows->op_kv : rows->kv, rows->positions,
                                rows->count, 0);

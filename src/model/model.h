@@ -124,6 +124,9 @@ struct walsh_rows {
         *kv; /* [count] view of the layer being run is kv[i] + layer index (views are [layers]) */
     const uint32_t *positions; /* [count], memory of the queue */
     const uint32_t *rope_rows; /* [count] of the rope tables; NULL: positions */
+    /* What rope_rows adds to positions, where that is the same for all rows; `mixed`: it is not. */
+    uint32_t rope_offset;
+    bool rope_mixed;
     /* [count] where the queue is a device's: kv there, in its memory; else NULL */
     const struct walsh_kv_view *const *op_kv;
     struct walsh_row_sets sets; /* the rows' adapters */

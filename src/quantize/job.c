@@ -754,17 +754,22 @@ static enum walsh_status run(struct job *job, const char *source, const char *co
     return status;
 }
 
-/* What a device has no part in is refused, not done on the CPU without a word. */
-static enum walsh_status check_device(const struct walsh_queue *q, const struct walsh_job_options *o,
-                                      struct walsh_error *err)
+/* *device: the queue that searches codes; NULL: the CPU's. Formats that only round are the host's, with the bytes of
+ * a job without a device. */
+static enum walsh_status choose_device(const struct walsh_queue *q, const struct walsh_hooks *hooks,
+                                       const struct walsh_job_options *o, const struct walsh_queue **device,
+                                       struct walsh_error *err)
 {
+    *device = NULL;
     if (!q->memory) return WALSH_OK;
-    if (o->format != WALSH_FORMAT_E8P)
-        return walsh_fail(err, WALSH_E_UNSUPPORTED,
-                          "quantize to %s runs on the CPU only; a device searches e8p",
-                          walsh_format_name(o->format));
+    if (o->format != WALSH_FORMAT_E8P) {
+        walsh_log(hooks, WALSH_LOG_INFO, "rounding to %s is done on the CPU: the device has no part in it",
+                  walsh_format_name(o->format));
+        return WALSH_OK;
+    }
     if (!q->ops->quantize)
         return walsh_fail(err, WALSH_E_UNSUPPORTED, "quantize: this device has no searches of codes");
+    *device = q;
     return WALSH_OK;
 }
 
@@ -774,9 +779,9 @@ enum walsh_status walsh_quantize_job(const struct walsh_queue *q, const struct w
                                      struct walsh_job_report *reports, struct walsh_error *err)
 {
     const struct walsh_queue host = walsh_queue_host(q);
-    struct job job = {.queue = &host, .device = q->memory ? q : NULL, .hooks = hooks, .options = options};
+    struct job job = {.queue = &host, .hooks = hooks, .options = options};
     const size_t outputs = options->outputs;
-    WALSH_TRY(check_device(q, options, err));
+    WALSH_TRY(choose_device(q, hooks, options, &job.device, err));
     double start = walsh_now();
     for (size_t i = 0; i < outputs; i++) {
         reports[i] = (struct walsh_job_report){0};

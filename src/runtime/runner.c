@@ -7,9 +7,9 @@
 
 #define LOGIT_ELEMENTS ((size_t)1 << 22) /* 16 MiB of logits at once */
 
-/* Ids, positions and views of a call stand in one block, so that one copy brings them up. */
+/* Ids, positions, rows of the rope tables and views of a call stand in one block, so that one copy brings them up. */
 #define CALL_BYTES                                                                                           \
-    (WALSH_CHUNK_ROWS * (sizeof(int32_t) + sizeof(uint32_t) + sizeof(const struct walsh_kv_view *)))
+    (WALSH_CHUNK_ROWS * (sizeof(int32_t) + 2 * sizeof(uint32_t) + sizeof(const struct walsh_kv_view *)))
 
 static enum walsh_status allocate_device(struct walsh_runner *r, struct walsh_error *err)
 {
@@ -24,6 +24,7 @@ static enum walsh_status allocate_device(struct walsh_runner *r, struct walsh_er
     d->kv = d->call;
     d->ids = (int32_t *)(void *)(d->kv + rows);
     d->positions = (uint32_t *)(void *)(d->ids + rows);
+    d->rope_rows = d->positions + rows;
     WALSH_TRY(walsh_queue_alloc(q, rows * c->hidden * sizeof *d->x, "the rows of a chunk", &d->x, err));
     WALSH_TRY(walsh_queue_alloc(q, logits, "logits", &d->logits, err));
     WALSH_TRY(walsh_queue_alloc(q, logits, "logits", &d->step_logits, err));
@@ -33,6 +34,8 @@ static enum walsh_status allocate_device(struct walsh_runner *r, struct walsh_er
                                          .kv_heads = c->kv_heads,
                                          .head_dim = c->head_dim,
                                          .capacity = WALSH_KV_PAGE,
+                                         .conv = r->graph->conv,
+                                         .conv_width = c->hidden,
                                          .queue = q};
     WALSH_TRY(walsh_kv_open(&shape, &d->filler, err));
     return walsh_kv_reserve(d->filler, 1, err);
@@ -109,6 +112,14 @@ void walsh_runner_close(struct walsh_runner **runner)
     *runner = NULL;
 }
 
+/* One set of a longrope's factors for all rows, or not. */
+static void set_rope(const struct walsh_runner *r, struct walsh_rows *rows)
+{
+    rows->rope_offset = rows->count > 0 ? r->rope_rows[0] - r->positions[0] : 0;
+    for (size_t i = 0; i < rows->count; i++)
+        rows->rope_mixed |= r->rope_rows[i] - r->positions[i] != rows->rope_offset;
+}
+
 static void run_layers(struct walsh_runner *r, const int32_t *ids, const struct walsh_rows *rows, float *x)
 {
     walsh_embed(r->graph, r->queue, ids, rows->count, x);
@@ -126,7 +137,9 @@ static enum walsh_status send_rows(struct walsh_runner *r, const int32_t *ids, s
     memcpy((void *)kv, (const void *)r->op_kv, n * sizeof *kv);
     memcpy(staged_ids, ids, n * sizeof *ids);
     memcpy(staged_ids + WALSH_CHUNK_ROWS, r->positions, n * sizeof *r->positions);
+    memcpy(staged_ids + 2 * WALSH_CHUNK_ROWS, r->rope_rows, n * sizeof *r->rope_rows);
     rows->positions = d->positions;
+    rows->rope_rows = d->rope_rows;
     rows->op_kv = d->kv;
     return walsh_queue_upload(r->queue, d->call, d->staging, CALL_BYTES, err);
 }
@@ -164,14 +177,16 @@ static enum walsh_status record_step(struct walsh_runner *r, const struct walsh_
     return status;
 }
 
-/* All that the launches of a step of these rows hold: how many they are, where A x goes, which kinds of caches they have, and the
- * updates of each linear. */
+/* All that the launches of a step of these rows hold: their rows of the rope tables, how many they are, where A x goes, which kinds
+ * of caches they have, and the updates of each linear. */
 static enum walsh_status make_key(struct walsh_runner *r, const struct walsh_rows *rows,
                                   struct walsh_error *err)
 {
     struct walsh_recordings *to = &r->device.recordings;
     const void *h = r->workspace->h;
+    const uint32_t rope[] = {rows->rope_offset, rows->rope_mixed};
     walsh_recordings_begin(to);
+    WALSH_TRY(walsh_recordings_add(to, rope, sizeof rope, err));
     WALSH_TRY(walsh_recordings_add(to, &rows->count, sizeof rows->count, err));
     WALSH_TRY(walsh_recordings_add(to, &h, sizeof h, err));
     for (uint32_t layer = 0; layer < r->graph->config.layers; layer++) {
@@ -217,6 +232,7 @@ static size_t fill_bucket(struct walsh_runner *r, size_t count)
     for (size_t i = count; i < rows; i++) {
         r->ids[i] = 0;
         r->positions[i] = 0;
+        r->rope_rows[i] = r->rope_rows[0] - r->positions[0];
         r->kv[i] = r->device.filler->views;
         r->op_kv[i] = r->device.filler->op_views;
     }
@@ -241,6 +257,7 @@ static enum walsh_status step_on_device(struct walsh_runner *r, struct walsh_row
     for (size_t i = 0; i < rows->count; i++)
         if (r->positions[i] >= rows->most_tokens) rows->most_tokens = r->positions[i] + 1;
     if (replays) rows->count = fill_bucket(r, rows->count);
+    set_rope(r, rows);
     WALSH_TRY(send_rows(r, r->ids, rows, err));
     if (replays) WALSH_TRY(find_recording(r, rows, &run, err));
     if (run) {
@@ -268,6 +285,7 @@ void walsh_runner_forward(struct walsh_runner *runner, const int32_t *ids, size_
                               .rope_rows = runner->rope_rows,
                               .sets = *sets};
     struct walsh_error err;
+    set_rope(runner, &rows);
     if (!runner->queue->memory)
         run_layers(runner, ids, &rows, x);
     else if (run_on_device(runner, ids, &rows, x, &err) != WALSH_OK)

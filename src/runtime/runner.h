@@ -32,9 +32,10 @@ struct walsh_runner {
     const struct walsh_kv_view **op_kv; /* [WALSH_CHUNK_ROWS]: what ops take in the place of kv */
     /* Of a queue with a device, in its memory, what a call's arrays are copied to; else NULL. */
     struct walsh_runner_device {
-        void *call;                      /* one block of the next three */
+        void *call;                      /* one block of the next four */
         int32_t *ids;                    /* [WALSH_CHUNK_ROWS] */
         uint32_t *positions;             /* [WALSH_CHUNK_ROWS] */
+        uint32_t *rope_rows;             /* [WALSH_CHUNK_ROWS] */
         const struct walsh_kv_view **kv; /* [WALSH_CHUNK_ROWS] */
         float *x;                        /* [WALSH_CHUNK_ROWS][hidden] */
         float *logits;                   /* [logit_rows][vocab], of prompts */
@@ -78,8 +79,8 @@ struct walsh_runner_draws {
     int32_t *ids;
 };
 /* On a device, a decode step of `count` rows, at most logit_rows: their logits in device.step_logits and what is drawn from them (draws
- * NULL: nothing), done on return; the host waits once, for the end of it all. The caller has filled runner->ids, kv, op_kv and positions
- * as for walsh_runner_forward, and nobody needs what device.step_logits held. */
+ * NULL: nothing), done on return; the host waits once, for the end of it all. The caller has filled runner->ids, kv, op_kv, positions and
+ * rope_rows as for walsh_runner_forward, and nobody needs what device.step_logits held. */
 void walsh_runner_device_step(struct walsh_runner *runner, size_t count, const struct walsh_row_sets *sets,
                               const struct walsh_runner_draws *draws);
 /* The parts of it (runtime/runner_draw.c): the plans go up; then, behind the logits, the draws, whose ids come back. */

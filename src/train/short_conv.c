@@ -1,6 +1,7 @@
 #include "train/short_conv.h"
 
 #include "base/memory.h"
+#include "train/device.h"
 
 #define PIECE_ELEMENTS 16384
 
@@ -77,6 +78,20 @@ static void backward_rows(void *argument, size_t begin, size_t end, unsigned wor
     }
 }
 
+static struct walsh_train_conv of_device(const struct conv *t)
+{
+    const struct walsh_documents *d = t->documents;
+    return (struct walsh_train_conv){.rows = d->begin[d->count],
+                                     .taps = t->shape->taps,
+                                     .width = t->shape->width,
+                                     .first = d->row_begin,
+                                     .end = d->row_end,
+                                     .weight = t->shape->weight,
+                                     .bias = t->shape->bias,
+                                     .x = t->x,
+                                     .dout = t->dout};
+}
+
 static void run(const struct walsh_queue *q, struct conv *t, walsh_task *task)
 {
     walsh_pool_run(q->pool, t->documents->begin[t->documents->count],
@@ -87,6 +102,12 @@ void walsh_short_conv_forward(const struct walsh_queue *q, const struct walsh_co
                               const struct walsh_documents *documents, const float *x, float *out)
 {
     struct conv t = {shape, documents, x, NULL, out};
+    if (walsh_train_device(q)) {
+        struct walsh_train_conv c = of_device(&t);
+        c.out = out;
+        q->ops->train->short_conv_forward(q, &c);
+        return;
+    }
     run(q, &t, forward_rows);
 }
 
@@ -95,5 +116,11 @@ void walsh_short_conv_backward(const struct walsh_queue *q, const struct walsh_c
                                float *dx)
 {
     struct conv t = {shape, documents, x, dout, dx};
+    if (walsh_train_device(q)) {
+        struct walsh_train_conv c = of_device(&t);
+        c.dx = dx;
+        q->ops->train->short_conv_backward(q, &c);
+        return;
+    }
     run(q, &t, backward_rows);
 }

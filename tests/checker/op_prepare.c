@@ -23,6 +23,10 @@ static struct walsh_rotation rotation_of(struct check *c, uint32_t size, unsigne
     if (how == 2) walsh_blocks_pow2(size, WALSH_MIN_BLOCK_COLUMNS, &r.blocks, NULL);
     if (how == 4) walsh_rotation_overlap_padded(size, WALSH_MIN_BLOCK_COLUMNS, NULL, &r, NULL);
     if (how == 5) walsh_blocks_parts(size, WALSH_MIN_BLOCK_COLUMNS, 2, &r.blocks, NULL);
+    if (how == 6)
+        walsh_blocks_parts(size, WALSH_MIN_BLOCK_ROWS, 4, &r.blocks, NULL); /* blocks of 16 among others */
+    if (how == 7) walsh_blocks_uniform(size, 32, &r.blocks, NULL);
+    if (how == 8) walsh_blocks_binary(size, 1, &r.blocks, NULL);
     float *signs = row(c, walsh_rotation_signs(&r));
     walsh_random_signs(c->seed + c->round, "signs", signs, (uint32_t)walsh_rotation_signs(&r));
     for (size_t i = 0; i < r.blocks.padded && how == 3; i++)
@@ -135,14 +139,22 @@ static void check_unrotate(struct check *c, const struct walsh_queue *q,
     }
 }
 
+/* Whether there is such a rotation of so many elements. */
+static bool exists(uint32_t size, unsigned how)
+{
+    if (how == 5) return size % (2 * 64) == 0; /* nothing is padded */
+    if (how == 6) return size % (4 * 16) == 0;
+    return how != 7 || size % 32 == 0;
+}
+
 void check_op_prepare(struct check *c, const struct check_queues *queues)
 {
-    static const uint32_t sizes[] = {1, 64, 100, 576, 2048, 3000, 4864};
+    static const uint32_t sizes[] = {1, 64, 100, 576, 2048, 3000, 4864, 33000};
     for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++)
-        for (unsigned how = 0; how < 6; how++) {
+        for (unsigned how = 0; how < 9; how++) {
             const struct walsh_queue *q = c->round == 0 ? &queues->reference : &queues->best[c->round - 1];
-            if (how == 4 && q->device) continue;                /* a device may lack it */
-            if (how == 5 && sizes[s] % (2 * 64) != 0) continue; /* nothing is padded */
+            if (!exists(sizes[s], how) || (how == 2 && sizes[s] > 32768))
+                continue; /* 65536: more than a device holds */
             struct walsh_rotation rotation = rotation_of(c, sizes[s], how);
             check_prepare(c, q, &rotation);
             check_unrotate(c, q, &rotation, s % 2 == 0);

@@ -411,7 +411,7 @@ static void compare(struct check *c, const char *what, const double *want, const
 {
     for (size_t i = 0; i < n; i++)
         if (!(fabs(want[i] - (double)got[i]) <= 5e-5)) {
-            check_fail(c, "attention: %s %g at %zu, expected %g", what, (double)got[i], i, want[i]);
+            check_fail(c, "%s: %g at %zu, expected %g", what, (double)got[i], i, want[i]);
             return;
         }
 }
@@ -457,9 +457,53 @@ static void check_attention(struct check *c, const struct walsh_queue *q, uint32
     double *p = zeros(c, rows), *score = zeros(c, rows);
     for (size_t h = 0; h < heads; h++)
         for (size_t i = 0; i < rows; i++) attend(&a, h, i, p, score);
-    compare(c, "dquery", a.dquery, a.t.dquery, wide);
-    compare(c, "dkey", a.dkey, a.t.dkey, narrow);
-    compare(c, "dvalue", a.dvalue, a.t.dvalue, narrow);
+    compare(c, "attention's dquery", a.dquery, a.t.dquery, wide);
+    compare(c, "attention's dkey", a.dkey, a.t.dkey, narrow);
+    compare(c, "attention's dvalue", a.dvalue, a.t.dvalue, narrow);
+}
+
+/* Against the formulas in double, over documents of which some are shorter than the taps. */
+static void check_conv(struct check *c, const struct walsh_queue *q, uint32_t width, size_t rows)
+{
+    enum { TAPS = 3 };
+    uint32_t *first = check_alloc(c, rows * 4, 0), *end = check_alloc(c, rows * 4, 0);
+    for (size_t i = 0; i < rows;) {
+        const size_t n = walsh_min(1 + check_below(c, 20), rows - i);
+        for (size_t j = i; j < i + n; j++) first[j] = (uint32_t)i, end[j] = (uint32_t)(i + n);
+        i += n;
+    }
+    const struct walsh_train_conv t = {.rows = rows,
+                                       .taps = TAPS,
+                                       .width = width,
+                                       .first = first,
+                                       .end = end,
+                                       .weight = normals(c, TAPS * (size_t)width),
+                                       .bias = c->round % 2 ? normals(c, width) : NULL,
+                                       .x = normals(c, rows * 3 * width),
+                                       .out = normals(c, rows * width),
+                                       .dout = normals(c, rows * width),
+                                       .dx = normals(c, rows * 3 * width)};
+    q->ops->train->short_conv_forward(q, &t);
+    q->ops->train->short_conv_backward(q, &t);
+    double *out = zeros(c, rows * width), *dx = zeros(c, rows * 3 * width);
+    for (size_t r = 0; r < rows; r++)
+        for (size_t i = 0; i < width; i++) {
+            const size_t at = r * 3 * width + i;
+            const double dout = (double)t.dout[r * width + i];
+            double sum = t.bias ? (double)t.bias[i] : 0;
+            for (size_t back = 0; back < TAPS && back <= r - first[r]; back++) {
+                const size_t from = at - back * 3 * width;
+                const double w = (double)t.weight[(TAPS - 1 - back) * width + i], b = (double)t.x[from],
+                             v = (double)t.x[from + 2 * width], du = w * dout * (double)t.x[at + width];
+                sum += w * b * v;
+                dx[from] += du * v;
+                dx[from + 2 * width] += du * b;
+            }
+            out[r * width + i] = (double)t.x[at + width] * sum;
+            dx[at + width] += dout * sum;
+        }
+    compare(c, "the convolution", out, t.out, rows * width);
+    compare(c, "the convolution's gradient", dx, t.dx, rows * 3 * width);
 }
 
 void check_op_train(struct check *c, const struct check_queues *queues)
@@ -485,6 +529,7 @@ void check_op_train(struct check *c, const struct check_queues *queues)
     check_slots(c, q);
     check_route_backward(c, q, c->round % 2);
     check_adamw(c, q, 1 + check_below(c, 70000), c->round != 3);
+    check_conv(c, q, 1 + (uint32_t)check_below(c, 700), 1 + check_below(c, 90));
     static const uint32_t dims[CHECK_ROUNDS] = {64, 20, 128, 200};
     check_attention(c, q, dims[c->round], 1 + check_below(c, 180));
 }

@@ -399,6 +399,22 @@ static void attention(const struct walsh_queue *q, float *y, size_t ldo, const f
     free(room);
 }
 
+/* Key pages are as those of one head of `width`. */
+static void short_conv(const struct walsh_queue *q, float *y, size_t ldo, const float *x, size_t ldx,
+                       const struct walsh_attention_row *rows, size_t count, const float *weight,
+                       const float *bias, uint32_t taps, uint32_t width)
+{
+    struct staged *s = of(q);
+    struct walsh_attention_row *room = row_room(count);
+    const struct walsh_attention_shape shape = {.heads = 1, .kv_heads = 1, .head_dim = width};
+    s->device.ops->short_conv(
+        &s->device, out(s, y, span(count, ldo, width, 4)), ldo,
+        in(s, x, span(count, ldx, 3 * (size_t)width, 4)), ldx, stage_rows(s, rows, count, true, &shape, room),
+        count, in(s, weight, (size_t)taps * width * 4), in(s, bias, (size_t)width * 4), taps, width);
+    finish(s);
+    free(room);
+}
+
 static void swiglu(const struct walsh_queue *q, float *y, size_t ldy, const float *gate, const float *up,
                    size_t ld, size_t rows, size_t n)
 {
@@ -528,6 +544,7 @@ static const struct walsh_ops ops = {
     .product = product,
     .unrotate = unrotate,
     .rope = rope,
+    .short_conv = short_conv,
     .kv_append = kv_append,
     .attention = attention,
     .swiglu = swiglu,

@@ -127,6 +127,37 @@ static void attention_backward(const struct walsh_queue *q, const struct walsh_t
     staged_finish(s);
 }
 
+static struct walsh_train_conv stage_conv(struct staged *s, const struct walsh_train_conv *t)
+{
+    const size_t row = (size_t)t->width * 4, rows = t->rows * row;
+    struct walsh_train_conv d = *t;
+    d.first = staged_in(s, t->first, t->rows * 4);
+    d.end = staged_in(s, t->end, t->rows * 4);
+    d.weight = staged_in(s, t->weight, t->taps * row);
+    d.bias = staged_in(s, t->bias, row);
+    d.x = staged_in(s, t->x, 3 * rows);
+    d.out = staged_out(s, t->out, rows);
+    d.dout = staged_in(s, t->dout, rows);
+    d.dx = staged_out(s, t->dx, 3 * rows);
+    return d;
+}
+
+static void short_conv_forward(const struct walsh_queue *q, const struct walsh_train_conv *t)
+{
+    struct staged *s = staged_of(q);
+    const struct walsh_train_conv d = stage_conv(s, t);
+    train_of(s)->short_conv_forward(&s->device, &d);
+    staged_finish(s);
+}
+
+static void short_conv_backward(const struct walsh_queue *q, const struct walsh_train_conv *t)
+{
+    struct staged *s = staged_of(q);
+    const struct walsh_train_conv d = stage_conv(s, t);
+    train_of(s)->short_conv_backward(&s->device, &d);
+    staged_finish(s);
+}
+
 static void cross_entropy(const struct walsh_queue *q, float *logits, const int32_t *targets, size_t rows,
                           size_t vocab, float weight, float cap, bool gradient, double *loss)
 {
@@ -201,6 +232,8 @@ const struct walsh_train_ops staged_train_ops = {
     .gate_backward = gate_backward,
     .attention_forward = attention_forward,
     .attention_backward = attention_backward,
+    .short_conv_forward = short_conv_forward,
+    .short_conv_backward = short_conv_backward,
     .cross_entropy = cross_entropy,
     .adamw = adamw,
     .spread = spread,

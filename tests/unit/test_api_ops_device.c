@@ -145,15 +145,21 @@ static void compare(const struct ops_tensor *found, const struct ops_tensor *exp
     }
 }
 
-static struct walsh_ops_rotation *rotation_on(const struct side *s, uint32_t size, uint32_t min_block)
+static struct walsh_ops_rotation *rotation_of_kind(const struct side *s, const char *kind, uint32_t size,
+                                                   uint32_t min_block)
 {
     struct walsh_ops_rotation_options o = WALSH_OPS_ROTATION_OPTIONS;
     struct walsh_ops_rotation *r;
+    o.kind = kind;
     o.size = size;
     o.min_block = min_block;
     o.seed = 5;
     OPS_WORKS(walsh_ops_rotation_open(s->queue, &o, &r, &err));
     return r;
+}
+static struct walsh_ops_rotation *rotation_on(const struct side *s, uint32_t size, uint32_t min_block)
+{
+    return rotation_of_kind(s, "block", size, min_block);
 }
 
 /* ---------------------------------------------------------------------------------------- rotations */
@@ -161,14 +167,15 @@ static struct walsh_ops_rotation *rotation_on(const struct side *s, uint32_t siz
 static void check_rotations(const struct side sides[2])
 {
     static const uint32_t sizes[] = {64, 320, 1000, 4096};
-    for (size_t i = 0; i < 12; i++) {
+    for (size_t i = 0; i < 24; i++) {
         const uint32_t size = sizes[i % 4], padded = (size + 63) / 64 * 64;
-        const enum walsh_element from = (enum walsh_element)(i % 3), to = (enum walsh_element)(i / 4);
+        const enum walsh_element from = (enum walsh_element)(i % 3), to = (enum walsh_element)(i / 4 % 3);
         const size_t rows = i == 7 && !test_small() ? 600 : i % 2 ? 3 : 70; /* 600: not all at once */
         struct ops_tensor x = ops_tensor(from, rows, size, size + 3), y[2], back[2];
         ops_fill(&x, &random_state);
         for (int s = 0; s < 2; s++) {
-            struct walsh_ops_rotation *r = rotation_on(&sides[s], size, 64);
+            struct walsh_ops_rotation *r =
+                rotation_of_kind(&sides[s], i < 12 ? "block" : "overlap", size, 64);
             y[s] = ops_tensor(to, rows, padded, padded + 5);
             back[s] = ops_tensor(from, rows, size, size + 1);
             struct placed a = place(&sides[s], &x), b = place(&sides[s], &y[s]),
@@ -622,10 +629,9 @@ static void check_refusals(const struct side sides[2])
                 "on the CPU only");
     if (device->cuda) {
         struct walsh_ops_rotation_options o = WALSH_OPS_ROTATION_OPTIONS;
-        o.size = 192; /* 96 would be padded to one block */
-        o.kind = "overlap";
+        o.size = 262144;
         OPS_REFUSED(walsh_ops_rotation_open(device->queue, &o, &none, &err), WALSH_E_UNSUPPORTED,
-                    "overlapping");
+                    "a rotation of 262144 elements");
     }
     walsh_ops_rotation_close(&here);
     walsh_ops_rotation_close(&there);

@@ -33,6 +33,7 @@ static inline struct cuda_device *cuda_device_of(const struct walsh_queue *q)
 }
 
 extern const struct walsh_ops cuda_ops;
+extern const struct walsh_quantize_ops cuda_quantize_ops;
 extern const struct walsh_train_ops cuda_train_ops;
 extern const struct walsh_memory cuda_memory;
 
@@ -75,7 +76,9 @@ enum walsh_status cuda_upload_rotation(const struct walsh_queue *q, const struct
                                        const char *what, struct walsh_rotation *out, struct walsh_error *err);
 void cuda_free_weights(const struct walsh_queue *q, struct walsh_weights *w);
 
-/* The signs of a rotation as the kernels read them (launch.h): [padded + CUDA_SIGN_WORDS(padded)] words. */
+/* Rotations that only rotation_any.cu knows: struct cuda_rotation's `any`. */
+bool cuda_rotates_any(const struct walsh_rotation *rotation);
+/* The signs of the others as the kernels read them (launch.h): [padded + CUDA_SIGN_WORDS(padded)] words. */
 void cuda_pack_signs(const float *signs, uint32_t padded, uint32_t *words);
 
 /* For the ops: the product of E8P weights, with the device's tables. */

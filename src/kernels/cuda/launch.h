@@ -23,14 +23,17 @@ enum cuda_type { CUDA_TYPE_F32, CUDA_TYPE_F16, CUDA_TYPE_BF16, CUDA_TYPE_I8 };
 #define CUDA_MAX_LOG2 15       /* largest: one block of threads holds it in shared memory */
 #define CUDA_MAX_ROTATED 32768 /* elements of a rotated row */
 #define CUDA_SIGN_WORDS(padded) (1 + ((padded) + 31) / 32)
-/* A rotation of BLOCKS kind (rotation/rotation.h). */
+/* A rotation (rotation/rotation.h). */
 struct cuda_rotation {
     uint32_t size, padded, count;
     uint32_t begin[CUDA_MAX_BLOCKS]; /* first element of a block */
     uint8_t log2[CUDA_MAX_BLOCKS];   /* of its size */
     float scale[CUDA_MAX_BLOCKS];    /* 1/sqrt of its size */
+    bool any;                        /* for cuda_rotate_forward and cuda_rotate_inverse alone */
+    bool overlap; /* any: count is 2, of the blocks one begins and the other ends the row */
+    bool uniform; /* any: count is 1, and all blocks are like the first */
     /* [padded] f32, then CUDA_SIGN_WORDS(padded) words: 1 where all are +-1, else 0, and a bit for each, set
-     * where it is negative */
+     * where it is negative. any: [padded] f32, or [2][padded] where overlap. */
     const float *signs;
 };
 /* data [rows][stride] = round(forward(x)), zero beyond padded; x [rows][ldx] F32, F16 or BF16, data 16-byte
@@ -38,6 +41,13 @@ struct cuda_rotation {
 void cuda_rotate_forward(cudaStream_t stream, const struct cuda_rotation *rotation, enum cuda_type in,
                          const void *x, size_t ldx, size_t rows, enum cuda_type out, void *data,
                          size_t stride, float *scale, int32_t *sum);
+/* rotation_any.cu: the same of any; elements of a row that it holds on a device, at most. */
+uint32_t cuda_rotate_any_most(int device);
+void cuda_rotate_any_forward(cudaStream_t stream, const struct cuda_rotation *rotation, enum cuda_type in,
+                             const void *x, size_t ldx, size_t rows, enum cuda_type out, void *data,
+                             size_t stride, float *scale, int32_t *sum);
+void cuda_rotate_any_inverse(cudaStream_t stream, const struct cuda_rotation *rotation, const float *z,
+                             size_t ldz, float *y, size_t ldy, const float *bias, size_t rows);
 /* The same for rows of 16-bit numbers to 16-bit numbers that are one block of 8192 or 16384. */
 bool cuda_rotate_wide_fits(const struct cuda_rotation *rotation, enum cuda_type in, const void *x, size_t ldx,
                            enum cuda_type out, size_t stride);
@@ -393,6 +403,12 @@ void cuda_attention_prepared(cudaStream_t stream, float *out, size_t ldo, const 
                              const struct cuda_attention_row *rows, size_t count, uint32_t layer,
                              const struct cuda_attention_shape *shape, void *scratch,
                              const struct cuda_prepared *to);
+
+/* --- short_conv.cu: kernels.h, short_conv --- */
+
+void cuda_short_conv(cudaStream_t stream, float *out, size_t ldo, const float *x, size_t ldx,
+                     const struct cuda_attention_row *rows, size_t count, const float *weight,
+                     const float *bias, uint32_t taps, uint32_t width);
 
 /* --- draw.cu: kernels/draw.h --- */
 

@@ -42,6 +42,20 @@ struct cuda_train_attention {
 void cuda_train_attention_forward(cudaStream_t stream, const struct cuda_train_attention *t);
 void cuda_train_attention_backward(cudaStream_t stream, const struct cuda_train_attention *t);
 
+/* --- train_conv.cu: struct walsh_train_conv --- */
+
+struct cuda_train_conv {
+    size_t rows;
+    uint32_t taps, width;
+    const uint32_t *first, *end;
+    const float *weight, *bias, *x;
+    float *out;
+    const float *dout;
+    float *dx;
+};
+void cuda_train_conv_forward(cudaStream_t stream, const struct cuda_train_conv *t);
+void cuda_train_conv_backward(cudaStream_t stream, const struct cuda_train_conv *t);
+
 /* --- train_rows.cu --- */
 
 void cuda_add_rows(cudaStream_t stream, float *y, size_t ldy, const float *x, size_t ldx, const float *d,

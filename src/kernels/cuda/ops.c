@@ -6,7 +6,6 @@
 #include "formats/e8p_planes.h"
 #include "kernels/cuda/backend.h"
 #include "kernels/draw.h"
-#include "kernels/quantize.h"
 
 _Static_assert(
     sizeof(struct walsh_kv_view) == sizeof(struct cuda_kv_view) &&
@@ -86,17 +85,35 @@ static void add(const struct walsh_queue *q, float *x, const float *delta, size_
     cuda_note(d, "add");
 }
 
+static void set_block(struct cuda_rotation *r, uint32_t b, uint32_t begin, uint32_t size)
+{
+    r->begin[b] = begin;
+    r->log2[b] = (uint8_t)__builtin_ctz(size);
+    r->scale[b] = (float)(1.0 / __builtin_sqrt((double)size));
+}
+
 /* How the blocks of a rotation lie; walsh_memory.upload_rotation refused what the kernels do not know. */
 static struct cuda_rotation rotation_of(const struct walsh_rotation *r)
 {
-    struct cuda_rotation out = {
-        .size = r->size, .padded = r->blocks.padded, .count = r->blocks.count, .signs = r->signs};
-    uint32_t at = 0;
-    for (uint32_t b = 0; b < r->blocks.count; b++) {
-        out.begin[b] = at;
-        out.log2[b] = (uint8_t)__builtin_ctz(r->blocks.block[b]);
-        out.scale[b] = (float)(1.0 / __builtin_sqrt((double)r->blocks.block[b]));
-        at += r->blocks.block[b];
+    const struct walsh_blocks *blocks = &r->blocks;
+    struct cuda_rotation out = {.size = r->size,
+                                .padded = blocks->padded,
+                                .count = blocks->count,
+                                .signs = r->signs,
+                                .any = cuda_rotates_any(r),
+                                .overlap = r->kind == WALSH_ROTATION_OVERLAP,
+                                .uniform = blocks->uniform != 0};
+    if (out.overlap) {
+        out.count = 2;
+        set_block(&out, 0, 0, blocks->block[0]);
+        set_block(&out, 1, blocks->padded - blocks->block[0], blocks->block[0]);
+    } else if (out.uniform) {
+        out.count = 1;
+        set_block(&out, 0, 0, blocks->uniform);
+    } else {
+        uint32_t at = 0;
+        for (uint32_t b = 0; b < blocks->count; at += blocks->block[b++])
+            set_block(&out, b, at, blocks->block[b]);
     }
     return out;
 }
@@ -405,6 +422,16 @@ static void rope(const struct walsh_queue *q, float *x, size_t ldx, const uint32
     cuda_note(d, "rope");
 }
 
+static void short_conv(const struct walsh_queue *q, float *out, size_t ldo, const float *x, size_t ldx,
+                       const struct walsh_attention_row *rows, size_t count, const float *weight,
+                       const float *bias, uint32_t taps, uint32_t width)
+{
+    struct cuda_device *d = enter(q);
+    cuda_short_conv(d->stream, out, ldo, x, ldx, (const struct cuda_attention_row *)(const void *)rows, count,
+                    weight, bias, taps, width);
+    cuda_note(d, "short_conv");
+}
+
 static struct cuda_attention_shape shape_of(const struct walsh_attention_shape *s)
 {
     struct cuda_attention_shape out = {.heads = s->heads,
@@ -569,12 +596,20 @@ static struct cuda_prepared prepared_of(const struct walsh_activations *a, const
                                   .sum = a->sum};
 }
 
+static bool rotates_any(const struct walsh_rotation *r)
+{
+    return r->kind != WALSH_ROTATION_NONE && cuda_rotates_any(r);
+}
+
 static bool fits(const struct walsh_queue *q, const struct walsh_fused_layer *l)
 {
     (void)q;
+    const struct walsh_unrotated *const outputs[] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down};
+    for (size_t i = 0; i < sizeof outputs / sizeof *outputs; i++)
+        if (rotates_any(outputs[i]->rotation)) return false;
     struct cuda_prepared in[4];
     for (int i = 0; i < 4; i++) {
-        if (l->in[i].type == WALSH_ACTIVATION_INT8_GROUPS) return false;
+        if (l->in[i].type == WALSH_ACTIVATION_INT8_GROUPS || rotates_any(l->in[i].rotation)) return false;
         const struct walsh_activations a = {.type = l->in[i].type};
         in[i] = prepared_of(&a, l->in[i].rotation);
     }
@@ -689,66 +724,6 @@ static const struct walsh_fused_ops cuda_fused_ops = {
     .gated = gated,
 };
 
-/* --- quantize --- */
-
-static void hessian_add(const struct walsh_queue *q, float *sum, uint32_t n, const float *x, size_t ldx,
-                        size_t rows)
-{
-    struct cuda_device *d = enter(q);
-    cuda_hessian_add(d->stream, sum, n, x, ldx, rows);
-    cuda_note(d, "hessian_add");
-}
-
-static struct cuda_ldlq ldlq_of(const struct cuda_device *d, const struct walsh_ldlq_rows *rows)
-{
-    struct cuda_ldlq p = {.n = rows->n,
-                          .rows = rows->rows,
-                          .step = rows->step,
-                          .stages = rows->stages,
-                          .target = rows->target,
-                          .hessian = rows->hessian,
-                          .factor = rows->factor,
-                          .inverse = rows->inverse,
-                          .error = rows->error,
-                          .panel = rows->panel,
-                          .changed = rows->changed,
-                          .tables = d->e8p_tables};
-    for (unsigned k = 0; k < rows->stages; k++) {
-        p.stage[k].codes = rows->stage[k].codes;
-        p.stage[k].narrow = rows->stage[k].kind == WALSH_STAGE_E81B;
-        p.stage[k].scale = rows->stage[k].scale;
-    }
-    return p;
-}
-
-static void ldlq_sweep(const struct walsh_queue *q, const struct walsh_ldlq_rows *rows)
-{
-    struct cuda_device *d = enter(q);
-    const struct cuda_ldlq p = ldlq_of(d, rows);
-    cuda_ldlq_sweep(d->stream, &p);
-    cuda_note(d, "ldlq_sweep");
-}
-
-static void ldlq_pass(const struct walsh_queue *q, const struct walsh_ldlq_rows *rows)
-{
-    struct cuda_device *d = enter(q);
-    const struct cuda_ldlq p = ldlq_of(d, rows);
-    cuda_ldlq_pass(d->stream, &p);
-    cuda_note(d, "ldlq_pass");
-}
-
-static void ldlq_trace(const struct walsh_queue *q, const struct walsh_ldlq_rows *rows, const float *e,
-                       double *sums)
-{
-    struct cuda_device *d = enter(q);
-    const struct cuda_ldlq p = ldlq_of(d, rows);
-    cuda_ldlq_trace(d->stream, &p, e, sums);
-    cuda_note(d, "ldlq_trace");
-}
-
-static const struct walsh_quantize_ops cuda_quantize_ops = {
-    .hessian_add = hessian_add, .sweep = ldlq_sweep, .pass = ldlq_pass, .trace = ldlq_trace};
-
 const struct walsh_ops cuda_ops = {
     .embed = embed,
     .rms_norm = rms_norm,
@@ -757,6 +732,7 @@ const struct walsh_ops cuda_ops = {
     .product = product,
     .unrotate = unrotate,
     .rope = rope,
+    .short_conv = short_conv,
     .attention_rows = attention_rows,
     .kv_append = kv_append,
     .attention = attention,

@@ -174,6 +174,10 @@ void cuda_rotate_forward(cudaStream_t stream, const struct cuda_rotation *rotati
                          size_t ldx, size_t rows, enum cuda_type out, void *data, size_t stride, float *scale, int32_t *sum)
 {
     if (rows == 0) return;
+    if (rotation->any) {
+        cuda_rotate_any_forward(stream, rotation, in, x, ldx, rows, out, data, stride, scale, sum);
+        return;
+    }
     if (cuda_rotate_wide_fits(rotation, in, x, ldx, out, stride)) {
         cuda_rotate_wide(stream, rotation, in, x, ldx, rows, data, stride);
         return;
@@ -211,6 +215,10 @@ void cuda_rotate_inverse(cudaStream_t stream, const struct cuda_rotation *rotati
                          size_t ldy, const float *bias, size_t rows)
 {
     if (rows == 0) return;
+    if (rotation->any) {
+        cuda_rotate_any_inverse(stream, rotation, z, ldz, y, ldy, bias, rows);
+        return;
+    }
     inverse f = {*rotation, cut_rows(rotation, rows), z, y, bias, ldz, ldy, rows, false};
     f.wide = (uintptr_t)z % 16 == 0 && ldz % 4 == 0;
     launch(stream, inverse_kernel, f.c, rows, false, f);

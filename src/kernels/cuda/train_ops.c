@@ -146,6 +146,37 @@ static void attention_backward(const struct walsh_queue *q, const struct walsh_t
     cuda_note(d, "attention's gradient");
 }
 
+static struct cuda_train_conv conv_of(const struct walsh_train_conv *t)
+{
+    return (struct cuda_train_conv){.rows = t->rows,
+                                    .taps = t->taps,
+                                    .width = t->width,
+                                    .first = t->first,
+                                    .end = t->end,
+                                    .weight = t->weight,
+                                    .bias = t->bias,
+                                    .x = t->x,
+                                    .out = t->out,
+                                    .dout = t->dout,
+                                    .dx = t->dx};
+}
+
+static void short_conv_forward(const struct walsh_queue *q, const struct walsh_train_conv *t)
+{
+    struct cuda_device *d = enter(q);
+    const struct cuda_train_conv c = conv_of(t);
+    cuda_train_conv_forward(d->stream, &c);
+    cuda_note(d, "a convolution of training");
+}
+
+static void short_conv_backward(const struct walsh_queue *q, const struct walsh_train_conv *t)
+{
+    struct cuda_device *d = enter(q);
+    const struct cuda_train_conv c = conv_of(t);
+    cuda_train_conv_backward(d->stream, &c);
+    cuda_note(d, "a convolution's gradient");
+}
+
 static void cross_entropy(const struct walsh_queue *q, float *logits, const int32_t *targets, size_t rows,
                           size_t vocab, float weight, float cap, bool gradient, double *loss)
 {
@@ -213,6 +244,8 @@ const struct walsh_train_ops cuda_train_ops = {
     .gate_backward = gate_backward,
     .attention_forward = attention_forward,
     .attention_backward = attention_backward,
+    .short_conv_forward = short_conv_forward,
+    .short_conv_backward = short_conv_backward,
     .cross_entropy = cross_entropy,
     .adamw = adamw,
     .spread = spread,

@@ -293,28 +293,33 @@ void cuda_pack_signs(const float *signs, uint32_t padded, uint32_t *words)
     }
 }
 
+bool cuda_rotates_any(const struct walsh_rotation *r)
+{
+    const struct walsh_blocks *blocks = &r->blocks;
+    if (r->kind == WALSH_ROTATION_OVERLAP || blocks->uniform || blocks->padded > CUDA_MAX_ROTATED)
+        return true;
+    uint32_t at = 0; /* a thread's 32 elements are of one block */
+    for (uint32_t b = 0; b < blocks->count; at += blocks->block[b++])
+        if (blocks->block[b] < 1u << CUDA_MIN_LOG2 || at % 32 != 0) return true;
+    return false;
+}
+
 enum walsh_status cuda_rotation_bytes(const struct walsh_queue *q, const struct walsh_rotation *rotation,
                                       const char *what, size_t *out, struct walsh_error *err)
 {
-    (void)q;
-    const struct walsh_blocks *blocks = &rotation->blocks;
+    const uint32_t padded = rotation->blocks.padded;
     *out = 0;
     if (rotation->kind == WALSH_ROTATION_NONE) return WALSH_OK;
-    if (rotation->kind != WALSH_ROTATION_BLOCKS)
+    if (!cuda_rotates_any(rotation)) {
+        *out = ((size_t)padded + CUDA_SIGN_WORDS(padded)) * sizeof(uint32_t);
+        return WALSH_OK;
+    }
+    const uint32_t most = cuda_rotate_any_most(cuda_device_of(q)->number);
+    if (padded > most)
         return walsh_fail(err, WALSH_E_UNSUPPORTED,
-                          "%s: a rotation of overlapping blocks has no kernels on CUDA", what);
-    if (blocks->padded > CUDA_MAX_ROTATED)
-        return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: a rotation of %u elements; the CUDA kernels hold %u",
-                          what, blocks->padded, CUDA_MAX_ROTATED);
-    if (blocks->uniform)
-        return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: Hadamard blocks of one size have no kernels on CUDA",
-                          what);
-    for (uint32_t b = 0; b < blocks->count; b++)
-        if (blocks->block[b] < 1u << CUDA_MIN_LOG2)
-            return walsh_fail(err, WALSH_E_UNSUPPORTED,
-                              "%s: a Hadamard block of %u; the CUDA kernels know %u and more", what,
-                              blocks->block[b], 1u << CUDA_MIN_LOG2);
-    *out = ((size_t)blocks->padded + CUDA_SIGN_WORDS(blocks->padded)) * sizeof(uint32_t);
+                          "%s: a rotation of %u elements; the CUDA kernels hold %u on this device", what,
+                          padded, most);
+    *out = walsh_rotation_signs(rotation) * sizeof(float);
     return WALSH_OK;
 }
 
@@ -328,11 +333,12 @@ enum walsh_status cuda_place_rotation(const struct walsh_queue *q, const struct 
     out->signs = NULL;
     WALSH_TRY(cuda_rotation_bytes(q, host, what, &bytes, err));
     if (bytes == 0) return WALSH_OK;
+    out->signs = room;
+    if (cuda_rotates_any(host)) return cuda_memory.upload(q, room, host->signs, bytes, err);
     WALSH_TRY(walsh_alloc(bytes, 1, what, &words, err));
     cuda_pack_signs(host->signs, host->blocks.padded, words);
     const enum walsh_status status = cuda_memory.upload(q, room, words, bytes, err);
     walsh_free(words);
-    out->signs = room;
     return status;
 }
 
