@@ -241,7 +241,8 @@ struct walsh_ops {
                            uint32_t layer);
     /* Store k, v [rows][kv_heads*head_dim] at rows[i].position of rows[i].kv. F16 saturates: what lies beyond
      * +-65504, Inf too, is stored as +-65504. TURBO: a norm saturates likewise and is counted in kv->turbo;
-     * where kv->recent is set the rotated k and v are stored there too, and all rows in shape->own where that is set. */
+     * where kv->recent is set the rotated k and v are stored there too (of rows of one kv, which stand together and follow one
+     * another, the last one that has a place there keeps it), and all rows in shape->own where that is set. */
     void (*kv_append)(const struct walsh_queue *q, const struct walsh_attention_row *rows, size_t count,
                       const float *k, const float *v, size_t ld, const struct walsh_attention_shape *shape);
     /* out [count][heads*head_dim] = softmax(cap(scale q·K^T)) V for each row. PREFILL: rows of one kv

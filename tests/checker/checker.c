@@ -125,6 +125,11 @@ void check_fill_special(struct check *c, float *x, size_t n)
         x[check_below(c, n)] = special[check_below(c, sizeof special / sizeof special[0])];
 }
 
+bool check_part(struct check *c)
+{
+    return c->parts == 0 || c->seen++ % c->parts == c->part;
+}
+
 void check_fail(struct check *c, const char *format, ...)
 {
     if (c->failures++ >= REPORTS) return;
@@ -196,6 +201,7 @@ struct options {
     const char *pattern, *module; /* module: of a device, where it is not beside the program */
     bool verbose, device_only, kernels_only, once; /* once: no second run of a round */
     int round;                                     /* -1: all */
+    unsigned part, parts;                          /* parts 0: all */
 };
 
 struct totals {
@@ -246,7 +252,11 @@ typedef void bound_case(struct check *c, const void *context);
 static void run_case(const struct options *o, struct totals *t, const char *kernel,
                      const char *implementation, bound_case *run, const void *context)
 {
-    struct check c = {.kernel = kernel, .implementation = implementation, .seed = o->seed};
+    struct check c = {.kernel = kernel,
+                      .implementation = implementation,
+                      .seed = o->seed,
+                      .part = o->part,
+                      .parts = o->parts};
     for (c.round = 0; c.round < CHECK_ROUNDS; c.round++) {
         uint64_t hash[2];
         if (o->round >= 0 && c.round != (unsigned)o->round) continue;
@@ -255,6 +265,7 @@ static void run_case(const struct options *o, struct totals *t, const char *kern
                 hash[1] = hash[0];
                 break;
             }
+            c.seen = 0;
             walsh_random_seed(&c.random, walsh_mix64(o->seed + c.round) ^ name_hash(kernel));
             run(&c, context);
             hash[repeat] = release(&c);
@@ -421,6 +432,9 @@ int main(int argc, char **argv)
             o.pattern = argv[++i];
         } else if (strcmp(argv[i], "--round") == 0 && i + 1 < argc) {
             o.round = atoi(argv[++i]);
+        } else if (strcmp(argv[i], "--part") == 0 && i + 1 < argc &&
+                   sscanf(argv[i + 1], "%u/%u", &o.part, &o.parts) == 2 && o.part < o.parts) {
+            i++;
         } else if (strcmp(argv[i], "--once") == 0) {
             o.once = true;
         } else {
@@ -428,7 +442,8 @@ int main(int argc, char **argv)
                 stderr,
                 "usage: walsh_checker [--seed N] [--kernel PATTERN] [--verbose]\n"
                 "                     [--module FILE] [--device-only] [--kernels-only]\n"
-                "                     [--round N: this one of the cases' rounds] [--once: no second run]\n");
+                "                     [--round N: this one of the cases' rounds] [--once: no second run]\n"
+                "                     [--part N/M: of a case's pieces every Mth, from N on]\n");
             return 2;
         }
     }

@@ -23,6 +23,7 @@ struct check {
     double worst; /* largest error seen, in units of check_close_f32 */
     struct walsh_random random;
     struct check_buffer *buffers;
+    unsigned part, parts, seen; /* of check_part; parts 0: all */
 };
 
 /* `bytes` of memory between guard bytes, poisoned with 0xA5, `misalign` bytes (< 64) beyond a 64-byte
@@ -38,6 +39,10 @@ float check_normal(struct check *c);                         /* about standard n
 void check_fill_normal(struct check *c, float *x, size_t n); /* of scale 1 */
 /* As check_fill_normal; in the last round a few elements are NaN, +-Inf, subnormal, huge or -0. */
 void check_fill_special(struct check *c, float *x, size_t n);
+
+/* Whether the next piece of a case (one of its shapes, say) is to run: of `--part N/M` those whose number is N modulo M, for tools
+ * under which a whole case takes minutes. */
+bool check_part(struct check *c);
 
 /* Report a failure of the case: prints kernel, implementation, round, seed and the text. */
 void check_fail(struct check *c, const char *format, ...) __attribute__((format(printf, 2, 3)));

@@ -185,6 +185,7 @@ void check_op_attention(struct check *c, const struct check_queues *queues)
         {.heads = 2, .kv_heads = 2, .head_dim = 320, .window = 600},
     };
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        if (!check_part(c)) continue;
         struct walsh_attention_shape shape = shapes[i];
         shape.scale = 1.0f / sqrtf((float)shape.head_dim);
         if ((i + c->round) % 2) shape.sinks = sinks(c, shape.heads);

@@ -207,9 +207,10 @@ void check_op_fused(struct check *c, const struct check_queues *queues)
 {
     struct fused_room room;
     if (!fused_open(c, &room, &queues->best[c->round % 3])) return;
-    for (unsigned n = 0; n < fused_sizes_count; n++) check_layer(c, &room, &fused_sizes[n], n);
-    if (room.fitted == 0) check_fail(c, "no layer of the cases is for the fused ops");
-    if (room.q->ops->fused->attend && room.attended == 0)
+    for (unsigned n = 0; n < fused_sizes_count; n++)
+        if (check_part(c)) check_layer(c, &room, &fused_sizes[n], n);
+    if (c->parts == 0 && room.fitted == 0) check_fail(c, "no layer of the cases is for the fused ops");
+    if (c->parts == 0 && room.q->ops->fused->attend && room.attended == 0)
         check_fail(c, "no case went by project and attention in one");
     fused_close(&room);
 }

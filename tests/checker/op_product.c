@@ -132,6 +132,7 @@ static void check_lists(struct check *c, const struct check_queues *queues)
                        {WALSH_FORMAT_BF16, "", 200, 0}}},
         };
         for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+            if (!check_part(c)) continue;
             struct op_case t = cases[i];
             t.role = (enum walsh_role)role;
             t.rows = rows[c->round];
@@ -149,6 +150,7 @@ static void check_block_products(struct check *c, const struct check_queues *que
                         batch[] = {1, 8, 9, 37};
     for (size_t k = 0; k < BLOCK_INTEGER_KINDS; k++)
         for (size_t s = 0; s < 5; s++) {
+            if (!check_part(c)) continue;
             const size_t outs = shapes[s][0], rows = batch[(k + s + c->round) % 4], ldy = outs + 3;
             const struct walsh_weights w = block_weights(c, &block_kinds[k], outs, shapes[s][1]);
             const struct walsh_activations a = block_activations(c, rows, w.cols);
@@ -170,6 +172,7 @@ static void check_decoded_products(struct check *c, const struct check_queues *q
     const struct walsh_kernels *k = queues->reference.kernels;
     for (size_t kind = 0; kind < BLOCK_KINDS; kind++)
         for (size_t s = 0; s < 4; s++) {
+            if (!check_part(c)) continue;
             const bool bf16 = s % 2;
             const size_t outs = shapes[s / 2][0], cols = shapes[s / 2][1],
                          rows = batch[(kind + s + c->round) % 4];
@@ -235,6 +238,7 @@ void check_op_product(struct check *c, const struct check_queues *queues)
         {.type = WALSH_ACTIVATION_BF16, .cols = 320, .shape = {{WALSH_FORMAT_BF16, "", 11008, 0}}},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        if (!check_part(c)) continue;
         struct op_case t = cases[i];
         t.role = WALSH_PREFILL;
         t.count = 1;

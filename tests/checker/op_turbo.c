@@ -14,6 +14,7 @@
 #define FACTOR_OWN 4096
 
 enum { CACHES = 3, RING_PAGE = 16, RING_PAGES = 8, OWN_TOKENS = 128, PROMPT = 40 };
+enum { MOST_APPENDED = 2 * RING_PAGE * RING_PAGES + 40 };
 
 struct cache {
     struct walsh_turbo_codec *key, *value; /* NULL: a plain F16 cache */
@@ -152,10 +153,10 @@ static void append_all(struct check *c, const struct walsh_queue *q, struct sett
     for (unsigned i = 0; i < CACHES; i++) {
         struct cache *to = &s->cache[i];
         const uint32_t end = to->tokens - 1;
-        struct walsh_attention_row rows[RING_PAGE * RING_PAGES];
+        struct walsh_attention_row rows[MOST_APPENDED];
         for (uint32_t at = 0, n; at < end;
-             at += n) { /* a piece's tokens are at different places of the ring */
-            n = (uint32_t)check_below(c, RING_PAGE * RING_PAGES) + 1;
+             at += n) { /* of a piece longer than the ring, the last tokens stay there */
+            n = (uint32_t)check_below(c, MOST_APPENDED) + 1;
             n = smaller(n, end - at);
             for (uint32_t j = 0; j < n; j++) rows[j] = (struct walsh_attention_row){&to->kv, at + j};
             const struct walsh_attention_shape shape = kinds_of(&s->shape, rows, n);
@@ -388,6 +389,7 @@ void check_op_turbo(struct check *c, const struct check_queues *queues)
     };
     enum { SHAPES = sizeof shapes / sizeof shapes[0] };
     for (unsigned i = 0; i < SHAPES; i++) {
+        if (!check_part(c)) continue;
         /* Keys and values of 2 to 8 bits: every width of either with most shapes in four rounds. */
         const unsigned n = c->round * 2 + i, key_bits = 2 + n % 7,
                        value_bits = 2 + (n * 3 + c->round + 1) % 7;

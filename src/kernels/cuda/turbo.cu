@@ -123,6 +123,19 @@ struct append {
     cuda_own own;
 };
 
+// Whether a later row of the call is to stand in the ring where this one would (rows of a cache stand together, in their order): the
+// blocks of either run at the same time, and the later token is the one that stays.
+__device__ __forceinline__ bool overtaken(const append &p, const cuda_attention_row &row, const cuda_kv_view &recent)
+{
+    const uint32_t tokens = recent.page_tokens;
+    for (uint32_t later = tokens; blockIdx.x + later < gridDim.x; later += tokens) {
+        const cuda_attention_row other = p.rows[blockIdx.x + later];
+        if (other.kv != row.kv) return false;
+        if (recent.k_pages[other.position / tokens] == recent.k_pages[row.position / tokens]) return true;
+    }
+    return false;
+}
+
 // One vector: blockIdx.x the row, y the head, z the side.
 __global__ void __launch_bounds__(APPEND_THREADS) turbo_append_kernel(const __grid_constant__ append p)
 {
@@ -184,7 +197,7 @@ __global__ void __launch_bounds__(APPEND_THREADS) turbo_append_kernel(const __gr
     for (uint32_t i = lane; i < dim; i += 32) value[i] = x[i];
     warp_rotate(value, c);
     __syncwarp();
-    if (kv.recent) {
+    if (kv.recent && !overtaken(p, row, *kv.recent)) {
         const cuda_kv_view recent = *kv.recent;
         uint16_t *to = static_cast<uint16_t *>((key ? recent.k_pages : recent.v_pages)[row.position / recent.page_tokens]) +
                        ((size_t)head * recent.page_tokens + row.position % recent.page_tokens) * dim;
