@@ -60,7 +60,6 @@ struct fused_layer {
     struct walsh_rotation in[4]; /* of q, k, v; o; gate, up; down */
     struct walsh_rotation out[7];
     struct walsh_unrotated q, k, v, o, gate, up, down;
-    size_t gap; /* elements between rows of z */
 };
 /* Rotations and type of activations go by n and the round. */
 void fused_layer(struct check *c, struct fused_room *room, const struct fused_sizes *sizes, unsigned n,
