@@ -207,8 +207,10 @@ static enum walsh_status random_head(struct random_source *s, const char *name, 
 {
     const struct walsh_block_type rows = {WALSH_CODE_U8, WALSH_SCALE_F32, 0};
     WALSH_TRY(random_rotation(s, name, "SV", in, WALSH_MIN_BLOCK_COLUMNS, &linear->in_rotation, err));
-    return random_blocks(s, name, WALSH_FORMAT_INT8, rows, linear->in_rotation.blocks.padded, out,
-                         &linear->weights, err);
+    WALSH_TRY(random_blocks(s, name, WALSH_FORMAT_INT8, rows, linear->in_rotation.blocks.padded, out,
+                            &linear->weights, err));
+    linear->weights.zeros = NULL; /* it writes none */
+    return WALSH_OK;
 }
 
 static enum walsh_status random_linear(struct walsh_source *source, const char *name,

@@ -462,8 +462,9 @@ template <cuda_code CODE, cuda_scale_type SCALE> bool start_row(cudaStream_t str
 // --- int8 weights with one scale an output, several rows ---
 
 // A warp has 32 outputs of all rows in registers, chains and all: of a step's two products for each eight rows a lane holds four
-// outputs by two rows, whose next links it adds itself. The codes less 128 are signed bytes, so that no sum of the activations is
-// asked for; a dot begins at the bits of 1.5 * 2^23, which make it a number by one subtraction.
+// outputs by two rows, whose next links it adds itself. The codes less 128 are signed bytes, so that sums of the activations are
+// asked for only where an output's zero point is another; a dot begins at the bits of 1.5 * 2^23, which make it a number by one
+// subtraction, and at what the zero point adds.
 constexpr int WIDE_WARPS = 8, WIDE_DEPTH = 4;
 
 __device__ __forceinline__ void multiply_signed(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1)
@@ -473,12 +474,12 @@ __device__ __forceinline__ void multiply_signed(int (&c)[4], uint32_t a0, uint32
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-template <int EIGHTS> size_t wide_bytes(size_t steps)
+template <int EIGHTS> size_t wide_bytes(size_t steps, bool zeros)
 {
-    return steps * EIGHTS * (32 * sizeof(uint2) + 8 * sizeof(float));
+    return steps * EIGHTS * (32 * sizeof(uint2) + 8 * sizeof(float) + (zeros ? 8 * sizeof(int) : 0));
 }
 
-template <cuda_scale_type SCALE, int EIGHTS>
+template <cuda_scale_type SCALE, int EIGHTS, bool ZEROS>
 __global__ void __launch_bounds__(32 * WIDE_WARPS, EIGHTS > 1 ? 2 : 3) wide_rows_kernel(const __grid_constant__ few_rows p)
 {
     extern __shared__ __align__(16) uint8_t shared[];
@@ -486,6 +487,7 @@ __global__ void __launch_bounds__(32 * WIDE_WARPS, EIGHTS > 1 ? 2 : 3) wide_rows
     const int steps = (int)((p.w.cols + STEP - 1) / STEP), tiles = (int)((p.w.outs + TILE - 1) / TILE), sets = (tiles + 1) / 2;
     uint2 *fragment = reinterpret_cast<uint2 *>(shared); // [steps][EIGHTS][32]: B of a step
     float *x = reinterpret_cast<float *>(fragment + (size_t)steps * EIGHTS * 32); // [steps][8 * EIGHTS]
+    int *sums = reinterpret_cast<int *>(x + (size_t)steps * EIGHTS * 8);          // the same, of ZEROS
     const int per_pass = (int)gridDim.x * WIDE_WARPS;
     int set = (int)blockIdx.x * WIDE_WARPS + warp;
     auto data_of = [&](int which) {
@@ -509,16 +511,25 @@ __global__ void __launch_bounds__(32 * WIDE_WARPS, EIGHTS > 1 ? 2 : 3) wide_rows
     }
     for (int i = (int)threadIdx.x; i < steps * EIGHTS * 8; i += 32 * WIDE_WARPS) {
         const int step = i % steps, row = i / steps;
-        x[step * EIGHTS * 8 + row] = row < p.rows ? p.scale[(size_t)row * (p.stride / STEP) + (size_t)step] : 0.0f;
+        const size_t from = (size_t)row * (p.stride / STEP) + (size_t)step;
+        x[step * EIGHTS * 8 + row] = row < p.rows ? p.scale[from] : 0.0f;
+        if constexpr (ZEROS) {
+            const int2 both = row < p.rows ? reinterpret_cast<const int2 *>(p.sum)[from] : make_int2(0, 0);
+            sums[step * EIGHTS * 8 + row] = both.x + both.y;
+        }
     }
     __syncthreads();
     for (; set < sets; set += per_pass) {
         float weight[4], chain[EIGHTS][2][4];
+        int shift[4] = {}; // what a zero point is less than 128
+        bool shifted = false;
 #pragma unroll
         for (int i = 0; i < 4; i++) { // outputs 4g + i
-            const int tile = min(set * 2 + (g >> 2), tiles - 1);
-            weight[i] = scale_at(SCALE, p.w.scales, (size_t)(tile * TILE + 4 * (g & 3) + i));
+            const size_t at = (size_t)(min(set * 2 + (g >> 2), tiles - 1) * TILE + 4 * (g & 3) + i);
+            weight[i] = scale_at(SCALE, p.w.scales, at);
+            if constexpr (ZEROS) shift[i] = 128 - (int)p.w.zeros[at];
         }
+        if constexpr (ZEROS) shifted = __any_sync(0xffffffffu, (shift[0] | shift[1] | shift[2] | shift[3]) != 0);
 #pragma unroll
         for (int i = 0; i < EIGHTS * 8; i++) chain[i / 8][i / 4 & 1][i & 3] = 0.0f;
         for (int first = 0; first < steps; first += WIDE_DEPTH)
@@ -540,9 +551,14 @@ __global__ void __launch_bounds__(32 * WIDE_WARPS, EIGHTS > 1 ? 2 : 3) wide_rows
                 for (int n = 0; n < EIGHTS; n++) {
                     const uint2 b = fragment[(step * EIGHTS + n) * 32 + lane];
                     const float2 unit = *reinterpret_cast<const float2 *>(x + (step * EIGHTS + n) * 8 + 2 * t);
+                    int2 sum = make_int2(0, 0);
+                    if (ZEROS && shifted) sum = *reinterpret_cast<const int2 *>(sums + (step * EIGHTS + n) * 8 + 2 * t);
 #pragma unroll
                     for (int i = 0; i < 2; i++) {
-                        int c[4] = {0x4b400000, 0x4b400000, 0x4b400000, 0x4b400000};
+                        int c[4] = {MAGIC, MAGIC, MAGIC, MAGIC};
+                        if (ZEROS && shifted)
+#pragma unroll
+                            for (int k = 0; k < 4; k++) c[k] += shift[2 * i + (k >> 1)] * (k & 1 ? sum.y : sum.x);
                         multiply_signed(c, a[2 * i], a[2 * i + 1], a[4 + 2 * i], a[5 + 2 * i], b.x, b.y);
 #pragma unroll
                         for (int k = 0; k < 4; k++)
@@ -564,22 +580,26 @@ __global__ void __launch_bounds__(32 * WIDE_WARPS, EIGHTS > 1 ? 2 : 3) wide_rows
     }
 }
 
-template <cuda_scale_type SCALE, int EIGHTS> bool start_wide(cudaStream_t stream, const few_rows &p)
+template <cuda_scale_type SCALE, int EIGHTS, bool ZEROS> bool start_wide(cudaStream_t stream, const few_rows &p)
 {
-    const size_t steps = (p.w.cols + STEP - 1) / STEP, bytes = wide_bytes<EIGHTS>(steps);
+    const size_t steps = (p.w.cols + STEP - 1) / STEP, bytes = wide_bytes<EIGHTS>(steps, ZEROS);
     if (bytes > 220 << 10) return false;
     const size_t sets = div_up(p.w.outs, OUTS);
     int device = 0, processors = 0, blocks = 0;
     if (cudaGetDevice(&device) != cudaSuccess || cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)
         return false;
     if (sets < (size_t)(processors * WIDE_WARPS)) return false; // a warp for each would take as long as for all columns
-    cudaFuncSetAttribute(wide_rows_kernel<SCALE, EIGHTS>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
-    if (cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, wide_rows_kernel<SCALE, EIGHTS>, 32 * WIDE_WARPS, bytes) != cudaSuccess || blocks == 0)
+    cudaFuncSetAttribute(wide_rows_kernel<SCALE, EIGHTS, ZEROS>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    if (cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, wide_rows_kernel<SCALE, EIGHTS, ZEROS>, 32 * WIDE_WARPS, bytes) != cudaSuccess || blocks == 0)
         return false;
     size_t grid = (size_t)(processors * blocks);
     if (grid > div_up(sets, WIDE_WARPS)) grid = div_up(sets, WIDE_WARPS);
-    launch_early(stream, wide_rows_kernel<SCALE, EIGHTS>, dim3((unsigned)grid), 32 * WIDE_WARPS, bytes, p);
+    launch_early(stream, wide_rows_kernel<SCALE, EIGHTS, ZEROS>, dim3((unsigned)grid), 32 * WIDE_WARPS, bytes, p);
     return true;
+}
+template <cuda_scale_type SCALE, int EIGHTS> bool start_wide(cudaStream_t stream, const few_rows &p)
+{
+    return p.w.zeros ? start_wide<SCALE, EIGHTS, true>(stream, p) : start_wide<SCALE, EIGHTS, false>(stream, p);
 }
 template <cuda_scale_type SCALE> bool start_wide(cudaStream_t stream, few_rows p)
 {
@@ -603,7 +623,7 @@ template <cuda_code CODE, cuda_scale_type SCALE> void start(cudaStream_t stream,
 {
     if (p.rows == 1 && start_row<CODE, SCALE>(stream, p)) return;
     if constexpr (CODE == CUDA_CODE_U8)
-        if (p.rows > 1 && p.w.groups == 1 && !p.w.zeros && start_wide<SCALE>(stream, p)) return;
+        if (p.rows > 1 && p.w.groups == 1 && start_wide<SCALE>(stream, p)) return;
     start_rows<CODE, SCALE, 8>(stream, p);
 }
 
