@@ -9,6 +9,7 @@
 #ifndef WALSH_KERNELS_DEVICE_H
 #define WALSH_KERNELS_DEVICE_H
 
+#include "kernels/experts.h"
 #include "kernels/kernels.h"
 
 /* Row i of `count` is token positions[i] of a sequence whose page p is number pages[i * ld + p] of a pool: at keys + number
@@ -93,6 +94,8 @@ struct walsh_memory {
     enum walsh_status (*check)(const struct walsh_queue *q, struct walsh_error *err);
     /* Bytes free and in all. */
     void (*figures)(const struct walsh_queue *q, size_t *available, size_t *total);
+    /* kernels/experts.h: products over the router's answer in this memory. NULL: the backend has none. */
+    const struct walsh_expert_ops *experts;
 };
 
 /* What holds the arrays of the ops of `q`: device memory, or host memory where the queue is the CPU's

@@ -123,6 +123,70 @@ static enum walsh_status upload_linear(struct upload *u, struct walsh_linear *li
     return upload_vector(u, &linear->bias, linear->out);
 }
 
+typedef const struct walsh_linear *linear_of(const struct walsh_expert *expert);
+static const struct walsh_linear *gate_of(const struct walsh_expert *expert)
+{
+    return &expert->gate;
+}
+static const struct walsh_linear *up_of(const struct walsh_expert *expert)
+{
+    return &expert->up;
+}
+static const struct walsh_linear *down_of(const struct walsh_expert *expert)
+{
+    return &expert->down;
+}
+
+/* Do all experts have such a matrix of one size, as the ops over the router's answer know them? */
+static bool fit_together(const struct upload *u, const struct walsh_layer *layer, linear_of *of)
+{
+    const struct walsh_linear *first = of(&layer->experts[0]);
+    for (uint32_t e = 0; e < u->graph->config.experts; e++) {
+        const struct walsh_linear *l = of(&layer->experts[e]);
+        if (l->in_rotation.kind != WALSH_ROTATION_NONE || l->out_rotation.kind != WALSH_ROTATION_NONE ||
+            l->own || l->weights.rows != first->weights.rows || l->weights.cols != first->weights.cols ||
+            l->activation != first->activation || !l->bias != !first->bias ||
+            !u->queue->memory->experts->fits(u->queue, &l->weights, WALSH_DECODE))
+            return false;
+    }
+    return true;
+}
+
+static enum walsh_status upload_table(struct upload *u, const struct walsh_layer *layer, linear_of *of,
+                                      struct walsh_expert_matrices *out)
+{
+    const struct walsh_expert_ops *ops = u->queue->memory->experts;
+    const uint32_t experts = u->graph->config.experts;
+    void *room;
+    WALSH_TRY(take(u, ops->table_bytes(u->queue, experts), &room));
+    if (!u->room) return WALSH_OK;
+    const struct walsh_weights **weights;
+    const float **biases;
+    WALSH_TRY(walsh_alloc(experts, sizeof *weights, "the experts", &weights, u->err));
+    enum walsh_status status = walsh_alloc(experts, sizeof *biases, "the experts", &biases, u->err);
+    for (uint32_t e = 0; status == WALSH_OK && e < experts; e++) {
+        weights[e] = &of(&layer->experts[e])->weights;
+        biases[e] = of(&layer->experts[e])->bias;
+    }
+    if (status == WALSH_OK) {
+        status = ops->place(u->queue, weights, biases[0] ? biases : NULL, experts, room, out, u->err);
+        walsh_free((void *)biases);
+    }
+    walsh_free((void *)weights);
+    return status;
+}
+
+/* Behind the experts themselves. */
+static enum walsh_status upload_tables(struct upload *u, struct walsh_layer *layer)
+{
+    if (!layer->experts || !u->queue->memory->experts || !fit_together(u, layer, gate_of) ||
+        !fit_together(u, layer, up_of) || !fit_together(u, layer, down_of))
+        return WALSH_OK;
+    WALSH_TRY(upload_table(u, layer, gate_of, &layer->all_gates));
+    WALSH_TRY(upload_table(u, layer, up_of, &layer->all_ups));
+    return upload_table(u, layer, down_of, &layer->all_downs);
+}
+
 static enum walsh_status upload_layer(struct upload *u, struct walsh_layer *layer)
 {
     const struct walsh_config *c = &u->graph->config;
@@ -135,6 +199,7 @@ static enum walsh_status upload_layer(struct upload *u, struct walsh_layer *laye
         WALSH_TRY(upload_linear(u, &layer->experts[e].up));
         WALSH_TRY(upload_linear(u, &layer->experts[e].down));
     }
+    WALSH_TRY(upload_tables(u, layer));
     WALSH_TRY(upload_vector(u, &layer->input_norm, c->hidden));
     WALSH_TRY(upload_vector(u, &layer->mlp_norm, c->hidden));
     WALSH_TRY(upload_vector(u, &layer->attention_output_norm, c->hidden));

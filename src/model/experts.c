@@ -20,18 +20,21 @@ static enum walsh_status send_slots(const struct walsh_queue *q, struct walsh_wo
     return walsh_queue_upload(q, ws->op_row_slot, ws->row_slot, slots * sizeof *ws->row_slot, &ws->failure);
 }
 
-/* Route the rows and sort the slots by expert, rows ascending within one. */
-static enum walsh_status route(const struct walsh_config *c, const struct walsh_queue *q,
-                               const struct walsh_layer *layer, const struct walsh_rows *rows,
-                               struct walsh_workspace *ws)
+static void route(const struct walsh_config *c, const struct walsh_queue *q, const struct walsh_layer *layer,
+                  const struct walsh_rows *rows, struct walsh_workspace *ws)
 {
-    uint32_t k = c->experts_per_token;
     const struct walsh_linear_call router = {&layer->router, ws->router_logits, c->experts};
     walsh_linear_apply(q, ws, &router, 1, ws->normed, ws->normed_ld, rows->count, rows->role, &rows->sets);
-    q->ops->route(q, ws->expert_index, ws->expert_weight, ws->router_logits, rows->count, c->experts, k,
-                  c->normalize_topk);
+    q->ops->route(q, ws->expert_index, ws->expert_weight, ws->router_logits, rows->count, c->experts,
+                  c->experts_per_token, c->normalize_topk);
+}
 
-    size_t slots = rows->count * k;
+/* Sort the slots by expert, rows ascending within one. */
+static enum walsh_status sort_slots(const struct walsh_config *c, const struct walsh_queue *q,
+                                    const struct walsh_rows *rows, struct walsh_workspace *ws)
+{
+    const uint32_t k = c->experts_per_token;
+    const size_t slots = rows->count * k;
     WALSH_TRY(fetch_choice(q, ws, slots));
     memset(ws->expert_begin, 0, ((size_t)c->experts + 1) * sizeof *ws->expert_begin);
     for (size_t i = 0; i < slots; i++) ws->expert_begin[ws->chosen[i] + 1]++;
@@ -163,7 +166,13 @@ void walsh_experts_block(const struct walsh_model_graph *graph, const struct wal
 {
     const struct walsh_config *c = &graph->config;
     const uint32_t k = c->experts_per_token;
-    if (ws->failure.status != WALSH_OK || route(c, q, layer, rows, ws) != WALSH_OK) return;
+    if (ws->failure.status != WALSH_OK) return;
+    route(c, q, layer, rows, ws);
+    if (!tap && walsh_experts_enqueue(graph, q, layer, rows->role, &rows->sets)) {
+        walsh_experts_enqueued(graph, q, layer, x, rows, ws);
+        return;
+    }
+    if (sort_slots(c, q, rows, ws) != WALSH_OK) return;
     gate_up(c, q, layer, rows, ws, tap);
     walsh_gate(c, q, ws, rows->count * k, c->expert_intermediate);
 

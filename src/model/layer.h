@@ -28,4 +28,14 @@ void walsh_experts_block(const struct walsh_model_graph *graph, const struct wal
                          const struct walsh_layer *layer, float *x, const struct walsh_rows *rows,
                          struct walsh_workspace *ws, const struct walsh_tap *tap);
 
+/* experts_queue.c: experts whose products find the router's answer on the device, with the bits of one by one in decode; in
+ * prefill by bf16. False: there are no such products for the layer, or rows have updates of its experts. */
+bool walsh_experts_enqueue(const struct walsh_model_graph *graph, const struct walsh_queue *q,
+                           const struct walsh_layer *layer, enum walsh_role role,
+                           const struct walsh_row_sets *sets);
+/* x += the mixture, of what the router left in the workspace. */
+void walsh_experts_enqueued(const struct walsh_model_graph *graph, const struct walsh_queue *q,
+                            const struct walsh_layer *layer, float *x, const struct walsh_rows *rows,
+                            struct walsh_workspace *ws);
+
 #endif

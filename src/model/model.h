@@ -5,6 +5,7 @@
 
 #include "base/hooks.h"
 #include "cache/kv.h"
+#include "kernels/experts.h"
 #include "model/linear.h"
 #include "text/tokenizer.h"
 
@@ -40,6 +41,8 @@ struct walsh_layer {
     struct walsh_linear gate, up, down; /* dense; name NULL where the layer has experts */
     struct walsh_linear router;         /* [experts][hidden] */
     struct walsh_expert *experts;       /* [config.experts] or NULL */
+    /* the experts' projections together, on a device that has products of such matrices (walsh_graph_upload) */
+    struct walsh_expert_matrices all_gates, all_ups, all_downs;
 };
 
 /* One weight matrix or vector of a graph, for reports. */
@@ -158,6 +161,9 @@ struct walsh_tap {
 enum walsh_status walsh_workspace_open(const struct walsh_model_graph *graph, const struct walsh_queue *queue,
                                        size_t max_rows, struct walsh_workspace **out,
                                        struct walsh_error *err);
+/* True where a forward of such rows only enqueues: none of its layers asks a device which experts rows chose. */
+bool walsh_layers_enqueue(const struct walsh_model_graph *graph, const struct walsh_queue *q,
+                          enum walsh_role role, const struct walsh_row_sets *sets);
 /* What a forward met and could not return (copies to and from a device), once. */
 enum walsh_status walsh_workspace_check(struct walsh_workspace *workspace, struct walsh_error *err);
 void walsh_workspace_close(struct walsh_workspace **ws);

@@ -37,6 +37,24 @@ static enum walsh_status input_buffer(const struct walsh_queue *q, size_t rows, 
     return buffer(q, rows, *ld, sizeof(float), *ld != cols, out, err);
 }
 
+/* What experts need whose products find the router's answer themselves. */
+static enum walsh_status allocate_enqueued(struct walsh_workspace *ws, const struct walsh_config *c,
+                                           size_t slots, struct walsh_error *err)
+{
+    const struct walsh_queue *q = ws->queue;
+    const size_t stride = walsh_activations_stride(c->expert_intermediate);
+    WALSH_TRY(buffer(q, slots, stride, sizeof(uint16_t), false, &ws->slot_data, err));
+    WALSH_TRY(buffer(q, slots, walsh_activation_scales(WALSH_ACTIVATION_INT8_GROUPS, stride), sizeof(float),
+                     false, &ws->slot_scale, err));
+    WALSH_TRY(buffer(q, slots, walsh_activation_sums(WALSH_ACTIVATION_INT8_GROUPS, stride), sizeof(int32_t),
+                     false, &ws->slot_sum, err));
+    WALSH_TRY(buffer(q, q->memory->experts->slots_bytes(q, slots, c->experts), 1, 1, false, &ws->sorted_slots,
+                     err));
+    WALSH_TRY(buffer(q, slots, 1, sizeof(uint32_t), false, &ws->slots_in_order, err));
+    for (size_t i = 0; i < slots; i++) ws->slot_row[i] = (uint32_t)i; /* set again before it is read */
+    return walsh_queue_upload(q, ws->slots_in_order, ws->slot_row, slots * sizeof *ws->slot_row, err);
+}
+
 static enum walsh_status allocate_experts(struct walsh_workspace *ws, const struct walsh_config *c,
                                           size_t rows, size_t slots, struct walsh_error *err)
 {
@@ -59,6 +77,7 @@ static enum walsh_status allocate_experts(struct walsh_workspace *ws, const stru
         WALSH_TRY(buffer(NULL, slots, 1, sizeof(int32_t), false, &ws->chosen, err));
         WALSH_TRY(buffer(ws->queue, slots, 1, sizeof(uint32_t), false, &ws->op_slot_row, err));
         WALSH_TRY(buffer(ws->queue, slots, 1, sizeof(uint32_t), false, &ws->op_row_slot, err));
+        if (ws->queue->memory->experts) WALSH_TRY(allocate_enqueued(ws, c, slots, err));
     }
     return buffer(NULL, (size_t)c->experts + 1, 1, sizeof(uint32_t), false, &ws->expert_begin, err);
 }
@@ -141,10 +160,32 @@ void walsh_workspace_close(struct walsh_workspace **ws)
 {
     if (!ws || !*ws) return;
     struct walsh_workspace *w = *ws;
-    void *const of_queue[] = {
-        w->mixed, w->normed, w->query,    w->key,           w->value,        w->attention,     w->gate,
-        w->up,    w->delta,  w->rows,     w->own_pages[0],  w->own_pages[1], w->activations,   w->scale,
-        w->sum,   w->z,      w->gathered, w->router_logits, w->expert_index, w->expert_weight, w->h};
+    void *const of_queue[] = {w->mixed,
+                              w->normed,
+                              w->query,
+                              w->key,
+                              w->value,
+                              w->attention,
+                              w->gate,
+                              w->up,
+                              w->delta,
+                              w->rows,
+                              w->own_pages[0],
+                              w->own_pages[1],
+                              w->activations,
+                              w->scale,
+                              w->sum,
+                              w->z,
+                              w->gathered,
+                              w->router_logits,
+                              w->expert_index,
+                              w->expert_weight,
+                              w->h,
+                              w->slot_data,
+                              w->slot_scale,
+                              w->slot_sum,
+                              w->slots_in_order,
+                              w->sorted_slots};
     void *const of_host[] = {w->expert_begin, w->slot_row,    w->row_slot, w->downs,
                              w->ups,          w->expert_sets, w->groups,   w->expert_products};
     if (w->queue->memory) {

@@ -52,6 +52,13 @@ struct walsh_workspace {
     float *gathered;                     /* [max_rows][normed_ld]: the rows of some experts */
     struct walsh_linear_group *groups;   /* [experts]: experts that run together */
     struct walsh_product *expert_products; /* [experts * WALSH_GROUP_CALLS] */
+    /* on a device whose products find the router's answer themselves (experts_queue.c); else NULL */
+    void *
+        slot_data; /* [slots][walsh_activations_stride(expert_intermediate)]: what down reads, int8 or bf16 */
+    float *slot_scale; /* of them as INT8_GROUPS */
+    int32_t *slot_sum;
+    uint32_t *slots_in_order; /* [slots]: 0, 1, 2 ... */
+    void *sorted_slots;       /* walsh_expert_ops.slots_bytes */
     /* of what experts copy to and from a device: a forward has no result to return */
     struct walsh_error failure;
 };

@@ -253,7 +253,7 @@ static enum walsh_status step_on_device(struct walsh_runner *r, struct walsh_row
     struct walsh_draws sent;
     if (draws) WALSH_TRY(walsh_runner_send_draws(r, draws->plans, rows->count, &sent, err));
     void *run = NULL;
-    const bool replays = r->graph->config.experts == 0;
+    const bool replays = walsh_layers_enqueue(r->graph, r->queue, WALSH_DECODE, &rows->sets);
     for (size_t i = 0; i < rows->count; i++)
         if (r->positions[i] >= rows->most_tokens) rows->most_tokens = r->positions[i] + 1;
     if (replays) rows->count = fill_bucket(r, rows->count);

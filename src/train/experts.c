@@ -4,6 +4,7 @@
 
 #include "kernels/table.h"
 #include "train/device.h"
+#include "train/experts.h"
 #include "train/gradients.h"
 #include "train/layer.h"
 
@@ -186,6 +187,10 @@ void walsh_train_experts_forward(struct walsh_layers *l, const struct walsh_laye
     walsh_frozen_forward(&l->products, &router, 1, normed, hidden);
     q->ops->route(q, t->expert_index, t->expert_weight, t->router_logits, rows, c->experts,
                   c->experts_per_token, c->normalize_topk);
+    if (walsh_experts_train_together(l, layer)) {
+        walsh_experts_forward_together(l, layer, rows, normed, t, delta);
+        return;
+    }
     sort_slots(l, t, rows);
     struct mixture m = {q->kernels, &l->slots, t, normed, l->gathered, NULL, hidden, c->experts_per_token};
     run(l, gather, &m, rows);
@@ -204,8 +209,9 @@ void walsh_train_experts_forward(struct walsh_layers *l, const struct walsh_laye
     run(l, combine, &m, rows);
 }
 
-void walsh_train_experts_backward(struct walsh_layers *l, const struct walsh_layer *layer, size_t rows,
-                                  const float *normed, struct walsh_tape *t, const float *d, float *dnormed)
+/* Between the gradient of the mixture's output and dnormed, without the router's part. */
+static void backward_one_by_one(struct walsh_layers *l, const struct walsh_layer *layer, size_t rows,
+                                const float *normed, struct walsh_tape *t, const float *d, float *dnormed)
 {
     const struct walsh_config *c = &l->graph->config;
     const struct walsh_queue *q = l->queue;
@@ -228,6 +234,18 @@ void walsh_train_experts_backward(struct walsh_layers *l, const struct walsh_lay
     m.from = l->dgathered;
     m.to = dnormed;
     run(l, collect, &m, rows);
+}
+
+void walsh_train_experts_backward(struct walsh_layers *l, const struct walsh_layer *layer, size_t rows,
+                                  const float *normed, struct walsh_tape *t, const float *d, float *dnormed)
+{
+    const struct walsh_config *c = &l->graph->config;
+    const struct walsh_queue *q = l->queue;
+    const size_t hidden = c->hidden;
+    if (walsh_experts_train_together(l, layer))
+        walsh_experts_backward_together(l, layer, rows, t, d, dnormed);
+    else
+        backward_one_by_one(l, layer, rows, normed, t, d, dnormed);
     walsh_route_backward(q, l->dlogits, l->dweight, t->router_logits, t->expert_index, t->expert_weight, rows,
                          c->experts, c->experts_per_token, c->normalize_topk);
     const struct walsh_frozen_site router = {

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "kernels/device.h"
 #include "kernels/table.h"
 #include "train/device.h"
 #include "train/gradients.h"
@@ -115,9 +116,11 @@ static struct walsh_tape tape_of(struct room *room, const struct walsh_model_gra
     const size_t in[WALSH_TAPE_LISTS] = {c->hidden, mixed_width(graph), c->hidden, wide_of(c)};
     for (size_t i = 0; o->narrow && i < WALSH_TAPE_LISTS; i++) {
         const bool wide = i == WALSH_LIST_GATE_UP || i == WALSH_LIST_DOWN;
-        t.inner[i] =
-            take(room, lists[i] * walsh_lora_kept(o->max_rank, wide ? slots : rows, wide ? sites_of(c) : 1),
-                 sizeof(uint16_t), "activations of training");
+        /* a device keeps those of all experts at their own width */
+        const uint32_t rank =
+            wide && c->experts > 0 ? (uint32_t)walsh_max(o->max_rank, WALSH_EXPERT_RANK) : o->max_rank;
+        t.inner[i] = take(room, lists[i] * walsh_lora_kept(rank, wide ? slots : rows, wide ? sites_of(c) : 1),
+                          sizeof(uint16_t), "activations of training");
         t.inputs[i] = take(room, (wide ? slots : rows) * walsh_activations_stride(in[i]), sizeof(uint16_t),
                            "activations of training");
     }
@@ -184,6 +187,9 @@ static void buffers_of(struct room *room, struct walsh_layers *l)
         l->dweight = floats(room, slots, 1);
         l->dlogits = floats(room, rows, c->experts);
         if (l->queue->memory) l->slots.device = take(room, 2 * slots, sizeof(uint32_t), "slots");
+        if (l->queue->memory && l->queue->memory->experts)
+            l->sorted_slots =
+                take(room, l->queue->memory->experts->slots_bytes(l->queue, slots, c->experts), 1, "slots");
     }
     for (size_t i = 0; l->narrow && i < sizeof l->rounded / sizeof *l->rounded; i++)
         l->rounded[i] =

@@ -78,6 +78,7 @@ struct walsh_layers {
     float *gathered, *dgathered; /* [slots][hidden] */
     float *dweight, *dlogits;    /* [max_rows][k], [max_rows][experts] */
     struct walsh_slots slots;
+    void *sorted_slots;              /* of a device that sorts them itself: walsh_expert_ops.slots_bytes */
     struct walsh_frozen_site *sites; /* [experts, or 1]: of a list of linears */
     struct walsh_lora_site *updates; /* theirs */
     float *scratch;                  /* of attention's and the updates' backward */

@@ -28,10 +28,12 @@ void staged_open(struct staged *s, const struct walsh_device_module *module, uns
                  const struct walsh_queue *cpu, struct walsh_queue *out);
 void staged_close(struct staged *s, const struct walsh_device_module *module);
 
-/* For the ops of training and quantizing (staged_train.c, staged_quantize.c). in, out: a copy of the host's bytes on the device, what is `out` comes back when the op
+/* For the ops of training and quantizing (staged_train.c, staged_quantize.c, staged_experts.c). in, out: a copy of the host's bytes on the device, what is `out` comes back when the op
  * is done (finish). span: bytes of `rows` rows of n elements. must: a failure of the device ends the checker. */
 extern const struct walsh_train_ops staged_train_ops;
 extern const struct walsh_quantize_ops staged_quantize_ops;
+/* The staged ops of experts; NULL: q is not staged, or its device has none. */
+const struct walsh_expert_ops *staged_experts(const struct walsh_queue *q);
 struct staged *staged_of(const struct walsh_queue *q);
 const void *staged_in(struct staged *s, const void *host, size_t bytes);
 void *staged_out(struct staged *s, void *host, size_t bytes);

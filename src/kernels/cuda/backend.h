@@ -35,6 +35,7 @@ static inline struct cuda_device *cuda_device_of(const struct walsh_queue *q)
 extern const struct walsh_ops cuda_ops;
 extern const struct walsh_quantize_ops cuda_quantize_ops;
 extern const struct walsh_train_ops cuda_train_ops;
+extern const struct walsh_expert_ops cuda_expert_ops;
 extern const struct walsh_memory cuda_memory;
 
 /* "what: CUDA's words", with the status that belongs to it. */

@@ -76,7 +76,7 @@ static enum walsh_status upload_table(const struct bench *b, struct mixture *m, 
     WALSH_TRY(walsh_alloc(matrices, sizeof *table, "experts to measure", &table, b->err));
     for (size_t i = 0; i < matrices; i++)
         table[i] = (struct cuda_expert){(const uint32_t *)(const void *)(b->room + i * WORD_BYTES),
-                                        b->room + matrices * WORD_BYTES + i * SCALE_BYTES};
+                                        b->room + matrices * WORD_BYTES + i * SCALE_BYTES, NULL};
     cudaMemsetAsync(b->room + matrices * WORD_BYTES, 0x78, matrices * SCALE_BYTES, b->d->stream); /* 2^-7 */
     const enum walsh_status status = cuda_memory.upload(b->q, to, table, matrices * sizeof *table, b->err);
     walsh_free(table);
@@ -121,7 +121,7 @@ static enum walsh_status open_mixture(const struct bench *b, uint32_t experts, s
     cuda_fill_normal(b->d->stream, CUDA_TYPE_BF16, m->dy, slots * OUTS, 12);
     cuda_fill_normal(b->d->stream, CUDA_TYPE_BF16, m->a, rank * COLS, 13);
     cuda_fill_normal(b->d->stream, CUDA_TYPE_BF16, m->b, rank * OUTS, 14);
-    cuda_sort_slots(b->d->stream, m->index, slots, experts, &m->sorted);
+    cuda_sort_slots(b->d->stream, m->index, slots, PER_ROW, experts, &m->sorted);
     return cuda_memory.synchronize(b->q, b->err);
 }
 
@@ -131,7 +131,7 @@ static void call_sort(const struct bench *b, const void *argument, unsigned i)
 {
     const struct mixture *m = argument;
     (void)i;
-    cuda_sort_slots(b->d->stream, m->index, m->slots, m->experts, &m->sorted);
+    cuda_sort_slots(b->d->stream, m->index, m->slots, PER_ROW, m->experts, &m->sorted);
 }
 
 static void multiply(const struct bench *b, const struct mixture *m, unsigned i, bool back, bool update)
@@ -151,6 +151,8 @@ static void multiply(const struct bench *b, const struct mixture *m, unsigned i,
              : back  ? m->g
                      : m->h,
         .matrix = back ? m->a : m->b,
+        .step = (size_t)CUDA_EXPERT_RANK * (back ? COLS : OUTS),
+        .rank = CUDA_EXPERT_RANK,
     };
     cuda_multiply_experts(b->d->stream, &p, b->d->processors);
 }
@@ -171,16 +173,20 @@ static void call_back(const struct bench *b, const void *argument, unsigned i)
 static void call_update(const struct bench *b, const void *argument, unsigned i)
 {
     const struct mixture *m = argument;
-    const struct cuda_expert_rows x = {m->x, COLS, PER_ROW}, dy = {m->dy, OUTS, 0};
+    const size_t a_step = (size_t)CUDA_EXPERT_RANK * COLS, b_step = (size_t)CUDA_EXPERT_RANK * OUTS;
+    const struct cuda_expert_source x = {{m->x, COLS, PER_ROW}, COLS, m->a, a_step},
+                                    dy = {{m->dy, OUTS, 0}, OUTS, m->b, b_step};
     const cudaStream_t stream = b->d->stream;
-    cuda_sort_slots(stream, m->index, m->slots, m->experts, &m->sorted);
+    cuda_sort_slots(stream, m->index, m->slots, PER_ROW, m->experts, &m->sorted);
     cuda_expert_columns(stream, m->arranged, m->x, COLS, m->rows, COLS);
-    cuda_expert_into_rank(stream, &m->sorted, m->slots, m->experts, &x, COLS, m->a, 0.01f, m->h);
+    cuda_expert_into_rank(stream, &m->sorted, m->slots, m->experts, &x, 1, CUDA_EXPERT_RANK, 0.01f, m->h);
     multiply(b, m, i, false, true);
-    cuda_expert_into_rank(stream, &m->sorted, m->slots, m->experts, &dy, OUTS, m->b, 0.01f, m->g);
+    cuda_expert_into_rank(stream, &m->sorted, m->slots, m->experts, &dy, 1, CUDA_EXPERT_RANK, 0.01f, m->g);
     multiply(b, m, i, true, true);
-    cuda_expert_gradient(stream, &m->sorted, m->experts, &x, COLS, m->g, m->gradient_a, false);
-    cuda_expert_gradient(stream, &m->sorted, m->experts, &dy, OUTS, m->h, m->gradient_b, false);
+    cuda_expert_gradient(stream, &m->sorted, m->experts, &x.rows, COLS, m->g, CUDA_EXPERT_RANK, m->gradient_a,
+                         a_step, false);
+    cuda_expert_gradient(stream, &m->sorted, m->experts, &dy.rows, OUTS, m->h, CUDA_EXPERT_RANK,
+                         m->gradient_b, b_step, false);
 }
 
 /* --- one row --- */
@@ -198,9 +204,9 @@ struct routed {
 static void call_route(const struct bench *b, const void *argument, unsigned i)
 {
     const struct routed *r = argument;
-    const struct cuda_routed list = {r->table + i % r->sets * MOST_EXPERTS, r->y};
-    cuda_route_experts(b->d->stream, &list, 1, r->index, PER_ROW, PER_ROW, OUTS, COLS, r->q, COLS, r->scale,
-                       r->sum, OUTS);
+    const struct cuda_routed list = {r->table + i % r->sets * MOST_EXPERTS, r->y, OUTS};
+    cuda_route_experts(b->d->stream, &list, 1, r->index, NULL, PER_ROW, PER_ROW, OUTS, COLS, r->q, COLS,
+                       r->scale, r->sum);
 }
 
 /* One token, of whose experts each has one row: a graph of many calls. */

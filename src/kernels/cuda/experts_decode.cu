@@ -11,11 +11,11 @@ constexpr size_t MOST_SHARED = 112 << 10;
 
 struct routed {
     cuda_routed list[CUDA_EXPERT_LIST];
-    const int32_t *index;
+    const int32_t *index, *order;
     const int8_t *q;
     const float *scale;
     const int2 *sum;
-    size_t stride, ldy;
+    size_t stride;
     int outs, steps;
     unsigned per_row;
 };
@@ -43,9 +43,9 @@ __global__ void __launch_bounds__(THREADS, 2) routed_kernel(const __grid_constan
     extern __shared__ __align__(16) uint8_t shared[];
     float2 *links = reinterpret_cast<float2 *>(shared); // [steps][OUTS]
     const int lane = (int)threadIdx.x & 31, warp = (int)threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
-    const unsigned slot = blockIdx.y;
     wait_for_previous();
     let_next_start();
+    const unsigned slot = p.order ? (unsigned)__ldg(p.order + blockIdx.y) : blockIdx.y;
     const cuda_routed &to = p.list[blockIdx.z];
     const cuda_expert e = to.experts[p.index[slot]];
     const int last = (p.outs + TILE - 1) / TILE - 1, first = (int)blockIdx.x * 2;
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(THREADS, 2) routed_kernel(const __grid_constan
         chain = fmaf(link.x, link.y, chain);
     }
     const int out = (int)blockIdx.x * OUTS + lane;
-    if (out < p.outs) to.y[(size_t)slot * p.ldy + (size_t)out] = chain;
+    if (out < p.outs) to.y[(size_t)slot * to.ldy + (size_t)out] = e.bias ? __fadd_rn(chain, __ldg(e.bias + out)) : chain;
 }
 
 size_t shared_bytes(uint32_t cols)
@@ -99,11 +99,11 @@ bool cuda_route_experts_fits(uint32_t cols)
     return shared_bytes(cols) <= MOST_SHARED;
 }
 
-void cuda_route_experts(cudaStream_t stream, const struct cuda_routed *list, size_t count, const int32_t *index, size_t slots,
-                        uint32_t per_row, uint32_t outs, uint32_t cols, const int8_t *q, size_t stride, const float *scale,
-                        const int32_t *sum, size_t ldy)
+void cuda_route_experts(cudaStream_t stream, const struct cuda_routed *list, size_t count, const int32_t *index, const int32_t *order,
+                        size_t slots, uint32_t per_row, uint32_t outs, uint32_t cols, const int8_t *q, size_t stride, const float *scale,
+                        const int32_t *sum)
 {
-    routed p = {{}, index, q, scale, reinterpret_cast<const int2 *>(sum), stride, ldy, (int)outs, (int)div_up(cols, STEP), per_row};
+    routed p = {{}, index, order, q, scale, reinterpret_cast<const int2 *>(sum), stride, (int)outs, (int)div_up(cols, STEP), per_row};
     for (size_t i = 0; i < count; i++) p.list[i] = list[i];
     launch_early(stream, routed_kernel, dim3(div_up(outs, OUTS), (unsigned)slots, (unsigned)count), THREADS, shared_bytes(cols), p);
 }

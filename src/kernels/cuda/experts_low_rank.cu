@@ -25,12 +25,40 @@ constexpr int ROWS = 32, EIGHTS = ROWS / 8, PARTS = 8, PIECES = (CUDA_EXPERT_TIL
 struct into {
     const cuda_expert_tile *tiles;
     const int32_t *count, *order;
-    cuda_expert_rows rows;
-    const uint16_t *matrix;
+    cuda_expert_source list[CUDA_EXPERT_SOURCES];
+    int sources, rank;
     uint16_t *h;
-    int cols;
     float scale;
 };
+
+// Of one source: c += a part of the columns.
+__device__ __forceinline__ void add_source(float (&c)[EIGHTS][4], const cuda_expert_source &from, const into &p, const cuda_expert_tile &tile,
+                                           int first, int part, int g, int t)
+{
+    const uint4 none = make_uint4(0, 0, 0, 0);
+    const int cols = (int)from.cols;
+    const uint4 *a = reinterpret_cast<const uint4 *>(from.matrix + (size_t)tile.expert * from.step + (size_t)g * from.cols) + t;
+    const uint4 *below = a + cols; // 8 rows of cols / 8
+    const uint4 *x[EIGHTS];
+#pragma unroll
+    for (int i = 0; i < EIGHTS; i++) { // a row beyond the last is the last again
+        const int place = tile.first + min(first + 8 * i + g, tile.rows - 1);
+        x[i] = reinterpret_cast<const uint4 *>(from.rows.x + row_of(from.rows, p.order, place) * from.rows.stride) + t;
+    }
+    const bool has = g < p.rank, has_below = g + 8 < p.rank;
+    const int steps = cols / 32, each = (steps + PARTS - 1) / PARTS, end = min((part + 1) * each, steps);
+#pragma unroll 4
+    for (int step = part * each; step < end; step++) {
+        const uint4 up = has ? __ldg(a + 4 * step) : none, down = has_below ? __ldg(below + 4 * step) : none;
+        const uint32_t even[4] = {up.x, down.x, up.y, down.y}, odd[4] = {up.z, down.z, up.w, down.w};
+#pragma unroll
+        for (int i = 0; i < EIGHTS; i++) {
+            const uint4 v = __ldg(x[i] + 4 * step);
+            multiply_bf16(c[i], even, v.x, v.y);
+            multiply_bf16(c[i], odd, v.z, v.w);
+        }
+    }
+}
 
 __global__ void __launch_bounds__(PARTS * 32) into_rank_kernel(const __grid_constant__ into p)
 {
@@ -41,27 +69,8 @@ __global__ void __launch_bounds__(PARTS * 32) into_rank_kernel(const __grid_cons
     const cuda_expert_tile tile = p.tiles[blockIdx.x];
     const int first = (int)blockIdx.y * ROWS;
     if (first >= tile.rows) return;
-    const uint4 *a = reinterpret_cast<const uint4 *>(p.matrix + ((size_t)tile.expert * RANK + (size_t)g) * (size_t)p.cols) + t;
-    const uint4 *below = a + p.cols; // 8 rows of cols / 8
-    const uint4 *x[EIGHTS];
-#pragma unroll
-    for (int i = 0; i < EIGHTS; i++) { // a row beyond the last is the last again
-        const int place = tile.first + min(first + 8 * i + g, tile.rows - 1);
-        x[i] = reinterpret_cast<const uint4 *>(p.rows.x + row_of(p.rows, p.order, place) * p.rows.stride) + t;
-    }
     float c[EIGHTS][4] = {};
-    const int steps = p.cols / 32, each = (steps + PARTS - 1) / PARTS, end = min((part + 1) * each, steps);
-#pragma unroll 4
-    for (int step = part * each; step < end; step++) {
-        const uint4 up = __ldg(a + 4 * step), down = __ldg(below + 4 * step);
-        const uint32_t even[4] = {up.x, down.x, up.y, down.y}, odd[4] = {up.z, down.z, up.w, down.w};
-#pragma unroll
-        for (int i = 0; i < EIGHTS; i++) {
-            const uint4 v = __ldg(x[i] + 4 * step);
-            multiply_bf16(c[i], even, v.x, v.y);
-            multiply_bf16(c[i], odd, v.z, v.w);
-        }
-    }
+    for (int i = 0; i < p.sources; i++) add_source(c, p.list[i], p, tile, first, part, g, t);
 #pragma unroll
     for (int i = 0; i < EIGHTS; i++)
 #pragma unroll
@@ -86,7 +95,8 @@ struct gradients {
     cuda_expert_rows rows;
     const uint16_t *h;
     float *to;
-    int cols;
+    size_t step;
+    int cols, rank;
     bool add;
 };
 
@@ -139,8 +149,8 @@ __global__ void __launch_bounds__(WARPS * 32) gradient_kernel(const __grid_const
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const int at = column + warp * 32 + j * 8 + 2 * t;
-            if (at >= p.cols) continue;
-            float2 *to = reinterpret_cast<float2 *>(p.to + ((size_t)expert * RANK + (size_t)(g + 8 * i)) * (size_t)p.cols + at);
+            if (at >= p.cols || g + 8 * i >= p.rank) continue;
+            float2 *to = reinterpret_cast<float2 *>(p.to + (size_t)expert * p.step + (size_t)(g + 8 * i) * (size_t)p.cols + at);
             float2 v = make_float2(c[j][2 * i], c[j][2 * i + 1]);
             if (p.add) {
                 const float2 before = *to;
@@ -153,15 +163,16 @@ __global__ void __launch_bounds__(WARPS * 32) gradient_kernel(const __grid_const
 } // namespace
 
 void cuda_expert_into_rank(cudaStream_t stream, const struct cuda_slots *slots, size_t count, uint32_t experts,
-                           const struct cuda_expert_rows *rows, uint32_t cols, const uint16_t *matrix, float scale, uint16_t *h)
+                           const struct cuda_expert_source *list, size_t sources, uint32_t rank, float scale, uint16_t *h)
 {
-    const into p = {slots->tiles, slots->count, slots->order, *rows, matrix, h, (int)cols, scale};
+    into p = {slots->tiles, slots->count, slots->order, {}, (int)sources, (int)rank, h, scale};
+    for (size_t i = 0; i < sources; i++) p.list[i] = list[i];
     launch_early(stream, into_rank_kernel, dim3((unsigned)cuda_expert_tiles(count, experts), PIECES), PARTS * 32, 0, p);
 }
 
 void cuda_expert_gradient(cudaStream_t stream, const struct cuda_slots *slots, uint32_t experts, const struct cuda_expert_rows *rows,
-                          uint32_t cols, const uint16_t *h, float *gradient, bool add)
+                          uint32_t cols, const uint16_t *h, uint32_t rank, float *gradient, size_t step, bool add)
 {
-    const gradients p = {slots->begin, slots->order, *rows, h, gradient, (int)cols, add};
+    const gradients p = {slots->begin, slots->order, *rows, h, gradient, step, (int)cols, (int)rank, add};
     launch_early(stream, gradient_kernel, dim3(div_up(cols, COLUMNS), experts), WARPS * 32, 0, p);
 }

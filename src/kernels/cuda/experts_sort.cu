@@ -29,7 +29,7 @@ __device__ __forceinline__ sums sum_of_warp(sums s)
 }
 static_assert(WARPS == 32, "a lane has a warp's sums");
 
-__global__ void __launch_bounds__(THREADS) sort_kernel(cuda_slots to, const int32_t *expert, int slots, int experts)
+__global__ void __launch_bounds__(THREADS) sort_kernel(cuda_slots to, const int32_t *expert, int slots, int of_row, int experts)
 {
     extern __shared__ int counts[]; // [experts]
     __shared__ sums parts[WARPS];
@@ -92,6 +92,7 @@ __global__ void __launch_bounds__(THREADS) sort_kernel(cuda_slots to, const int3
             if (hit[i]) {
                 to.order[place] = at + i;
                 if (to.place) to.place[at + i] = place;
+                if (to.row) to.row[place] = (at + i) / of_row;
                 place++;
             }
     }
@@ -104,7 +105,8 @@ size_t cuda_expert_tiles(size_t slots, uint32_t experts)
     return (slots < experts ? slots : experts) + slots / CUDA_EXPERT_TILE_ROWS;
 }
 
-void cuda_sort_slots(cudaStream_t stream, const int32_t *expert, size_t slots, uint32_t experts, const struct cuda_slots *to)
+void cuda_sort_slots(cudaStream_t stream, const int32_t *expert, size_t slots, uint32_t k, uint32_t experts,
+                     const struct cuda_slots *to)
 {
-    launch_early(stream, sort_kernel, dim3(experts), THREADS, experts * sizeof(int), *to, expert, (int)slots, (int)experts);
+    launch_early(stream, sort_kernel, dim3(experts), THREADS, experts * sizeof(int), *to, expert, (int)slots, (int)k, (int)experts);
 }

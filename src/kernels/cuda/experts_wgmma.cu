@@ -26,7 +26,10 @@ struct grouped {
     cuda_expert_rows rows;
     void *y;
     size_t ldy;
+    bool add;
     const uint16_t *h, *matrix; // of an update, or NULL
+    size_t step;                // of matrix, from expert to expert
+    int rank;
     int units;                  // of 32 columns, of the weights
     int tiles_of_outs;          // of 16 outputs, of the weights
     int reduced, wide;          // columns of x, numbers of a row of y
@@ -235,13 +238,15 @@ template <bool BACK> __device__ __forceinline__ int output_of(int piece, int gro
 template <bool BACK>
 __device__ __forceinline__ void update_fragments(uint32_t (&to)[2][4], const grouped &p, int expert, int piece, int group, int warp, int g, int t)
 {
-    const uint16_t *matrix = p.matrix + (size_t)expert * CUDA_EXPERT_RANK * (size_t)p.wide;
+    const uint16_t *matrix = p.matrix + (size_t)expert * p.step;
 #pragma unroll
     for (int m = 0; m < 2; m++)
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const uint16_t *at = matrix + (size_t)(2 * t + i / 2 * 8) * (size_t)p.wide + min(output_of<BACK>(piece, group, warp, g, m, i % 2), p.wide - 1);
-            to[m][i] = (uint32_t)__ldg(at) | (uint32_t)__ldg(at + p.wide) << 16;
+            const int rank = 2 * t + i / 2 * 8;
+            const uint16_t *at = matrix + (size_t)rank * (size_t)p.wide + min(output_of<BACK>(piece, group, warp, g, m, i % 2), p.wide - 1);
+            to[m][i] = rank < p.rank ? __ldg(at) : 0u;
+            if (rank + 1 < p.rank) to[m][i] |= (uint32_t)__ldg(at + p.wide) << 16;
         }
 }
 
@@ -265,8 +270,14 @@ __device__ __forceinline__ void store_back(const grouped &p, const cuda_expert_t
             const size_t at = (size_t)(tile.first + row) * p.ldy + (size_t)out;
             if (NARROW)
                 *reinterpret_cast<uint2 *>(static_cast<uint16_t *>(p.y) + at) = make_uint2(bf16_pair(v0, v1), bf16_pair(v2, v3));
-            else
-                *reinterpret_cast<float4 *>(static_cast<float *>(p.y) + at) = make_float4(v0, v1, v2, v3);
+            else {
+                float4 *to = reinterpret_cast<float4 *>(static_cast<float *>(p.y) + at), v = make_float4(v0, v1, v2, v3);
+                if (p.add) {
+                    const float4 before = *to;
+                    v.x += before.x, v.y += before.y, v.z += before.z, v.w += before.w;
+                }
+                *to = v;
+            }
         }
 }
 
@@ -428,7 +439,7 @@ bool cuda_multiply_experts_fits(void)
 void cuda_multiply_experts(cudaStream_t stream, const struct cuda_expert_product *p, int processors)
 {
     const uint32_t wide = p->back ? p->cols : p->outs;
-    const grouped g = {p->experts, p->slots->tiles, p->slots->count, p->slots->order, p->rows, p->y, p->ldy, p->h, p->matrix,
+    const grouped g = {p->experts, p->slots->tiles, p->slots->count, p->slots->order, p->rows, p->y, p->ldy, p->add, p->h, p->matrix, p->step, (int)p->rank,
                        (int)(p->cols / STEP), (int)(p->outs / TILE), (int)(p->back ? p->outs : p->cols), (int)wide, (int)div_up(wide, OUTS)};
     const bool narrow = p->type == CUDA_TYPE_BF16;
     if (p->back)

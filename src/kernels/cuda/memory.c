@@ -231,6 +231,7 @@ const struct walsh_memory cuda_memory = {
     .page_tables = page_tables,
     .check = check,
     .figures = figures,
+    .experts = &cuda_expert_ops,
     .upload_codecs = cuda_upload_codecs,
     .read_codecs = cuda_read_codecs,
 };
