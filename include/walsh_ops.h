@@ -154,8 +154,8 @@ struct walsh_ops_rotation_options {
         .struct_size = sizeof(struct walsh_ops_rotation_options)                                             \
     }
 /* Copies the signs, or draws them; serves queues of the same device. WALSH_E_ARGUMENT: a size, a kind, blocks or
- * signs that are not as said; WALSH_E_UNSUPPORTED: a size that `parts` do not divide; on a device, overlap, blocks
- * below 16 and more than 32768 elements; WALSH_E_MEMORY. */
+ * signs that are not as said; WALSH_E_UNSUPPORTED: a size that `parts` do not divide; more elements than a
+ * block of threads of the device holds (56,096 on an H200); WALSH_E_MEMORY. */
 WALSH_API enum walsh_status walsh_ops_rotation_open(struct walsh_ops_queue *queue,
                                                     const struct walsh_ops_rotation_options *options,
                                                     struct walsh_ops_rotation **out, struct walsh_error *err);
