@@ -69,6 +69,7 @@ static enum walsh_status load(int fd, bool use_mmap, struct walsh_file *file, st
             return walsh_fail_errno(err, errno, "%s: cannot map %zu bytes", file->path, file->size);
         file->data = p;
         file->mapped = true;
+        file->fd = fd;
         return WALSH_OK;
     }
     uint8_t *buffer;
@@ -99,7 +100,7 @@ enum walsh_status walsh_file_open(const char *path, bool use_mmap, struct walsh_
         status = copy_text(path, &out->path, err);
         if (status == WALSH_OK) status = load(fd, use_mmap, out, err);
     }
-    close(fd);
+    if (!out->mapped) close(fd);
     if (status != WALSH_OK) walsh_file_close(out);
     return status;
 }
@@ -108,10 +109,12 @@ void walsh_file_close(struct walsh_file *file)
 {
     /* The views are const for their readers; the memory behind them is ours. */
     void *data = (void *)(uintptr_t)file->data;
-    if (file->mapped)
+    if (file->mapped) {
         munmap(data, file->size);
-    else if (file->size)
+        close(file->fd);
+    } else if (file->size) {
         walsh_free(data);
+    }
     walsh_free(file->path);
     *file = (struct walsh_file){0};
 }
@@ -121,6 +124,42 @@ void walsh_file_read_once(const void *data, size_t bytes)
     const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
     const uintptr_t begin = (uintptr_t)data / page * page, end = ((uintptr_t)data + bytes) / page * page;
     if (begin < end) (void)madvise((void *)begin, end - begin, MADV_DONTNEED); /* only advice */
+}
+
+bool walsh_file_holds(const struct walsh_file *file, const void *data, size_t bytes)
+{
+    const uintptr_t begin = (uintptr_t)file->data, at = (uintptr_t)data;
+    return at >= begin && at - begin <= file->size && bytes <= file->size - (at - begin);
+}
+
+#define BECAME_SHORTER (-1) /* no errno */
+
+bool walsh_file_copy(const struct walsh_file *file, const void *from, size_t bytes, void *to, atomic_int *why)
+{
+    if (!file || !file->mapped) {
+        memcpy(to, from, bytes);
+        return true;
+    }
+    const size_t offset = (size_t)((const uint8_t *)from - file->data);
+    for (size_t done = 0; done < bytes;) {
+        const size_t piece = walsh_min(bytes - done, (size_t)1 << 30);
+        const ssize_t n = pread(file->fd, (uint8_t *)to + done, piece, (off_t)(offset + done));
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) {
+            int none = 0;
+            atomic_compare_exchange_strong(why, &none, n < 0 ? errno : BECAME_SHORTER);
+            return false;
+        }
+        done += (size_t)n;
+    }
+    return true;
+}
+
+enum walsh_status walsh_file_copy_fail(const struct walsh_file *file, int why, struct walsh_error *err)
+{
+    if (why != BECAME_SHORTER) return walsh_fail_errno(err, why, "%s: cannot read", file->path);
+    return walsh_fail(err, WALSH_E_IO, "%s: shorter than the %zu bytes that it had when it was opened",
+                      file->path, file->size);
 }
 
 /* Reads to the end whatever the file says its size is, because pipes and /proc say 0. */

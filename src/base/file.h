@@ -2,6 +2,7 @@
 #ifndef WALSH_BASE_FILE_H
 #define WALSH_BASE_FILE_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -14,6 +15,7 @@ struct walsh_file {
     const uint8_t *data; /* never NULL after open; a size of 0 is legal */
     size_t size;
     bool mapped;
+    int fd;     /* where it is mapped: open, for walsh_file_copy */
     char *path; /* owned copy, for messages */
 };
 enum walsh_status walsh_file_open(const char *path, bool use_mmap, struct walsh_file *out,
@@ -22,6 +24,13 @@ void walsh_file_close(struct walsh_file *file); /* zeroes *file; safe on a zeroe
 /* Bytes of a *mapped* file that this process has read and does not need for now: their pages, but for the last one where
  * they end within it, leave its memory, not the system's cache of the file, and come back when they are read again. */
 void walsh_file_read_once(const void *data, size_t bytes);
+bool walsh_file_holds(const struct walsh_file *file, const void *data, size_t bytes); /* within file->data? */
+/* Bytes of the data of `file` (NULL: of memory) to `to`; any thread may call it. Those of a mapped file are read, not copied:
+ * no page of it enters this process's memory, and a file that fails, or has become shorter, fails the call instead of the
+ * process. False: *why is set, unless an earlier failure has, and walsh_file_copy_fail makes an error of it. */
+bool walsh_file_copy(const struct walsh_file *file, const void *from, size_t bytes, void *to,
+                     atomic_int *why);
+enum walsh_status walsh_file_copy_fail(const struct walsh_file *file, int why, struct walsh_error *err);
 
 /* The whole file as text: size bytes and a terminating NUL; more than max_size bytes is an error. walsh_free.
  */

@@ -8,6 +8,7 @@
 #include "base/file.h"
 
 #define NAME_SIZE 320
+#define SCALES_READ ((size_t)64 << 10) /* bytes of scales that are read at a time */
 #define DTYPE(type) (1u << WALSH_##type)
 #define FLOAT_SCALES (DTYPE(F32) | DTYPE(F16) | DTYPE(BF16))
 #define MX_SCALES (DTYPE(U8) | DTYPE(F8_E8M0))
@@ -363,9 +364,9 @@ static const uint8_t *codes_of(const struct walsh_block_source *s, size_t row)
 }
 
 /* NaN and Inf by their bits; without a branch, so that many are looked at together. */
-static bool codes_are_numbers(const struct walsh_block_source *s, size_t row)
+static bool codes_are_numbers(const struct walsh_block_source *s, const uint8_t *codes)
 {
-    const uint8_t *codes = codes_of(s, row), mask = s->block.code == WALSH_CODE_E5M2 ? 0x7c : 0x7f;
+    const uint8_t mask = s->block.code == WALSH_CODE_E5M2 ? 0x7c : 0x7f;
     uint8_t broken = 0;
     if (s->block.code != WALSH_CODE_E4M3 && s->block.code != WALSH_CODE_E5M2) return true;
     for (size_t k = 0; k < s->cols; k++) broken = (uint8_t)(broken | ((codes[k] & mask) == mask));
@@ -380,7 +381,9 @@ static bool are_byte_rows(const struct walsh_block_source *s)
            t != WALSH_BF16 && t != WALSH_F16;
 }
 
-static bool pack_byte_rows(const struct walsh_block_source *s, size_t groups, size_t tile, uint8_t *scales)
+/* A tile's, whose first row is at `rows`. */
+static bool pack_byte_rows(const struct walsh_block_source *s, size_t groups, size_t tile,
+                           const uint8_t *rows, uint8_t *scales)
 {
     const uint8_t none = s->block.scale == WALSH_SCALE_E8M0 ? 0xff : 0x7f; /* E4M3: either sign's */
     uint8_t broken = 0;
@@ -390,7 +393,7 @@ static bool pack_byte_rows(const struct walsh_block_source *s, size_t groups, si
             for (size_t g = 0; g < groups; g++) scales[g * WALSH_BLOCK_ROWS + i] = 0;
             continue;
         }
-        const uint8_t *from = (const uint8_t *)s->scales->data + stored_row(s, row) * s->scale_ld;
+        const uint8_t *from = rows + i * s->step * s->scale_ld;
         for (size_t g = 0; g < groups; g++) {
             scales[g * WALSH_BLOCK_ROWS + i] = from[g];
             broken = (uint8_t)(broken | ((from[g] & none) == none));
@@ -399,13 +402,19 @@ static bool pack_byte_rows(const struct walsh_block_source *s, size_t groups, si
     return !broken;
 }
 
+static const uint8_t *byte_row(const struct walsh_block_source *s, size_t row)
+{
+    return (const uint8_t *)s->scales->data + stored_row(s, row) * s->scale_ld;
+}
+
 /* Scales and zero points (NULL: not wanted) of a tile, at the beginning of `scales` and `zeros`. */
 static bool pack_scales(const struct walsh_block_source *s, const struct walsh_weights *w, size_t tile,
                         void *scales, uint8_t *zeros)
 {
     const size_t groups = walsh_block_groups(w), first = tile * WALSH_BLOCK_ROWS;
     bool good = true;
-    if (scales && !zeros && are_byte_rows(s)) return pack_byte_rows(s, groups, tile, scales);
+    if (scales && !zeros && are_byte_rows(s))
+        return pack_byte_rows(s, groups, tile, byte_row(s, first), scales);
     for (size_t i = 0; i < WALSH_BLOCK_ROWS; i++)
         for (size_t g = 0; g < groups; g++) {
             const bool exists = first + i < s->rows;
@@ -427,7 +436,7 @@ bool walsh_blocks_pack(const struct walsh_block_source *s, size_t begin, size_t 
         const size_t row = tile * WALSH_BLOCK_ROWS;
         walsh_block_pack_codes(&w, tile, codes_of(s, row), s->step * s->row_bytes, s->flip, data);
         for (size_t r = row; r < row + WALSH_BLOCK_ROWS && r < s->rows; r++)
-            good = codes_are_numbers(s, r) && good;
+            good = codes_are_numbers(s, codes_of(s, r)) && good;
         good = pack_scales(s, &w, tile, (uint8_t *)scales + tile * count * walsh_scale_bytes(s->block.scale),
                            zeros ? zeros + tile * count : NULL) &&
                good;
@@ -435,20 +444,56 @@ bool walsh_blocks_pack(const struct walsh_block_source *s, size_t begin, size_t 
     return good;
 }
 
-bool walsh_blocks_read(const struct walsh_block_source *s, unsigned array, size_t begin, size_t end, void *to)
+/* Codes of rows [first, last), one behind the other. */
+static bool read_codes(const struct walsh_block_source *s, const struct walsh_block_files *files,
+                       size_t first, size_t last, size_t bytes, uint8_t *to)
 {
+    bool good = true;
+    if (s->step == 1 && bytes == s->row_bytes) {
+        if (!walsh_file_copy(files->codes, codes_of(s, first), (last - first) * bytes, to, files->codes_why))
+            return false;
+    } else {
+        for (size_t r = first; r < last; r++) memcpy(to + (r - first) * bytes, codes_of(s, r), bytes);
+        if (files->codes) walsh_file_read_once(codes_of(s, first), (last - first) * s->step * s->row_bytes);
+    }
+    for (size_t r = first; r < last; r++) good = codes_are_numbers(s, to + (r - first) * bytes) && good;
+    return good;
+}
+
+/* Scales that are byte rows, and whole rows of the file, through a small buffer. */
+static bool read_byte_rows(const struct walsh_block_source *s, const struct walsh_block_files *files,
+                           size_t begin, size_t end, uint8_t *to)
+{
+    uint8_t rows[SCALES_READ];
+    const size_t groups = s->scale_ld, unit = WALSH_BLOCK_ROWS * groups, at_once = sizeof rows / unit;
+    bool good = true;
+    for (size_t tile = begin, next; tile < end; tile = next) {
+        const size_t first = tile * WALSH_BLOCK_ROWS;
+        next = walsh_min(tile + at_once, end);
+        const size_t last = walsh_min(next * WALSH_BLOCK_ROWS, s->rows);
+        if (!walsh_file_copy(files->scales, byte_row(s, first), (last - first) * groups, rows,
+                             files->scales_why))
+            return false;
+        for (size_t i = tile; i < next; i++, to += unit)
+            good = pack_byte_rows(s, groups, i, rows + (i - tile) * unit, to) && good;
+    }
+    return good;
+}
+
+bool walsh_blocks_read(const struct walsh_block_source *s, const struct walsh_block_files *files,
+                       unsigned array, size_t begin, size_t end, void *to)
+{
+    static const struct walsh_block_files memory;
     const struct walsh_weights w = walsh_blocks_weights(s);
-    const size_t bytes = walsh_stored_row_bytes(&w), count = walsh_block_groups(&w) * WALSH_BLOCK_ROWS;
+    const size_t groups = walsh_block_groups(&w), count = groups * WALSH_BLOCK_ROWS,
+                 first = begin * WALSH_BLOCK_ROWS, last = walsh_min(end * WALSH_BLOCK_ROWS, s->rows);
     uint8_t *at = to;
     bool good = true;
-    if (array == WALSH_STORED_CODES) {
-        for (size_t r = begin * WALSH_BLOCK_ROWS; r < s->rows && r < end * WALSH_BLOCK_ROWS;
-             r++, at += bytes) {
-            memcpy(at, codes_of(s, r), bytes);
-            good = codes_are_numbers(s, r) && good;
-        }
-        return good;
-    }
+    if (!files) files = &memory;
+    if (array == WALSH_STORED_CODES) return read_codes(s, files, first, last, walsh_stored_row_bytes(&w), at);
+    if (array == WALSH_STORED_SCALES && are_byte_rows(s) && s->step == 1 && groups == s->scale_ld &&
+        count <= SCALES_READ)
+        return read_byte_rows(s, files, begin, end, at);
     for (size_t tile = begin; tile < end; tile++) {
         if (array == WALSH_STORED_ZEROS)
             good = pack_scales(s, &w, tile, NULL, at) && good;
@@ -456,18 +501,12 @@ bool walsh_blocks_read(const struct walsh_block_source *s, unsigned array, size_
             good = pack_scales(s, &w, tile, at, NULL) && good;
         at += count * (array == WALSH_STORED_ZEROS ? 1 : walsh_scale_bytes(s->block.scale));
     }
+    if (array == WALSH_STORED_SCALES && files->scales && !s->by_group && s->scale_rows == 1) {
+        const size_t row = s->scale_ld * walsh_dtype_size(s->scales->dtype);
+        walsh_file_read_once((const uint8_t *)s->scales->data + stored_row(s, first) * row,
+                             (last - first) * s->step * row);
+    }
     return good;
-}
-
-void walsh_blocks_read_once(const struct walsh_block_source *s, unsigned array, size_t begin, size_t end)
-{
-    const size_t first = begin * WALSH_BLOCK_ROWS, last = walsh_min(end * WALSH_BLOCK_ROWS, s->rows);
-    if (array == WALSH_STORED_CODES)
-        walsh_file_read_once(codes_of(s, first), (last - first) * s->step * s->row_bytes);
-    else if (array == WALSH_STORED_SCALES && !s->by_group && s->scale_rows == 1)
-        walsh_file_read_once((const uint8_t *)s->scales->data +
-                                 stored_row(s, first) * s->scale_ld * walsh_dtype_size(s->scales->dtype),
-                             (last - first) * s->step * s->scale_ld * walsh_dtype_size(s->scales->dtype));
 }
 
 enum walsh_status walsh_blocks_fail(const struct walsh_block_source *s, struct walsh_error *err)
@@ -483,7 +522,7 @@ enum walsh_status walsh_blocks_fail(const struct walsh_block_source *s, struct w
                                   s->scales->file, s->scales->name, stored_row(s, r), g, (int)(2 * bytes),
                                   bits);
         }
-        if (!codes_are_numbers(s, r))
+        if (!codes_are_numbers(s, codes_of(s, r)))
             return walsh_fail(err, WALSH_E_FORMAT, "%s: tensor %s: row %zu holds NaN or Inf", s->codes->file,
                               s->codes->name, stored_row(s, r));
     }

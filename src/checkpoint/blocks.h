@@ -44,6 +44,12 @@ struct walsh_block_source {
     uint32_t scale_rows, scale_ld;
 };
 
+/* The mapped files of its tensors (NULL: memory), and where walsh_file_copy says why one cannot be read. */
+struct walsh_block_files {
+    const struct walsh_file *codes, *scales;
+    atomic_int *codes_why, *scales_why;
+};
+
 /* Rows that a linear takes of a stored matrix: row, row + step, ... */
 struct walsh_block_rows {
     uint32_t row, step; /* step 0: 1 */
@@ -69,11 +75,9 @@ struct walsh_weights walsh_blocks_weights(const struct walsh_block_source *s);
 bool walsh_blocks_pack(const struct walsh_block_source *s, size_t begin, size_t end, uint32_t *data,
                        void *scales, uint8_t *zeros);
 /* The same rows as formats/stored.h cuts them into units: the codes as they are stored, [16][walsh_stored_row_bytes] of a
- * unit; scales, or zero points, in the run-time layout. */
-bool walsh_blocks_read(const struct walsh_block_source *s, unsigned array, size_t begin, size_t end,
-                       void *to);
-/* Those codes of a mapped file will not be read soon: walsh_file_read_once. */
-void walsh_blocks_read_once(const struct walsh_block_source *s, unsigned array, size_t begin, size_t end);
+ * unit; scales, or zero points, in the run-time layout. False as well where files (NULL: all is memory) cannot be read. */
+bool walsh_blocks_read(const struct walsh_block_source *s, const struct walsh_block_files *files,
+                       unsigned array, size_t begin, size_t end, void *to);
 /* The error for that: names the tensor, the place and what stands there. */
 enum walsh_status walsh_blocks_fail(const struct walsh_block_source *s, struct walsh_error *err);
 

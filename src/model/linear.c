@@ -59,11 +59,6 @@ struct loading {
     bool stored; /* weights stay in the file, for a device to read */
 };
 
-static bool is_mapped(const struct walsh_checkpoint *ck)
-{
-    return ck->file_count > 0 && ck->files[0].file.mapped;
-}
-
 static enum walsh_status load_dense(struct walsh_linear *linear, const struct loading *how, const char *name,
                                     struct walsh_error *err)
 {
@@ -76,8 +71,7 @@ static enum walsh_status load_dense(struct walsh_linear *linear, const struct lo
     set_dense(linear, t->dtype,
               (const uint8_t *)t->data + (size_t)fusion->row * linear->in * walsh_dtype_size(t->dtype));
     if (!how->stored) return WALSH_OK;
-    return walsh_linear_store_dense(linear, linear->weights.data, linear->in, 1, is_mapped(how->ck),
-                                    how->arena, err);
+    return walsh_linear_store_dense(linear, linear->weights.data, linear->in, 1, how->ck, how->arena, err);
 }
 
 /* One stage, from the stored layout to that of the kernels, tile row by tile row. */
@@ -173,7 +167,7 @@ static enum walsh_status load_glq(struct walsh_linear *linear, const struct load
         linear->weights.stage[k].kind = glq.stage[k].kind;
         linear->weights.stage[k].scale = glq.wscale * glq.inv_resid_scale[k];
     }
-    if (how->stored) return walsh_linear_store_glq(linear, &glq, is_mapped(how->ck), arena, err);
+    if (how->stored) return walsh_linear_store_glq(linear, &glq, how->ck, arena, err);
     return repack_stages(linear, &glq, how->pool, arena, err);
 }
 
@@ -263,7 +257,7 @@ static enum walsh_status load_blocks(struct walsh_linear *linear, const struct l
                          linear->split.inputs ? 1 : parts, arena, &linear->out_rotation, err));
     WALSH_TRY(walsh_blocks_take(ck, name, linear->out_rotation.blocks.padded,
                                 linear->in_rotation.blocks.padded, part, &source, err));
-    if (how->stored) return walsh_linear_store_blocks(linear, &source, is_mapped(ck), arena, err);
+    if (how->stored) return walsh_linear_store_blocks(linear, &source, ck, arena, err);
     return walsh_linear_repack_blocks(linear, &source, how->pool, arena, err);
 }
 
@@ -282,8 +276,8 @@ static enum walsh_status load_stacked(struct walsh_linear *linear, const struct 
     uint8_t *to;
     if (how->stored) {
         set_dense(linear, t->dtype, NULL);
-        return walsh_linear_store_dense(linear, from + f->row * size, step, f->rows, is_mapped(how->ck),
-                                        how->arena, err);
+        return walsh_linear_store_dense(linear, from + f->row * size, step, f->rows, how->ck, how->arena,
+                                        err);
     }
     WALSH_TRY(walsh_arena_alloc_uninitialised(how->arena, (size_t)linear->out * linear->in, size,
                                               linear->name, &to, err));

@@ -25,17 +25,18 @@ enum walsh_status walsh_linear_alloc_blocks(struct walsh_linear *linear, struct 
                                             uint32_t **data, void **scales, uint8_t **zeros,
                                             struct walsh_error *err);
 
-/* linear->weights of which everything is set but the data: weights.stored reads it from the file. `mapped`: what was read
- * may leave memory. */
+/* linear->weights of which everything is set but the data: weights.stored reads it from the checkpoint's files. */
 enum walsh_status walsh_linear_store_glq(struct walsh_linear *linear, const struct walsh_glq_linear *glq,
-                                         bool mapped, struct walsh_arena *arena, struct walsh_error *err);
+                                         const struct walsh_checkpoint *ck, struct walsh_arena *arena,
+                                         struct walsh_error *err);
 enum walsh_status walsh_linear_store_blocks(struct walsh_linear *linear,
-                                            const struct walsh_block_source *source, bool mapped,
-                                            struct walsh_arena *arena, struct walsh_error *err);
+                                            const struct walsh_block_source *source,
+                                            const struct walsh_checkpoint *ck, struct walsh_arena *arena,
+                                            struct walsh_error *err);
 /* Rows of dense weights from `data` on: element (r, k) stands at r * row_step + k * col_step elements. */
 enum walsh_status walsh_linear_store_dense(struct walsh_linear *linear, const void *data, size_t row_step,
-                                           size_t col_step, bool mapped, struct walsh_arena *arena,
-                                           struct walsh_error *err);
+                                           size_t col_step, const struct walsh_checkpoint *ck,
+                                           struct walsh_arena *arena, struct walsh_error *err);
 
 /* checkpoint/shell.h: to the narrowest format that holds the sums of a linear's stages exactly: int4, int8,
  * or else, rounded, f16. `stored`: only described, as above. */

@@ -37,6 +37,48 @@ static void test_open(void **state)
     }
 }
 
+/* Reads of a mapped file, or copies; what fails says so and names the file. */
+static void test_copy(void **state)
+{
+    (void)state;
+    const char *path = temporary_path("copied");
+    struct walsh_error err = {0};
+    struct walsh_file file;
+    char to[6] = "......";
+    atomic_int why = 0;
+    put(path, "0123456789", 10);
+    for (int use_mmap = 0; use_mmap < 2; use_mmap++) {
+        assert_int_equal(walsh_file_open(path, use_mmap, &file, NULL), WALSH_OK);
+        assert_true(walsh_file_holds(&file, file.data + 10, 0));
+        assert_false(walsh_file_holds(&file, file.data + 4, 7));
+        assert_false(walsh_file_holds(&file, file.data - 1, 1));
+        assert_true(walsh_file_copy(&file, file.data + 3, 5, to, &why));
+        assert_memory_equal(to, "34567.", 6);
+        assert_true(walsh_file_copy(NULL, "abcde", 5, to, &why));
+        assert_memory_equal(to, "abcde.", 6);
+        assert_int_equal(atomic_load(&why), 0);
+        if (use_mmap) break;
+        walsh_file_close(&file);
+    }
+    assert_int_equal(truncate(path, 6), 0);
+    assert_true(walsh_file_copy(&file, file.data + 1, 5, to, &why));
+    assert_false(walsh_file_copy(&file, file.data + 3, 5, to, &why));
+    assert_int_equal(walsh_file_copy_fail(&file, atomic_load(&why), &err), WALSH_E_IO);
+    assert_string_equal(without_directory(err.message),
+                        "DIR/copied: shorter than the 10 bytes that it had when it was opened");
+    const int fd = file.fd;
+    file.fd = -1;
+    assert_false(walsh_file_copy(&file, file.data, 5, to, &why)); /* the first failure is kept */
+    assert_int_equal(walsh_file_copy_fail(&file, atomic_load(&why), &err), WALSH_E_IO);
+    assert_non_null(strstr(err.message, "shorter"));
+    atomic_store(&why, 0);
+    assert_false(walsh_file_copy(&file, file.data, 5, to, &why));
+    assert_int_equal(walsh_file_copy_fail(&file, atomic_load(&why), &err), WALSH_E_IO);
+    assert_string_equal(without_directory(err.message), "DIR/copied: cannot read: Bad file descriptor");
+    file.fd = fd;
+    walsh_file_close(&file);
+}
+
 static void test_open_empty(void **state)
 {
     (void)state;
@@ -287,6 +329,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_open),
+        cmocka_unit_test(test_copy),
         cmocka_unit_test(test_open_empty),
         cmocka_unit_test(test_open_bad),
         cmocka_unit_test(test_read_text),

@@ -60,6 +60,9 @@ static void check_read(const struct loaded *l)
     const struct walsh_weights *w = &l->w;
     struct walsh_error err = {0};
     const size_t units = walsh_stored_units(w);
+    const struct walsh_file *file = &l->ck.files[0].file;
+    atomic_int why[2] = {0, 0};
+    const struct walsh_block_files files = {file, file, &why[0], &why[1]};
     for (unsigned array = 0; array < walsh_stored_arrays(w); array++) {
         const size_t unit = walsh_stored_unit_bytes(w, array);
         uint8_t *read;
@@ -68,7 +71,9 @@ static void check_read(const struct loaded *l)
         assert_int_equal(walsh_alloc_zero(units, unit, "units", &read, &err), WALSH_OK);
         assert_int_equal(walsh_alloc_zero(walsh_block_data_words(w), 4, "words", &words, &err), WALSH_OK);
         for (size_t i = 0; i < units; i += 2)
-            good = walsh_blocks_read(&l->source, array, i, walsh_min(i + 2, units), read + i * unit) && good;
+            good = walsh_blocks_read(&l->source, i % 4 ? NULL : &files, array, i, walsh_min(i + 2, units),
+                                     read + i * unit) &&
+                   good;
         if (array == WALSH_STORED_CODES) {
             for (size_t i = 0; i < units; i++)
                 walsh_block_pack_codes(w, i, read + i * unit, walsh_stored_row_bytes(w), l->source.flip,

@@ -9,6 +9,7 @@
 
 #include <stdio.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/random.h"
 #include "formats/low_rank.h"
@@ -226,6 +227,48 @@ static void a_nan_is_named(void **state)
     walsh_checkpoint_close(&ck);
 }
 
+/* Dense rows, codes or scales that are no longer in the file, which is named. */
+static void a_shorter_file_is_named(void **state)
+{
+    (void)state;
+    enum { IN = 64, OUT = 48 };
+    static const struct planned dense[] = {{"m.weight", WALSH_BF16, 2, {OUT, IN}, NULL}},
+                                blocks[] = {{"m.weight_packed", WALSH_U8, 2, {OUT, IN / 2}, NULL},
+                                            {"m.weight_scale", WALSH_U8, 2, {OUT, IN / 32}, NULL}};
+    static const struct {
+        const struct planned *tensors;
+        size_t count, lost;
+    } cases[] = {{dense, 1, 1}, {dense, 1, OUT * IN}, {blocks, 2, OUT * IN / 32}, {blocks, 2, OUT * IN / 2}};
+    const struct walsh_split whole = {false, 1};
+    const char *path = temporary_path("shorter");
+    char file[600];
+    mkdir(path, 0700);
+    snprintf(file, sizeof file, "%s/config.json", path);
+    put_text(file, SMALL_CONFIG);
+    snprintf(file, sizeof file, "%s/model.safetensors", path);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct walsh_error err = {0};
+        struct walsh_checkpoint ck;
+        struct walsh_arena arena = {0};
+        struct walsh_linear linear;
+        struct walsh_weights placed;
+        void *room;
+        put_tensors(file, cases[i].tensors, cases[i].count);
+        if (walsh_checkpoint_open(path, true, &ck, &err) != WALSH_OK ||
+            walsh_linear_find(&linear, &ck, "m", NULL, &whole, IN, OUT, false, WALSH_ACTIVATION_F32,
+                              WALSH_ACTIVATION_F32, &arena, &err) != WALSH_OK)
+            fail_msg("%s", err.message);
+        assert_int_equal(truncate(file, (off_t)(ck.files[0].file.size - cases[i].lost)), 0);
+        assert_int_equal(walsh_alloc(stored_bytes(NULL, &linear.weights), 1, "a linear", &room, &err),
+                         WALSH_OK);
+        assert_int_equal(stored_place(NULL, &linear.weights, "m", room, &placed, &err), WALSH_E_IO);
+        assert_non_null(strstr(err.message, "/model.safetensors: shorter than the "));
+        walsh_free(room);
+        walsh_arena_close(&arena);
+        walsh_checkpoint_close(&ck);
+    }
+}
+
 static int open_queue(void **state)
 {
     if (temporary_make(state) != 0) return -1;
@@ -248,6 +291,7 @@ int main(void)
         cmocka_unit_test(what_does_not_fit_is_refused_first),
         cmocka_unit_test(e8p_is_read_as_it_is_stored),
         cmocka_unit_test(a_nan_is_named),
+        cmocka_unit_test(a_shorter_file_is_named),
     };
     return cmocka_run_group_tests(tests, open_queue, close_queue);
 }

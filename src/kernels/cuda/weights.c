@@ -1,5 +1,5 @@
 /* Weights and rotations into the layouts of the kernels. Codes stream from where they are stored: threads of the queue's pool
- * read a piece into a pinned buffer while the piece before it is copied, and kernels lay it out. */
+ * read pieces into a pinned buffer while the buffer before it is copied, and kernels lay them out. */
 #include <stdatomic.h>
 #include <string.h>
 
@@ -76,7 +76,9 @@ struct reading {
     size_t unit[WALSH_MAX_STAGES]; /* bytes */
     uint8_t *to[WALSH_MAX_STAGES], *pinned[WALSH_MAX_STAGES];
     struct cuda_room room;
-    size_t task, at_once; /* the number of its first task, and units of a task */
+    /* Of every array: the number of its first task, and units of a task. A task reads one array only: what is read at
+     * a time is then as large for each of them. */
+    size_t task[WALSH_MAX_STAGES], at_once[WALSH_MAX_STAGES];
 };
 struct cuda_readings {
     struct walsh_pool *pool;
@@ -91,13 +93,15 @@ static void read_units(void *argument, size_t begin, size_t end, unsigned worker
     (void)worker;
     size_t i = 0;
     for (size_t task = begin; task < end; task++) {
-        while (i + 1 < r->count && r->entry[i + 1].task <= task) i++;
+        while (i + 1 < r->count && r->entry[i + 1].task[0] <= task) i++;
         const struct reading *e = &r->entry[i];
-        const size_t first = (task - e->task) * e->at_once, last = walsh_min(first + e->at_once, e->count);
-        for (unsigned k = 0; k < e->arrays; k++)
-            if (!e->stored->read(e->stored, k, e->first + first, e->first + last,
-                                 e->pinned[k] + first * e->unit[k]))
-                atomic_store_explicit(&r->broken, i, memory_order_relaxed);
+        unsigned k = 0;
+        while (k + 1 < e->arrays && e->task[k + 1] <= task) k++;
+        const size_t first = (task - e->task[k]) * e->at_once[k],
+                     last = walsh_min(first + e->at_once[k], e->count);
+        if (!e->stored->read(e->stored, k, e->first + first, e->first + last,
+                             e->pinned[k] + first * e->unit[k]))
+            atomic_store_explicit(&r->broken, i, memory_order_relaxed);
     }
 }
 
@@ -171,7 +175,7 @@ static enum walsh_status place_units(const struct walsh_queue *q, struct reading
         WALSH_TRY(walsh_alloc_zero(1, sizeof *d->readings, "readings of weights", &d->readings, err));
     struct cuda_readings *r = d->readings;
     r->pool = q->pool;
-    s->at_once = walsh_max(1, READ_BYTES / all);
+    for (unsigned k = 0; k < s->arrays; k++) s->at_once[k] = walsh_max(1, READ_BYTES / s->unit[k]);
     for (; s->first < s->units; s->first += s->count) {
         const size_t rest = s->units - s->first,
                      least = walsh_min(rest * all, walsh_max(together * all, CUDA_PIECE_BYTES)) + gaps;
@@ -185,8 +189,10 @@ static enum walsh_status place_units(const struct walsh_queue *q, struct reading
             at += walsh_round_up(s->count * s->unit[k], ALIGNMENT);
         }
         d->used += (size_t)(at - (uint8_t *)s->room.pinned);
-        s->task = r->tasks;
-        r->tasks += walsh_div_up(s->count, s->at_once);
+        for (unsigned k = 0; k < s->arrays; k++) {
+            s->task[k] = r->tasks;
+            r->tasks += walsh_div_up(s->count, s->at_once[k]);
+        }
         r->entry[r->count++] = *s;
     }
     return WALSH_OK;
