@@ -13,6 +13,8 @@
 #define PIECE_ROWS 128 /* at least, where rows are cut too: each piece makes its panels again */
 #define KEPT_ROWS 64   /* where panels are kept, of whose products 64 rows are computed at a time */
 #define KEPT_BYTES ((size_t)512 << 10) /* of their panels, beside which the L2 has rows and results */
+#define AMX_KEPT_OUTPUTS 96            /* the same where an L2 has 2 MB and tiles want pairs of 16 outputs */
+#define AMX_KEPT_BYTES ((size_t)1 << 20)
 #define PIECES_PER_THREAD 8
 
 struct dispatch {
@@ -216,10 +218,12 @@ static void product_pieces(void *argument, size_t begin, size_t end, unsigned wo
 /* Outputs of a piece whose panels stay in the L2 while its rows pass by. */
 static size_t kept_outputs(const struct dispatch *d, const struct walsh_products_item *item)
 {
+    const bool amx = (d->queue->kernels->isa & WALSH_ISA_amx) != 0;
+    const size_t tile = amx ? AMX_KEPT_OUTPUTS : TILE_OUTPUTS, bytes = amx ? AMX_KEPT_BYTES : KEPT_BYTES;
     size_t depth = 0;
     for (; item; item = item->next ? &d->items[item->next] : NULL) depth += item->a.cols;
-    const size_t fit = KEPT_BYTES / (depth * sizeof(uint16_t)) / TILE_OUTPUTS * TILE_OUTPUTS;
-    return walsh_min(walsh_max(fit, TILE_OUTPUTS), PIECE_OUTPUTS);
+    const size_t fit = bytes / (depth * sizeof(uint16_t)) / tile * tile;
+    return walsh_min(walsh_max(fit, tile), PIECE_OUTPUTS);
 }
 
 /* Where all items have kept panels and the same rows, pieces go row by row: a thread's share are rows then, whose inputs it made

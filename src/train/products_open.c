@@ -73,6 +73,7 @@ static bool keeps_panels(const struct walsh_queue *queue, const struct walsh_pro
     if (!o->panels || queue->memory) return false;
     const char *panels = k->chosen[WALSH_KERNEL_ID_product_panels_bf16];
     return linear->weights.format == WALSH_FORMAT_BF16 &&
+           walsh_max(linear->weights.rows, linear->weights.cols) <= WALSH_TILED_MAX_BF16_COLUMNS &&
            walsh_frozen_type(o->compute, linear) == WALSH_ACTIVATION_BF16 &&
            strcmp(panels, "reference") != 0 &&
            strcmp(panels, k->chosen[WALSH_KERNEL_ID_product_bf16_prefill]) == 0 &&

@@ -1,5 +1,6 @@
 /* bf16 weights by bf16 activations on machines with AMX: one row by VDPBF16PS, many by tiles, where weights of block formats
  * rounded to bf16 are too. */
+#include "kernels/x86/amx/few_rows.h"
 #include "kernels/x86/amx/product_bf16.h"
 #include "kernels/x86/bf16/mxfp4_pairs.h"
 
@@ -165,6 +166,6 @@ void walsh_product_mxfp4_prefill_amx(const struct walsh_product_part *p)
 {
     if (p->weights->cols > WALSH_TILED_MAX_BF16_COLUMNS)
         walsh_product_mxfp4_prefill_bf16(p);
-    else
+    else if (!walsh_amx_mxfp4_few_rows(p))
         product_bf16(pack_mxfp4, p, p->weights->cols);
 }
