@@ -514,7 +514,7 @@ WALSH_API size_t walsh_ops_attention_workspace(const struct walsh_ops_kv *kv, ui
 /* Store keys and values of `count` rows, FLOAT [count, kv_heads * head_dim] or [count, kv_heads, head_dim]
  * with the last two dense, at their positions: F16 saturated, packed ones coded. Rows that share a page of
  * packed values may be of one call; no two rows are the same token. Only scale, heads, window, soft_cap,
- * sinks and role of the call are without meaning here. No allocation; device, but packed pages. */
+ * sinks and role of the call are without meaning here. No allocation; device. */
 WALSH_API enum walsh_status walsh_ops_kv_append(struct walsh_ops_queue *queue, const struct walsh_ops_kv *kv,
                                                 const struct walsh_ops_row *rows, size_t count,
                                                 const struct walsh_view *k, const struct walsh_view *v,
@@ -523,7 +523,7 @@ WALSH_API enum walsh_status walsh_ops_kv_append(struct walsh_ops_queue *queue, c
 /* out[i] = softmax(cap(scale q[i] K^T)) V over the tokens [max(0, position + 1 - window), position] of row i,
  * which have all been stored. q and out FLOAT [count, heads * head_dim] or [count, heads, head_dim] with the
  * last two dense; head h reads head h / (heads / kv_heads) of the keys and values. (Vaswani et al. 2017;
- * tiles with a running softmax, Dao et al. 2022.) No allocation; device, but packed pages. */
+ * tiles with a running softmax, Dao et al. 2022.) No allocation; device. */
 WALSH_API enum walsh_status walsh_ops_attention(struct walsh_ops_queue *queue, const struct walsh_ops_kv *kv,
                                                 const struct walsh_ops_row *rows, size_t count,
                                                 const struct walsh_view *q, const struct walsh_view *out,

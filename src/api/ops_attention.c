@@ -14,6 +14,8 @@
 struct walsh_ops_kv_codec {
     struct walsh_turbo_codec *key, *value;
     struct walsh_turbo_codecs codecs;
+    const struct walsh_queue *holder; /* of `device`, what the kernels there read; NULL: the CPU */
+    void *device;
 };
 
 /* ---------------------------------------------------------------------------------------- codecs */
@@ -33,6 +35,24 @@ static enum walsh_status open_sides(const struct walsh_ops_kv_codec_options *o,
     return WALSH_OK;
 }
 
+/* The codecs, to the queue's device. */
+static enum walsh_status upload(struct walsh_ops_queue *queue, struct walsh_ops_kv_codec *codec,
+                                struct walsh_error *err)
+{
+    const struct walsh_queue *holder = walsh_ops_holder(queue);
+    if (!holder) return WALSH_OK;
+    if (!holder->memory->upload_codecs)
+        return walsh_fail(err, WALSH_E_UNSUPPORTED, "packed pages have no kernels on this device");
+    walsh_ops_enter_host(queue);
+    enum walsh_status status = holder->memory->upload_codecs(holder, &codec->codecs, &codec->device, err);
+    if (status == WALSH_OK) {
+        codec->holder = holder;
+        status = holder->memory->synchronize(holder, err);
+    }
+    walsh_ops_leave(queue);
+    return status;
+}
+
 enum walsh_status walsh_ops_kv_codec_open(struct walsh_ops_queue *queue,
                                           const struct walsh_ops_kv_codec_options *options,
                                           struct walsh_ops_kv_codec **out, struct walsh_error *err)
@@ -40,14 +60,12 @@ enum walsh_status walsh_ops_kv_codec_open(struct walsh_ops_queue *queue,
     WALSH_TRY(walsh_ops_need("walsh_ops_kv_codec_open", "out", out, err));
     *out = NULL;
     WALSH_TRY(walsh_ops_need("walsh_ops_kv_codec_open", "queue", queue, err));
-    if (walsh_ops_holder(queue))
-        return walsh_fail(err, WALSH_E_UNSUPPORTED,
-                          "walsh_ops_kv_codec_open: packed pages are read on the CPU only");
     struct walsh_ops_kv_codec_options o = WALSH_OPS_KV_CODEC_OPTIONS;
     WALSH_TRY(walsh_options_read(&o, sizeof o, options, "walsh_ops_kv_codec_options", err));
     struct walsh_ops_kv_codec *codec;
     WALSH_TRY(walsh_alloc_zero(1, sizeof *codec, "a codec of keys and values", &codec, err));
-    const enum walsh_status status = open_sides(&o, codec, err);
+    enum walsh_status status = open_sides(&o, codec, err);
+    if (status == WALSH_OK) status = upload(queue, codec, err);
     if (status != WALSH_OK) {
         walsh_ops_kv_codec_close(&codec);
         return walsh_fail_within(err, status, "walsh_ops_kv_codec_open");
@@ -59,6 +77,7 @@ enum walsh_status walsh_ops_kv_codec_open(struct walsh_ops_queue *queue,
 void walsh_ops_kv_codec_close(struct walsh_ops_kv_codec **codec)
 {
     if (!codec || !*codec) return;
+    if ((*codec)->holder) (*codec)->holder->memory->free((*codec)->holder, (*codec)->device);
     walsh_turbo_codec_close(&(*codec)->key);
     walsh_turbo_codec_close(&(*codec)->value);
     walsh_free(*codec);
@@ -108,8 +127,7 @@ static enum walsh_status check_shape(struct attend *t, uint32_t heads, struct wa
         return walsh_fail(err, WALSH_E_ARGUMENT, "%s: page_tokens is %u, expected 1 to %u", t->call,
                           kv->page_tokens, MAX_TOKENS);
     if (!kv->codec) return WALSH_OK;
-    if (walsh_ops_holder(t->queue))
-        return walsh_fail(err, WALSH_E_UNSUPPORTED, "%s: packed pages are read on the CPU only", t->call);
+    WALSH_TRY(walsh_ops_placed(t->queue, t->call, "kv->codec", kv->codec->holder, err));
     if (kv->page_tokens % WALSH_TURBO_SPAN != 0)
         return walsh_fail(err, WALSH_E_ARGUMENT,
                           "%s: page_tokens is %u, expected a multiple of %d for packed pages", t->call,
@@ -316,21 +334,24 @@ size_t walsh_ops_attention_workspace(const struct walsh_ops_kv *kv, uint32_t hea
     return w.overflow || w.used > PTRDIFF_MAX ? 0 : w.used;
 }
 
+static enum walsh_kv_type type_of(const struct attend *t)
+{
+    if (t->kv->codec) return WALSH_KV_TURBO;
+    return t->keys.element == WALSH_ELEMENT_F32 ? WALSH_KV_F32 : WALSH_KV_F16;
+}
+
 /* The view of a sequence of `pages` pages whose tables are number `slot` in the workspace. */
 static void fill_view(const struct attend *t, struct scratch *s, size_t slot, const int32_t *pages,
                       uint32_t count)
 {
     const struct walsh_ops_kv *kv = t->kv;
-    const bool wide = t->keys.element == WALSH_ELEMENT_F32;
     void **k = s->pages + slot * 2 * t->page_count, **v = k + t->page_count;
     for (uint32_t p = 0; p < count; p++) {
         k[p] = walsh_ops_row(&t->keys, (size_t)pages[p]);
         v[p] = walsh_ops_row(&t->values, (size_t)pages[p]);
     }
     s->views[slot] = (struct walsh_kv_view){
-        .type = kv->codec ? WALSH_KV_TURBO
-                : wide    ? WALSH_KV_F32
-                          : WALSH_KV_F16,
+        .type = type_of(t),
         .page_tokens = kv->page_tokens,
         .k_pages = k,
         .v_pages = v,
@@ -346,7 +367,8 @@ static void fill_rows(const struct walsh_queue *q, const struct attend *t, enum 
     if (q->memory) {
         const size_t size = walsh_element_size(t->keys.element);
         const struct walsh_paged_rows paged = {
-            .type = t->keys.element == WALSH_ELEMENT_F32 ? WALSH_KV_F32 : WALSH_KV_F16,
+            .type = type_of(t),
+            .codecs = t->kv->codec ? t->kv->codec->device : NULL,
             .page_tokens = t->kv->page_tokens,
             .page_count = t->page_count,
             .count = t->count,
@@ -409,6 +431,10 @@ static enum walsh_status begin(struct attend *t, const struct walsh_ops_queue *q
     WALSH_TRY(check_pages(t, err));
     t->shape =
         (struct walsh_attention_shape){.heads = heads, .kv_heads = kv->kv_heads, .head_dim = kv->head_dim};
+    if (kv->codec) {
+        t->shape.kinds.packed = true;
+        t->shape.kinds.four = kv->codec->key->book.bits == 4 && kv->codec->value->book.bits == 4;
+    }
     return read_rows(t, c, role, err);
 }
 

@@ -16,7 +16,8 @@
  * * key_stride bytes and at values + number * value_stride. All pointers are the device's; numbers and positions are not
  * checked. Written: rows [count], views [count], tables [count][2][page_count]. */
 struct walsh_paged_rows {
-    enum walsh_kv_type type; /* F32 or F16 */
+    enum walsh_kv_type type;
+    void *codecs; /* of TURBO: what upload_codecs gave */
     uint32_t page_tokens, page_count;
     size_t count, ld;
     const int32_t *pages, *positions;

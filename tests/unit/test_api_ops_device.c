@@ -599,6 +599,115 @@ static void check_graph(const struct side sides[2])
     free(m);
 }
 
+/* ---------------------------------------------------------------------------------------- packed pages */
+
+enum { SPAN = 64, PACKED_PAGES = 2, PACKED_POOL = ROWS * PACKED_PAGES, LAST = SPAN + 7 };
+
+struct packed {
+    const struct side *side;
+    struct walsh_ops_kv_codec *codec;
+    size_t bytes[2]; /* of a page of keys, of values */
+    void *pool[2], *k, *v, *query, *attended, *positions, *tables, *room;
+    size_t room_size;
+};
+
+static void open_packed(struct packed *t, const struct side *s, unsigned key_bits, unsigned value_bits)
+{
+    static const int32_t tables[ROWS][PACKED_PAGES] = {{4, 0}, {2, 5}, {3, 1}};
+    struct walsh_ops_kv_codec_options o = WALSH_OPS_KV_CODEC_OPTIONS;
+    const struct walsh_ops_kv kv = {.page_tokens = SPAN, .kv_heads = KV_HEADS, .head_dim = DIM};
+    memset(t, 0, sizeof *t);
+    t->side = s;
+    o.head_dim = DIM;
+    o.key_bits = key_bits;
+    o.value_bits = value_bits;
+    OPS_WORKS(walsh_ops_kv_codec_open(s->queue, &o, &t->codec, &err));
+    for (int side = 0; side < 2; side++) {
+        t->bytes[side] = walsh_ops_kv_page_bytes(t->codec, side == 1, KV_HEADS, SPAN);
+        void *empty = calloc(PACKED_POOL, t->bytes[side]);
+        t->pool[side] = put(s, empty, PACKED_POOL * t->bytes[side]);
+        free(empty);
+    }
+    t->k = put(s, NULL, sizeof(float) * ROWS * KV_HEADS * DIM);
+    t->v = put(s, NULL, sizeof(float) * ROWS * KV_HEADS * DIM);
+    t->query = put(s, NULL, sizeof(float) * ROWS * HEADS * DIM);
+    t->attended = put(s, NULL, sizeof(float) * ROWS * HEADS * DIM);
+    t->positions = put(s, NULL, sizeof(int32_t) * ROWS);
+    t->tables = put(s, tables, sizeof tables);
+    t->room_size = walsh_ops_attention_workspace(&kv, HEADS, ROWS, PACKED_PAGES);
+    t->room = put(s, NULL, t->room_size);
+}
+
+static void close_packed(struct packed *t)
+{
+    void *const all[] = {t->pool[0],  t->pool[1],   t->k,      t->v,   t->query,
+                         t->attended, t->positions, t->tables, t->room};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) drop(t->side, all[i]);
+    walsh_ops_kv_codec_close(&t->codec);
+}
+
+static void run_packed(struct packed *t, const struct inputs *in, float *attended)
+{
+    const struct side *s = t->side;
+    const int64_t keys[] = {ROWS, KV_HEADS, DIM}, heads[] = {ROWS, HEADS, DIM}, rows[] = {ROWS},
+                  table[] = {ROWS, PACKED_PAGES};
+    const struct walsh_view k = view_on(s, t->k, WALSH_ELEMENT_F32, 3, keys),
+                            v = view_on(s, t->v, WALSH_ELEMENT_F32, 3, keys),
+                            query = view_on(s, t->query, WALSH_ELEMENT_F32, 3, heads),
+                            to = view_on(s, t->attended, WALSH_ELEMENT_F32, 3, heads);
+    struct walsh_ops_kv kv = {.page_tokens = SPAN, .kv_heads = KV_HEADS, .head_dim = DIM, .codec = t->codec};
+    struct walsh_ops_attention_call a = WALSH_OPS_ATTENTION_CALL;
+    for (int side = 0; side < 2; side++) {
+        const int64_t pages[] = {PACKED_POOL, (int64_t)t->bytes[side]};
+        const struct walsh_view view = view_on(s, t->pool[side], WALSH_ELEMENT_U8, 2, pages);
+        *(side == 0 ? &kv.keys : &kv.values) = view;
+    }
+    change(s, t->k, in->k, sizeof in->k);
+    change(s, t->v, in->v, sizeof in->v);
+    change(s, t->query, in->query, sizeof in->query);
+    change(s, t->positions, in->positions, sizeof in->positions);
+    a.heads = HEADS;
+    a.workspace = t->room;
+    a.workspace_size = t->room_size;
+    a.positions = view_on(s, t->positions, WALSH_ELEMENT_I32, 1, rows);
+    a.pages = view_on(s, t->tables, WALSH_ELEMENT_I32, 2, table);
+    OPS_WORKS(walsh_ops_kv_append(s->queue, &kv, NULL, ROWS, &k, &v, &a, &err));
+    OPS_WORKS(walsh_ops_attention(s->queue, &kv, NULL, ROWS, &query, &to, &a, &err));
+    get(s, attended, t->attended, sizeof(float) * ROWS * HEADS * DIM);
+}
+
+/* The pages are the CPU's bit for bit, what is attended is near. */
+static void check_packed_bits(const struct side sides[2], unsigned key_bits, unsigned value_bits)
+{
+    struct packed t[2];
+    struct inputs in;
+    static float attended[2][ROWS * HEADS * DIM];
+    for (int s = 0; s < 2; s++) open_packed(&t[s], &sides[s], key_bits, value_bits);
+    for (int32_t position = 0; position < LAST; position++) {
+        make_inputs(&in, 0);
+        for (int i = 0; i < ROWS; i++) in.positions[i] = position;
+        for (int s = 0; s < 2; s++) run_packed(&t[s], &in, attended[s]);
+        near(attended[1], attended[0], ROWS * HEADS * DIM, "attended");
+    }
+    for (int side = 0; side < 2; side++) {
+        uint8_t *pages[2];
+        const size_t bytes = PACKED_POOL * t[0].bytes[side];
+        for (int s = 0; s < 2; s++) {
+            pages[s] = malloc(bytes);
+            get(&sides[s], pages[s], t[s].pool[side], bytes);
+        }
+        assert_memory_equal(pages[0], pages[1], bytes);
+        free(pages[0]), free(pages[1]);
+    }
+    for (int s = 0; s < 2; s++) close_packed(&t[s]);
+}
+
+static void check_packed(const struct side sides[2])
+{
+    check_packed_bits(sides, 4, 4);
+    check_packed_bits(sides, 3, 2);
+}
+
 /* ---------------------------------------------------------------------------------------- refusals */
 
 static void check_refusals(const struct side sides[2])
@@ -625,8 +734,9 @@ static void check_refusals(const struct side sides[2])
     struct walsh_ops_kv_codec *codec;
     struct walsh_ops_kv_codec_options k = WALSH_OPS_KV_CODEC_OPTIONS;
     k.head_dim = 64;
-    OPS_REFUSED(walsh_ops_kv_codec_open(device->queue, &k, &codec, &err), WALSH_E_UNSUPPORTED,
-                "on the CPU only");
+    if (!device->cuda)
+        OPS_REFUSED(walsh_ops_kv_codec_open(device->queue, &k, &codec, &err), WALSH_E_UNSUPPORTED,
+                    "packed pages have no kernels on this device");
     if (device->cuda) {
         struct walsh_ops_rotation_options o = WALSH_OPS_ROTATION_OPTIONS;
         o.size = 262144;
@@ -697,6 +807,11 @@ static void cuda_steps(void **state)
     (void)state;
     on_cuda(check_steps);
 }
+static void cuda_packed(void **state)
+{
+    (void)state;
+    on_cuda(check_packed);
+}
 static void cuda_graph(void **state)
 {
     (void)state;
@@ -713,7 +828,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(host_side),     cmocka_unit_test(cuda_rotations), cmocka_unit_test(cuda_linears),
         cmocka_unit_test(cuda_groups),   cmocka_unit_test(cuda_steps),     cmocka_unit_test(cuda_graph),
-        cmocka_unit_test(cuda_refusals),
+        cmocka_unit_test(cuda_refusals), cmocka_unit_test(cuda_packed),
     };
     const uint64_t seed = 20261124;
     struct walsh_device device;

@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(THREADS) page_tables_kernel(const __grid_const
     }
     if (threadIdx.x != 0) return;
     cuda_kv_view view = {};
-    view.type = p.type, view.page_tokens = p.page_tokens, view.k_pages = k, view.v_pages = v;
+    view.type = p.type, view.page_tokens = p.page_tokens, view.k_pages = k, view.v_pages = v, view.turbo = p.turbo;
     p.views[row] = view;
     p.rows[row] = cuda_attention_row{p.views + row, (uint32_t)p.positions[row]};
 }

@@ -360,6 +360,7 @@ void cuda_attention_rows(cudaStream_t stream, struct cuda_attention_row *out,
 /* device.h, walsh_paged_rows. */
 struct cuda_paged_rows {
     uint32_t type, page_tokens, page_count;
+    struct cuda_turbo *turbo;
     size_t count, ld;
     const int32_t *pages, *positions;
     void *keys, *values;

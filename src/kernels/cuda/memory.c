@@ -152,6 +152,7 @@ static void page_tables(const struct walsh_queue *q, const struct walsh_paged_ro
 {
     struct cuda_device *d = enter(q);
     const struct cuda_paged_rows to = {.type = (uint32_t)p->type,
+                                       .turbo = p->codecs,
                                        .page_tokens = p->page_tokens,
                                        .page_count = p->page_count,
                                        .count = p->count,
