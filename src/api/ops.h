@@ -83,6 +83,7 @@ void walsh_ops_load(const struct walsh_kernels *k, enum walsh_element element, c
                     size_t n);
 void walsh_ops_store(const struct walsh_kernels *k, enum walsh_element element, const float *from, void *to,
                      size_t n);
+enum walsh_format walsh_ops_format(enum walsh_element element); /* of F32, F16, BF16 */
 /* All rows, on the pool or the device; `x` [rows][ld]. */
 void walsh_ops_load_rows(const struct walsh_queue *q, const struct walsh_ops_rows *from, float *x, size_t ld);
 void walsh_ops_store_rows(const struct walsh_queue *q, const float *x, size_t ld,

@@ -254,8 +254,16 @@ static struct walsh_ops_rows slice(const struct walsh_ops_rows *r, size_t begin,
     return part;
 }
 
-/* Through the queue's rows in f32, as many at a time as it has: the kernels write padding behind a row, and
- * overwrite what they rotate back. */
+static bool rotate_at_once(const struct walsh_queue *q, const struct rotate *t,
+                           const struct walsh_rotation *rotation)
+{
+    return q->memory->rotate && t->from.data != t->to.data &&
+           q->memory->rotate(q, rotation, walsh_ops_format(t->to.element), t->to.data, t->to.ld,
+                             walsh_ops_format(t->from.element), t->from.data, t->from.ld, t->from.rows);
+}
+
+/* At once where y's rows are dense; else through the queue's rows in f32, as many at a time as it has: the kernels write padding
+ * behind a row, and overwrite what they rotate back. */
 static enum walsh_status run_on_device(struct walsh_ops_queue *queue, const char *call,
                                        const struct rotate *t, const struct walsh_rotation *rotation,
                                        bool forward, struct walsh_error *err)
@@ -264,6 +272,7 @@ static enum walsh_status run_on_device(struct walsh_ops_queue *queue, const char
                  wide_to = walsh_round_up(t->to.cols, WALSH_ALIGNMENT);
     const size_t most = WALSH_OPS_STAGED / (wide + wide_to);
     const struct walsh_queue *q = walsh_ops_enter(queue);
+    if (forward && rotate_at_once(q, t, rotation)) return walsh_ops_finish(queue, call, err);
     float *x = queue->staged, *y = x + most * wide;
     for (size_t at = 0, n; at < t->from.rows; at += n) {
         n = walsh_min(t->from.rows - at, most);

@@ -264,7 +264,7 @@ static void transfer_rows(void *argument, size_t begin, size_t end, unsigned wor
     }
 }
 
-static enum walsh_format format_of(enum walsh_element element)
+enum walsh_format walsh_ops_format(enum walsh_element element)
 {
     return element == WALSH_ELEMENT_F32   ? WALSH_FORMAT_F32
            : element == WALSH_ELEMENT_F16 ? WALSH_FORMAT_F16
@@ -274,7 +274,7 @@ static enum walsh_format format_of(enum walsh_element element)
 void walsh_ops_load_rows(const struct walsh_queue *q, const struct walsh_ops_rows *from, float *x, size_t ld)
 {
     if (q->memory) {
-        q->memory->convert(q, WALSH_FORMAT_F32, x, ld, format_of(from->element), from->data, from->ld,
+        q->memory->convert(q, WALSH_FORMAT_F32, x, ld, walsh_ops_format(from->element), from->data, from->ld,
                            from->rows, from->cols);
         return;
     }
@@ -286,8 +286,8 @@ void walsh_ops_store_rows(const struct walsh_queue *q, const float *x, size_t ld
                           const struct walsh_ops_rows *to)
 {
     if (q->memory) {
-        q->memory->convert(q, format_of(to->element), to->data, to->ld, WALSH_FORMAT_F32, x, ld, to->rows,
-                           to->cols);
+        q->memory->convert(q, walsh_ops_format(to->element), to->data, to->ld, WALSH_FORMAT_F32, x, ld,
+                           to->rows, to->cols);
         return;
     }
     struct transfer t = {q, to, (float *)(uintptr_t)x, ld, true};

@@ -82,6 +82,11 @@ struct walsh_memory {
      * even; enqueued. Rows do not overlap. */
     void (*convert)(const struct walsh_queue *q, enum walsh_format to_type, void *to, size_t ld_to,
                     enum walsh_format from_type, const void *from, size_t ld_from, size_t rows, size_t cols);
+    /* y [rows][ldy] = forward(rotation, x [rows][ldx]) of numbers as convert has them, in one launch; enqueued. They do not overlap.
+     * False: nothing was done, because the rows do not lie as the kernels write them. NULL: always so. */
+    bool (*rotate)(const struct walsh_queue *q, const struct walsh_rotation *rotation,
+                   enum walsh_format to_type, void *y, size_t ldy, enum walsh_format from_type, const void *x,
+                   size_t ldx, size_t rows);
     /* The rows of attention over a caller's pages; enqueued. */
     void (*page_tables)(const struct walsh_queue *q, const struct walsh_paged_rows *p);
     /* *out: the codecs of packed caches there, which a device's struct walsh_kv_view names in the place of the host's; it belongs

@@ -82,6 +82,11 @@ bool cuda_rotates_any(const struct walsh_rotation *rotation);
 /* The signs of the others as the kernels read them (launch.h): [padded + CUDA_SIGN_WORDS(padded)] words. */
 void cuda_pack_signs(const float *signs, uint32_t padded, uint32_t *words);
 
+/* ops.c: walsh_memory.rotate. */
+bool cuda_rotate_rows(const struct walsh_queue *q, const struct walsh_rotation *rotation,
+                      enum walsh_format to_type, void *y, size_t ldy, enum walsh_format from_type,
+                      const void *x, size_t ldx, size_t rows);
+
 /* For the ops: the product of E8P weights, with the device's tables. */
 struct cuda_e8p cuda_e8p_of(const struct cuda_device *d, const struct walsh_weights *w);
 struct cuda_blocks cuda_blocks_of(const struct walsh_weights *w);

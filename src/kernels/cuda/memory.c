@@ -229,6 +229,7 @@ const struct walsh_memory cuda_memory = {
     .replay = replay,
     .forget = forget,
     .convert = convert,
+    .rotate = cuda_rotate_rows,
     .page_tables = page_tables,
     .check = check,
     .figures = figures,

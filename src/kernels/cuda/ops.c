@@ -118,6 +118,21 @@ static struct cuda_rotation rotation_of(const struct walsh_rotation *r)
     return out;
 }
 
+bool cuda_rotate_rows(const struct walsh_queue *q, const struct walsh_rotation *rotation,
+                      enum walsh_format to_type, void *y, size_t ldy, enum walsh_format from_type,
+                      const void *x, size_t ldx, size_t rows)
+{
+    const size_t padded = rotation->blocks.padded;
+    if (rotation->kind == WALSH_ROTATION_NONE || ldy != padded || ldy % 16 != 0 || (uintptr_t)y % 16 != 0)
+        return false;
+    struct cuda_device *d = enter(q);
+    const struct cuda_rotation r = rotation_of(rotation);
+    cuda_rotate_forward(d->stream, &r, type_of_format(from_type), x, ldx, rows, type_of_format(to_type), y,
+                        ldy, NULL, NULL);
+    cuda_note(d, "rotate");
+    return true;
+}
+
 /* By groups; rotated in the scratch, as many rows at a time as it holds. */
 static void prepare_groups(struct cuda_device *d, struct walsh_activations *a, const float *x, size_t ldx,
                            const struct walsh_rotation *rotation)
