@@ -459,7 +459,7 @@ WALSH_API void walsh_prefix_store_close(struct walsh_prefix_store **store);
 /* Prompts of this session that begin with an empty session use the store from now on; NULL: none. Sessions
  * with different salts (`salt_size` bytes, copied; NULL and 0: none) share nothing: give each tenant its own.
  * The store outlives the session. Reads all of the model's files once per model. WALSH_E_UNSUPPORTED for a
- * synthetic model and on a device other than the CPU. A fork of the session has no store. */
+ * synthetic model. A fork of the session has no store. */
 WALSH_API enum walsh_status walsh_session_set_prefix_store(struct walsh_session *session,
                                                            struct walsh_prefix_store *store, const void *salt,
                                                            size_t salt_size, struct walsh_error *err);

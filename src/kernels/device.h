@@ -98,6 +98,9 @@ struct walsh_memory {
                                      struct walsh_error *err);
     /* The first failure among the ops enqueued since the last one was told, without waiting for them. */
     enum walsh_status (*check)(const struct walsh_queue *q, struct walsh_error *err);
+    /* What the bits of results depend on beside the program's build: the device, and what runs its kernels. NULL: nobody can keep
+     * results for another run. */
+    void (*identify)(const struct walsh_queue *q, char *out, size_t size);
     /* Bytes free and in all. */
     void (*figures)(const struct walsh_queue *q, size_t *available, size_t *total);
     /* kernels/experts.h: products over the router's answer in this memory. NULL: the backend has none. */

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "kernels/device.h"
 #include "runtime/prefix_identity.h"
 
 /* ---- a session's store */
@@ -34,9 +35,9 @@ enum walsh_status walsh_runtime_set_store(struct walsh_session *session, struct 
         walsh_prefix_close(&session->prefix);
         return WALSH_OK;
     }
-    if (r->queue->memory)
+    if (r->queue->memory && !r->queue->memory->identify)
         return walsh_fail(err, WALSH_E_UNSUPPORTED,
-                          "prefix stores hold caches of the CPU, not of other devices");
+                          "this device cannot be told from others: no prefix store");
     if (!r->identified) WALSH_TRY(walsh_prefix_model_key(r->graph, r->queue, &r->model_key, err));
     r->identified = true;
     struct walsh_prefix *p;

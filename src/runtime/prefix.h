@@ -37,7 +37,7 @@ struct walsh_prefix {
 
 /* Use `store` (NULL: none) for prompts of this session from now on. Sessions with different salts share
  * nothing. The store is borrowed and must outlive the session or the next call. Reads the model's files once
- * (prefix_identity.h); WALSH_E_UNSUPPORTED for a synthetic model and on a device other than the CPU. On
+ * (prefix_identity.h); WALSH_E_UNSUPPORTED for a synthetic model and on a device without a name (walsh_memory.identify). On
  * failure the session is as before. */
 enum walsh_status walsh_runtime_set_store(struct walsh_session *session, struct walsh_prefix_store *store,
                                           const void *salt, size_t salt_size, struct walsh_error *err);

@@ -4,6 +4,7 @@
 #include <xxhash.h>
 
 #include "base/machine.h"
+#include "kernels/device.h"
 #include "runtime/runner.h"
 #include "walsh_build_key.h"
 
@@ -75,16 +76,28 @@ enum walsh_status walsh_prefix_model_key(const struct walsh_model_graph *graph,
 
 /* ---- what else matters */
 
-static void add_matrix(digest *d, const char *name, const struct walsh_adapter_linear *u, const void *matrix,
-                       size_t elements)
+static enum walsh_status add_matrix(digest *d, const struct walsh_queue *queue, const char *name,
+                                    const struct walsh_adapter_linear *u, const void *matrix, size_t elements,
+                                    struct walsh_error *err)
 {
     XXH128_canonical_t hash;
-    const size_t size = u->storage == WALSH_FORMAT_BF16 ? 2 : 4;
-    XXH128_canonicalFromHash(&hash, XXH3_128bits(matrix, elements * size));
-    walsh_prefix_digest_add(d, name, &hash, sizeof hash);
+    const size_t bytes = elements * (u->storage == WALSH_FORMAT_BF16 ? 2 : 4);
+    uint8_t *copy = NULL; /* of a device's */
+    enum walsh_status status = WALSH_OK;
+    if (queue->memory) {
+        WALSH_TRY(walsh_alloc(bytes, 1, "an adapter's matrix", &copy, err));
+        status = walsh_queue_download(queue, copy, matrix, bytes, err);
+    }
+    if (status == WALSH_OK) {
+        XXH128_canonicalFromHash(&hash, XXH3_128bits(copy ? copy : matrix, bytes));
+        walsh_prefix_digest_add(d, name, &hash, sizeof hash);
+    }
+    walsh_free(copy);
+    return status;
 }
 
-static void add_adapter(digest *d, const struct walsh_adapter_choice *choice)
+static enum walsh_status add_adapter(digest *d, const struct walsh_queue *queue,
+                                     const struct walsh_adapter_choice *choice, struct walsh_error *err)
 {
     const struct walsh_adapter *adapter = choice->adapter;
     walsh_prefix_digest_add(d, "adapter scale", &choice->scale, sizeof choice->scale);
@@ -93,9 +106,11 @@ static void add_adapter(digest *d, const struct walsh_adapter_choice *choice)
         const struct walsh_adapter_linear *u = &adapter->updates[i];
         const uint32_t shape[] = {adapter->linears[i]->index, u->rank, u->in, u->out, (uint32_t)u->storage};
         walsh_prefix_digest_add(d, "update", shape, sizeof shape);
-        add_matrix(d, "A", u, u->a, walsh_low_rank_a_size(u->rank, u->in));
-        add_matrix(d, "B", u, u->b, walsh_low_rank_b_size(u->storage, u->rank, u->out));
+        WALSH_TRY(add_matrix(d, queue, "A", u, u->a, walsh_low_rank_a_size(u->rank, u->in), err));
+        WALSH_TRY(
+            add_matrix(d, queue, "B", u, u->b, walsh_low_rank_b_size(u->storage, u->rank, u->out), err));
     }
+    return WALSH_OK;
 }
 
 static void add_cache(digest *d, const struct walsh_kv_shape *shape)
@@ -123,6 +138,12 @@ static void add_linears(digest *d, const struct walsh_model_graph *graph)
 static void add_device(digest *d, const struct walsh_queue *queue)
 {
     const char *kernel, *implementation;
+    if (queue->memory) {
+        char device[400];
+        queue->memory->identify(queue, device, sizeof device);
+        walsh_prefix_digest_text(d, "device", device);
+        return;
+    }
     walsh_prefix_digest_text(d, "device", "cpu");
     walsh_prefix_digest_text(d, "instruction sets", walsh_cpu_features());
     for (size_t i = 0; walsh_queue_kernel(queue, i, &kernel, &implementation); i++)
@@ -148,8 +169,10 @@ enum walsh_status walsh_prefix_root_key(const struct walsh_prefix_root *root, st
     walsh_prefix_digest_number(d, "rope rows", walsh_graph_rope_offset(root->graph, root->shape->capacity));
     add_device(d, root->queue);
     walsh_prefix_digest_number(d, "adapters", set ? set->count : 0);
-    for (size_t i = 0; set && i < set->count; i++) add_adapter(d, &set->choices[i]);
-    const enum walsh_status status = walsh_prefix_digest_finish(d, key, err);
+    enum walsh_status status = WALSH_OK;
+    for (size_t i = 0; set && i < set->count && status == WALSH_OK; i++)
+        status = add_adapter(d, root->queue, &set->choices[i], err);
+    if (status == WALSH_OK) status = walsh_prefix_digest_finish(d, key, err);
     walsh_prefix_digest_close(&d);
     return status;
 }

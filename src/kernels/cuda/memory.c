@@ -1,4 +1,5 @@
 /* Memory of a device: allocation, copies through pinned buffers, recordings. */
+#include <stdio.h>
 #include <string.h>
 
 #include "base/memory.h"
@@ -209,6 +210,17 @@ static void figures(const struct walsh_queue *q, size_t *available, size_t *tota
     cudaMemGetInfo(available, total);
 }
 
+static void identify(const struct walsh_queue *q, char *out, size_t size)
+{
+    const struct cuda_device *d = enter(q);
+    const char *name = strchr(d->name, ','); /* whichever number it has */
+    int driver = 0, runtime = 0;
+    cudaDriverGetVersion(&driver);
+    cudaRuntimeGetVersion(&runtime);
+    snprintf(out, size, "cuda%s, %d multiprocessors, driver %d, runtime %d", name ? name : "", d->processors,
+             driver, runtime);
+}
+
 const struct walsh_memory cuda_memory = {
     .alloc = device_alloc,
     .free = device_free,
@@ -232,6 +244,7 @@ const struct walsh_memory cuda_memory = {
     .rotate = cuda_rotate_rows,
     .page_tables = page_tables,
     .check = check,
+    .identify = identify,
     .figures = figures,
     .experts = &cuda_expert_ops,
     .upload_codecs = cuda_upload_codecs,
