@@ -140,6 +140,53 @@ static enum walsh_status binary_rotation(const struct bench *b, uint32_t n, stru
     return WALSH_OK;
 }
 
+/* Two that overlap, of which each is the largest block, and blocks of 32 where there is only one. */
+static enum walsh_status other_rotation(const struct bench *b, uint32_t n, struct cuda_rotation *out)
+{
+    const uint32_t log2 = 31 - (uint32_t)__builtin_clz(n), block = (n & (n - 1)) != 0 ? 1u << log2 : 32;
+    float *signs;
+    WALSH_TRY(walsh_alloc(n, 2 * sizeof *signs, "signs", &signs, b->err));
+    for (uint32_t i = 0; i < 2 * n; i++) signs[i] = i * 2654435761u >> 7 & 1 ? -1.0f : 1.0f;
+    const enum walsh_status status =
+        cuda_memory.upload(b->q, b->scratch, signs, 2 * n * sizeof *signs, b->err);
+    walsh_free(signs);
+    *out = (struct cuda_rotation){.size = n,
+                                  .padded = n,
+                                  .count = block > 32 ? 2 : 1,
+                                  .begin = {0, n - block},
+                                  .any = true,
+                                  .overlap = block > 32,
+                                  .uniform = block == 32,
+                                  .signs = (const float *)(const void *)b->scratch};
+    for (uint32_t i = 0; i < 2; i++) {
+        out->log2[i] = (uint8_t)__builtin_ctz(block);
+        out->scale[i] = (float)(1.0 / __builtin_sqrt((double)block));
+    }
+    return status;
+}
+
+static enum walsh_status bench_other_rotations(const struct bench *b)
+{
+    static const uint32_t sizes[] = {4096, 576, 4864, 11008, 53248};
+    char size[64];
+    struct cuda_rotation rotation;
+    if (!wanted(b, "rht_any_f32_i8")) return WALSH_OK;
+    cuda_fill_normal(b->d->stream, CUDA_TYPE_F32, b->room, RHT_BYTES / 4, 1);
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        WALSH_TRY(other_rotation(b, sizes[i], &rotation));
+        struct rht r = {rotation, RHT_BYTES / 4 / sizes[i], sizes[i], CUDA_TYPE_F32, CUDA_TYPE_I8};
+        const char *kind = rotation.uniform ? "blocks of 32" : "overlap";
+        snprintf(size, sizeof size, "%s n=%u rows=%zu", kind, sizes[i], r.rows);
+        WALSH_TRY(report(b, "rht_any_f32_i8", size, 4, 5.0 * sizes[i] * (double)r.rows, 0,
+                         b->ceilings->copy_bandwidth, call_rht, &r));
+        r.rows = 1;
+        snprintf(size, sizeof size, "%s n=%u rows=1", kind, sizes[i]);
+        WALSH_TRY(report(b, "rht_any_f32_i8", size, GRAPH_CALLS, 5.0 * sizes[i], 0,
+                         b->ceilings->copy_bandwidth, call_rht, &r));
+    }
+    return WALSH_OK;
+}
+
 static enum walsh_status bench_rotations(const struct bench *b)
 {
     static const uint32_t sizes[] = {64, 256, 1024, 2048, 4096, 8192, 16384, 11008};
@@ -165,6 +212,7 @@ static enum walsh_status bench_rotations(const struct bench *b)
         WALSH_TRY(report(b, "rht_f32_i8", size, GRAPH_CALLS, 5.0 * sizes[i], 0, b->ceilings->copy_bandwidth,
                          call_rht, &r));
     }
+    WALSH_TRY(bench_other_rotations(b));
     cuda_fill_random(b->d->stream, b->room, ROOM, 7);
     return WALSH_OK;
 }
