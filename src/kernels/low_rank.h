@@ -22,6 +22,7 @@ struct walsh_low_rank_down_part {
     size_t ldx, rows;
     float *h;
     size_t ldh;
+    size_t chunks; /* low_rank_down_prefill: of A, from `a` on; begin is 0 and end cols */
 };
 
 /* y[i * ldy + o] = scale * (sum over j < rank of B[o][j] h[i * ldh + j]) + y[i * ldy + o], the sum one chain

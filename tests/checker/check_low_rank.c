@@ -187,8 +187,8 @@ static void check_up(struct check *c, walsh_kernel_low_rank_up *reference,
     check_exact_f32(c, "y of a row alone", got + i * ldy, alone, outs);
 }
 
-void check_low_rank_up(struct check *c, walsh_kernel_low_rank_up *reference,
-                       walsh_kernel_low_rank_up *candidate)
+static void check_ups(struct check *c, walsh_kernel_low_rank_up *reference,
+                      walsh_kernel_low_rank_up *candidate)
 {
     static const size_t ranks[] = {1, 2, 3, 8, 15, 16, 17, 32, 33, 64, 100, 256};
     static const size_t outs[] = {1, 16, 17, 31, 48, 64, 70, 128, 208};
@@ -196,4 +196,81 @@ void check_low_rank_up(struct check *c, walsh_kernel_low_rank_up *reference,
         for (size_t n = 0; n < sizeof ranks / sizeof ranks[0]; n++)
             check_up(c, reference, candidate, formats[f], ranks[n],
                      outs[(n + c->round * 2) % (sizeof outs / sizeof outs[0])], next_batch(c, n));
+}
+
+void check_low_rank_up(struct check *c, walsh_kernel_low_rank_up *reference,
+                       walsh_kernel_low_rank_up *candidate)
+{
+    check_ups(c, reference, candidate);
+}
+
+void check_low_rank_up_prefill(struct check *c, walsh_kernel_low_rank_up_prefill *reference,
+                               walsh_kernel_low_rank_up_prefill *candidate)
+{
+    check_ups(c, reference, candidate);
+}
+
+/* All chunks at once: h of each, of a row alone, and nothing behind the chunks. */
+static void check_down_prefill(struct check *c, walsh_kernel_low_rank_down_prefill *reference,
+                               walsh_kernel_low_rank_down_prefill *candidate, enum walsh_format format,
+                               size_t rank, size_t cols, size_t rows)
+{
+    const size_t chunks = walsh_div_up(rank, WALSH_LOW_RANK_CHUNK), padded = chunks * WALSH_LOW_RANK_CHUNK;
+    void *a = matrix(c, format, walsh_low_rank_a_size(rank, cols));
+    void *absolute = matrix(c, WALSH_FORMAT_F32, walsh_low_rank_a_size(rank, cols));
+    for (size_t j = 0; j < rank; j++)
+        for (size_t k = 0; k < cols; k++) {
+            const size_t at = walsh_low_rank_a_at(format, cols, j, k);
+            walsh_low_rank_put(format, a, at, check_normal(c));
+            walsh_low_rank_put(WALSH_FORMAT_F32, absolute, walsh_low_rank_a_at(WALSH_FORMAT_F32, cols, j, k),
+                               fabsf(walsh_low_rank_get(format, a, at)));
+        }
+    const size_t ldx = cols + check_below(c, 9), ldh = padded + check_below(c, 9), n = rows * ldh;
+    float *x = numbers(c, (rows - 1) * ldx + cols), *positive = floats(c, (rows - 1) * ldx + cols);
+    for (size_t i = 0; i < (rows - 1) * ldx + cols; i++) positive[i] = fabsf(x[i]);
+    float *expected = floats(c, n), *got = floats(c, n), *magnitude = floats(c, n);
+    memset(expected, 0, n * sizeof *expected);
+    memset(got, 0, n * sizeof *got);
+    memset(magnitude, 0, n * sizeof *magnitude);
+    struct walsh_low_rank_down_part p = {.format = format,
+                                         .a = a,
+                                         .cols = cols,
+                                         .end = cols,
+                                         .x = x,
+                                         .ldx = ldx,
+                                         .rows = rows,
+                                         .h = expected,
+                                         .ldh = ldh,
+                                         .chunks = chunks};
+    reference(&p);
+    p.h = got;
+    candidate(&p);
+    struct walsh_low_rank_down_part m = p;
+    m.format = WALSH_FORMAT_F32;
+    m.a = absolute;
+    m.x = positive;
+    m.h = magnitude;
+    walsh_low_rank_down_prefill_reference(&m);
+    check_close_f32(c, "h", expected, got, magnitude, n, 4);
+
+    const size_t i = check_below(c, rows);
+    float *alone = floats(c, padded);
+    p.x = x + i * ldx;
+    p.rows = 1;
+    p.h = alone;
+    p.ldh = padded;
+    candidate(&p);
+    check_exact_f32(c, "h of a row alone", got + i * ldh, alone, padded);
+}
+
+void check_low_rank_down_prefill(struct check *c, walsh_kernel_low_rank_down_prefill *reference,
+                                 walsh_kernel_low_rank_down_prefill *candidate)
+{
+    static const size_t cols[] = {1, 16, 31, 32, 47, 64, 100, 576, 1024, 1056, 2200};
+    static const size_t ranks[] = {1, 8, 9, 16, 17, 24, 32, 40};
+    for (size_t f = 0; f < 2; f++)
+        for (size_t n = 0; n < sizeof cols / sizeof cols[0]; n++)
+            check_down_prefill(c, reference, candidate, formats[f],
+                               ranks[(n + c->round * 3) % (sizeof ranks / sizeof ranks[0])], cols[n],
+                               n % 3 == 0 ? 33 + 16 * (n % 2) : next_batch(c, n));
 }

@@ -7,7 +7,8 @@
 #define TILE_ELEMENTS ((size_t)64 << 10)
 #define TILE_ROWS 24
 #define MIN_TILE_ROWS 6
-#define UNIT_BLOCKS 4 /* decode: of columns, in a unit at most: a stream of 64 KiB of bf16 */
+#define AMX_TILE_ROWS 64 /* with AMX, which takes 32 */
+#define UNIT_BLOCKS 4    /* decode: of columns, in a unit at most: a stream of 64 KiB of bf16 */
 #define PREFETCH_BYTES ((size_t)8 << 10) /* of one B at most */
 #define SPINS 256                        /* looks before the thread offers its CPU to another */
 
@@ -24,15 +25,17 @@ static size_t blocks(size_t cols, enum walsh_role role)
     return role == WALSH_DECODE ? walsh_div_up(cols, WALSH_LOW_RANK_BLOCK) : 1;
 }
 
-static size_t tile_rows(size_t cols)
+static size_t tile_rows(const struct walsh_queue *q, size_t cols)
 {
+    if ((q->kernels->isa & WALSH_ISA_amx) != 0) return AMX_TILE_ROWS;
     const size_t rows = walsh_min(TILE_ELEMENTS / walsh_max(cols, 1), TILE_ROWS);
     return walsh_max(rows / MIN_TILE_ROWS, 1) * MIN_TILE_ROWS;
 }
 
-static size_t down_units(const struct walsh_low_rank_down *d, size_t cols, enum walsh_role role)
+static size_t down_units(const struct walsh_queue *q, const struct walsh_low_rank_down *d, size_t cols,
+                         enum walsh_role role)
 {
-    if (role == WALSH_PREFILL) return walsh_div_up(d->row_end - d->row_begin, tile_rows(cols));
+    if (role == WALSH_PREFILL) return walsh_div_up(d->row_end - d->row_begin, tile_rows(q, cols));
     return padded_rank(d->rank) / WALSH_LOW_RANK_CHUNK * walsh_div_up(blocks(cols, role), UNIT_BLOCKS);
 }
 
@@ -49,7 +52,7 @@ void walsh_low_rank_begin(struct walsh_low_rank_job *job, const struct walsh_que
     if (!input) return;
     for (size_t i = 0; i < input->count; i++) {
         struct walsh_low_rank_down *d = &input->down[i];
-        const size_t units = down_units(d, input->cols, role);
+        const size_t units = down_units(q, d, input->cols, role);
         d->units_before = job->units;
         atomic_init(&d->units_left, units);
         job->units += units;
@@ -73,12 +76,13 @@ static struct walsh_low_rank_down *find_down(const struct walsh_low_rank_input *
 
 /* Ranks of chunk `chunk`, columns [begin, end), of `rows` rows of the down from its row `row` on, into h
  * [rows][padded rank]. */
-static void run_chunk(const struct walsh_low_rank_job *job, const struct walsh_low_rank_down *d, size_t chunk,
-                      size_t begin, size_t end, size_t row, size_t rows, float *h)
+static struct walsh_low_rank_down_part chunk_part(const struct walsh_low_rank_job *job,
+                                                  const struct walsh_low_rank_down *d, size_t chunk,
+                                                  size_t begin, size_t end, size_t row, size_t rows, float *h)
 {
     const struct walsh_low_rank_input *in = job->input;
     const size_t bytes = d->format == WALSH_FORMAT_BF16 ? 2 : 4;
-    const struct walsh_low_rank_down_part part = {
+    return (struct walsh_low_rank_down_part){
         .format = d->format,
         .a = (const char *)d->a + chunk * walsh_low_rank_a_size(1, in->cols) * bytes,
         .cols = in->cols,
@@ -90,7 +94,6 @@ static void run_chunk(const struct walsh_low_rank_job *job, const struct walsh_l
         .h = h + chunk * WALSH_LOW_RANK_CHUNK,
         .ldh = padded_rank(d->rank),
     };
-    job->queue->kernels->low_rank_down(&part);
 }
 
 /* h = the sums of all blocks, in ascending order. */
@@ -112,7 +115,9 @@ static void decode_unit(const struct walsh_low_rank_job *job, const struct walsh
     const size_t units = walsh_div_up(parts, UNIT_BLOCKS), first = unit % units * UNIT_BLOCKS;
     for (size_t part = first; part < walsh_min(first + UNIT_BLOCKS, parts); part++) {
         const size_t begin = part * WALSH_LOW_RANK_BLOCK, end = walsh_min(begin + WALSH_LOW_RANK_BLOCK, cols);
-        run_chunk(job, d, unit / units, begin, end, 0, rows, parts == 1 ? d->h : d->h + (part + 1) * size);
+        const struct walsh_low_rank_down_part p = chunk_part(job, d, unit / units, begin, end, 0, rows,
+                                                             parts == 1 ? d->h : d->h + (part + 1) * size);
+        job->queue->kernels->low_rank_down(&p);
     }
 }
 
@@ -120,10 +125,13 @@ static void decode_unit(const struct walsh_low_rank_job *job, const struct walsh
 static void prefill_unit(const struct walsh_low_rank_job *job, const struct walsh_low_rank_down *d,
                          size_t unit)
 {
-    const size_t tile = tile_rows(job->input->cols), row = unit * tile, stride = padded_rank(d->rank);
+    const size_t tile = tile_rows(job->queue, job->input->cols), row = unit * tile,
+                 stride = padded_rank(d->rank);
     const size_t rows = walsh_min(tile, d->row_end - d->row_begin - row);
-    for (size_t chunk = 0; chunk < stride / WALSH_LOW_RANK_CHUNK; chunk++)
-        run_chunk(job, d, chunk, 0, job->input->cols, row, rows, d->h + row * stride);
+    struct walsh_low_rank_down_part part =
+        chunk_part(job, d, 0, 0, job->input->cols, row, rows, d->h + row * stride);
+    part.chunks = stride / WALSH_LOW_RANK_CHUNK;
+    job->queue->kernels->low_rank_down_prefill(&part);
 }
 
 void walsh_low_rank_unit(struct walsh_low_rank_job *job, size_t unit)
@@ -193,6 +201,9 @@ void walsh_low_rank_add(struct walsh_low_rank_job *job, const struct walsh_produ
             .y = product->y + d->row_begin * product->ldy,
             .ldy = product->ldy,
         };
-        job->queue->kernels->low_rank_up(&part);
+        if (job->role == WALSH_PREFILL)
+            job->queue->kernels->low_rank_up_prefill(&part);
+        else
+            job->queue->kernels->low_rank_up(&part);
     }
 }

@@ -29,3 +29,18 @@ void walsh_low_rank_up_reference(const struct walsh_low_rank_up_part *p)
         }
     }
 }
+
+void walsh_low_rank_down_prefill_reference(const struct walsh_low_rank_down_part *p)
+{
+    struct walsh_low_rank_down_part chunk = *p;
+    for (size_t c = 0; c < p->chunks; c++, chunk.h += WALSH_LOW_RANK_CHUNK) {
+        walsh_low_rank_down_reference(&chunk);
+        chunk.a = (const char *)chunk.a +
+                  walsh_low_rank_a_size(1, p->cols) * (p->format == WALSH_FORMAT_BF16 ? 2 : 4);
+    }
+}
+
+void walsh_low_rank_up_prefill_reference(const struct walsh_low_rank_up_part *p)
+{
+    walsh_low_rank_up_reference(p);
+}

@@ -134,16 +134,19 @@ float walsh_round_i8_avx512(int8_t *q, int32_t *sum, const float *x, size_t n, u
 
 /* Butterflies of stride 1, 2, 4, 8 within the register: x * (+1 or -1 in the upper lanes) + the partner,
  * which is exactly (a + b, a - b) in one rounding. */
-static inline vec vec_butterfly_lanes(vec x)
+static inline vec vec_butterfly_later_lanes(vec x) /* 2, 4, 8 */
 {
-    const vec s1 = _mm512_setr_ps(1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1);
     const vec s2 = _mm512_setr_ps(1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1);
     const vec s4 = _mm512_setr_ps(1, 1, 1, 1, -1, -1, -1, -1, 1, 1, 1, 1, -1, -1, -1, -1);
     const vec s8 = _mm512_setr_ps(1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1, -1, -1, -1);
-    x = _mm512_fmadd_ps(x, s1, _mm512_permute_ps(x, 0xb1));
     x = _mm512_fmadd_ps(x, s2, _mm512_permute_ps(x, 0x4e));
     x = _mm512_fmadd_ps(x, s4, _mm512_shuffle_f32x4(x, x, 0xb1));
     return _mm512_fmadd_ps(x, s8, _mm512_shuffle_f32x4(x, x, 0x4e));
+}
+static inline vec vec_butterfly_lanes(vec x)
+{
+    const vec s1 = _mm512_setr_ps(1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1);
+    return vec_butterfly_later_lanes(_mm512_fmadd_ps(x, s1, _mm512_permute_ps(x, 0xb1)));
 }
 
 /* Lane i: the sum of v[i]'s lanes, by the same tree of additions for every i. */
